@@ -1,0 +1,1 @@
+"""Measurements against stock Gunicorn, side by side in one run: ``tox -e bench``."""

@@ -1,0 +1,198 @@
+"""The four measurements of the "Speed" promise.
+
+Rules:
+
+* Only ratios and differences within one run are judged: both sides are measured in turns (A B, B A, ...), so
+  that whatever else the machine does hurts both.
+* A figure is a median with its spread (least and most) and the number of runs.
+* No measurement is left out because it is inconvenient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, pss, serve, until
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Numbers of one kind."""
+
+    values: list[float]
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.values)
+
+    def text(self, digits: int = 2) -> str:
+        """Median, and least to most."""
+        least, most = min(self.values), max(self.values)
+        return f"{self.median:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f}, n={len(self.values)})"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table; ``measured`` is judged against ``goal``, ``parts`` show what it was made of."""
+
+    name: str
+    goal: str
+    measured: str
+    good: bool
+    parts: dict[str, str]
+
+
+def throughput(quick: bool) -> Figure:
+    """Requests per second, ours over stock: one worker each, wrk with 64 kept connections, in turns."""
+    rates: dict[str, list[float]] = {STOCK: [], OURS: []}
+    ratios: list[float] = []
+    rounds, pairs, seconds = (1, 3, 1) if quick else (3, 5, 4)
+    for _ in range(rounds):  # new servers each round: where memory happens to lie makes a per cent or two
+        with serve(STOCK, 1) as stock, serve(OURS, 1) as ours:
+            _wrk(stock, 1)
+            _wrk(ours, 1)
+            for number in range(pairs):
+                turn = [(STOCK, stock), (OURS, ours)]
+                for name, server in turn if number % 2 else reversed(turn):
+                    rates[name].append(_wrk(server, seconds))
+                ratios.append(rates[OURS][-1] / rates[STOCK][-1])
+    ratio = Sample(ratios)
+    parts = {
+        "stock, requests/s": Sample(rates[STOCK]).text(0),
+        "zdworker, requests/s": Sample(rates[OURS]).text(0),
+    }
+    return Figure(
+        "requests per second, zdworker / stock", "at least 0.98", ratio.text(3), ratio.median >= 0.98, parts
+    )
+
+
+def reload(quick: bool) -> Figure:
+    """From USR2 until the last of 8 old workers is gone, ``--preload``, no connection held."""
+    reloads: list[float] = []
+    imports: list[float] = []
+    with serve(OURS, 8, HEAVY, "--preload") as server:
+        for number in range(2 if quick else 7):
+            imports.append(_import_time(server))
+            version = f"r{number}"
+            old = server.workers(8)
+            server.deploy(version, HEAVY)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGUSR2)
+            _gone(old)
+            reloads.append(time.monotonic() - began)
+            if {server.get()[0] for _ in range(30)} != {version}:
+                raise RuntimeError("old code answers after the reload")
+    excess = Sample([took - Sample(imports).median for took in reloads])
+    parts = {"reload, s": Sample(reloads).text(), "import in a fresh interpreter, s": Sample(imports).text()}
+    name = "reload of 8 workers with --preload, seconds above one import"
+    return Figure(name, "at most 1.5", excess.text(), excess.median <= 1.5, parts)
+
+
+def respawn(quick: bool) -> Figure:
+    """From kill -9 of the only worker to the answer of its replacement, ``--preload``."""
+    times: list[float] = []
+    for _ in range(3 if quick else 15):  # a fresh server each time: repeated deaths are meant to back off
+        with serve(OURS, 1, LARGE, "--preload") as server:
+            _, old = server.get()
+            time.sleep(0.5)
+            began = time.monotonic()
+            os.kill(old, signal.SIGKILL)
+            new = _first_answer(server, old)
+            times.append(time.monotonic() - began)
+            if new == old:
+                raise RuntimeError("the killed worker answered")
+    sample = Sample(times)
+    name = "kill -9 of a worker to its replacement's answer with --preload, seconds"
+    return Figure(name, "at most 0.1", sample.text(3), sample.median <= 0.1, {})
+
+
+def memory(quick: bool, options: tuple[str, ...] = ("--preload",)) -> Figure:
+    """PSS of master and all below it, 4 workers, against stock's tree with a bare interpreter beside it."""
+    stocks: list[float] = []
+    ours: list[float] = []
+    for _ in range(1 if quick else 5):
+        stocks.append(_tree_memory(STOCK, options, bare=True))
+        ours.append(_tree_memory(OURS, options, bare=False))
+    ratio = Sample([our / stock for our, stock in zip(ours, stocks, strict=True)])
+    parts = {
+        "stock and one bare interpreter, MiB": Sample([value / 2**20 for value in stocks]).text(1),
+        "zdworker, MiB": Sample([value / 2**20 for value in ours]).text(1),
+    }
+    kind = "with" if options else "without"
+    name = f"memory of the tree, 4 workers {kind} --preload, over stock's and a bare interpreter"
+    return Figure(name, "at most 1", ratio.text(3), ratio.median <= 1, parts)
+
+
+MEASURES: dict[str, Callable[[bool], Figure]] = {
+    "throughput": throughput,
+    "reload": reload,
+    "respawn": respawn,
+    "memory": memory,
+    "memory-no-preload": functools.partial(memory, options=()),
+}
+
+
+def _wrk(server: Server, seconds: int) -> float:
+    """Requests per second; raises when any failed."""
+    url = f"http://127.0.0.1:{server.port}/"
+    command = ["wrk", "-t", "1", "-c", "64", "-d", f"{seconds}s", url]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 30).stdout
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    if rate is None or "Socket errors" in said or "Non-2xx" in said:
+        raise RuntimeError(said)
+    return float(rate[1])
+
+
+def _import_time(server: Server) -> float:
+    """Seconds that a fresh interpreter takes to start, import the application and end."""
+    began = time.monotonic()
+    command = [sys.executable, "-c", "import application"]
+    subprocess.run(command, cwd=server.directory, check=True, timeout=60)
+    return time.monotonic() - began
+
+
+def _gone(pids: set[int]) -> None:
+    until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 60, "the old workers end", 0.002)
+
+
+def _first_answer(server: Server, killed: int) -> int:
+    """The pid that answers first; a try that the killed process takes down with it is repeated at once."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            _, pid = server.get()
+            if pid != killed:
+                return pid
+    raise TimeoutError("no replacement within 30 s")
+
+
+def _tree_memory(worker_class: str, options: tuple[str, ...], *, bare: bool) -> float:
+    """Bytes, once every worker has answered requests and all is quiet."""
+    with serve(worker_class, 4, LARGE, *options) as server, contextlib.ExitStack() as stack:
+        server.workers(4)
+        beside = []
+        if bare:
+            command = [sys.executable, "-c", "print(flush=True); input()"]
+            interpreter = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+            stack.callback(interpreter.kill)
+            assert interpreter.stdout is not None
+            interpreter.stdout.readline()
+            beside = [interpreter.pid]
+        time.sleep(1)
+        return float(pss(server.tree() + beside))

@@ -1,0 +1,184 @@
+"""The servers that are measured, seen from outside only.
+
+Rules:
+
+* Stock and ours get the same command but for the worker class, the same application and environment.
+* What is asked is public: HTTP answers that name their process, and ``/proc``. Nothing looks into zdworker.
+* Every wait has a deadline; every server is stopped where it was started.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+STOCK = "uvicorn_worker.UvicornWorker"
+OURS = "zdworker.UvicornWorker"
+
+# /busy blocks its worker, so that simultaneous requests go to different ones: that is how all are counted.
+APPLICATION = """\
+import json, os, time
+VERSION = "{version}"
+{work}
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    if scope["path"] == "/busy":
+        time.sleep(0.05)
+    body = json.dumps({{"version": VERSION, "pid": os.getpid()}}).encode()
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({{"type": "http.response.start", "status": 200, "headers": headers}})
+    await send({{"type": "http.response.body", "body": body}})
+"""
+
+# A second of processor time, as a real import is work and not sleep.
+HEAVY = "until = time.process_time() + 1.0\nwhile time.process_time() < until:\n    sum(range(1000))"
+
+# Starlette and some 60 MB of objects that the garbage collector knows: forks can share them.
+LARGE = "import starlette.applications\nheld = [[number] for number in range(500_000)]"
+
+
+@dataclass
+class Server:
+    """A running Gunicorn; ``directory`` holds ``application.py`` and the log."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    port: int
+
+    def get(self, path: str = "/", timeout: float = 30.0) -> tuple[str, int]:
+        """Version and pid of the worker that answers; raises ``OSError`` or ``HTTPException``."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            connection.request("GET", path, headers={"connection": "close"})
+            answer = json.loads(connection.getresponse().read())
+            return str(answer["version"]), int(answer["pid"])
+        finally:
+            connection.close()
+
+    def workers(self, number: int) -> set[int]:
+        """The pids of all workers, found by keeping each one busy for a moment."""
+        found: set[int] = set()
+
+        def all_seen() -> bool:
+            with ThreadPoolExecutor(4 * number) as pool:
+                found.update(pid for _, pid in pool.map(lambda _: self.get("/busy"), range(4 * number)))
+            return len(found) >= number
+
+        until(all_seen, 30, f"{number} workers answer")
+        if len(found) != number:
+            raise RuntimeError(f"{len(found)} workers answered, not {number}")
+        return found
+
+    def tree(self) -> list[int]:
+        """The pids of the master and all that descends from it."""
+        return [
+            self.process.pid,
+            *(child.pid for child in psutil.Process(self.process.pid).children(recursive=True)),
+        ]
+
+    def deploy(self, version: str, work: str = "") -> None:
+        """Change the code on disk, in one moment."""
+        fresh = self.directory / "application.py.new"
+        fresh.write_text(APPLICATION.format(version=version, work=work), encoding="utf-8")
+        fresh.replace(self.directory / "application.py")
+
+    def log(self) -> str:
+        """What the server has said."""
+        return (self.directory / "log").read_text(errors="replace")
+
+
+@contextmanager
+def serve(worker_class: str, workers: int, work: str = "", *options: str) -> Iterator[Server]:
+    """A server that answers, for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="zdworker-bench-") as name:
+        directory = Path(name)
+        port = _free_port()
+        server = Server(_start(directory, port, worker_class, workers, work, options), directory, port)
+        try:
+            until(lambda: _answers(server), 60, "the server answers")
+            yield server
+        except BaseException:
+            print(server.log()[-3000:], file=sys.stderr)
+            raise
+        finally:
+            _stop(server.process)
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str, pause: float = 0.02) -> None:
+    """Wait for the condition; raises ``TimeoutError``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds} s in vain: {what}")
+        time.sleep(pause)
+
+
+def pss(pids: list[int]) -> int:
+    """The processes' proportional set size in bytes (proc(5), ``smaps_rollup``)."""
+    total = 0
+    for pid in pids:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total * 1024
+
+
+def _start(
+    directory: Path, port: int, worker_class: str, workers: int, work: str, options: tuple[str, ...]
+) -> subprocess.Popen[bytes]:
+    (directory / "application.py").write_text(APPLICATION.format(version="1", work=work), encoding="utf-8")
+    command = [sys.executable, "-m", "gunicorn", "-k", worker_class, "-w", str(workers), *options]
+    command += ["--bind", f"127.0.0.1:{port}", "application:app"]
+    # The control socket must not stand in the place of a real server's.
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(directory), "PWD": str(directory)}
+    with (directory / "log").open("wb") as log:
+        return subprocess.Popen(
+            command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """TERM; after 10 s KILL for the whole tree."""
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        tree = []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in tree:
+        if child.is_running():
+            child.kill()
+
+
+def _answers(server: Server) -> bool:
+    if server.process.poll() is not None:
+        raise RuntimeError(f"the server has ended with {server.process.returncode}")
+    try:
+        server.get()
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

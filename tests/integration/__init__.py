@@ -1,0 +1,1 @@
+"""Scenarios against a real gunicorn, with real sockets and real signals."""

@@ -1,0 +1,133 @@
+"""A broken deploy changes nothing: the old code serves, the log says why, the next good one goes through."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from .applications import BROKEN, BrokenKind, Site
+from .clients import Load
+from .conftest import Start
+from .processes import wait_for
+from .server import Server
+from .watcher import FleetWatcher, Seen
+
+SILENT: tuple[BrokenKind, ...] = ("exit", "hang")
+"""Kinds that leave no text of their own: nothing runs that could say something."""
+BOOT_TIMEOUT = 5
+
+
+@pytest.fixture(params=[False, True], ids=["no preload", "preload"])
+def server(request: pytest.FixtureRequest, start: Start) -> Server:
+    return start(workers=2, preload_app=request.param, zd_boot_timeout=BOOT_TIMEOUT)
+
+
+@pytest.fixture
+def seen(server: Server) -> Iterator[Seen]:
+    with FleetWatcher(server) as seen:
+        yield seen
+
+
+def try_reload(server: Server, seen: Seen) -> None:
+    """Send USR2, and wait until a further generation has come and gone."""
+    known = set(seen.fork_servers)
+    before = server.fork_servers()
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: seen.fork_servers - known, 10, "a further generation was begun")
+    wait_for(
+        lambda: server.fork_servers() == before, BOOT_TIMEOUT + 25, "the further generation has been given up"
+    )
+
+
+def assert_untouched(server: Server, workers: list[int]) -> None:
+    assert server.running
+    wait_for(lambda: server.workers() == workers, 10, "only the old workers are there")
+    assert server.accepting() == workers
+    assert server.get()["pid"] in workers
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_application(server: Server, site: Site, seen: Seen, kind: BrokenKind) -> None:
+    workers = server.workers()
+    with Load(server.address, "new", clients=12) as new, Load(server.address, "kept", clients=12) as kept:
+        unique = site.break_(kind)
+        try_reload(server, seen)
+        assert_untouched(server, workers)
+        server.reload("two")
+    for load in (new, kept):
+        results = load.stop()
+        assert results.failures == []
+        assert results.versions() == ["one", "two"]
+    assert kind in SILENT or unique in server.log
+    assert seen.fewest_accepting >= 2
+    assert seen.most_living <= 3
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "raise RuntimeError('broken configuration')",
+        "import sys; sys.exit(0)",
+        "import sys; sys.exit(4)",
+        "def broken(:",
+        "workers = 'many'",
+        "worker_class = 'sync'",
+        "worker_class = 'a_module_that_is_not_there.Worker'",
+        "zd_no_such_setting = 1",
+        "zd_max_surge = 'much'",
+        "bind = '203.0.113.1:80'",
+        "def on_reload(server, too, many): pass",
+    ],
+)
+def test_broken_configuration(start: Start, site: Site, extra: str) -> None:
+    server = start(workers=2, zd_boot_timeout=BOOT_TIMEOUT)
+    workers = server.workers()
+    with FleetWatcher(server) as seen, Load(server.address, "kept", clients=4) as load:
+        site.deploy("two")
+        server.extra = f"\n{extra}\n"
+        server.configure()
+        try_reload(server, seen)
+        assert_untouched(server, workers)
+        server.extra = ""
+        server.configure()
+        server.reload("three")
+    results = load.stop()
+    assert results.failures == []
+    assert results.versions() == ["one", "three"]
+
+
+def test_configuration_file_that_is_gone(start: Start, site: Site) -> None:
+    server = start(workers=2)
+    workers = server.workers()
+    with FleetWatcher(server) as seen:
+        (site.directory / "gunicorn.conf.py").unlink()
+        try_reload(server, seen)
+        assert_untouched(server, workers)
+    server.configure()
+    server.reload("two")
+
+
+def test_a_later_worker_that_fails_is_tried_again(start: Start, site: Site) -> None:
+    """The first new worker starts, the second one not at once: the reload is finished with patience."""
+    server = start(workers=2, zd_boot_timeout=BOOT_TIMEOUT)
+    with Load(server.address, "new", clients=6) as new:
+        site.deploy("two", extra=SECOND_FAILS)
+        server.signal(signal.SIGUSR2)
+        server.wait_only("two")
+    assert new.stop().failures == []
+
+
+SECOND_FAILS = """
+
+try:
+    os.open("first", os.O_CREAT | os.O_EXCL)
+except FileExistsError:
+    try:
+        os.open("second", os.O_CREAT | os.O_EXCL)
+    except FileExistsError:
+        pass
+    else:
+        raise RuntimeError("the second worker fails")
+"""

@@ -1,0 +1,110 @@
+"""``graceful_timeout`` binds: no request, thread or client holds a worker longer, and its end is orderly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from .applications import STARLETTE, Site
+from .clients import Broken, Client, request
+from .conftest import Start
+from .processes import alive, wait_for
+from .server import Server
+
+CLASSES = ["zdworker.UvicornWorker", "zdworker.UvicornH11Worker"]
+LIMIT = 3
+SLACK = 1.5
+"""Seconds beyond the limit for the worker's own end (lifespan, hooks)."""
+LONG = ["/sleep?seconds=25", "/executor?seconds=25", "/plain?seconds=25", "/stream?seconds=25"]
+
+
+def ask_all(server: Server, paths: list[str]) -> list[Client]:
+    """Send a request for each path and wait until the application has them all."""
+    before = len(server.site.marks("request"))
+    clients = [Client(server.address) for _ in paths]
+    for client, path in zip(clients, paths, strict=True):
+        client.send(request("GET", path))
+    wait_for(
+        lambda: len(server.site.marks("request")) == before + len(paths), 10, "the requests are in flight"
+    )
+    return clients
+
+
+def assert_orderly_end(server: Server, old: list[int]) -> None:
+    """Each of ``old`` went through lifespan shutdown and one ``worker_exit``, and none was aborted."""
+    site = server.site
+    exits = [event["pid"] for event in site.events("worker_exit")]
+    assert sorted(pid for pid in exits if pid in old) == sorted(old)
+    wait_for(lambda: len(site.events("child_exit")) >= len(old), 5, "the master has seen each end")
+    assert sorted(event["pid"] for event in site.events("child_exit") if event["pid"] in old) == sorted(old)
+    assert {mark["pid"] for mark in site.marks("shutdown")} >= set(old)
+    assert site.events("worker_abort") == []
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_long_requests_do_not_hold_a_worker(start: Start, site: Site, worker_class: str) -> None:
+    site.deploy("one", extra=STARLETTE)
+    server = start(worker_class=worker_class, workers=2, zd_max_surge=2, graceful_timeout=LIMIT)
+    old = server.workers()
+    clients = ask_all(server, LONG * 2)
+    site.deploy("two")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: not set(old) & set(server.accepting()), 30, "the drain has begun")
+    begun = time.monotonic()
+    wait_for(lambda: not any(alive(pid) for pid in old), LIMIT + SLACK, "the old workers are gone")
+    assert time.monotonic() - begun > LIMIT - 0.5, "the requests had been given their time"
+    for client in clients:
+        with pytest.raises(Broken):
+            client.reply()
+    assert_orderly_end(server, old)
+    server.wait_only("two")
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_term_to_one_worker_is_the_same_drain(start: Start, worker_class: str) -> None:
+    server = start(worker_class=worker_class, workers=1, graceful_timeout=LIMIT)
+    (old,) = server.workers()
+    (short, long) = ask_all(server, ["/sleep?seconds=1.5", "/executor?seconds=25"])
+    os.kill(old, signal.SIGTERM)
+    assert short.reply().status == 200
+    wait_for(lambda: not alive(old), LIMIT + SLACK, "the worker is gone")
+    with pytest.raises(Broken):
+        long.reply()
+    assert_orderly_end(server, [old])
+    assert server.wait_full() != [old]
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_the_heart_beats_during_the_drain(start: Start, worker_class: str) -> None:
+    """A drain longer than ``timeout`` is no reason to abort the worker."""
+    server = start(worker_class=worker_class, workers=1, timeout=2, graceful_timeout=10)
+    old = server.workers()
+    (client,) = ask_all(server, ["/sleep?seconds=5"])
+    server.reload("two")
+    assert client.reply().json()["version"] == "one"
+    assert_orderly_end(server, old)
+
+
+def test_a_worker_that_hangs_is_aborted(start: Start, site: Site) -> None:
+    """Gunicorn's ``timeout`` works as ever: a blocked event loop ends in ``worker_abort`` and a new worker."""
+    site.deploy("one", extra=BLOCK)
+    server = start(workers=1, timeout=2)
+    old = server.workers()
+    with Client(server.address) as client, pytest.raises(Broken):
+        client.ask("GET", "/block")
+    assert server.wait_full() != old
+    assert [event["pid"] for event in site.events("worker_abort")] in ([], old)
+
+
+BLOCK = """
+
+async def block(scope, receive, send, query):
+    mark("request", path="/block")
+    time.sleep(600)
+
+
+ENDPOINTS["/block"] = block
+"""

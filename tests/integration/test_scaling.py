@@ -1,0 +1,62 @@
+"""``TTIN`` and ``TTOU``, and a number of workers that a reload changes."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from .applications import Site
+from .clients import Load
+from .conftest import Start
+from .processes import wait_for
+from .server import Server
+
+
+def scale(server: Server, signum: signal.Signals, workers: int) -> None:
+    server.settings["workers"] = workers
+    server.signal(signum)
+    server.wait_full()
+
+
+@pytest.mark.parametrize("preload", [False, True])
+def test_up_and_down_under_load(start: Start, site: Site, preload: bool) -> None:
+    server = start(workers=2, preload_app=preload)
+    with Load(server.address, "new", clients=8) as new, Load(server.address, "kept", clients=8) as kept:
+        scale(server, signal.SIGTTIN, 3)
+        scale(server, signal.SIGTTIN, 4)
+        scale(server, signal.SIGTTOU, 3)
+        scale(server, signal.SIGTTOU, 2)
+    assert new.stop().failures == []
+    assert kept.stop().failures == []
+    changes = [(event["old"], event["new"]) for event in site.events("nworkers_changed")]
+    assert changes == [(None, 2), (2, 3), (3, 4), (4, 3), (3, 2)]
+
+
+def test_not_below_one(start: Start) -> None:
+    server = start(workers=1)
+    old = server.workers()
+    server.signal(signal.SIGTTOU)
+    scale(server, signal.SIGTTIN, 2)
+    assert server.workers()[0] == old[0]
+
+
+def test_a_reload_takes_the_number_of_the_configuration(start: Start) -> None:
+    server = start(workers=2)
+    with Load(server.address, "kept", clients=8) as load:
+        for number, version in ((4, "two"), (1, "three"), (2, "four")):
+            server.configure(workers=number)
+            server.reload(version)
+    assert load.stop().failures == []
+
+
+def test_up_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
+    """A worker that is added while another one drains comes from the new code."""
+    server = start(workers=2)
+    site.deploy("two", extra="\ntime.sleep(0.3)\n")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: site.marks("startup", "two"), 10, "the first new worker has started")
+    server.settings["workers"] = 3
+    server.signal(signal.SIGTTIN)
+    assert len(server.wait_only("two")) == 3
+    assert len(site.marks("startup", "one")) == 2

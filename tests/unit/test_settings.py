@@ -1,0 +1,233 @@
+"""The settings: every allowed form, every refusal, and the arithmetic of surge and unavailable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zdworker.errors import SettingError
+from zdworker.settings import NOT_YET, SPECS, Settings, read, unknown_environment
+
+shares = st.integers(0, 300) | st.integers(0, 100).map(lambda percent: f"{percent}%")
+seconds = st.floats(0, 1e6, allow_nan=False)
+
+
+def refusal(namespace: Mapping[str, object], environ: Mapping[str, str] | None = None) -> str:
+    with pytest.raises(SettingError) as caught:
+        read(namespace, environ or {})
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_defaults_are_those_of_the_design() -> None:
+    assert read({}, {}) == Settings(
+        max_surge=1,
+        max_unavailable=0,
+        boot_timeout=60.0,
+        min_ready_seconds=0.0,
+        websocket_drain=5.0,
+        on_crash="respawn",
+    )
+
+
+def test_every_field_has_a_spec_and_every_spec_a_field() -> None:
+    assert {f"zd_{field.name}" for field in fields(Settings)} == SPECS.keys()
+    assert not SPECS.keys() & NOT_YET
+
+
+def test_the_file_gives_values_and_other_names_are_not_ours() -> None:
+    settings = read({"zd_max_surge": "25%", "workers": 4, "ZD_MAX_SURGE": 9, "azd_x": 1, "zd": 1}, {})
+    assert settings.max_surge == "25%"
+
+
+def test_the_environment_wins() -> None:
+    settings = read({"zd_max_surge": 2, "zd_boot_timeout": 5}, {"ZD_MAX_SURGE": "3", "PATH": "/bin"})
+    assert (settings.max_surge, settings.boot_timeout) == (3, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "normal"),
+    [
+        ("zd_max_surge", "2", 2),
+        ("zd_max_surge", " 025% ", "25%"),
+        ("zd_max_surge", "100%", "100%"),
+        ("zd_max_unavailable", 3, 3),
+        ("zd_boot_timeout", "1.5", 1.5),
+        ("zd_boot_timeout", 2, 2.0),
+        ("zd_min_ready_seconds", 0, 0.0),
+        ("zd_websocket_drain", 0.25, 0.25),
+        ("zd_on_crash", "exit", "exit"),
+    ],
+)
+def test_allowed_forms_become_the_normal_one(name: str, value: object, normal: object) -> None:
+    got = getattr(read({name: value}, {}), name.removeprefix("zd_"))
+    assert got == normal
+    assert type(got) is type(normal)
+
+
+@pytest.mark.parametrize("name", ["zd_max_surge", "zd_max_unavailable"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        -1,
+        1.0,
+        True,
+        None,
+        "",
+        "x",
+        "-1",
+        "1.5%",
+        "101%",
+        "25 %",
+        "%",
+        "٣",  # an Arabic digit
+        "9" * 5000,
+        [1],
+        1.5,
+    ],
+)
+def test_bad_shares_are_refused(name: str, value: object) -> None:
+    text = refusal({name: value})
+    assert text.startswith(f"{name} = ")
+    assert 'a whole number from 0 up, or a percentage from "0%" to "100%"' in text
+
+
+@pytest.mark.parametrize("name", ["zd_boot_timeout", "zd_min_ready_seconds", "zd_websocket_drain"])
+@pytest.mark.parametrize(
+    "value",
+    [-0.1, True, None, "", "soon", math.nan, math.inf, "inf", "nan", [1], 10**400],
+    ids=lambda value: repr(value)[:9],
+)
+def test_bad_seconds_are_refused(name: str, value: object) -> None:
+    text = refusal({name: value})
+    assert text.startswith(f"{name} = ")
+    assert "a number of seconds" in text
+
+
+def test_a_boot_needs_time() -> None:
+    assert refusal({"zd_boot_timeout": 0}).endswith("a number of seconds above 0")
+
+
+@pytest.mark.parametrize("value", ["Exit", "", None, 1, True, ["exit"]])
+def test_bad_on_crash_is_refused(value: object) -> None:
+    assert refusal({"zd_on_crash": value}).endswith('it must be "respawn" or "exit"')
+
+
+def test_a_bad_value_in_the_environment_names_the_variable() -> None:
+    assert refusal({}, {"ZD_BOOT_TIMEOUT": "soon"}).startswith(
+        "ZD_BOOT_TIMEOUT (environment) = 'soon' is not valid"
+    )
+
+
+def test_a_bad_value_in_the_file_is_refused_even_where_the_environment_wins() -> None:
+    assert refusal({"zd_max_surge": "x"}, {"ZD_MAX_SURGE": "1"}).startswith("zd_max_surge = 'x'")
+
+
+def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
+    text = refusal({"zd_max_serge": 1})
+    assert text.startswith("zd_max_serge is not a setting of zdworker; available: zd_max_surge, ")
+
+
+@pytest.mark.parametrize("name", sorted(NOT_YET))
+def test_what_is_not_built_yet_is_refused(name: str) -> None:
+    assert refusal({name: None}).startswith(f"{name} is not available in this version")
+    assert refusal({}, {name.upper(): "x"}).startswith(
+        f"{name.upper()} (environment) is not available in this version"
+    )
+
+
+def test_unknown_variables_are_listed_not_refused() -> None:
+    environ = {
+        "ZD_MAX_SERGE": "1",
+        "ZD_ARM": "x",
+        "ZD_MAX_SURGE": "1",
+        "ZD_WARMUP": "/",
+        "AZD_X": "",
+        "zd_max_serge": "",
+    }
+    assert unknown_environment(environ) == ["ZD_ARM", "ZD_MAX_SERGE"]
+    assert read({}, {"ZD_ARM": "x"}) == Settings()
+
+
+@pytest.mark.parametrize(("surge", "unavailable"), [(0, 0), ("0%", 0), (0, "0%"), ("00%", "0")])
+def test_both_zero_is_refused(surge: object, unavailable: object) -> None:
+    assert "both 0" in refusal({"zd_max_surge": surge, "zd_max_unavailable": unavailable})
+
+
+def test_stop_first_is_allowed() -> None:
+    settings = read({"zd_max_surge": 0, "zd_max_unavailable": 1}, {})
+    assert (settings.surge(4), settings.unavailable(4)) == (0, 1)
+
+
+def test_the_constructor_checks_too() -> None:
+    with pytest.raises(SettingError, match="zd_max_surge"):
+        Settings(max_surge=-1)
+
+
+def test_a_value_with_a_monstrous_repr_still_makes_one_short_line() -> None:
+    class Monstrous:
+        def __repr__(self) -> str:
+            return "a\n" * 1000
+
+    assert len(refusal({"zd_boot_timeout": Monstrous()})) < 200
+
+
+@pytest.mark.parametrize(
+    ("share", "workers", "surge", "unavailable"),
+    [
+        ("25%", 4, 1, 1),
+        ("25%", 5, 2, 1),
+        ("25%", 1, 1, 0),
+        ("1%", 8, 1, 0),
+        ("100%", 3, 3, 3),
+        (2, 1, 2, 1),
+        ("25%", 0, 0, 0),
+    ],
+)
+def test_percentages_round_up_for_surge_and_down_for_unavailable(
+    share: int | str, workers: int, surge: int, unavailable: int
+) -> None:
+    settings = Settings(max_surge=share, max_unavailable=share)
+    assert (settings.surge(workers), settings.unavailable(workers)) == (surge, unavailable)
+
+
+def test_rounding_never_leaves_a_reload_without_a_move() -> None:
+    assert Settings(max_surge=0, max_unavailable="10%").unavailable(4) == 1
+
+
+@given(shares, shares, st.integers(1, 500))
+def test_a_reload_can_always_move(surge: int | str, unavailable: int | str, workers: int) -> None:
+    try:
+        settings = Settings(max_surge=surge, max_unavailable=unavailable)
+    except SettingError:
+        assert str(surge).rstrip("%") == "0" == str(unavailable).rstrip("%")
+        return
+    assert settings.surge(workers) >= 0
+    assert 0 <= settings.unavailable(workers) <= workers
+    assert settings.surge(workers) + settings.unavailable(workers) >= 1
+
+
+@given(
+    shares, st.integers(1, 100), seconds, st.floats(0.001, 1e6), seconds, st.sampled_from(["respawn", "exit"])
+)
+def test_plain_data_comes_back_the_same(
+    surge: int | str, unavailable: int, ready: float, boot: float, websocket: float, on_crash: str
+) -> None:
+    settings = Settings(surge, unavailable, boot, ready, websocket, on_crash)
+    assert Settings.from_plain(json.loads(json.dumps(settings.to_plain()))) == settings
+
+
+def test_plain_data_of_another_version_is_read() -> None:
+    assert Settings.from_plain({"max_surge": 2, "of_the_future": [1]}) == Settings(max_surge=2)
+
+
+def test_bad_plain_data_is_refused() -> None:
+    with pytest.raises(SettingError, match="zd_boot_timeout"):
+        Settings.from_plain({"boot_timeout": None})

@@ -1,0 +1,197 @@
+"""How a forked process becomes a worker.
+
+Rules, in their order:
+
+1. It lets go of what is the fork server's, and says hello on its report channel; the kernel tells the master its pid.
+2. It waits for ``go``. The master says that only when the fork server has seen the process in between end: by then the
+   master is the parent. An end of file before ``go`` means that nobody wants this worker: it ends.
+3. Death signal, then a look at the parent: one that died just before would go unnoticed.
+4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, hooks in the same places, and leaves
+   with ``os._exit``: no thread of the application can hold it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from zdworker import system
+from zdworker.channel import Channel
+from zdworker.core.messages import Failed, Go, Hello, Spawn
+
+if TYPE_CHECKING:
+    from zdworker.forkserver import Generation
+
+EXIT_HANDLERS_TIME = 1.0
+"""Seconds that functions registered with ``atexit`` get; the master kills a little later than that."""
+
+
+def become_worker(generation: Generation, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
+    """Be the worker that ``spawn`` asks for."""
+    code = 3
+    try:
+        generation.channel.close()
+        report = socket.socket(fileno=descriptors["report"][0])
+        _wait_for_go(report, spawn)
+        _tie_to(generation.master)
+        _take_no_signal_yet()
+        code = _live(generation, spawn, descriptors, report)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _leave(code)
+
+
+def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
+    channel = Channel(report)
+    with contextlib.suppress(OSError):
+        channel.send(Hello(spawn.age))
+    if not any(isinstance(message, Go) for message, _sender in channel.receive().messages):
+        os._exit(0)
+
+
+def _tie_to(master: int) -> None:
+    system.set_death_signal(signal.SIGTERM)
+    if os.getppid() != master:
+        os._exit(0)
+
+
+def _take_no_signal_yet() -> None:
+    """Until the worker has handlers: what is meant for the master passes by, an order to leave ends it."""
+
+    def pass_by(signum: int, frame: FrameType | None) -> None:
+        """The whole process group was meant."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    for signum in system.HELD:
+        signal.signal(signum, pass_by if signum in system.HARMLESS else leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
+
+
+def _live(generation: Generation, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
+    """Boot, serve and run the last hook; return the exit code."""
+    from gunicorn import util
+    from gunicorn.errors import AppImportError
+
+    from zdworker.workers.base import Reporter
+
+    for name, value in spawn.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # Before the worker is made: it draws its share of max_requests_jitter, and all forks know the same random numbers.
+    util.seed()
+    reporter = Reporter(report)
+    log = generation.log
+    worker = _make_worker(generation, spawn, descriptors)
+    worker.zd_reporter = reporter
+    server = _server_for_hooks(generation, spawn, worker)
+    try:
+        util._setproctitle(f"worker [{generation.cfg.proc_name}]")
+        log.reopen_files()
+        log.info("Booting worker with pid: %s", worker.pid)
+        generation.cfg.post_fork(server, worker)
+        worker.init_process()
+        return 0
+    except SystemExit as error:
+        return _exit_code(error, worker)
+    except AppImportError as error:
+        log.exception("Exception while loading the application")
+        return _failed(worker, error, 4)
+    except Exception as error:
+        log.exception("Exception in worker process")
+        return _failed(worker, error, 1 if worker.booted else 3)
+    finally:
+        log.info("Worker exiting (pid: %s)", worker.pid)
+        try:
+            worker.tmp.close()
+            generation.cfg.worker_exit(server, worker)
+        except Exception:
+            log.warning("Exception during worker exit:\n%s", traceback.format_exc())
+
+
+def _exit_code(error: SystemExit, worker: Any) -> int:
+    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if code and worker.zd_failure is None:
+        worker.zd_reporter.send(Failed(f"the worker exited with code {error.code}", "", code))
+    return code
+
+
+def _failed(worker: Any, error: Exception, code: int) -> int:
+    text = "".join(traceback.format_exception(error))
+    worker.zd_failed(f"{type(error).__name__}: {error}", text, code)
+    return code
+
+
+def _make_worker(generation: Generation, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
+    cfg, log = generation.cfg, generation.log
+    sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
+    if cfg.reuse_port and not sockets:
+        from gunicorn import sock
+
+        sockets = sock.create_sockets(cfg, log)
+    worker = generation.worker_class(
+        spawn.age, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log
+    )
+    # The file that the master watches, instead of the one that Gunicorn's constructor has just made.
+    worker.tmp.close()
+    worker.tmp._tmp = os.fdopen(descriptors["heartbeat"][0], "w+b", 0)
+    worker.pid = os.getpid()
+    worker.zd_settings = generation.settings
+    worker.zd_master_pid = generation.master
+    for name, value in spawn.worker_attributes.items():
+        setattr(worker, name, value)
+    return worker
+
+
+def _listener(number: int, cfg: Any, log: Any) -> Any:
+    """Wrap a listening socket as Gunicorn does, without its constructor: that would bind, or set options, anew."""
+    from gunicorn import sock
+
+    raw = socket.socket(fileno=number)
+    raw.setblocking(False)
+    kind: Any = sock._sock_type(raw.getsockname())
+    listener = kind.__new__(kind)
+    listener.sock, listener.cfg_addr, listener.conf, listener.log = raw, raw.getsockname(), cfg, log
+    return listener
+
+
+def _server_for_hooks(generation: Generation, spawn: Spawn, worker: Any) -> Any:
+    """Return what hooks in the worker get as ``server``: an arbiter to look at, with what hooks in the master set on it."""
+    from gunicorn.arbiter import Arbiter
+
+    server: Any = Arbiter.__new__(Arbiter)
+    cfg = generation.cfg
+    server.app, server.cfg, server.log = generation.app, cfg, generation.log
+    server.pid, server.master_pid, server.reexec_pid, server.master_name = generation.master, 0, 0, "Master"
+    server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
+    server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.age, spawn.workers
+    server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
+    for name, value in spawn.server_attributes.items():
+        setattr(server, name, value)
+    return server
+
+
+def _leave(code: int) -> NoReturn:
+    """Run what the application registered for its end, within bounds, and be gone."""
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+    signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
+    try:
+        # Not sys.exit: it would join the threads of executors first, however long they take.
+        atexit._run_exitfuncs()
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

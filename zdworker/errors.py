@@ -1,0 +1,25 @@
+"""Errors that zdworker raises: each one's text is a line that tells the user what to do."""
+
+
+class ZdError(Exception):
+    """Base of all errors of zdworker."""
+
+
+class SettingError(ZdError):
+    """A ``zd_`` setting is unknown, not available or has a bad value; the text names it and what is allowed."""
+
+
+class MessageError(ZdError):
+    """Bytes on a channel are not a message of ours."""
+
+
+class IllegalEvent(ZdError):
+    """The core was told something that cannot happen in its present state; nothing has changed."""
+
+
+class GenerationError(ZdError):
+    """A generation cannot be started or used; the text gives the reason."""
+
+
+class UnsupportedGunicorn(ZdError):
+    """This Gunicorn lacks something that zdworker stands on; the text names the versions that are known."""

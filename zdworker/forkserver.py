@@ -1,0 +1,286 @@
+"""A generation: a fresh interpreter that runs the master's own command up to the point where it would become a master.
+
+Run as ``python -m zdworker.forkserver <channel> -- <what the master was started with>``.
+
+Rules:
+
+* Before Gunicorn's command line runs, ``Arbiter`` is made unable to become a master here, and daemonizing is off.
+* Whatever goes wrong until the generation stands (an exception, an exit, a worker class that is not ours) goes up the
+  channel; standard error is the master's pipe until then, so that it is heard whatever prints there.
+* Directory, ``sys.path`` and package paths are physical: what is imported late must come from the release that was
+  current at the start, however the link has been flipped since.
+* It keeps no listening socket (the kernel would go on accepting into it) and takes no signal; it ends with its channel,
+  and with its master (death signal).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import runpy
+import signal
+import socket
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import Any, NoReturn
+
+from zdworker import system
+from zdworker.channel import Channel
+from zdworker.core.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
+from zdworker.errors import GenerationError, ZdError
+
+
+def main() -> NoReturn:
+    """Be a fork server, as the command line says."""
+    number, command = int(sys.argv[1]), sys.argv[3:]
+    os.set_inheritable(number, False)
+    channel = Channel(socket.socket(fileno=number))
+    begin = _first_word(channel)
+    system.set_death_signal(signal.SIGKILL)
+    if os.getppid() != begin.master:
+        os._exit(0)
+    for signum in system.HELD:
+        signal.signal(signum, _take_no_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
+    _go_to(begin)
+    generation = Generation(channel, begin)
+    try:
+        _become_generation(generation)
+        _run(command, begin.safe_path)
+        raise GenerationError("the command ended without starting Gunicorn")
+    except BaseException as error:
+        generation.give_up(error)
+
+
+def _first_word(channel: Channel) -> Begin:
+    for message, _sender in channel.receive().messages:
+        if isinstance(message, Begin):
+            return message
+    os._exit(0)  # the master was gone before it could say anything
+
+
+def _take_no_signal(signum: int, frame: FrameType | None) -> None:
+    """Handle a signal that was meant for the master. Not SIG_IGN: workers would inherit that."""
+
+
+def _go_to(begin: Begin) -> None:
+    """Take the place of the master at its start, by physical paths."""
+    with contextlib.suppress(OSError):
+        os.chdir(begin.directory)
+    with contextlib.suppress(OSError):
+        # Gunicorn believes PWD (``util.getcwd``), and would put the link into sys.path.
+        os.environ["PWD"] = os.getcwd()
+    if not begin.safe_path:
+        os.environ.pop("PYTHONSAFEPATH", None)
+        if not getattr(sys.flags, "safe_path", False):
+            del sys.path[0]  # the working directory, which ``-m`` put there: Python 3.10 has no safe path
+    sys.path[:] = [os.path.realpath(path) for path in sys.path]
+    package = sys.modules["zdworker"]
+    package.__path__[:] = [os.path.realpath(path) for path in package.__path__]
+
+
+def _run(command: list[str], safe_path: bool) -> None:
+    """Run a command as the interpreter would: ``-m module``, ``-c code`` or a script, with its arguments."""
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        if not safe_path:
+            sys.path.insert(0, os.getcwd())
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    elif command[0] == "-c":
+        sys.argv = ["-c", *command[2:]]
+        if not safe_path:
+            sys.path.insert(0, os.getcwd())
+        exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv = command
+        if not safe_path:
+            sys.path.insert(0, os.path.dirname(os.path.realpath(command[0])))
+        runpy.run_path(command[0], run_name="__main__")
+
+
+def _become_generation(generation: Generation) -> None:
+    """Let ``Arbiter(app).run()`` lead here, whoever calls it, and keep this process attached."""
+    from gunicorn import util
+    from gunicorn.arbiter import Arbiter
+
+    from zdworker import takeover
+
+    takeover.in_generation = True
+
+    def keep_app(arbiter: Any, app: Any) -> None:
+        arbiter.app = app
+
+    def serve(arbiter: Any) -> None:
+        generation.serve(arbiter.app)
+
+    Arbiter.__init__ = keep_app
+    Arbiter.run = serve
+    util.daemonize = lambda *_args, **_kwargs: None
+
+
+class Generation:
+    """One state of the code: its configuration, its worker class and, when preloaded, its application."""
+
+    def __init__(self, channel: Channel, begin: Begin) -> None:
+        self.channel = channel
+        self.number = begin.generation
+        self.master = begin.master
+        self._stderr = channel.take(begin.descriptors)["stderr"][0]
+        self.app: Any = None
+        self.cfg: Any = None
+        self.log: Any = None
+        self.settings: Any = None
+        self.worker_class: Any = None
+
+    def serve(self, app: Any) -> NoReturn:
+        """Load, tell the master, and fork workers for it until it closes the channel."""
+        try:
+            warnings = self._load(app)
+            self.channel.send(self._loaded(warnings))
+            self._restore_stderr()
+        except BaseException as error:
+            self.give_up(error)
+        while True:
+            received = self.channel.receive()
+            for message, _sender in received.messages:
+                if isinstance(message, Spawn):
+                    self._spawn(message)
+            if received.closed:
+                os._exit(0)
+
+    def give_up(self, error: BaseException) -> NoReturn:
+        """Tell the master why this generation is of no use, and end."""
+        from gunicorn.errors import AppImportError
+
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 1
+            reason = f"the new code ended its interpreter (exit {error.code})"
+            if self.app is None:
+                reason = f"the configuration was refused (exit {error.code})"
+            unusable = Unusable(reason, "", code or 1)
+        elif isinstance(error, ZdError):
+            unusable = Unusable(str(error), "", 1)
+        else:
+            text = "".join(traceback.format_exception(error))
+            code = 4 if isinstance(error, AppImportError) else 3
+            unusable = Unusable(f"{type(error).__name__}: {error}", text, code)
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            self.channel.send(unusable)
+        os._exit(unusable.exit_code)
+
+    def _load(self, app: Any) -> list[str]:
+        from zdworker import configuration
+        from zdworker.workers.base import ZeroDowntime
+
+        self.app, self.cfg = app, app.cfg
+        self.worker_class = self.cfg.worker_class
+        if not issubclass(self.worker_class, ZeroDowntime):
+            raise GenerationError(
+                f"worker_class is {self.cfg.worker_class_str!r} now: a reload can go only to a class of zdworker "
+                "(zdworker.UvicornWorker, say); another one needs a restart"
+            )
+        self.settings = configuration.zd_settings(self.cfg)
+        self._fix_paths()
+        os.environ.update(self.cfg.env)
+        os.environ["SERVER_SOFTWARE"] = _server_software()
+        _set_title(f"fork server [{self.cfg.proc_name}] generation {self.number}")
+        self.log = self.cfg.logger_class(self.cfg)
+        return self._preload() if self.cfg.preload_app else []
+
+    def _fix_paths(self) -> None:
+        """``--chdir`` and ``--pythonpath`` may have brought links into ``sys.path``."""
+        sys.path[:] = [os.path.realpath(path) for path in sys.path]
+        self.cfg.settings["chdir"].value = os.getcwd()
+
+    def _preload(self) -> list[str]:
+        self.app.wsgi()
+        self.worker_class.zd_preload(self.cfg)
+        # What is here stays here: workers must not copy its pages because a collector looks at them.
+        gc.collect()
+        gc.freeze()
+        others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if not others:
+            return []
+        return [
+            f"the application started threads at import ({', '.join(others)}): they do not exist in the workers. "
+            "Start them in the lifespan, or in post_fork."
+        ]
+
+    def _loaded(self, warnings: list[str]) -> Loaded:
+        from zdworker import configuration
+
+        return Loaded(
+            protocol=PROTOCOL,
+            preloaded=bool(self.cfg.preload_app),
+            values=configuration.plain_values(self.cfg),
+            settings=self.settings.to_plain(),
+            worker_class=self.cfg.worker_class_str,
+            warnings=warnings,
+        )
+
+    def _restore_stderr(self) -> None:
+        """Give the workers the master's own standard error, unless a log file has taken its place."""
+        sys.stderr.flush()
+        pipe = os.stat(2)
+        if (pipe.st_mode & 0o170000) == 0o010000:
+            os.dup2(self._stderr, 2)
+        os.close(self._stderr)
+
+    def _spawn(self, message: Spawn) -> None:
+        """Fork twice: the worker's parent ends at once, and the master, as subreaper, becomes its parent."""
+        descriptors = self.channel.take(message.descriptors)
+        signal.pthread_sigmask(signal.SIG_BLOCK, system.HELD)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._answer(NotForked(message.age, os.strerror(error.errno or 0)))
+        else:
+            if pid == 0:
+                self._fork_worker(message, descriptors)
+            _pid, status = os.waitpid(pid, 0)
+            refused = os.waitstatus_to_exitcode(status)
+            self._answer(NotForked(message.age, os.strerror(refused)) if refused else Forked(message.age))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
+            for numbers in descriptors.values():
+                for number in numbers:
+                    os.close(number)
+
+    def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
+        try:
+            if os.fork() != 0:
+                os._exit(0)
+        except OSError as error:
+            os._exit(error.errno or errno.EAGAIN)
+        from zdworker import birth
+
+        birth.become_worker(self, message, descriptors)
+
+    def _answer(self, message: Forked | NotForked) -> None:
+        with contextlib.suppress(OSError):
+            self.channel.send(message)
+
+
+def _server_software() -> str:
+    from gunicorn import SERVER_SOFTWARE
+
+    return str(SERVER_SOFTWARE)
+
+
+def _set_title(title: str) -> None:
+    from gunicorn import util
+
+    util._setproctitle(title)
+
+
+if __name__ == "__main__":
+    # Under its own name too: what the application imports must be this very module.
+    from zdworker import forkserver
+
+    forkserver.main()

@@ -1,0 +1,64 @@
+"""The one poll of the master, under Gunicorn's loop.
+
+Rules: everything happens on the main thread; a callback runs when its descriptor is readable, and nothing else is ever
+waited for. Signals and other threads wake the poll through a pipe, so that nothing that happens between a look at the
+queue and the poll is slept over (the self-pipe trick; ``signal.set_wakeup_fd``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+from collections.abc import Callable
+
+
+class Reactor:
+    """A poll over a wake-up pipe and any number of descriptors."""
+
+    def __init__(self) -> None:
+        # poll(2), not epoll: an epoll descriptor would be shared with every process that is ever forked from here.
+        self._selector = selectors.PollSelector()
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
+        self.add(self._reader, self._woken)
+
+    def take_signals(self) -> None:
+        """Have signals wake the poll; call it when their handlers are in place."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+
+    def add(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` whenever ``descriptor`` is readable or at its end."""
+        self._selector.register(descriptor, selectors.EVENT_READ, callback)
+
+    def remove(self, descriptor: int) -> None:
+        """Forget ``descriptor``; it may be unknown."""
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(descriptor)
+
+    def wait(self, timeout: float) -> None:
+        """Wait up to ``timeout`` seconds, then run the callbacks of what is readable."""
+        for key, _events in self._selector.select(max(0.0, timeout)):
+            # A callback may have removed another one's descriptor.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data()
+
+    def wake(self) -> None:
+        """End a wait, from any thread."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"\0")
+
+    def leave_to_child(self) -> None:
+        """In a forked child: let go of what is the master's."""
+        signal.set_wakeup_fd(-1)
+        for key in list(self._selector.get_map().values()):
+            with contextlib.suppress(OSError):
+                os.close(key.fd)
+        os.close(self._writer)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._reader, 4096):
+                pass

@@ -1,0 +1,214 @@
+"""The ``zd_`` settings: which exist, what they may be, what they mean.
+
+Rules of this module:
+
+* ``SPECS`` is the one list of settings; checks and error lines follow from it, defaults are in ``Settings``.
+* A value is checked once, in ``read``; every ``Settings`` that exists is valid (its constructor checks too).
+* A wrong setting is one line that names the setting, where it stands, and the values allowed.
+* A setting of a feature that is not built yet is refused, never silently accepted.
+* Pure: mappings in, a frozen value out. Nothing is imported but the standard library and ``zdworker.errors``,
+  because the master, the fork server and every worker import this.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from zdworker.errors import SettingError
+
+PREFIX = "zd_"
+ENVIRONMENT_PREFIX = "ZD_"
+
+# Names of the design whose feature is not there yet; each leaves this set with the change that builds it.
+NOT_YET = frozenset(
+    {
+        "zd_warmup",
+        "zd_max_rss",
+        "zd_health_path",
+        "zd_shutdown_delay",
+        "zd_rollback_window",
+        "zd_control_socket",
+        "zd_worker_ready",
+        "zd_reload_started",
+        "zd_reload_finished",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one generation, valid by construction.
+
+    ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
+    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``: seconds.
+    ``on_crash``: ``"respawn"`` or ``"exit"``.
+    Raises ``SettingError`` for a bad value.
+    """
+
+    max_surge: int | str = 1
+    max_unavailable: int | str = 0
+    boot_timeout: float = 60.0
+    min_ready_seconds: float = 0.0
+    websocket_drain: float = 5.0
+    on_crash: str = "respawn"
+
+    def __post_init__(self) -> None:
+        for name, spec in SPECS.items():
+            attribute = name.removeprefix(PREFIX)
+            # Frozen: the normal form ("2" -> 2, 5 -> 5.0) is written past the guard, here and nowhere else.
+            object.__setattr__(self, attribute, spec.checked(getattr(self, attribute), name))
+        if _is_zero(self.max_surge) and _is_zero(self.max_unavailable):
+            raise SettingError(
+                "zd_max_surge and zd_max_unavailable are both 0, so no worker could ever be replaced: "
+                "one of them must be at least 1 (or a percentage above 0%)"
+            )
+
+    def surge(self, workers: int) -> int:
+        """Processes that may exist above ``workers`` during a reload; a percentage rounds up."""
+        amount, percent = _amount(self.max_surge)
+        return -(-workers * amount // 100) if percent else amount
+
+    def unavailable(self, workers: int) -> int:
+        """Workers that may be missing during a reload; a percentage rounds down.
+
+        Never more than ``workers``. Where rounding would leave neither surge nor unavailable a process, one
+        worker may be missing, else the reload could not move (Kubernetes does the same, see
+        ``ResolveFenceposts`` in ``pkg/controller/deployment/util/deployment_util.go``).
+        """
+        amount, percent = _amount(self.max_unavailable)
+        allowed = workers * amount // 100 if percent else min(amount, workers)
+        if allowed == 0 and workers > 0 and self.surge(workers) == 0:
+            return 1
+        return allowed
+
+    def to_plain(self) -> dict[str, object]:
+        """The settings as JSON-able data, all of them, without the prefix."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, object]) -> Settings:
+        """The settings from ``to_plain``'s data; raises ``SettingError`` for a bad value.
+
+        The other side may run another zdworker: a name this one does not know is passed over, one that is
+        missing gets its default.
+        """
+        known = {field.name for field in fields(cls)}
+        values: dict[str, Any] = {name: value for name, value in plain.items() if name in known}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a setting may be: ``allowed`` in words, ``parse`` gives the normal form or a ``ValueError``."""
+
+    allowed: str
+    parse: Callable[[object], int | float | str]
+
+    def checked(self, value: object, label: str) -> int | float | str:
+        """The value in its normal form; ``SettingError`` with ``label`` (the name as its user wrote it)."""
+        try:
+            return self.parse(value)
+        except (ValueError, OverflowError):
+            shown = " ".join(reprlib.repr(value).split())
+            raise SettingError(f"{label} = {shown} is not valid: it must be {self.allowed}") from None
+
+
+def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
+    """The settings that a configuration file and an environment give; the environment wins.
+
+    ``namespace``: the globals of ``gunicorn.conf.py`` (names without the prefix are not looked at).
+    Raises ``SettingError``. Unknown ``ZD_`` variables are left to ``unknown_environment``.
+    """
+    values: dict[str, object] = {}
+    for name in sorted(name for name in namespace if name.startswith(PREFIX)):
+        _refuse_unless_known(name, name)
+        values[name] = SPECS[name].checked(namespace[name], name)
+    for name in sorted(SPECS.keys() | NOT_YET):
+        variable = name.upper()
+        if variable in environ:
+            label = f"{variable} (environment)"
+            _refuse_unless_known(name, label)
+            values[name] = SPECS[name].checked(environ[variable], label)
+    return Settings.from_plain({name.removeprefix(PREFIX): value for name, value in values.items()})
+
+
+def unknown_environment(environ: Mapping[str, str]) -> list[str]:
+    """The ``ZD_`` variables that are no setting, sorted: another program's, or a slip worth a warning."""
+    known = {name.upper() for name in SPECS.keys() | NOT_YET}
+    return sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
+
+
+def _refuse_unless_known(name: str, label: str) -> None:
+    if name in NOT_YET:
+        raise SettingError(
+            f"{label} is not available in this version; available: {', '.join(SPECS)}"
+        )
+    if name not in SPECS:
+        raise SettingError(f"{label} is not a setting of zdworker; available: {', '.join(SPECS)}")
+
+
+def _share(value: object) -> int | str:
+    """A count of processes, or a percentage up to ``100%``: more than a second fleet is never of use."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.fullmatch(r"([0-9]{1,9})(%?)", value.strip(), re.ASCII) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError
+    amount = int(match[1])
+    if not match[2]:
+        return amount
+    if amount > 100:
+        raise ValueError
+    return f"{amount}%"
+
+
+def _seconds(value: object) -> float:
+    """Seconds from 0 up, finite: a deadline that never comes would be none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError
+    return seconds
+
+
+def _positive_seconds(value: object) -> float:
+    """Seconds above 0."""
+    seconds = _seconds(value)
+    if seconds == 0:
+        raise ValueError
+    return seconds
+
+
+def _on_crash(value: object) -> str:
+    """One of the two words."""
+    if value not in ("respawn", "exit"):
+        raise ValueError
+    return str(value)
+
+
+def _amount(share: int | str) -> tuple[int, bool]:
+    """The number in a share, and whether it is a percentage."""
+    return (share, False) if isinstance(share, int) else (int(share.rstrip("%")), True)
+
+
+def _is_zero(share: int | str) -> bool:
+    return _amount(share)[0] == 0
+
+
+_SHARE = Spec('a whole number from 0 up, or a percentage from "0%" to "100%"', _share)
+_SECONDS = Spec("a number of seconds from 0 up", _seconds)
+
+SPECS: Mapping[str, Spec] = {
+    "zd_max_surge": _SHARE,
+    "zd_max_unavailable": _SHARE,
+    "zd_boot_timeout": Spec("a number of seconds above 0", _positive_seconds),
+    "zd_min_ready_seconds": _SECONDS,
+    "zd_websocket_drain": _SECONDS,
+    "zd_on_crash": Spec('"respawn" or "exit"', _on_crash),
+}

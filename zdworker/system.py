@@ -1,0 +1,81 @@
+"""What Python lacks: the subreaper, the death signal, and descriptors and credentials beside a message.
+
+Rules: one thin function per system call, Linux only; where the kernel has no such thing the function says so by its
+result and never raises, since its caller has a way without it.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import signal
+import socket
+import struct
+import sys
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+_UCRED = struct.Struct("3i")
+_MOST_DESCRIPTORS = 253  # SCM_MAX_FD, include/net/scm.h
+
+HARMLESS = tuple(
+    getattr(signal, name)
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
+    if hasattr(signal, name)
+)
+"""Signals that a whole process group may get, and that are meant for the master."""
+
+HELD = (*HARMLESS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
+
+
+def _prctl(option: int, argument: int) -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
+
+
+def become_subreaper() -> bool:
+    """Let orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER in prctl(2))."""
+    return _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_death_signal(signum: int) -> bool:
+    """Have the kernel send ``signum`` to this process when its parent ends (PR_SET_PDEATHSIG in prctl(2)).
+
+    The kernel clears it at ``fork``, and at ``setuid`` and the like: it must be set anew after these. A parent that had
+    ended before is not noticed: look at ``getppid()`` afterwards.
+    """
+    return _prctl(PR_SET_PDEATHSIG, signum)
+
+
+def pass_credentials(channel: socket.socket) -> None:
+    """Have the kernel add the sender's pid to what is received on ``channel`` (SO_PASSCRED in unix(7))."""
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+
+def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
+    """Send all of ``data``, the first piece of it with ``descriptors`` (SCM_RIGHTS in unix(7)).
+
+    :raises OSError: the other end is gone, or (``BlockingIOError``) does not take more.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    sent = channel.sendmsg([data], ancillary)
+    if sent < len(data):
+        channel.sendall(data[sent:])
+
+
+def receive_with(channel: socket.socket, size: int = 65536) -> tuple[bytes, list[int], int | None]:
+    """Return bytes, the descriptors that came with them (close-on-exec) and the sender's pid where it is passed.
+
+    :raises OSError: as ``recvmsg``.
+    """
+    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4) + socket.CMSG_SPACE(_UCRED.size)
+    data, ancillary, _flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+    descriptors, sender = array.array("i"), None
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+        elif level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", -1):
+            sender = _UCRED.unpack(payload[: _UCRED.size])[0]
+    return data, list(descriptors), sender

@@ -1,0 +1,50 @@
+"""How zdworker gets in: ``-k zdworker.…`` makes Gunicorn import a worker class inside ``Arbiter.__init__``.
+
+Rules: importing a worker class changes two methods of Gunicorn, once: ``Arbiter.run`` goes on as our arbiter, and
+``BaseApplication.wsgi`` does not load a preloaded application into the master (``preload_app`` stays as it was set, since
+hooks read it). Both look first whether the worker class is one of ours; whoever uses another sees Gunicorn as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+in_generation = False
+"""Set by the fork server: there is no master to be in this process."""
+
+_installed = False
+
+
+def install() -> None:
+    """Change Gunicorn in this process; a second call does nothing."""
+    global _installed
+    if _installed or in_generation:
+        return
+    _installed = True
+    from gunicorn.app.base import BaseApplication
+    from gunicorn.arbiter import Arbiter
+
+    stock_run, stock_wsgi = Arbiter.run, BaseApplication.wsgi
+
+    def run(arbiter: Any) -> None:
+        if not _is_ours(arbiter.worker_class):
+            stock_run(arbiter)
+            return
+        from zdworker.arbiter import ZeroDowntimeArbiter
+
+        arbiter.__class__ = ZeroDowntimeArbiter
+        arbiter.run(stock_run)
+
+    def wsgi(app: Any) -> Any:
+        if app.callable is None and app.cfg.preload_app and _is_ours(app.cfg.worker_class):
+            return None
+        return stock_wsgi(app)
+
+    Arbiter.run = run
+    BaseApplication.wsgi = wsgi
+
+
+def _is_ours(worker_class: Any) -> bool:
+    from zdworker.workers.base import ZeroDowntime
+
+    return isinstance(worker_class, type) and issubclass(worker_class, ZeroDowntime)

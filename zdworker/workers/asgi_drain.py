@@ -1,0 +1,139 @@
+"""The drain as the application sees it: an ASGI wrapper around the whole application.
+
+Rules:
+
+* While nobody drains, an HTTP request costs one plain call and two comparisons; nothing is kept about it.
+* A WebSocket is told 1012 ("service restart", RFC 6455 7.4.1 and the IANA registry) the way the application would do
+  it, by ``websocket.close``: the close handshake completes and the application's ``receive()`` sees it.
+* Nothing of uvicorn is known here but the ASGI messages; what a server needs for HTTP is handed in (``prepare``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+SERVICE_RESTART = 1012
+
+logger = logging.getLogger("uvicorn.error")
+
+
+class LiveWebSocket:
+    """A WebSocket from the application's call to its return.
+
+    :param send: the server's.
+    :param gone: what the application's ``send`` raises when the peer is gone, as the server itself would.
+    """
+
+    def __init__(self, send: Send, gone: type[OSError]) -> None:
+        self._send = send
+        self._gone = gone
+        self.accepted = False
+        self.closed = False
+        """The application has closed it."""
+        self.cut = False
+        """We have closed it."""
+        self.on_accept: Callable[[LiveWebSocket], None] | None = None
+
+    async def send(self, message: Event) -> None:
+        """Pass on what the application sends, until we have closed.
+
+        :raises OSError: (the server's kind) we have closed: there is nobody to send to.
+        """
+        kind = message["type"]
+        if self.cut:
+            if kind == "websocket.close":
+                return
+            raise self._gone()
+        if kind == "websocket.close":
+            self.closed = True
+        await self._send(message)
+        if kind == "websocket.accept":
+            self.accepted = True
+            if self.on_accept is not None:
+                self.on_accept(self)
+
+    async def close(self) -> None:
+        """Close it with 1012, unless somebody has."""
+        if self.cut or self.closed or not self.accepted:
+            return
+        self.cut = True
+        try:
+            await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
+        except OSError:
+            pass  # it went away by itself
+        except Exception as error:
+            logger.debug("A WebSocket could not be closed with 1012: %r", error)
+
+
+class AsgiDrain:
+    """The wrapper; one for a worker.
+
+    :param app: the application, as the server would call it.
+    :param gone: see :class:`LiveWebSocket`.
+    """
+
+    def __init__(self, app: Application, gone: type[OSError] = OSError) -> None:
+        self.app = app
+        self.websockets: set[LiveWebSocket] = set()
+        self._gone = gone
+        self._prepare: Callable[[Scope, Receive, Send], Send] | None = None
+        self._spread = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Call the application; not a coroutine function, to be one frame less for each request."""
+        kind = scope["type"]
+        if kind == "websocket":
+            return self._websocket(scope, receive, send)
+        if self._prepare is not None and kind == "http":
+            send = self._prepare(scope, receive, send)
+        return self.app(scope, receive, send)
+
+    def begin(self, prepare: Callable[[Scope, Receive, Send], Send], spread: float) -> None:
+        """Begin the drain.
+
+        :param prepare: gets scope, receive and send of each further HTTP request and returns the ``send`` for it.
+        :param spread: seconds over which the WebSockets are closed, evenly; one that is accepted later is closed within
+            as many seconds of that, at most one.
+        """
+        self._prepare = prepare
+        self._spread = max(0.0, spread)
+        standing = list(self.websockets)
+        for place, websocket in enumerate(standing):
+            websocket.on_accept = self._close_accepted
+            self._close_later(websocket, place * self._spread / len(standing))
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        websocket = LiveWebSocket(send, self._gone)
+        if self._prepare is not None:
+            websocket.on_accept = self._close_accepted
+        self.websockets.add(websocket)
+        try:
+            await self.app(scope, receive, websocket.send)
+        finally:
+            self.websockets.discard(websocket)
+
+    def _close_accepted(self, websocket: LiveWebSocket) -> None:
+        # A random moment: all the clients of a worker that closed before may come back within the same one.
+        self._close_later(websocket, random.uniform(0.0, min(1.0, self._spread)))
+
+    def _close_later(self, websocket: LiveWebSocket, delay: float) -> None:
+        # A task for each: with some protocols closing takes until the peer has answered.
+        task = asyncio.get_running_loop().create_task(_close_after(websocket, delay))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+
+async def _close_after(websocket: LiveWebSocket, delay: float) -> None:
+    await asyncio.sleep(delay)
+    await websocket.close()
