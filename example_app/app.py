@@ -46,9 +46,7 @@ async def stream(request: Request) -> Response:
 async def ws(websocket: WebSocket) -> None:
     await websocket.accept()
     await websocket.send_text(f"version {VERSION}, pid {os.getpid()}")
-    async for (
-        text
-    ) in websocket.iter_text():  # ends when either side closes; 1012 means: come back, to new code
+    async for text in websocket.iter_text():  # ends when either side closes; 1012 means: come back, to new code
         await websocket.send_text(text)
 
 

@@ -30,17 +30,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
+from urllib.request import urlopen
 
 HERE = Path(__file__).resolve().parent
 WORKERS = 4
 PAUSE = 0.02  # seconds between two requests of a client: a stream, not a flood
 TIMEOUT = 10.0  # seconds a client waits for an answer
 QUIET = 1.5  # seconds without an answer of older code after which a deploy counts as done
+SLOW = "slow, 1 s"
 COMPLAINT = "this deploy is broken"
 
 
@@ -104,7 +106,7 @@ class Client(threading.Thread):
             self.drop_if_closed()
             return self.answer("POST", "/echo", body=os.urandom(512))
         self.connection.close()
-        return self.answer("GET", "/slow?s=1" if self.kind == "slow, 1 s" else "/version")
+        return self.answer("GET", "/slow?s=1" if self.kind == SLOW else "/version")
 
     def drop_if_closed(self) -> None:
         """An idle connection that has something to read has ended: what a client checks before it sends."""
@@ -123,7 +125,7 @@ class Client(threading.Thread):
         return version
 
 
-KINDS = ["get, new connection"] * 4 + ["post, kept connection"] * 4 + ["slow, 1 s"] * 2
+KINDS = ["get, new connection"] * 4 + ["post, kept connection"] * 4 + [SLOW] * 2
 
 
 @contextmanager
@@ -186,13 +188,13 @@ class Server:
             raise DemoError(f"the server has ended, exit code {self.process.returncode}")
 
     def answers(self) -> bool:
-        """Whether the server takes connections."""
+        """Whether the server answers a request yet."""
         self.check()
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            with urlopen(f"http://127.0.0.1:{self.port}/version", timeout=TIMEOUT) as response:
+                return bool(response.status == http.client.OK)
         except OSError:
             return False
-        return True
 
     def master(self) -> int:
         """The PID in the pidfile, 0 when there is none."""
@@ -205,14 +207,14 @@ class Server:
         return text.encode() in self.log.read_bytes()
 
     def stop(self) -> None:
-        """TERM, then after 10 s KILL for the whole group."""
+        """TERM; after its end, or 10 s, KILL for whatever is left of the group."""
         if self.process.poll() is None:
             self.process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(10)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM when only zombies are left
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
 
 
 def free_port() -> int:
@@ -291,9 +293,7 @@ class Period:
 def only(board: Board, version: str) -> bool:
     """Whether for ``QUIET`` seconds all requests that began were answered by this version, and some were."""
     since = time.monotonic() - QUIET
-    recent = {
-        answer.version for answer in board.taken()[-3000:] if answer.started > since and not answer.error
-    }
+    recent = {answer.version for answer in board.taken()[-3000:] if answer.started > since and not answer.error}
     return recent == {version}
 
 
@@ -349,8 +349,8 @@ def wrong(answers: list[Answer], periods: list[Period]) -> list[str]:
 
 
 def longest_gap(answers: list[Answer]) -> float:
-    """Seconds in which not one request was answered, at most."""
-    times = sorted(answer.ended for answer in answers if not answer.error)
+    """Seconds in which not one request was answered, at most; slow ones end alone when the stream stops."""
+    times = sorted(answer.ended for answer in answers if not answer.error and answer.kind != SLOW)
     return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
 
@@ -370,14 +370,7 @@ def summary(answers: list[Answer], periods: list[Period], masters: set[int], tro
         print(f"wrong        {mistake} ({number} times)")
     if trouble:
         print(f"trouble      {trouble}")
-    good = (
-        bool(answers)
-        and not failures
-        and not mistakes
-        and not trouble
-        and len(masters) == 1
-        and 0 not in masters
-    )
+    good = bool(answers) and not failures and not mistakes and not trouble and len(masters) == 1 and 0 not in masters
     print("\nNo request failed." if good else "\nSomething failed.", flush=True)
     return good
 
@@ -416,12 +409,8 @@ def interrupted(signum: int, frame: FrameType | None) -> None:
 def main() -> int:
     procfile = (HERE / "Procfile").read_text(encoding="utf-8")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--command", default=procfile.split(":", 1)[1].strip(), help="default: the Procfile's"
-    )
-    parser.add_argument(
-        "--signal", default="USR2", choices=["USR2", "HUP"], help="what tells the master of a deploy"
-    )
+    parser.add_argument("--command", default=procfile.split(":", 1)[1].strip(), help="default: the Procfile's")
+    parser.add_argument("--signal", default="USR2", choices=["USR2", "HUP"], help="what tells the master of a deploy")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, interrupted)
     print(f"$ {options.command}", flush=True)

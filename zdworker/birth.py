@@ -141,9 +141,7 @@ def _make_worker(generation: Generation, spawn: Spawn, descriptors: dict[str, li
         from gunicorn import sock
 
         sockets = sock.create_sockets(cfg, log)
-    worker = generation.worker_class(
-        spawn.age, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log
-    )
+    worker = generation.worker_class(spawn.age, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log)
     # The file that the master watches, instead of the one that Gunicorn's constructor has just made.
     worker.tmp.close()
     worker.tmp._tmp = os.fdopen(descriptors["heartbeat"][0], "w+b", 0)

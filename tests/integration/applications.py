@@ -161,7 +161,7 @@ class Site:
         return unique
 
     def configure(self, extra: str = "", **settings: Any) -> None:
-        """Write gunicorn.conf.py: ``settings`` as plain names, the hooks that write events, then ``extra``."""
+        """Write gunicorn.conf.py: ``settings`` as plain names, hooks that write events, then ``extra``."""
         settings.setdefault("control_socket", str(self.directory / "gunicorn.ctl"))
         lines = [f"{name} = {value!r}\n" for name, value in settings.items()]
         events = f"EVENTS = {str(self.events_file)!r}\n"

@@ -149,9 +149,11 @@ def belonging(directory: Path, session: int) -> list[int]:
     """
     found = []
     for name in _entries("/proc"):
-        if name.isdigit() and (process := look(int(name))) and process.alive and process.pid != os.getpid():
-            if process.session == session or _works_in(process.pid, directory):
-                found.append(process.pid)
+        process = look(int(name)) if name.isdigit() else None
+        if process is None or not process.alive or process.pid == os.getpid():
+            continue
+        if process.session == session or _works_in(process.pid, directory):
+            found.append(process.pid)
     return found
 
 

@@ -1,7 +1,7 @@
 """The application under test. A copy of this file, with VERSION and MARKS filled in, is what gunicorn serves.
 
-Rules: nothing but the standard library at import (except where a test asks for Starlette); every answer names the
-version and the pid that gave it; marks are single appends, so that lines of several processes never mix.
+Rules: nothing but the standard library at import (except where a test asks for Starlette); every answer names
+the version and the pid that gave it; marks are single appends, so that lines of several processes never mix.
 """
 
 from __future__ import annotations

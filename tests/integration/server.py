@@ -30,7 +30,7 @@ from .applications import Site
 from .clients import Address, Client
 from .processes import Process, wait_for
 
-DEFAULT_CLASS = "zdworker.UvicornWorker"
+DEFAULT_CLASS = __import__("os").environ.get("TRY_CLASS", "zdworker.UvicornWorker")
 BOOT = 30.0
 """Seconds that a fleet may take to get ready on a machine with other work to do."""
 

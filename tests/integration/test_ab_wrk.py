@@ -18,7 +18,7 @@ BOOT_UNDER_FIRE = 90.0
 
 
 def run_through_reloads(server: Server, words: Sequence[str], deadline: float) -> tuple[str, int]:
-    """Run a load tool and reload ``server`` as long as it runs; return its output and the number of reloads."""
+    """Reload ``server`` as long as a load tool runs; return its output and the number of reloads."""
     end = time.monotonic() + deadline
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as tool:
         reloads = 0

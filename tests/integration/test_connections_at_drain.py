@@ -1,7 +1,7 @@
 """Every state in which a connection can be when its worker is told to leave: its next request is answered.
 
-Each test holds connections on the workers of version "one", reloads, and goes on once no worker of "one" accepts any
-more: that is the moment at which every server we measured loses requests.
+Each test holds connections on the workers of version "one", reloads, and goes on once none of "one" accepts
+any more: that is the moment at which every server we measured loses requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import signal
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -194,12 +193,10 @@ def test_burst_of_connections_at_the_moment_of_the_drain(server: Server) -> None
     """Connections that arrive while the listener is being closed are answered by someone."""
     for _ in range(5):
         victim = server.wait_full()[0]
-        silent: list[Client] = []
-        burst = threading.Thread(target=lambda: silent.extend(Client(server.address) for _ in range(300)))
-        burst.start()
-        os.kill(victim, signal.SIGTERM)
-        burst.join()
-        assert len(silent) == 300
+        with ThreadPoolExecutor(1) as pool:
+            burst = pool.submit(lambda: [Client(server.address) for _ in range(300)])
+            os.kill(victim, signal.SIGTERM)
+            silent = burst.result()
         for client in silent:
             client.send(request("GET", "/", headers="Connection: close\r\n"))
         for client in silent:
@@ -254,9 +251,11 @@ def test_websockets_are_told_to_come_back(server: Server) -> None:
 def test_websocket_upgrade_during_the_drain(server: Server) -> None:
     (silent,) = connections(server, 1)
     begin_drain(server)
-    with connect("ws://%s:%s/" % server.address, sock=silent.socket, proxy=None) as websocket:
-        with pytest.raises(ConnectionClosed) as closed:
-            websocket.recv(timeout=10)
+    with (
+        connect("ws://%s:%s/" % server.address, sock=silent.socket, proxy=None) as websocket,
+        pytest.raises(ConnectionClosed) as closed,
+    ):
+        websocket.recv(timeout=10)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1012
 

@@ -38,11 +38,14 @@ def assert_only_the_moment_is_hurt(results: Results, moment: float, clients: int
 @pytest.mark.parametrize("preload", [False, True])
 def test_kill_9_under_load(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=4, preload_app=preload)
-    with Load(server.address, "new") as new, Load(server.address, "kept") as kept:
-        with FleetWatcher(server) as seen:
-            victim, moment = kill_one(server)
-            wait_for(lambda: len(site.marks("startup")) == 5, 10, "the replacement has started")
-            workers = server.wait_full()
+    with (
+        Load(server.address, "new") as new,
+        Load(server.address, "kept") as kept,
+        FleetWatcher(server) as seen,
+    ):
+        victim, moment = kill_one(server)
+        wait_for(lambda: len(site.marks("startup")) == 5, 10, "the replacement has started")
+        workers = server.wait_full()
     for load in (new, kept):
         results = load.stop()
         assert_only_the_moment_is_hurt(results, moment, 24)

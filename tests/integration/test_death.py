@@ -153,7 +153,7 @@ def booting(server: Server, known: list[int]) -> int:
 
 
 def test_worker_killed_while_booting_in_a_reload(start: Start, site: Site) -> None:
-    """That is a failed boot of the first new worker: the old code serves on, and the next reload goes through."""
+    """A failed boot of the first new worker: the old code serves on, and the next reload goes through."""
     server = start(workers=2)
     old = server.workers()
     with Load(server.address, "new", clients=4) as load:

@@ -89,7 +89,7 @@ def test_the_heart_beats_during_the_drain(start: Start, worker_class: str) -> No
 
 
 def test_a_worker_that_hangs_is_aborted(start: Start, site: Site) -> None:
-    """Gunicorn's ``timeout`` works as ever: a blocked event loop ends in ``worker_abort`` and a new worker."""
+    """Gunicorn's ``timeout`` works as ever: a blocked event loop ends the worker, and a new one comes."""
     site.deploy("one", extra=BLOCK)
     server = start(workers=1, timeout=2)
     old = server.workers()

@@ -1,1 +1,1 @@
-"""The decisions: pure code. No os, socket, time, signal or gunicorn here; ``now`` is a parameter, actions are returned."""
+"""The decisions: pure code. No os, socket, time, signal or gunicorn; ``now`` is a parameter, actions are returned."""

@@ -61,7 +61,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class GenerationLoaded:
-    """A fork server stands, and its configuration has been taken over (``policy`` is None when it was not asked for)."""
+    """A fork server stands; its configuration has been taken over, unless ``policy`` is None (it was not asked for)."""
 
     generation: int
     preloaded: bool
@@ -182,7 +182,10 @@ class Spawn:
 
 @dataclass(frozen=True)
 class Drain:
-    """Tell a worker to leave: to finish what it has, or at once when ``quick``."""
+    """Tell a worker to leave: to finish what it has, or at once when ``quick``.
+
+    One that was not born yet is kept from it (its channel is closed); ``WorkerGone`` follows for it, too.
+    """
 
     age: int
     quick: bool = False
@@ -190,7 +193,7 @@ class Drain:
 
 @dataclass(frozen=True)
 class Kill:
-    """End a worker that did not leave in time."""
+    """End a worker that did not leave in time; for one that has no pid, ``WorkerGone`` follows at once."""
 
     age: int
     why: str
@@ -205,7 +208,11 @@ class ReloadStarted:
 
 @dataclass(frozen=True)
 class ReloadFinished:
-    """A reload has ended: ``outcome`` is ``done``, ``failed`` (the old code serves) or ``superseded``."""
+    """A reload has ended: ``outcome`` is ``done``, ``failed`` or ``superseded`` (by a newer one).
+
+    After ``failed`` the old code serves; in slots that were new already it comes back, unless a ``Degraded`` just
+    before says that there is no way back. Each ``ReloadStarted`` is followed by one of these, unless the master stops.
+    """
 
     generation: int
     outcome: str
@@ -229,6 +236,4 @@ class Halt:
     reason: str = ""
 
 
-Action = (
-    StartGeneration | EndGeneration | Spawn | Drain | Kill | ReloadStarted | ReloadFinished | Degraded | Halt
-)
+Action = StartGeneration | EndGeneration | Spawn | Drain | Kill | ReloadStarted | ReloadFinished | Degraded | Halt

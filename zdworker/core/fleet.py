@@ -52,6 +52,8 @@ class GenerationState(str, Enum):
 
 PHASES: Mapping[tuple[Phase, str], Phase] = {
     (Phase.NEW, "start"): Phase.STARTING,
+    (Phase.NEW, "stop"): Phase.STOPPING,
+    (Phase.STARTING, "roll"): Phase.ROLLING,  # some serve, the others would not boot: newer code may mend it
     (Phase.STARTING, "converged"): Phase.STEADY,
     (Phase.STARTING, "stop"): Phase.STOPPING,
     (Phase.STEADY, "roll"): Phase.ROLLING,
@@ -107,6 +109,10 @@ GENERATIONS: Mapping[tuple[GenerationState, str], GenerationState] = {
     (_G.LOADING, "failed"): _G.LOST,
     (_G.LOADING, "gone"): _G.LOST,
     (_G.LOADED, "gone"): _G.LOST,
+    # What was on its way when the generation was ended changes nothing any more.
+    (_G.LOST, "loaded"): _G.LOST,
+    (_G.LOST, "failed"): _G.LOST,
+    (_G.LOST, "gone"): _G.LOST,
 }
 """Generation's state × cause → generation's state; an ended generation without workers is struck off."""
 
@@ -152,6 +158,7 @@ class Generation:
     state: GenerationState
     deadline: float | None
     preloaded: bool = False
+    loaded_at: float | None = None
 
 
 @dataclass
@@ -183,9 +190,9 @@ class Trouble:
 class Fleet:
     """All facts.
 
-    ``current`` lists the generations whose workers may stay; the last loaded one of them is spawned from. ``fallback`` is
-    what ``current`` was before the reload under way. ``proven`` says that a worker of the newest has lasted: until then one
-    single worker tries it out.
+    ``current`` lists the generations whose workers may stay; the last loaded one of them is spawned from. ``fallback``
+    is what ``current`` was before the reload under way. ``proven`` says that a worker of the newest has lasted: until
+    then one single worker tries it out. ``reloading`` is the generation that is being rolled out.
     """
 
     policy: Policy
@@ -216,9 +223,28 @@ class Fleet:
         """The public state: ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
         if self.phase in (Phase.STOPPING, Phase.STOPPED):
             return "stopping"
-        if self.phase in (Phase.NEW, Phase.STARTING, Phase.ROLLING) or self.loading is not None:
+        if self.loading is not None and self.loading.purpose != "restore":
+            return "rolling"
+        if self.degraded:
+            return "degraded"
+        if self.phase is not Phase.STEADY:
             return "rolling"
         return self.trouble.kind if self.trouble else "steady"
+
+    @property
+    def degraded(self) -> bool:
+        """Whether something is amiss which no reload is to blame for."""
+        return self.trouble is not None and self.trouble.kind == "degraded"
+
+    @property
+    def running(self) -> bool:
+        """Whether there are next steps to be taken."""
+        return self.phase in (Phase.STARTING, Phase.STEADY, Phase.ROLLING)
+
+    @property
+    def untried(self) -> bool:
+        """Whether this is the first start and nothing has ever served: a failure ends the master."""
+        return self.phase is Phase.STARTING and not self.ever_ready
 
     def source(self, among: list[int]) -> int | None:
         """Return the newest generation ``among`` these that can be spawned from."""
@@ -228,6 +254,10 @@ class Fleet:
     def slot(self, number: int) -> Slot:
         """Return what is remembered of a slot."""
         return self.slots.setdefault(number, Slot())
+
+    def retry_at(self, number: int) -> float:
+        """Return when a slot may be filled again."""
+        return self.slots[number].retry_at if number in self.slots else 0.0
 
     def fresh(self, worker: Worker) -> bool:
         """Return whether ``worker`` is one that shall stay."""
@@ -255,8 +285,7 @@ class Fleet:
             int(age): Worker(**{**w, "state": WorkerState(w["state"])}) for age, w in known["workers"].items()
         }
         known["generations"] = {
-            int(n): Generation(**{**g, "state": GenerationState(g["state"])})
-            for n, g in known["generations"].items()
+            int(n): Generation(**{**g, "state": GenerationState(g["state"])}) for n, g in known["generations"].items()
         }
         known["slots"] = {int(n): Slot(**s) for n, s in known["slots"].items()}
         known["loading"] = Loading(**known["loading"]) if known["loading"] else None

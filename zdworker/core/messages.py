@@ -5,8 +5,8 @@ Rules:
 * A message is one line: a JSON object with ``type`` and the fields of one of the classes below, then a newline. JSON
   text holds no raw newline, so a line is a message and no length has to be believed.
 * Reading is incremental and bounded: a :class:`Decoder` takes bytes as they come, whole messages come out. Whatever
-  arrives (garbage, half a line, an endless one, a wrong type) is a :class:`~zdworker.errors.MessageError`, never a
-  crash, a hang or unbounded memory.
+  arrives (garbage, an endless line, a wrong type) is a :class:`~zdworker.errors.MessageError`, never a crash, a hang or
+  unbounded memory.
 * Unknown fields are dropped and fields with a default may be missing: the two ends may be two versions of zdworker,
   since a generation imports the newest. :data:`PROTOCOL` changes when that is not enough.
 * Descriptors travel beside a message (``SCM_RIGHTS``); the message says what they are by name, in ``descriptors``.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -156,10 +157,14 @@ Message = (
     Loaded | Unusable | Forked | NotForked | Begin | Spawn | Hello | Ready | Draining | Failed | Tired | Counts | Go
 )
 KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
+HINTS: dict[type[Message], dict[str, Any]] = {kind: typing.get_type_hints(kind) for kind in KINDS.values()}
 
 
 def encode(message: Message) -> bytes:
-    """Return ``message`` as one line of JSON."""
+    """Return ``message`` as one line of JSON.
+
+    :raises TypeError: a field holds what JSON has no form for.
+    """
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
 
@@ -175,49 +180,78 @@ def decode(line: bytes) -> Message:
         raise MessageError(f"not JSON: {line[:80]!r}") from error
     if not isinstance(plain, dict):
         raise MessageError(f"not a JSON object: {line[:80]!r}")
-    kind = KINDS.get(str(plain.get("type")))
-    if kind is None:
-        raise MessageError(f"unknown type {str(plain.get('type'))[:80]!r}; known are {', '.join(sorted(KINDS))}")
-    return _build(kind, plain)
+    name = plain.get("type")
+    if not isinstance(name, str) or name not in KINDS:
+        raise MessageError(f"unknown type in {line[:80]!r}; known are {', '.join(sorted(KINDS))}")
+    return _build(KINDS[name], plain)
 
 
 def _build(kind: type[Message], plain: dict[str, Any]) -> Message:
     values = {}
-    hints = typing.get_type_hints(kind)
-    for f in dataclasses.fields(kind):
-        if f.name in plain:
-            expected = typing.get_origin(hints[f.name]) or hints[f.name]
-            value = plain[f.name]
-            if not isinstance(value, expected) or (isinstance(value, bool) and expected is int):
-                raise MessageError(f"{kind.__name__}.{f.name} is a {type(value).__name__}, not a {expected.__name__}")
-            values[f.name] = value
+    for name, hint in HINTS[kind].items():
+        if name in plain:
+            if not _fits(plain[name], hint):
+                raise MessageError(f"{kind.__name__}.{name} is not a {hint}: {reprlib.repr(plain[name])}")
+            values[name] = plain[name]
     try:
         return kind(**values)
     except TypeError as error:
         raise MessageError(f"{kind.__name__} lacks a field: {error}") from error
 
 
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value out of JSON is what a field's annotation says (the kinds of annotation used above)."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:  # keys are strings: JSON has no others
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if inner:
+        return any(_fits(value, one) for one in inner)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
 class Decoder:
     """Turns a stream of bytes into messages, whatever the pieces in which it arrives.
 
-    :param limit: the most bytes that one message may have.
+    :param limit: the most bytes that one message may have, its newline not counted.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._rest = bytearray()
+        self._looked_at = 0  # bytes of the rest without a newline: a long message is not searched again and again
+        self._overlong = False
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take ``data`` and yield the messages that are now whole.
 
-        :raises MessageError: a line is no message, or has grown beyond the limit. The rest of that line is gone; the
-            stream can be read on.
+        :raises MessageError: a line is no message, or has grown beyond the limit. That line is gone, the stream can be
+            read on; what is whole already comes with the next call, be it with no data.
         """
         self._rest += data
-        while (end := self._rest.find(b"\n")) >= 0:
+        return self._whole()
+
+    def _whole(self) -> Iterator[Message]:
+        while (end := self._rest.find(b"\n", self._looked_at)) >= 0:
             line = bytes(self._rest[:end])
             del self._rest[: end + 1]
+            self._looked_at = 0
+            skipped, self._overlong = self._overlong, False
+            if skipped:
+                continue
+            if len(line) > self._limit:
+                raise self._too_long()
             yield decode(line)
-        if len(self._rest) > self._limit:
+        self._looked_at = len(self._rest)
+        if self._overlong or len(self._rest) > self._limit:
+            first_seen, self._overlong = not self._overlong, True
             self._rest.clear()
-            raise MessageError(f"a message is longer than {self._limit} bytes")
+            self._looked_at = 0
+            if first_seen:
+                raise self._too_long()
+
+    def _too_long(self) -> MessageError:
+        return MessageError(f"a message is longer than {self._limit} bytes")

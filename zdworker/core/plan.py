@@ -3,14 +3,18 @@
 Rules, all of them the invariant's:
 
 * Not more than ``size + surge`` worker processes exist, those that boot or drain included.
-* A worker is told to leave only if ``size - unavailable`` others are ready without it.
-* Slots go in order. A worker leaves when its slot has a fresh one that has proved itself; only where nothing may be
-  started above the number of workers (surge 0) or the new generation is proven does ``unavailable`` let it leave before.
+* A worker that serves is told to leave only if ``size - unavailable`` others are ready without it.
+* Slots go in order. A worker leaves when its slot has a fresh one that has proved itself; before that only where
+  ``unavailable`` allows it and the new generation is proven, or where nothing else would make room.
 * Until the new generation is proven, one single worker tries it out, and a slot that a crash has emptied meanwhile is
   filled from the generation before.
 
 These are questions to the facts, asked again after every event, rather than steps of a script: whatever happens in
 between (a crash, a second reload, a change of number) needs no case of its own.
+
+Why it never stands still: as long as a worker boots, soaks or drains, its deadline brings an event. When none does and
+a slot lacks a fresh worker, either there is room, or more than ``size - unavailable`` are ready (surge and unavailable
+are not both 0), so that one which is not fresh may leave.
 """
 
 from __future__ import annotations
@@ -22,59 +26,58 @@ from zdworker.core.fleet import Fleet, Worker, WorkerState
 
 def next_to_leave(fleet: Fleet) -> Worker | None:
     """Return the worker that shall leave now, if one may."""
-    for worker in sorted(fleet.workers.values(), key=lambda w: (w.slot, w.age)):
-        if worker.leaving or not _superfluous(fleet, worker):
-            continue
-        if worker.state is not WorkerState.READY:
-            return worker  # nobody misses one that serves nobody
-        if fleet.ready() - 1 >= fleet.size - fleet.policy.unavailable and not _keeps_trial_waiting(fleet, worker):
+    staying = [w for w in fleet.workers.values() if not w.leaving]
+    for worker in sorted(staying, key=lambda w: _order(fleet, w)):
+        if _superfluous(fleet, worker) and _dispensable(fleet, worker):
             return worker
     return None
+
+
+def _order(fleet: Fleet, worker: Worker) -> tuple[int, int, bool, int]:
+    """From crowded slots first, so that none is emptied without need; then in order, the useless before the old."""
+    wanted = worker.generation in fleet.current or worker.generation in fleet.fallback
+    return -len(fleet.in_slot(worker.slot)), worker.slot, wanted, worker.age
 
 
 def _superfluous(fleet: Fleet, worker: Worker) -> bool:
     if worker.slot >= fleet.size:
         return True
     if fleet.fresh(worker):
-        return _has_elder(fleet, worker)
-    if worker.state is not WorkerState.READY:
-        # It boots from code that nobody wants any more, unless it stands in for the generation on trial.
-        return worker.generation not in fleet.current and worker.generation not in fleet.fallback
-    if any(fleet.fresh(w) and w.proved for w in fleet.in_slot(worker.slot)):
-        return True
-    return _may_leave_first(fleet, worker)
-
-
-def _has_elder(fleet: Fleet, worker: Worker) -> bool:
-    """Return whether an older fresh and proved worker holds the slot (after a rollout was turned back)."""
-    return any(fleet.fresh(w) and w.proved and w.age < worker.age for w in fleet.in_slot(worker.slot))
+        return False
+    if not worker.proved:
+        # Of code that nobody wants any more, unless it stands in while a generation is on trial.
+        stands_in = not fleet.proven and worker.generation in fleet.fallback
+        return not stands_in and worker.generation not in fleet.current
+    return any(fleet.fresh(w) and w.proved for w in fleet.in_slot(worker.slot)) or _may_leave_first(fleet, worker)
 
 
 def _may_leave_first(fleet: Fleet, worker: Worker) -> bool:
-    if fleet.policy.unavailable == 0 or fleet.source(fleet.current) is None:
+    """Return whether a worker may leave before its slot has another one."""
+    if fleet.source(fleet.current) is None:
         return False
-    if fleet.policy.surge == 0:
+    if fleet.proven and fleet.policy.unavailable and not worker.tired:
         return True
-    return fleet.proven and not worker.tired
+    return not _has_room(fleet) and not any(w.leaving or not w.proved for w in fleet.workers.values())
 
 
-def _keeps_trial_waiting(fleet: Fleet, worker: Worker) -> bool:
-    """Return whether ``worker`` has to stay because a generation on trial has its one slot already."""
-    if fleet.proven or fleet.fresh(worker) or worker.slot >= fleet.size:
-        return False
-    return any(not fleet.in_slot(n) for n in range(fleet.size)) or any(w.leaving for w in fleet.workers.values())
+def _dispensable(fleet: Fleet, worker: Worker) -> bool:
+    """Return whether enough serve without it; nobody misses one that serves nobody."""
+    return worker.state is not WorkerState.READY or fleet.ready() > fleet.size - fleet.policy.unavailable
+
+
+def _has_room(fleet: Fleet) -> bool:
+    return len(fleet.workers) < fleet.size + fleet.policy.surge
 
 
 def next_to_fill(fleet: Fleet, now: float) -> tuple[int, int] | None:
     """Return the slot to fill now and the generation to fill it from, if one may be filled."""
-    if len(fleet.workers) >= fleet.size + fleet.policy.surge:
+    if not _has_room(fleet):
         return None
     for number in _wanting(fleet):
-        if fleet.slot(number).retry_at > now:
-            continue
-        generation = _source_for(fleet, number)
-        if generation is not None:
-            return number, generation
+        if fleet.retry_at(number) <= now:
+            generation = _source_for(fleet, number)
+            if generation is not None:
+                return number, generation
     return None
 
 
@@ -87,17 +90,19 @@ def _wanting(fleet: Fleet) -> Iterator[int]:
 
 def _source_for(fleet: Fleet, number: int) -> int | None:
     source = fleet.source(fleet.current)
-    if fleet.proven:
-        return source
-    tried = any(w.generation == source for w in fleet.workers.values() if not w.leaving)
-    if not tried:
+    on_trial = not fleet.proven and any(w.generation == source for w in fleet.workers.values() if not w.leaving)
+    if not on_trial:
         return source
     return None if fleet.in_slot(number) else fleet.source(fleet.fallback)
 
 
 def next_retry(fleet: Fleet) -> float | None:
-    """Return when the next slot that waits out a backoff may be filled."""
-    return min((fleet.slot(n).retry_at for n in _wanting(fleet)), default=None)
+    """Return when the next slot that waits out a backoff may be filled.
+
+    A slot that is due already waits for room or for a fork server, and these bring an event.
+    """
+    times = sorted(fleet.retry_at(n) for n in _wanting(fleet))
+    return next((t for t in times if next_to_fill(fleet, t) is not None), None)
 
 
 def converged(fleet: Fleet) -> bool:

@@ -40,8 +40,8 @@ class LiveWebSocket:
         self.accepted = False
         self.closed = False
         """The application has closed it."""
-        self.cut = False
-        """We have closed it."""
+        self.cut: OSError | None = None
+        """We have closed it; what the application's ``send`` raises since."""
         self.on_accept: Callable[[LiveWebSocket], None] | None = None
 
     async def send(self, message: Event) -> None:
@@ -50,10 +50,10 @@ class LiveWebSocket:
         :raises OSError: (the server's kind) we have closed: there is nobody to send to.
         """
         kind = message["type"]
-        if self.cut:
+        if self.cut is not None:
             if kind == "websocket.close":
                 return
-            raise self._gone()
+            raise self.cut
         if kind == "websocket.close":
             self.closed = True
         await self._send(message)
@@ -64,9 +64,9 @@ class LiveWebSocket:
 
     async def close(self) -> None:
         """Close it with 1012, unless somebody has."""
-        if self.cut or self.closed or not self.accepted:
+        if self.cut is not None or self.closed or not self.accepted:
             return
-        self.cut = True
+        self.cut = self._gone("closed with 1012: the worker is replaced")
         try:
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
         except OSError:
@@ -120,6 +120,12 @@ class AsgiDrain:
         self.websockets.add(websocket)
         try:
             await self.app(scope, receive, websocket.send)
+        except Exception as error:
+            # Frameworks make their own exception of the server's (Starlette: WebSocketDisconnect); uncaught, it would
+            # be a traceback in the log for each WebSocket at each deploy. The server knows its own for an end.
+            if websocket.cut is not None and _comes_of(error, websocket.cut):
+                raise websocket.cut from None
+            raise
         finally:
             self.websockets.discard(websocket)
 
@@ -137,3 +143,17 @@ class AsgiDrain:
 async def _close_after(websocket: LiveWebSocket, delay: float) -> None:
     await asyncio.sleep(delay)
     await websocket.close()
+
+
+def _comes_of(error: BaseException | None, origin: BaseException) -> bool:
+    """Tell whether ``error`` was raised in handling ``origin``; a group, whether that is so of all its members."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if error is origin:
+            return True
+        members = getattr(error, "exceptions", ())
+        if members:
+            return all(_comes_of(member, origin) for member in members)
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
