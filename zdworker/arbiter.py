@@ -28,6 +28,7 @@ from zdworker import configuration, launch, system
 from zdworker.core import events
 from zdworker.core.steps import KILL_MARGIN
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.localfork import LocalGeneration
 from zdworker.processes import WorkerRecord
 from zdworker.settings import Settings, unknown_environment
 from zdworker.supervisor import Supervisor
@@ -68,9 +69,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             )
         _refuse_patched_master()
         self._zd_settings = configuration.zd_settings(self.cfg)
-        command = launch.capture(self.cfg.env_orig, str(Chdir.default))
-        self._zd = Supervisor(self, command, self.zd_policy(self._zd_settings), self.num_workers)
-        self._zd_start_environment = command.environment
+        self._zd_start_environment = dict(self.cfg.env_orig)
+        self._zd = Supervisor(self, self._zd_command(), self.zd_policy(), self.num_workers)
         self._zd_environment = dict(os.environ)
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0
@@ -79,11 +79,23 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
         self._zd_own_names = {*vars(self), "_zd_own_names", "pid", "pidfile", "LISTENERS", "systemd", "dirty_pidfile"}
 
+    def _zd_command(self) -> launch.Command | None:
+        """Return what a generation runs, or None with a warning where there can be no fork servers."""
+        try:
+            if not system.become_subreaper():
+                raise GenerationError("this system has no subreaper")
+            return launch.capture(self._zd_start_environment, str(Chdir.default))
+        except GenerationError as error:
+            self.log.warning(
+                "Workers are forked from the master (%s): modules that the configuration imports stay as they are until a "
+                "restart, and nothing is preloaded.", error,
+            )  # fmt: skip
+            return None
+
     # -- Gunicorn's life cycle -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Gunicorn's, and before it: become the parent of workers that fork servers fork."""
-        system.become_subreaper()
+        """Gunicorn's, and the first event."""
         os.register_at_fork(after_in_child=self._zd_in_forked_child)
         super().start()
         for listener in self.LISTENERS:
@@ -196,8 +208,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     # -- for the supervisor --------------------------------------------------------------------------------------
 
-    def zd_policy(self, settings: Settings) -> events.Policy:
+    def zd_policy(self) -> events.Policy:
         """Return what the core has to know of the configuration."""
+        settings = self._zd_settings
         workers = self.cfg.workers
         return events.Policy(
             workers=workers,
@@ -208,6 +221,20 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             graceful_timeout=float(self.cfg.graceful_timeout),
             exit_on_crash=settings.on_crash == "exit",
         )
+
+    def zd_worker_record(self, age: int, slot: int, generation: int) -> WorkerRecord:
+        """Return the record of a worker that is to be born.
+
+        :raises OSError: there can be no heartbeat file.
+        :raises RuntimeError: ``worker_tmp_dir`` does not exist.
+        """
+        self.worker_age = age
+        arguments = (age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log)
+        return WorkerRecord(*arguments, slot=slot, generation=generation)
+
+    def zd_local_generation(self, number: int) -> LocalGeneration:
+        """Return the generation that is this process itself."""
+        return LocalGeneration(number, self.pid, self.app, self.cfg, self.log, self._zd_settings, self.worker_class)
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook; what it raises is logged."""
@@ -240,14 +267,17 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     # -- the configuration ---------------------------------------------------------------------------------------
 
-    def zd_adopt(self, values: dict[str, Any], settings: Settings) -> None:
+    def zd_adopt(self, values: dict[str, Any], settings: Settings | None) -> None:
         """Take the configuration of a new generation over, whole.
 
         :param values: the settings of Gunicorn that are plain data, as the generation has evaluated them.
+        :param settings: likewise ours; None when it is this process that evaluates them.
         :raises GenerationError: that cannot be done; nothing has changed.
+        :raises SettingError: one of our settings has a bad value.
         """
         before = self.cfg, self._zd_settings, self.LISTENERS
         cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
+        settings = settings or configuration.zd_settings(cfg)
         if cfg.settings["logger_class"].value != self.cfg.settings["logger_class"].value:
             raise GenerationError("logger_class has changed: that needs a restart")
         listeners = self._zd_open(cfg)
@@ -300,7 +330,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         return [known[address] for address in cfg.address]
 
     def _zd_in_forked_child(self) -> None:
-        """In Gunicorn's dirty arbiter, the one thing forked from here: let go of the workers' and servers' channels."""
+        """In Gunicorn's dirty arbiter, or a worker forked from here: let go of the other processes' channels."""
         if os.getpid() != self.pid:
             self._zd.reactor.leave_to_child()
 

@@ -2,7 +2,7 @@
 
 Rules, in their order:
 
-1. It lets go of what is the fork server's, and says hello on its report channel; the kernel tells the master its pid.
+1. It says hello on its report channel; the kernel tells the master its pid.
 2. It waits for ``go``. The master says that only when the fork server has seen the process in between end: by then the
    master is the parent. An end of file before ``go`` means that nobody wants this worker: it ends.
 3. Death signal, then a look at the parent: one that died just before would go unnoticed.
@@ -21,7 +21,7 @@ import socket
 import sys
 import traceback
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from zdworker import system
 from zdworker.channel import Channel
@@ -29,16 +29,18 @@ from zdworker.core.messages import Failed, Go, Hello, Spawn
 
 if TYPE_CHECKING:
     from zdworker.forkserver import Generation
+    from zdworker.localfork import LocalGeneration
+
+Origin: TypeAlias = "Generation | LocalGeneration"
 
 EXIT_HANDLERS_TIME = 1.0
 """Seconds that functions registered with ``atexit`` get; the master kills a little later than that."""
 
 
-def become_worker(generation: Generation, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
-    """Be the worker that ``spawn`` asks for."""
+def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
+    """Be the worker that ``spawn`` asks for; whatever belongs to the forking process is closed already."""
     code = 3
     try:
-        generation.channel.close()
         report = socket.socket(fileno=descriptors["report"][0])
         _wait_for_go(report, spawn)
         _tie_to(generation.master)
@@ -78,7 +80,7 @@ def _take_no_signal_yet() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
 
 
-def _live(generation: Generation, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
+def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
     """Boot, serve and run the last hook; return the exit code."""
     from gunicorn import util
     from gunicorn.errors import AppImportError
@@ -134,7 +136,7 @@ def _failed(worker: Any, error: Exception, code: int) -> int:
     return code
 
 
-def _make_worker(generation: Generation, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
+def _make_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
     cfg, log = generation.cfg, generation.log
     sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
     if cfg.reuse_port and not sockets:
@@ -165,7 +167,7 @@ def _listener(number: int, cfg: Any, log: Any) -> Any:
     return listener
 
 
-def _server_for_hooks(generation: Generation, spawn: Spawn, worker: Any) -> Any:
+def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
     """Return what hooks in the worker get as ``server``: an arbiter to look at, with what hooks in the master set on it."""
     from gunicorn.arbiter import Arbiter
 

@@ -43,6 +43,11 @@ def namespace(cfg: Any) -> Mapping[str, object]:
     return vars(sys.modules[name]) if name in sys.modules else {}
 
 
+def file_of(cfg: Any) -> str:
+    """Return the file that the configuration was read from, empty without one."""
+    return str(namespace(cfg).get("__file__") or "")
+
+
 def zd_settings(cfg: Any) -> settings.Settings:
     """Return our settings from the configuration file and the environment.
 

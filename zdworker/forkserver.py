@@ -32,6 +32,7 @@ from zdworker import system
 from zdworker.channel import Channel
 from zdworker.core.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
 from zdworker.errors import GenerationError, ZdError
+from zdworker.freshness import distrust_stale_bytecode
 
 
 def main() -> NoReturn:
@@ -47,6 +48,7 @@ def main() -> NoReturn:
         signal.signal(signum, _take_no_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
     _go_to(begin)
+    distrust_stale_bytecode()
     generation = Generation(channel, begin)
     try:
         _become_generation(generation)
@@ -129,6 +131,7 @@ class Generation:
         self.channel = channel
         self.number = begin.generation
         self.master = begin.master
+        self._configuration = begin.configuration
         self._stderr = channel.take(begin.descriptors)["stderr"][0]
         self.app: Any = None
         self.cfg: Any = None
@@ -158,9 +161,9 @@ class Generation:
 
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else 1
-            reason = f"the new code ended its interpreter (exit {error.code})"
+            reason = f"the new code ended its interpreter (exit {error.code}):"
             if self.app is None:
-                reason = f"the configuration was refused (exit {error.code})"
+                reason = f"the configuration was refused (exit {error.code}):"
             unusable = Unusable(reason, "", code or 1)
         elif isinstance(error, ZdError):
             unusable = Unusable(str(error), "", 1)
@@ -185,13 +188,19 @@ class Generation:
                 f"worker_class is {self.cfg.worker_class_str!r} now: a reload can go only to a class of zdworker "
                 "(zdworker.UvicornWorker, say); another one needs a restart"
             )
+        if self._configuration and not configuration.file_of(self.cfg):
+            raise GenerationError(f"the configuration file {self._configuration} is gone")
         self.settings = configuration.zd_settings(self.cfg)
         self._fix_paths()
         os.environ.update(self.cfg.env)
         os.environ["SERVER_SOFTWARE"] = _server_software()
         _set_title(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
-        return self._preload() if self.cfg.preload_app else []
+        warnings = self._preload() if self.cfg.preload_app else []
+        # What is here stays here: workers must not copy its pages because a collector looks at them.
+        gc.collect()
+        gc.freeze()
+        return warnings
 
     def _fix_paths(self) -> None:
         """``--chdir`` and ``--pythonpath`` may have brought links into ``sys.path``."""
@@ -201,9 +210,6 @@ class Generation:
     def _preload(self) -> list[str]:
         self.app.wsgi()
         self.worker_class.zd_preload(self.cfg)
-        # What is here stays here: workers must not copy its pages because a collector looks at them.
-        gc.collect()
-        gc.freeze()
         others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
         if not others:
             return []
@@ -260,6 +266,7 @@ class Generation:
             os._exit(error.errno or errno.EAGAIN)
         from zdworker import birth
 
+        self.channel.close()
         birth.become_worker(self, message, descriptors)
 
     def _answer(self, message: Forked | NotForked) -> None:

@@ -23,11 +23,12 @@ TAIL = 16 * 1024
 class ForkServer:
     """A generation's fork server, started by the constructor.
 
+    :param configuration: the file that the master's configuration was read from.
     :raises OSError: no process, pipe or socket can be had.
     :raises GenerationError: the command cannot be run again.
     """
 
-    def __init__(self, number: int, command: launch.Command) -> None:
+    def __init__(self, number: int, command: launch.Command, configuration: str) -> None:
         self.number = number
         self.channel, theirs = Channel.pair()
         self.stderr, writer = -1, -1
@@ -36,7 +37,7 @@ class ForkServer:
         try:
             self.stderr, writer = os.pipe()
             os.set_blocking(self.stderr, False)
-            begin = Begin(number, os.getpid(), command.directory, command.safe_path, ["stderr"])
+            begin = Begin(number, os.getpid(), command.directory, command.safe_path, ["stderr"], configuration)
             # Into the channel before there is anyone to read it: a start must not wait for the other side.
             self.channel.send(begin, [2])
             self.pid = launch.start(command, theirs, writer)
@@ -64,6 +65,10 @@ class ForkServer:
     def said(self) -> str:
         """Return the last that it wrote to its standard error."""
         return self._tail.decode(errors="replace").strip()
+
+    def last_line(self) -> str:
+        """Return the last line of that, which tells the cause more often than not."""
+        return self.said().rpartition("\n")[2]
 
     def end(self) -> None:
         """Kill it: it keeps nothing that could be lost. Its workers are not its children."""

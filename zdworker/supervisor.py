@@ -42,6 +42,7 @@ from zdworker.core.messages import (
 )
 from zdworker.core.rollout import Rollout
 from zdworker.errors import GenerationError, IllegalEvent, SettingError
+from zdworker.localfork import LocalGeneration
 from zdworker.processes import ForkServer, WorkerRecord
 from zdworker.reactor import Reactor
 from zdworker.settings import Settings
@@ -55,10 +56,10 @@ class Supervisor:
     """Fork servers and workers, and the core that decides about them.
 
     :param arbiter: Gunicorn's side.
-    :param command: what a fork server runs.
+    :param command: what a fork server runs, or None: workers are forked from the master.
     """
 
-    def __init__(self, arbiter: ZeroDowntimeArbiter, command: Command, policy: events.Policy, size: int) -> None:
+    def __init__(self, arbiter: ZeroDowntimeArbiter, command: Command | None, policy: events.Policy, size: int) -> None:
         self.core = Rollout(Fleet(policy, size), random.random)
         self.reactor = Reactor()
         self.records: dict[int, WorkerRecord] = {}
@@ -66,6 +67,7 @@ class Supervisor:
         self._arbiter = arbiter
         self._command = command
         self._servers: dict[int, ForkServer] = {}
+        self._local: dict[int, LocalGeneration] = {}
         self._ended: set[int] = set()
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
@@ -211,8 +213,14 @@ class Supervisor:
             self._loaded(server, message)
         elif isinstance(message, Unusable):
             server.hear_stderr()
+            if message.traceback:
+                self._arbiter.log.error(
+                    "Generation %s cannot be loaded:\n%s", server.number, message.traceback.rstrip()
+                )
             text = message.traceback or server.said()
-            self.tell(events.GenerationFailed(server.number, message.reason, text, message.exit_code))
+            # A reason that ends in a colon goes on with the last that was printed: that is Gunicorn's own word on it.
+            reason = f"{message.reason} {server.last_line()}" if message.reason.endswith(":") else message.reason
+            self.tell(events.GenerationFailed(server.number, reason, text, message.exit_code))
         elif isinstance(message, Forked):
             record = self.records.get(message.age)
             if record is not None:
@@ -248,26 +256,32 @@ class Supervisor:
     def _loaded(self, server: ForkServer, message: Loaded) -> None:
         for warning in message.warnings:
             self._arbiter.log.warning("Generation %s: %s", server.number, warning)
-        loading = self.core.fleet.loading
-        policy = None
         try:
             if message.protocol != PROTOCOL:
                 raise GenerationError(
                     f"the new zdworker speaks protocol {message.protocol}, this master {PROTOCOL}: a restart is needed"
                 )
-            settings = Settings.from_plain(message.settings)
-            if loading is not None and loading.purpose == "reload" and not self.core.fleet.reload_again:
-                self._arbiter.zd_adopt(message.values, settings)
-            if loading is not None and loading.purpose != "restore":
-                policy = self._arbiter.zd_policy(settings)
+            policy = self._take_over(message.values, Settings.from_plain(message.settings))
         except (GenerationError, SettingError) as error:
             self.tell(events.GenerationFailed(server.number, str(error)))
             return
         self.tell(events.GenerationLoaded(server.number, message.preloaded, policy))
 
+    def _take_over(self, values: dict[str, Any], settings: Settings | None) -> events.Policy | None:
+        """Take the configuration of the generation that has just loaded over, if it is to be."""
+        loading = self.core.fleet.loading
+        if loading is None or loading.purpose == "restore" or self.core.fleet.reload_again:
+            return None
+        if loading.purpose == "reload":
+            self._arbiter.zd_adopt(values, settings)
+        return self._arbiter.zd_policy()
+
     def _do_startgeneration(self, action: events.StartGeneration) -> None:
+        if self._command is None:
+            self._start_local(action.generation)
+            return
         try:
-            server = ForkServer(action.generation, self._command)
+            server = ForkServer(action.generation, self._command, configuration.file_of(self._arbiter.cfg))
         except (OSError, GenerationError) as error:
             reason = f"no fork server can be started: {error}"
             self.tell(events.GenerationFailed(action.generation, reason))
@@ -276,11 +290,21 @@ class Supervisor:
         self.reactor.add(server.channel.fileno(), lambda: self._hear_server(server))
         self.reactor.add(server.stderr, lambda: self._hear_stderr(server))
 
+    def _start_local(self, number: int) -> None:
+        try:
+            policy = self._take_over({}, None)
+        except (GenerationError, SettingError) as error:
+            self.tell(events.GenerationFailed(number, str(error)))
+            return
+        self._local[number] = self._arbiter.zd_local_generation(number)
+        self.tell(events.GenerationLoaded(number, preloaded=False, policy=policy))
+
     def _hear_stderr(self, server: ForkServer) -> None:
         if not server.hear_stderr():
             self.reactor.remove(server.stderr)
 
     def _do_endgeneration(self, action: events.EndGeneration) -> None:
+        self._local.pop(action.generation, None)
         server = self._servers.get(action.generation)
         if server is not None:
             self._end_server(server)
@@ -292,10 +316,7 @@ class Supervisor:
 
     def _do_spawn(self, action: events.Spawn) -> None:
         try:
-            record = WorkerRecord(
-                action.age, self._arbiter.pid, self._arbiter.LISTENERS, self._arbiter.app, self._arbiter.timeout / 2.0, self._arbiter.cfg, self._arbiter.log,
-                slot=action.slot, generation=action.generation,
-            )  # fmt: skip
+            record = self._arbiter.zd_worker_record(action.age, action.slot, action.generation)
         except (OSError, RuntimeError) as error:
             self.tell(events.WorkerGone(action.age, f"got no heartbeat file: {error}"))
             return
@@ -308,7 +329,6 @@ class Supervisor:
             self._never_born(record, f"could not be asked for: {error}")
 
     def _ask_for(self, record: WorkerRecord) -> None:
-        server = self._servers[record.generation]
         record.channel, theirs = Channel.pair()
         with contextlib.closing(theirs):
             listeners = [listener.fileno() for listener in self._arbiter.LISTENERS]
@@ -322,9 +342,17 @@ class Supervisor:
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._arbiter.num_workers,
             )
-            server.channel.send(message, [*listeners, record.tmp.fileno(), theirs.fileno()])
-        channel = record.channel
-        self.reactor.add(channel.fileno(), lambda: self._hear_worker(record))
+            self.reactor.add(record.channel.fileno(), lambda: self._hear_worker(record))
+            self._hand_to_generation(record, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
+
+    def _hand_to_generation(self, record: WorkerRecord, message: Spawn, descriptors: list[int]) -> None:
+        if record.generation in self._local:
+            self._local[record.generation].fork(message, descriptors, self._arbiter.LISTENERS)
+            record.forked = True
+        elif record.generation in self._servers:
+            self._servers[record.generation].channel.send(message, descriptors)
+        else:
+            raise BrokenPipeError("its fork server has just ended")
 
     def _plain(self, owner: str, attributes: dict[str, Any]) -> dict[str, Any]:
         plain = {name: value for name, value in attributes.items() if configuration.is_plain(value)}
@@ -373,18 +401,18 @@ class Supervisor:
         if action.outcome != "superseded":
             self._arbiter.zd_settle_configuration(keep=action.outcome == "done")
         if action.outcome == "failed":
-            text = f"\n{action.traceback.rstrip()}" if action.traceback else ""
+            # The traceback is in the log already: the worker wrote it, or it came with the news.
             self._arbiter.log.error(
-                "Reload failed, the code that was running serves on: generation %s: %s%s",
-                action.generation, action.reason, text,
-            )  # fmt: skip
+                "Reload to generation %s failed, the code that was running serves on: %s",
+                action.generation,
+                action.reason,
+            )
         else:
             outcome = "all workers are new" if action.outcome == "done" else "superseded by a newer one"
             self._arbiter.log.info("Reload: generation %s: %s", action.generation, outcome)
 
     def _do_degraded(self, action: events.Degraded) -> None:
-        text = f"\n{action.traceback.rstrip()}" if action.traceback else ""
-        self._arbiter.log.error("Degraded: %s%s", action.reason, text)
+        self._arbiter.log.error("Degraded: %s", action.reason)
 
     def _do_halt(self, action: events.Halt) -> None:
         self.halt = action

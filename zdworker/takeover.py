@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 in_generation = False
-"""Set by the fork server: there is no master to be in this process."""
+"""Set in a fork server and in a worker that was forked from the master: there is no master to be in this process."""
 
 _installed = False
 
@@ -36,12 +36,16 @@ def install() -> None:
         arbiter.run(stock_run)
 
     def wsgi(app: Any) -> Any:
-        if app.callable is None and app.cfg.preload_app and _is_ours(app.cfg.worker_class):
+        if _is_master() and app.callable is None and app.cfg.preload_app and _is_ours(app.cfg.worker_class):
             return None
         return stock_wsgi(app)
 
     Arbiter.run = run
     BaseApplication.wsgi = wsgi
+
+
+def _is_master() -> bool:
+    return not in_generation
 
 
 def _is_ours(worker_class: Any) -> bool:

@@ -42,9 +42,7 @@ def table(figures: list[Figure]) -> str:
     """The figures as Markdown."""
     lines = ["| what | goal | measured: median (least to most) | met |", "| --- | --- | --- | --- |"]
     for figure in figures:
-        lines.append(
-            f"| {figure.name} | {figure.goal} | {figure.measured} | {'yes' if figure.good else '**no**'} |"
-        )
+        lines.append(f"| {figure.name} | {figure.goal} | {figure.measured} | {'yes' if figure.good else '**no**'} |")
         lines += [f"| &emsp;{name} | | {text} | |" for name, text in figure.parts.items()]
     return "\n".join(lines)
 
@@ -74,12 +72,8 @@ Taken on: {"; ".join(f"{name} {value}" for name, value in facts.items())}.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="few and short runs, nothing written: does it work at all"
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=MEASURES, metavar="NAME", help=f"of {', '.join(MEASURES)}"
-    )
+    parser.add_argument("--quick", action="store_true", help="few and short runs, nothing written: does it work at all")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, metavar="NAME", help=f"of {', '.join(MEASURES)}")
     options = parser.parse_args()
     facts = machine()
     figures = []

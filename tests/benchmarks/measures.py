@@ -75,9 +75,7 @@ def throughput(quick: bool) -> Figure:
         "stock, requests/s": Sample(rates[STOCK]).text(0),
         "zdworker, requests/s": Sample(rates[OURS]).text(0),
     }
-    return Figure(
-        "requests per second, zdworker / stock", "at least 0.98", ratio.text(3), ratio.median >= 0.98, parts
-    )
+    return Figure("requests per second, zdworker / stock", "at least 0.98", ratio.text(3), ratio.median >= 0.98, parts)
 
 
 def reload(quick: bool) -> Figure:
@@ -124,13 +122,17 @@ def memory(quick: bool, options: tuple[str, ...] = ("--preload",)) -> Figure:
     """PSS of master and all below it, 4 workers, against stock's tree with a bare interpreter beside it."""
     stocks: list[float] = []
     ours: list[float] = []
+    masters: list[float] = []
     for _ in range(1 if quick else 5):
-        stocks.append(_tree_memory(STOCK, options, bare=True))
-        ours.append(_tree_memory(OURS, options, bare=False))
+        stocks.append(_tree_memory(STOCK, options, bare=True)[0])
+        tree, master = _tree_memory(OURS, options, bare=False)
+        ours.append(tree)
+        masters.append(master)
     ratio = Sample([our / stock for our, stock in zip(ours, stocks, strict=True)])
     parts = {
         "stock and one bare interpreter, MiB": Sample([value / 2**20 for value in stocks]).text(1),
         "zdworker, MiB": Sample([value / 2**20 for value in ours]).text(1),
+        "of which its master, MiB": Sample([value / 2**20 for value in masters]).text(1),
     }
     kind = "with" if options else "without"
     name = f"memory of the tree, 4 workers {kind} --preload, over stock's and a bare interpreter"
@@ -180,19 +182,17 @@ def _first_answer(server: Server, killed: int) -> int:
     raise TimeoutError("no replacement within 30 s")
 
 
-def _tree_memory(worker_class: str, options: tuple[str, ...], *, bare: bool) -> float:
-    """Bytes, once every worker has answered requests and all is quiet."""
+def _tree_memory(worker_class: str, options: tuple[str, ...], *, bare: bool) -> tuple[float, float]:
+    """Bytes of the whole tree and of its master, once every worker has answered requests and all is quiet."""
     with serve(worker_class, 4, LARGE, *options) as server, contextlib.ExitStack() as stack:
         server.workers(4)
         beside = []
         if bare:
             command = [sys.executable, "-c", "print(flush=True); input()"]
-            interpreter = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            )
+            interpreter = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
             stack.callback(interpreter.kill)
             assert interpreter.stdout is not None
             interpreter.stdout.readline()
             beside = [interpreter.pid]
         time.sleep(1)
-        return float(pss(server.tree() + beside))
+        return float(pss(server.tree() + beside)), float(pss([server.process.pid]))

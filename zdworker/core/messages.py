@@ -77,7 +77,8 @@ class NotForked:
 class Begin:
     """The first word to a fork server. ``descriptors`` names what came along: the master's own standard error.
 
-    ``directory`` is the logical start directory, ``safe_path`` tells whether the master was started with ``-P``.
+    ``directory`` is the logical start directory, ``safe_path`` tells whether the master was started with ``-P``,
+    ``configuration`` is the file that the master's configuration was read from, empty without one.
     """
 
     generation: int
@@ -85,6 +86,7 @@ class Begin:
     directory: str
     safe_path: bool
     descriptors: list[str]
+    configuration: str = ""
 
 
 @dataclass(frozen=True)

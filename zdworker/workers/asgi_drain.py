@@ -71,7 +71,7 @@ class LiveWebSocket:
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
         except OSError:
             pass  # it went away by itself
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever the protocol says: the application's task goes on
             logger.debug("A WebSocket could not be closed with 1012: %r", error)
 
 
@@ -131,7 +131,7 @@ class AsgiDrain:
 
     def _close_accepted(self, websocket: LiveWebSocket) -> None:
         # A random moment: all the clients of a worker that closed before may come back within the same one.
-        self._close_later(websocket, random.uniform(0.0, min(1.0, self._spread)))
+        self._close_later(websocket, random.uniform(0.0, min(1.0, self._spread)))  # noqa: S311  # no secret
 
     def _close_later(self, websocket: LiveWebSocket, delay: float) -> None:
         # A task for each: with some protocols closing takes until the peer has answered.
@@ -145,15 +145,19 @@ async def _close_after(websocket: LiveWebSocket, delay: float) -> None:
     await websocket.close()
 
 
-def _comes_of(error: BaseException | None, origin: BaseException) -> bool:
+def _comes_of(error: BaseException, origin: BaseException) -> bool:
     """Tell whether ``error`` was raised in handling ``origin``; a group, whether that is so of all its members."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if error is origin:
+    seen: list[BaseException] = []
+    ahead: list[BaseException | None] = [error]
+    while ahead:
+        this = ahead.pop()
+        if this is origin:
             return True
-        members = getattr(error, "exceptions", ())
-        if members:
+        if this is None or any(this is known for known in seen):
+            continue
+        members = getattr(this, "exceptions", ())
+        if members:  # a task group's
             return all(_comes_of(member, origin) for member in members)
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        seen.append(this)
+        ahead += [this.__cause__, this.__context__]
     return False

@@ -61,8 +61,8 @@ class Reporter:
     def _flush(self, patience: float) -> None:
         try:
             self._write()
-            if self._pending and patience:
-                self._await_room(patience)
+            if self._pending and patience and self._channel is not None:
+                _await_room(self._channel, patience)
                 self._write()
         except OSError:
             # The master is gone; whether this worker should be too is for the parent check to say.
@@ -77,12 +77,6 @@ class Reporter:
             except BlockingIOError:
                 return
             self._pending = self._pending[sent:]
-
-    def _await_room(self, patience: float) -> None:
-        assert self._channel is not None
-        poll = select.poll()
-        poll.register(self._channel, select.POLLOUT)
-        poll.poll(int(patience * 1000))
 
 
 class ZeroDowntime:
@@ -127,7 +121,7 @@ class ZeroDowntime:
         self._say_once(Draining())
 
     def zd_tired(self, reason: str) -> None:
-        """Ask, once, to be replaced, for ``reason`` (``"max_requests"``). The worker serves until it is told to drain."""
+        """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it is told to drain."""
         self._say_once(Tired(reason))
 
     def zd_failed(self, reason: str, traceback: str = "", exit_code: int = 3) -> None:
@@ -178,7 +172,7 @@ class ZeroDowntime:
 
     def init_signals(self) -> None:
         """Gunicorn's, then ours: HUP, USR2, TTIN and TTOU change nothing (a process group may be signalled as a whole;
-        handlers, since SIG_IGN would reach the application's children), TERM, INT and QUIT end a worker that still boots.
+        handlers, as SIG_IGN would reach the application's children), TERM, INT and QUIT end a worker that still boots.
         """
         super().init_signals()  # type: ignore[misc]
         for quiet in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
@@ -203,6 +197,13 @@ class ZeroDowntime:
         if not self.booted:
             raise SystemExit(0)
         super().handle_quit(sig, frame)  # type: ignore[misc]
+
+
+def _await_room(channel: socket.socket, patience: float) -> None:
+    # poll, not select: a worker may have more descriptors than select can take.
+    poll = select.poll()
+    poll.register(channel, select.POLLOUT)
+    poll.poll(int(patience * 1000))
 
 
 def _change_nothing(sig: int, frame: FrameType | None) -> None:

@@ -32,7 +32,7 @@ class UvicornWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has
 
     @property
     def config(self) -> Config:
-        """uvicorn's configuration, made when it is first asked for: in the worker, not in the master."""
+        """The configuration of uvicorn, made when it is first asked for: in the worker, not in the master."""
         if self._config is None:
             from uvicorn import Config
 

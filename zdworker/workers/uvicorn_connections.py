@@ -5,7 +5,7 @@ Rules:
 * uvicorn is asked, never changed: its classes stay as they are, only objects of a draining worker get something put in
   front of them. Every attribute is looked up with care, so a protocol that we do not know is let alone.
 * A response says ``Connection: close`` only if nothing more will come on the connection that uvicorn has taken or the
-  kernel has acknowledged: the request's body has arrived and no further request has begun. That is decided in the moment
+  kernel has acknowledged: the request's body has arrived and no further request has begun. That is decided when
   the head is written (:class:`ClosingHeaders`), not before: until then more may arrive.
 * No close on unread data: the kernel would answer it with a reset, and the client lose a response that was sent
   (RFC 9112 9.6). Such a connection is half closed and read to its end first, for a bounded time (:func:`linger`).
@@ -134,7 +134,7 @@ def with_close(headers: list[Header]) -> list[Header]:
 
 
 def announce(cycle: Any, protocol: Any) -> None:
-    """Have the response of ``cycle``, if its head is not written yet, end the connection in the way a client expects."""
+    """Have the response of ``cycle``, if its head is not written yet, end the connection as a client expects it to."""
     if not isinstance(cycle.default_headers, ClosingHeaders):
         cycle.default_headers = ClosingHeaders(cycle.default_headers, cycle, protocol)
         cycle.transport = CarefulTransport(cycle, protocol)

@@ -50,8 +50,9 @@ CUT = 0.05
 FAREWELL = 0.5
 """Seconds that lifespan shutdown has at least, even behind the deadline."""
 
-LEFTOVERS = 0.2
-"""Seconds that tasks of the application which outlive the server have to end when they are cancelled."""
+LEFTOVERS = 0.1
+"""Seconds that tasks of the application which outlive the server have to end when they are cancelled, and as many for
+its asynchronous generators; all that comes behind the deadline is less than the second after which the master kills."""
 
 BOOT_FAILURE = 3
 """Exit code of a worker that cannot boot: ``gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR`` and uvicorn's own."""
@@ -94,10 +95,11 @@ def _wind_up(loop: asyncio.AbstractEventLoop) -> None:
     leftovers = asyncio.all_tasks(loop)
     for task in leftovers:
         task.cancel()
+    # asyncio.wait, since asyncio.wait_for would wait for what it has cancelled, and code can swallow that.
     if leftovers:
         loop.run_until_complete(asyncio.wait(leftovers, timeout=LEFTOVERS))
-    with contextlib.suppress(asyncio.TimeoutError):
-        loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), LEFTOVERS))
+    closing = loop.create_task(loop.shutdown_asyncgens())
+    loop.run_until_complete(asyncio.wait({closing}, timeout=LEFTOVERS))
 
 
 class DrainingServer(Server):
@@ -171,7 +173,7 @@ class DrainingServer(Server):
     # -- signals -----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """uvicorn's, and SIGQUIT."""
         with super().capture_signals():
             before = signal.signal(signal.SIGQUIT, self.handle_exit)
@@ -230,7 +232,7 @@ class DrainingServer(Server):
                 await asyncio.wait_for(self._told.wait(), TICK)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn's tick (ten a second), the heartbeat, the parent, and about once a second the counts."""
+        """Do uvicorn's tick (ten a second), the heartbeat, the parent, and about once a second the counts."""
         self.worker.notify()
         self._look_for_parent()
         if not self.worker.alive and not self._is_told:
@@ -256,6 +258,8 @@ class DrainingServer(Server):
         self._tell(self.worker.cfg.graceful_timeout)  # uvicorn may have another reason; an earlier deadline holds
         await self._stop_accepting()
         self.worker.zd_draining()
+        state = self.server_state
+        logger.info("Draining: %d connections, %d requests under way", len(state.connections), len(state.tasks))
         self._announce()
         await self._drain()
         if self._is_empty():

@@ -1,0 +1,308 @@
+"""A stage for the core: an edge that carries out its orders, keeps its own books, and holds it to the invariant.
+
+Rules: what is checked is checked from the edge's books (which processes there are, which of them said ``ready``), not
+from the core's; time stands still unless a test lets it pass.
+"""
+
+from __future__ import annotations
+
+from zdworker.core import plan
+from zdworker.core.events import (
+    Action,
+    Degraded,
+    Drain,
+    EndGeneration,
+    Event,
+    GenerationFailed,
+    GenerationGone,
+    GenerationLoaded,
+    Halt,
+    Kill,
+    Policy,
+    Reload,
+    ReloadFinished,
+    ReloadStarted,
+    Scale,
+    Spawn,
+    Start,
+    StartGeneration,
+    Stop,
+    Tick,
+    WorkerBorn,
+    WorkerFailed,
+    WorkerGone,
+    WorkerLeaving,
+    WorkerReady,
+    WorkerTired,
+)
+from zdworker.core.fleet import Fleet, GenerationState, Phase, Worker, WorkerState
+from zdworker.core.rollout import Rollout, rollout
+
+UNBORN, BOOTING, READY = "unborn", "booting", "ready"
+LEAVING = (WorkerState.DRAINING, WorkerState.DYING)
+
+
+class Stage:
+    """The edge's books: fork servers, worker processes, outcomes; and short words for what happens to them.
+
+    :param core: the core to begin with; a new one otherwise.
+    """
+
+    def __init__(self, policy: Policy | None = None, core: Rollout | None = None) -> None:
+        self.core = core or rollout(policy or Policy(), lambda: 0.0)
+        self.now = 1000.0
+        self.log: list[Action] = []
+        self.servers: dict[int, bool] = {}  # standing fork servers, and whether each is loaded
+        self.failed: set[int] = set()  # generations that must never be spawned from again
+        self.processes: dict[int, str] = {}
+        self.reloads: dict[int, str] = {}  # each reload's outcome, "" while there is none
+        self.halted: Halt | None = None
+        self.leaving_only: set[int] = set()
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.core.fleet
+
+    # -- telling -------------------------------------------------------------------------------------------------
+
+    def tell(self, event: Event) -> list[Action]:
+        """Tell the core an event that has happened, and carry out what it orders."""
+        if isinstance(event, WorkerGone):
+            self.processes.pop(event.age, None)
+        elif isinstance(event, GenerationGone | GenerationFailed):
+            self.servers.pop(event.generation, None)
+        elif isinstance(event, GenerationLoaded) and event.generation in self.servers:
+            self.servers[event.generation] = True
+        elif isinstance(event, WorkerBorn) and event.age in self.processes:
+            self.processes[event.age] = BOOTING
+        elif isinstance(event, WorkerReady) and self.processes.get(event.age) == BOOTING:
+            self.processes[event.age] = READY
+        elif isinstance(event, WorkerLeaving):
+            self.leaving_only.add(event.age)
+        actions = self.core.handle(event, self.now)
+        for before, action in zip([None, *actions], actions, strict=False):
+            self._carry_out(action, before)
+        self.log += actions
+        self.check()
+        return actions
+
+    def _carry_out(self, action: Action, before: Action | None) -> None:
+        match action:
+            case StartGeneration(generation=number):
+                assert number not in self.servers
+                self.servers[number] = False
+            case EndGeneration(generation=number):
+                self.servers.pop(number, None)
+            case Spawn(age=age, slot=slot, generation=number):
+                assert self.servers.get(number), f"generation {number} is not there to be spawned from"
+                assert number not in self.failed, f"generation {number} had failed"
+                assert slot < self.fleet.size
+                self.processes[age] = UNBORN
+                assert len(self.processes) <= self.fleet.size + self.fleet.policy.surge
+            case Drain(age=age):
+                self._check_drain(age)
+                self.leaving_only.add(age)
+            case Kill(age=age):
+                assert age in self.processes
+                self.leaving_only.add(age)
+            case ReloadStarted(generation=number):
+                self.reloads[number] = ""
+            case ReloadFinished(generation=number, outcome=outcome):
+                assert self.reloads[number] == "", "a reload has one outcome"
+                self.reloads[number] = outcome
+                if outcome == "failed" and not isinstance(before, Degraded):
+                    self.failed.add(number)  # (after Degraded there is no way back: it goes on being tried)
+            case Halt():
+                assert not self.processes
+                assert not self.servers
+                self.halted = action
+            case Degraded():
+                assert action.reason
+
+    def _check_drain(self, age: int) -> None:
+        assert age in self.processes
+        if self.fleet.phase is Phase.STOPPING or age not in self.serving():
+            return
+        left = len(self.serving()) - 1
+        assert left >= self.fleet.size - self.fleet.policy.unavailable, f"only {left} would be ready"
+
+    def serving(self) -> list[int]:
+        """The ages of the workers that take requests, as far as one can know."""
+        return [a for a, state in self.processes.items() if state == READY and a not in self.leaving_only]
+
+    # -- checking ------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Hold the core to what must be so after every event."""
+        fleet = self.fleet
+        assert set(fleet.workers) == set(self.processes)
+        for worker in fleet.workers.values():
+            settled = worker.state is WorkerState.READY and worker.proved
+            assert (worker.deadline is None) == settled, worker
+        for generation in fleet.generations.values():
+            assert (generation.deadline is not None) == (generation.state is GenerationState.LOADING), generation
+        for slot in range(fleet.size):
+            assert sum(fleet.fresh(w) for w in fleet.in_slot(slot)) <= 1, "two for one slot"
+        if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet))):
+            due = self.core.next_deadline()
+            assert due is not None, "something is awaited without a deadline"
+        for number in self.failed:
+            assert number not in self.servers
+
+    # -- words for stories ---------------------------------------------------------------------------------------
+
+    def start(self) -> Stage:
+        """Start and let every worker get ready."""
+        self.tell(Start())
+        self.load()
+        return self.boot()
+
+    def load(self, preloaded: bool = False, policy: Policy | None = None) -> Stage:
+        """Let the generation that loads stand."""
+        assert self.fleet.loading is not None
+        self.tell(GenerationLoaded(self.fleet.loading.generation, preloaded, policy))
+        return self
+
+    def fail_load(self, reason: str = "ImportError", exit_code: int = 3) -> Stage:
+        """Let the generation that loads fail."""
+        assert self.fleet.loading is not None
+        self.tell(GenerationFailed(self.fleet.loading.generation, reason, "Traceback ...", exit_code))
+        return self
+
+    def reload(self, preloaded: bool = False, policy: Policy | None = None) -> Stage:
+        """Ask for a reload and let its generation load."""
+        self.tell(Reload())
+        return self.load(preloaded, policy)
+
+    def born(self) -> Stage:
+        """Let every worker that was ordered be born."""
+        for age in [a for a, state in self.processes.items() if state == UNBORN]:
+            self.tell(WorkerBorn(age, 5000 + age))
+        return self
+
+    def boot(self) -> Stage:
+        """Let every worker that was ordered be born and get ready (not those ordered thereupon)."""
+        coming = [a for a, state in self.processes.items() if state in (UNBORN, BOOTING) and not self.leaves(a)]
+        for age in coming:
+            if self.processes.get(age) == UNBORN:
+                self.tell(WorkerBorn(age, 5000 + age))
+            if not self.leaves(age):
+                self.tell(WorkerReady(age))
+        return self
+
+    def leaves(self, age: int) -> bool:
+        """Whether a worker was told to leave, or is gone."""
+        return age not in self.fleet.workers or self.fleet.workers[age].leaving
+
+    def gone(self) -> Stage:
+        """Let every worker that leaves be gone."""
+        for age in [w.age for w in self.fleet.workers.values() if w.leaving]:
+            self.tell(WorkerGone(age, "exited with code 0", 0))
+        return self
+
+    def newest(self) -> Worker:
+        """The worker that was ordered last."""
+        return self.fleet.workers[max(self.fleet.workers)]
+
+    def fail(self, exit_code: int = 3) -> Stage:
+        """Let the newest worker say that it cannot boot, and exit."""
+        age = self.newest().age
+        self.born()
+        self.tell(WorkerFailed(age, "lifespan failed", "Traceback ...", exit_code))
+        self.tell(WorkerGone(age, f"exited with code {exit_code}", exit_code))
+        return self
+
+    def crash(self, slot: int, exit_code: int = -9) -> Stage:
+        """Let the worker that serves in a slot die."""
+        worker = next(w for w in self.fleet.in_slot(slot) if w.state is WorkerState.READY)
+        self.tell(WorkerGone(worker.age, "was killed by signal 9", exit_code))
+        return self
+
+    def tire(self, slot: int) -> Stage:
+        """Let the worker that serves in a slot ask to be replaced."""
+        self.tell(WorkerTired(next(w.age for w in self.fleet.in_slot(slot) if not w.tired)))
+        return self
+
+    def leave(self, slot: int) -> Stage:
+        """Let the worker of a slot leave without having been told to by the core."""
+        self.tell(WorkerLeaving(self.fleet.in_slot(slot)[0].age))
+        return self
+
+    def scale(self, workers: int) -> Stage:
+        """TTIN or TTOU."""
+        self.tell(Scale(workers))
+        return self
+
+    def stop(self, quick: bool = False) -> Stage:
+        """TERM, or INT."""
+        self.tell(Stop(quick))
+        return self
+
+    def lose_server(self, number: int) -> Stage:
+        """Let a fork server die."""
+        self.tell(GenerationGone(number))
+        return self
+
+    def passes(self, seconds: float) -> Stage:
+        """Let time pass, with a tick at each deadline on the way."""
+        end = self.now + seconds
+        while (due := self.core.next_deadline()) is not None and due <= end:
+            assert due >= self.now, "a deadline has passed without anything coming of it"
+            self.now = due
+            self.tell(Tick())
+            assert self.core.next_deadline() != due, "a tick at a deadline changed nothing"
+        self.now = end
+        self.tell(Tick())
+        return self
+
+    def all_goes_well(self) -> Stage:
+        """From now on whatever is tried works, until nothing is left to do.
+
+        :raises AssertionError: it does not come to an end.
+        """
+        for _ in range(400):
+            if self.fleet.loading is not None:
+                self.load(preloaded=True)
+            self.boot().gone()
+            due = self.core.next_deadline()
+            if due is None:
+                break
+            self.now = max(self.now, due)
+            self.tell(Tick())
+        else:
+            raise AssertionError(f"it does not converge: {self.fleet}")
+        return self
+
+    # -- what one sees -------------------------------------------------------------------------------------------
+
+    def slots(self) -> list[int]:
+        """The generations that serve, slot by slot, each slot's oldest worker first."""
+        staying = [w for w in self.fleet.workers.values() if w.state is WorkerState.READY]
+        return [w.generation for w in sorted(staying, key=lambda w: (w.slot, w.age))]
+
+    def coming(self) -> list[tuple[int, int]]:
+        """Slot and generation of each worker that is being forked or boots."""
+        states = (WorkerState.FORKING, WorkerState.BOOTING)
+        return sorted((w.slot, w.generation) for w in self.fleet.workers.values() if w.state in states)
+
+    def going(self) -> list[tuple[int, int]]:
+        """Slot and generation of each worker that leaves."""
+        return sorted((w.slot, w.generation) for w in self.fleet.workers.values() if w.state in LEAVING)
+
+    def took(self, *kinds: type[Action]) -> list[Action]:
+        """The orders of these kinds since the last look (all kinds are forgotten)."""
+        taken, self.log = [a for a in self.log if isinstance(a, kinds)], []
+        return taken
+
+
+def steady(workers: int = 4, preloaded: bool = False, **settings: float) -> Stage:
+    """A fleet that serves, as generation 1."""
+    stage = Stage(Policy(workers=workers, **settings))  # type: ignore[arg-type]
+    stage.tell(Start())
+    stage.load(preloaded)
+    stage.boot()
+    stage.passes(60.0)
+    assert stage.fleet.state == "steady"
+    assert stage.slots() == [1] * workers
+    stage.took()
+    return stage

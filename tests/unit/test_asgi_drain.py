@@ -1,0 +1,239 @@
+"""The ASGI wrapper: it is out of the way until the drain, and WebSockets then end with 1012 in good order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from zdworker.workers.asgi_drain import AsgiDrain, Event, LiveWebSocket, Receive, Scope, Send
+
+WEBSOCKET: dict[str, Any] = {"type": "websocket"}
+
+
+class Gone(OSError):
+    """Stands for uvicorn's ClientDisconnected."""
+
+
+class FrameworkError(Exception):
+    """Stands for Starlette's WebSocketDisconnect."""
+
+
+async def nothing() -> Event:
+    return {"type": "none"}
+
+
+class Peer:
+    """The server's side of a WebSocket: like uvicorn's, a close from here reaches the application's receive."""
+
+    def __init__(self) -> None:
+        self.sent: list[Event] = []
+        self.queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    async def send(self, message: Event) -> None:
+        self.sent.append(message)
+        if message["type"] == "websocket.close":
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": message.get("code", 1000)})
+
+    async def receive(self) -> Event:
+        return await self.queue.get()
+
+    def closes(self) -> list[int]:
+        return [message.get("code", 1000) for message in self.sent if message["type"] == "websocket.close"]
+
+
+def as_given(scope: Scope, receive: Receive, send: Send) -> Send:
+    return send
+
+
+async def listening(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+async def pushing(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept"})
+    try:
+        while True:
+            await send({"type": "websocket.send", "text": "tick"})
+            await asyncio.sleep(0)
+    except OSError:
+        raise FrameworkError from scope.get("cause")
+
+
+def test_http_goes_straight_through_until_the_drain() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append((scope["type"], receive, send))
+
+    async def send(message: Event) -> None:
+        """Go nowhere."""
+
+    async def other(message: Event) -> None:
+        """Go nowhere."""
+
+    async def scenario() -> None:
+        drain = AsgiDrain(app)
+        await drain({"type": "http"}, nothing, send)
+        await drain({"type": "lifespan"}, nothing, send)
+        drain.begin(lambda _scope, _receive, _send: other, 0.0)
+        await drain({"type": "http"}, nothing, send)
+        await drain({"type": "lifespan"}, nothing, send)
+
+    asyncio.run(scenario())
+    assert seen == [
+        ("http", nothing, send),
+        ("lifespan", nothing, send),
+        ("http", nothing, other),
+        ("lifespan", nothing, send),
+    ]
+
+
+def test_the_drain_closes_live_websockets_and_the_application_sees_it() -> None:
+    async def scenario() -> list[Peer]:
+        drain, peers = AsgiDrain(listening, Gone), [Peer() for _ in range(3)]
+        tasks = [asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send)) for peer in peers]
+        await asyncio.sleep(0)
+        assert len(drain.websockets) == 3
+        drain.begin(as_given, 0.0)
+        await asyncio.wait_for(asyncio.gather(*tasks), 1.0)
+        assert not drain.websockets
+        return peers
+
+    for peer in asyncio.run(scenario()):
+        assert peer.closes() == [1012]
+
+
+def test_closing_is_spread_evenly() -> None:
+    async def scenario() -> list[float]:
+        loop, closed = asyncio.get_running_loop(), []
+        drain = AsgiDrain(listening, Gone)
+
+        def peer() -> Peer:
+            made = Peer()
+            inner = made.send
+
+            async def send(message: Event) -> None:
+                if message["type"] == "websocket.close":
+                    closed.append(loop.time())
+                await inner(message)
+
+            made.send = send  # type: ignore[method-assign]
+            return made
+
+        peers = [peer() for _ in range(4)]
+        tasks = [asyncio.ensure_future(drain(WEBSOCKET, each.receive, each.send)) for each in peers]
+        await asyncio.sleep(0)
+        begun = loop.time()
+        drain.begin(as_given, 0.2)
+        await asyncio.wait_for(asyncio.gather(*tasks), 1.0)
+        return [moment - begun for moment in closed]
+
+    moments = sorted(asyncio.run(scenario()))
+    assert moments == pytest.approx([0.0, 0.05, 0.1, 0.15], abs=0.04)
+
+
+def test_an_upgrade_during_the_drain_is_accepted_then_closed() -> None:
+    async def scenario() -> Peer:
+        drain, peer = AsgiDrain(listening, Gone), Peer()
+        drain.begin(as_given, 0.0)
+        await asyncio.wait_for(drain(WEBSOCKET, peer.receive, peer.send), 1.0)
+        return peer
+
+    assert [message["type"] for message in asyncio.run(scenario()).sent] == ["websocket.accept", "websocket.close"]
+
+
+def test_one_that_is_not_accepted_yet_is_closed_when_it_is() -> None:
+    async def scenario() -> Peer:
+        go = asyncio.Event()
+
+        async def late(scope: Scope, receive: Receive, send: Send) -> None:
+            await go.wait()
+            await listening(scope, receive, send)
+
+        drain, peer = AsgiDrain(late, Gone), Peer()
+        task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
+        await asyncio.sleep(0)
+        drain.begin(as_given, 0.0)
+        await asyncio.sleep(0.01)
+        assert peer.sent == []
+        go.set()
+        await asyncio.wait_for(task, 1.0)
+        return peer
+
+    assert [message["type"] for message in asyncio.run(scenario()).sent] == ["websocket.accept", "websocket.close"]
+
+
+@pytest.mark.parametrize("cause", [None, ValueError("another")])
+def test_an_application_that_only_sends_ends_as_if_the_client_had_gone(cause: Exception | None) -> None:
+    async def scenario() -> None:
+        drain, peer = AsgiDrain(pushing, Gone), Peer()
+        task = asyncio.ensure_future(drain({**WEBSOCKET, "cause": cause}, peer.receive, peer.send))
+        await asyncio.sleep(0.01)
+        drain.begin(as_given, 0.0)
+        with pytest.raises(Gone):  # the server's own, whatever the framework made of it
+            await asyncio.wait_for(task, 1.0)
+        assert peer.closes() == [1012]
+        assert peer.sent[-1]["type"] == "websocket.close"
+
+    asyncio.run(scenario())
+
+
+def test_an_error_of_the_application_itself_is_not_hidden() -> None:
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await listening(scope, receive, send)
+        raise ValueError("the application's own")
+
+    async def scenario() -> None:
+        drain, peer = AsgiDrain(broken, Gone), Peer()
+        task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
+        await asyncio.sleep(0)
+        drain.begin(as_given, 0.0)
+        with pytest.raises(ValueError, match="own"):
+            await asyncio.wait_for(task, 1.0)
+
+    asyncio.run(scenario())
+
+
+def test_after_our_close_the_application_s_close_is_nothing_and_its_send_an_oserror() -> None:
+    async def scenario() -> Peer:
+        peer = Peer()
+        websocket = LiveWebSocket(peer.send, Gone)
+        await websocket.send({"type": "websocket.accept"})
+        await websocket.close()
+        await websocket.send({"type": "websocket.close", "code": 1000})
+        with pytest.raises(Gone):
+            await websocket.send({"type": "websocket.send", "text": "late"})
+        await websocket.close()
+        return peer
+
+    assert asyncio.run(scenario()).closes() == [1012]
+
+
+def test_one_that_the_application_closed_is_let_alone() -> None:
+    async def scenario() -> Peer:
+        peer = Peer()
+        websocket = LiveWebSocket(peer.send, Gone)
+        await websocket.send({"type": "websocket.accept"})
+        await websocket.send({"type": "websocket.close", "code": 4000})
+        await websocket.close()
+        return peer
+
+    assert asyncio.run(scenario()).closes() == [4000]
+
+
+@pytest.mark.parametrize("error", [Gone(), RuntimeError("already closed")])
+def test_a_close_that_fails_is_the_end_of_it(error: Exception) -> None:
+    async def send(message: Event) -> None:
+        if message["type"] == "websocket.close":
+            raise error
+
+    async def scenario() -> None:
+        websocket = LiveWebSocket(send, Gone)
+        await websocket.send({"type": "websocket.accept"})
+        await websocket.close()
+
+    asyncio.run(scenario())

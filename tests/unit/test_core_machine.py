@@ -1,0 +1,227 @@
+"""The core under arbitrary events, in arbitrary order, with time passing as it likes.
+
+Rules: ``Stage`` holds the core to the invariant after every event; here the events are made up. At the end of every run
+all goes well, and the fleet must converge, or halt when it was stopped.
+
+``pytest tests/unit/test_core_machine.py --hypothesis-profile thorough`` takes minutes.
+"""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.unit.stage import BOOTING, READY, UNBORN, Stage
+from zdworker.core.events import (
+    Event,
+    GenerationFailed,
+    GenerationGone,
+    GenerationLoaded,
+    Policy,
+    Reload,
+    Scale,
+    Start,
+    Stop,
+    Tick,
+    WorkerBorn,
+    WorkerFailed,
+    WorkerGone,
+    WorkerLeaving,
+    WorkerReady,
+    WorkerTired,
+)
+from zdworker.core.fleet import Fleet, GenerationState, Phase
+from zdworker.core.rollout import Rollout
+from zdworker.errors import IllegalEvent
+
+numbers = st.integers(-1, 40)
+exit_codes = st.sampled_from([None, -9, 0, 1, 3, 4])
+events: st.SearchStrategy[Event] = st.one_of(
+    st.just(Start()),
+    st.builds(Scale, st.integers(-3, -1)),
+    st.builds(GenerationLoaded, numbers, st.booleans()),
+    st.builds(WorkerBorn, numbers, numbers),
+    st.builds(WorkerReady, numbers),
+    st.builds(WorkerFailed, numbers, st.just("no reason")),
+    st.builds(WorkerTired, numbers),
+)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    surge, unavailable = draw(
+        st.tuples(st.integers(0, 3), st.integers(0, 2)).filter(lambda pair: pair != (0, 0))
+    )
+    return Policy(
+        workers=draw(st.integers(0, 4)),
+        surge=surge,
+        unavailable=unavailable,
+        boot_timeout=draw(st.sampled_from([5.0, 60.0])),
+        min_ready=draw(st.sampled_from([0.0, 0.0, 3.0, 15.0])),
+        graceful_timeout=draw(st.sampled_from([1.0, 30.0])),
+        exit_on_crash=draw(st.sampled_from([False, False, False, True])),
+    )
+
+
+def plain(stage: Stage) -> str:
+    return json.dumps(stage.fleet.to_plain(), sort_keys=True)
+
+
+class FleetMachine(RuleBasedStateMachine):
+    """Whatever can happen to a fleet."""
+
+    @initialize(policy=policies(), may_stop=st.sampled_from([False, False, True]), serves=st.sampled_from([True, True, False]))
+    def begins(self, policy: Policy, may_stop: bool, serves: bool) -> None:
+        self.stage = Stage(policy)
+        self.may_stop = may_stop
+        self.stage.tell(Start())
+        if serves:
+            self.stage.all_goes_well()
+
+    def pick(self, data: st.DataObject, ages: list[int]) -> int:
+        return data.draw(st.sampled_from(sorted(ages)))
+
+    def having(self, *states: str) -> list[int]:
+        return [age for age, state in self.stage.processes.items() if state in states]
+
+    # -- what users do -------------------------------------------------------------------------------------------
+
+    @rule(times=st.integers(1, 3))
+    def reload(self, times: int) -> None:
+        for _ in range(times):
+            self.stage.tell(Reload())
+
+    @rule(workers=st.integers(0, 5))
+    def scale(self, workers: int) -> None:
+        self.stage.tell(Scale(workers))
+
+    @precondition(lambda self: self.may_stop)
+    @rule(quick=st.booleans())
+    def stop(self, quick: bool) -> None:
+        self.stage.tell(Stop(quick))
+
+    # -- what happens to generations -----------------------------------------------------------------------------
+
+    @precondition(lambda self: self.stage.fleet.loading)
+    @rule(preloaded=st.booleans(), policy=st.none() | policies())
+    def loads(self, preloaded: bool, policy: Policy | None) -> None:
+        self.stage.load(preloaded, policy)
+
+    @precondition(lambda self: self.stage.fleet.loading)
+    @rule()
+    def does_not_load(self) -> None:
+        self.stage.fail_load()
+
+    @precondition(lambda self: self.stage.fleet.generations)
+    @rule(data=st.data())
+    def fork_server_dies(self, data: st.DataObject) -> None:
+        """Also one that was ended: its death is told, too."""
+        self.stage.tell(GenerationGone(self.pick(data, list(self.stage.fleet.generations))))
+
+    @precondition(lambda self: self.stage.fleet.generations)
+    @rule(data=st.data())
+    def ended_server_still_talks(self, data: st.DataObject) -> None:
+        number = self.pick(data, list(self.stage.fleet.generations))
+        if self.stage.fleet.generations[number].state is GenerationState.LOST:
+            self.stage.tell(data.draw(st.sampled_from([GenerationLoaded(number, True), GenerationFailed(number, "")])))
+
+    # -- what happens to workers ---------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.having(UNBORN))
+    @rule(data=st.data())
+    def is_born(self, data: st.DataObject) -> None:
+        self.stage.tell(WorkerBorn(self.pick(data, self.having(UNBORN)), 4711))
+
+    @precondition(lambda self: self.having(BOOTING))
+    @rule(data=st.data())
+    def gets_ready(self, data: st.DataObject) -> None:
+        self.stage.tell(WorkerReady(self.pick(data, self.having(BOOTING))))
+
+    @precondition(lambda self: self.having(BOOTING))
+    @rule(data=st.data(), code=st.sampled_from([1, 3, 4]))
+    def cannot_boot(self, data: st.DataObject, code: int) -> None:
+        self.stage.tell(WorkerFailed(self.pick(data, self.having(BOOTING)), "lifespan failed", "Traceback ...", code))
+
+    @precondition(lambda self: self.stage.processes)
+    @rule(data=st.data(), code=exit_codes)
+    def dies(self, data: st.DataObject, code: int | None) -> None:
+        self.stage.tell(WorkerGone(self.pick(data, list(self.stage.processes)), "died", code))
+
+    @precondition(lambda self: self.having(READY))
+    @rule(data=st.data())
+    def tires(self, data: st.DataObject) -> None:
+        self.stage.tell(WorkerTired(self.pick(data, self.having(READY))))
+
+    @precondition(lambda self: self.having(BOOTING, READY))
+    @rule(data=st.data())
+    def leaves(self, data: st.DataObject) -> None:
+        self.stage.tell(WorkerLeaving(self.pick(data, self.having(BOOTING, READY))))
+
+    @rule()
+    def all_boot(self) -> None:
+        """One step for many, so that runs get far."""
+        self.stage.boot()
+
+    @rule()
+    def all_leavers_are_gone(self) -> None:
+        self.stage.gone()
+
+    # -- time, hand-over, nonsense -------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 11.0, 31.0, 61.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.stage.passes(seconds)
+
+    @rule(seconds=st.sampled_from([2.0, 70.0]))
+    def loop_was_late(self, seconds: float) -> None:
+        """The machine slept: many deadlines are over at once."""
+        self.stage.now += seconds
+        self.stage.tell(Tick())
+
+    @rule()
+    def master_is_replaced(self) -> None:
+        """All facts go through text, and another core goes on with them."""
+        text = plain(self.stage)
+        self.stage.core = Rollout(Fleet.from_plain(json.loads(text)), lambda: 0.0)
+        assert plain(self.stage) == text
+
+    @rule(event=events)
+    def nonsense(self, event: Event) -> None:
+        """What is illegal changes nothing; what is legal is told by the rules above."""
+        before = plain(self.stage)
+        trial = Rollout(Fleet.from_plain(json.loads(before)), lambda: 0.0)
+        try:
+            trial.handle(event, self.stage.now)
+        except IllegalEvent:
+            assert json.dumps(trial.fleet.to_plain(), sort_keys=True) == before
+            assert trial.handle(Tick(), self.stage.now) == self.stage.tell(Tick())
+
+    @invariant()
+    def at_rest_when_nothing_is_due(self) -> None:
+        stage = self.stage
+        if stage.core.next_deadline() is None:
+            assert stage.fleet.phase in (Phase.STEADY, Phase.STOPPED)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "stage"):
+            return
+        stage = self.stage
+        stage.all_goes_well()
+        fleet = stage.fleet
+        if fleet.phase is Phase.STOPPED:
+            assert stage.halted
+            return
+        assert fleet.phase is Phase.STEADY
+        assert fleet.state in ("steady", "failed")
+        assert len(stage.slots()) == len(stage.processes) == fleet.size
+        assert sorted(w.slot for w in fleet.workers.values()) == list(range(fleet.size))
+        assert all(fleet.fresh(w) for w in fleet.workers.values())
+        assert list(stage.servers) == [fleet.source(fleet.current)]
+        assert all(stage.reloads.values()), "a reload without an outcome"
+
+
+TestFleet = FleetMachine.TestCase
+TestFleet.settings = settings(max_examples=3 * settings().max_examples, deadline=None)

@@ -1,0 +1,175 @@
+"""Messages: there and back, in any pieces; and whatever else arrives is a MessageError."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zdworker.core.messages import (
+    HINTS,
+    KINDS,
+    PROTOCOL,
+    Counts,
+    Decoder,
+    Failed,
+    Go,
+    Hello,
+    Loaded,
+    Message,
+    Ready,
+    Spawn,
+    Unusable,
+    decode,
+    encode,
+)
+from zdworker.errors import MessageError
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=5,
+)
+by_hint = {
+    "int": st.integers(),
+    "str": st.text(),
+    "bool": st.booleans(),
+    "list[str]": st.lists(st.text()),
+    "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),
+    "dict[str, str | None]": st.dictionaries(st.text(), st.none() | st.text()),
+}
+
+
+def field_values(hint: Any) -> st.SearchStrategy[Any]:
+    return by_hint[hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)]
+
+
+messages: st.SearchStrategy[Message] = st.one_of(
+    [st.builds(kind, **{name: field_values(hint) for name, hint in HINTS[kind].items()}) for kind in KINDS.values()]
+)
+
+
+def refusal(line: bytes) -> str:
+    with pytest.raises(MessageError) as caught:
+        decode(line)
+    return str(caught.value)
+
+
+@given(messages)
+def test_there_and_back(message: Message) -> None:
+    line = encode(message)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert decode(line) == message
+
+
+@given(st.lists(messages, max_size=4), st.data())
+def test_any_pieces_make_the_same_messages(sent: list[Message], data: st.DataObject) -> None:
+    stream = b"".join(map(encode, sent))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
+    decoder, got = Decoder(), []
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        got += decoder.feed(stream[start:end])
+    assert got == sent
+
+
+@given(st.lists(st.binary(max_size=30), max_size=6))
+def test_garbage_is_a_message_error_and_nothing_else(pieces: list[bytes]) -> None:
+    decoder = Decoder(limit=20)
+    for piece in pieces:
+        try:
+            assert all(isinstance(message, tuple(KINDS.values())) for message in decoder.feed(piece))
+        except MessageError:
+            continue
+
+
+@given(json_values)
+def test_any_other_json_is_a_message_error(value: Any) -> None:
+    assert refusal(json.dumps(value).encode())
+
+
+def test_fields_of_another_version() -> None:
+    assert decode(b'{"type": "failed", "reason": "no", "colour": "red"}') == Failed("no")
+    assert decode(b'{"type": "ready", "since": 3}') == Ready()
+
+
+def test_what_is_wrong_is_said() -> None:
+    assert "not JSON" in refusal(b"{")
+    assert "not JSON" in refusal(b"\xff\xfe\xfd")
+    assert "not JSON" in refusal(b"[" * 100_000)
+    assert "not a JSON object" in refusal(b"[1]")
+    assert "known are" in refusal(b'{"type": "coffee"}')
+    assert "known are" in refusal(b'{"type": ["ready"]}')
+    assert "known are" in refusal(b"{}")
+    assert "Hello lacks a field" in refusal(b'{"type": "hello"}')
+    assert "Hello.age" in refusal(b'{"type": "hello", "age": "1"}')
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "value"),
+    [
+        (Hello(1), "age", True),
+        (Hello(1), "age", 1.5),
+        (Unusable("no"), "reason", None),
+        (Loaded(PROTOCOL, True, {}, {}, "w"), "preloaded", 1),
+        (Loaded(PROTOCOL, True, {}, {}, "w"), "values", []),
+        (Loaded(PROTOCOL, True, {}, {}, "w"), "warnings", [1]),
+        (Loaded(PROTOCOL, True, {}, {}, "w"), "warnings", "text"),
+        (Spawn(1, 0, 1, []), "environment", {"A": 1}),
+        (Spawn(1, 0, 1, []), "environment", ["A"]),
+        (Spawn(1, 0, 1, []), "descriptors", {}),
+    ],
+)
+def test_wrong_types_are_refused(message: Message, field: str, value: Any) -> None:
+    plain = json.loads(encode(message)) | {field: value}
+    assert f"{type(message).__name__}.{field}" in refusal(json.dumps(plain).encode())
+
+
+def test_a_variable_that_was_unset_is_none() -> None:
+    message = Spawn(1, 0, 1, ["tcp:0"], environment={"A": None, "B": "x"})
+    assert decode(encode(message)) == message
+
+
+def test_what_json_cannot_hold_is_told_to_the_sender() -> None:
+    with pytest.raises(TypeError):
+        encode(Spawn(1, 0, 1, [], server_attributes={"lock": object()}))
+
+
+class TestTooLong:
+    """A message beyond the limit: bounded memory, one error, and the stream goes on."""
+
+    def test_a_whole_line(self) -> None:
+        decoder = Decoder(limit=40)
+        with pytest.raises(MessageError, match="longer than 40"):
+            list(decoder.feed(b"x" * 41 + b"\n" + encode(Go())))
+        assert list(decoder.feed(b"")) == [Go()]
+
+    def test_an_endless_line(self) -> None:
+        decoder = Decoder(limit=40)
+        with pytest.raises(MessageError, match="longer than 40"):
+            list(decoder.feed(b"x" * 41))
+        for _ in range(3):
+            assert list(decoder.feed(b"x" * 100)) == []
+        assert list(decoder.feed(b"x\n" + encode(Go()))) == [Go()]
+
+    def test_the_limit_itself_is_allowed(self) -> None:
+        line = encode(Counts(1, 2))
+        assert list(Decoder(limit=len(line) - 1).feed(line)) == [Counts(1, 2)]
+
+
+def test_a_bad_line_loses_no_other() -> None:
+    decoder = Decoder()
+    got: list[Message] = []
+    with pytest.raises(MessageError):
+        got.extend(decoder.feed(encode(Ready()) + b"nonsense\n" + encode(Go())))
+    got.extend(decoder.feed(b""))
+    assert got == [Ready(), Go()]
+
+
+def test_every_kind_is_known_by_its_name() -> None:
+    assert all(kind.__name__.lower() == name for name, kind in KINDS.items())
+    assert all(dataclasses.is_dataclass(kind) for kind in KINDS.values())

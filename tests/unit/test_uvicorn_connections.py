@@ -1,0 +1,343 @@
+"""What the drain knows of uvicorn's connections, asked of the real protocols on a transport made of lists."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from zdworker.workers import uvicorn_connections
+from zdworker.workers.uvicorn_connections import (
+    CLOSE,
+    CarefulTransport,
+    ClosingHeaders,
+    Standing,
+    Tending,
+    announce,
+    announce_standing,
+    cycle_of,
+    may_close,
+    standing,
+    with_close,
+)
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+Scenario = Callable[["Connection"], Awaitable[None]]
+
+
+class Transport(asyncio.Transport):
+    """A transport over one end of a socket pair, so that the kernel can be asked about it."""
+
+    def __init__(self, ours: socket.socket) -> None:
+        self.extra: dict[str, Any] = {"socket": ours, "sockname": ("a", 1), "peername": ("b", 2)}
+        super().__init__(self.extra)
+        self.written = b""
+        self.closed = self.half_closed = self.aborted = False
+        self.protocol: Any = None
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.half_closed = True
+
+    def pause_reading(self) -> None:
+        """Nothing is read here."""
+
+    def resume_reading(self) -> None:
+        """Nothing is read here."""
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self.protocol  # type: ignore[no-any-return]
+
+
+class Connection:
+    """A protocol of uvicorn with an application that answers when it is told to."""
+
+    def __init__(self, http: str, ours: socket.socket, theirs: socket.socket) -> None:
+        self.go = asyncio.Event()
+        self.early = False
+        config = uvicorn.Config(self.app, http=http, interface="asgi3", log_config=None, lifespan="off")
+        config.load()
+        self.transport = Transport(ours)
+        self.theirs = theirs
+        self.protocol: Any = config.http_protocol_class(  # type: ignore[call-arg]
+            config=config, server_state=ServerState(), app_state={}, _loop=asyncio.get_running_loop()
+        )
+        self.transport.protocol = self.protocol
+        self.protocol.connection_made(self.transport)
+        self.sends: list[Any] = []
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        self.sends.append(send)
+        if not self.early:
+            while (await receive()).get("more_body"):
+                pass
+        await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def feed(self, data: bytes) -> None:
+        self.protocol.data_received(data)
+        await self.turn()
+
+    async def answer(self) -> None:
+        self.go.set()
+        await self.turn()
+
+    async def turn(self) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    def standing(self) -> Standing:
+        return standing(self.protocol)
+
+
+@pytest.fixture(params=["httptools", "h11"])
+def play(request: pytest.FixtureRequest) -> Iterator[Callable[[Scenario], None]]:
+    if request.param == "httptools":
+        pytest.importorskip("httptools")
+    ours, theirs = socket.socketpair()
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            await scenario(Connection(request.param, ours, theirs))
+
+        asyncio.run(main())
+
+    with ours, theirs:
+        yield run
+
+
+def stop_timer(protocol: Any) -> None:
+    protocol.timeout_keep_alive_task.cancel()
+    protocol.timeout_keep_alive_task = None
+
+
+Play = Callable[[Scenario], None]
+
+
+def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        assert c.standing() is Standing.UNUSED
+        await c.feed(HEAD[:1])
+        assert c.standing() is Standing.READING
+        await c.feed(HEAD[1:])
+        assert c.standing() is Standing.BUSY
+        await c.answer()
+        assert c.standing() is Standing.IDLE
+        await c.feed(HEAD[:10])
+        assert c.standing() is Standing.READING
+        c.transport.close()
+        assert c.standing() is Standing.LEAVING
+
+    play(scenario)
+
+
+def test_a_response_ends_the_connection_once_the_drain_has_begun(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD)
+        announce_standing(c.protocol)
+        await c.answer()
+        assert c.transport.written.lower().count(b"connection: close") == 1
+        assert c.transport.closed
+
+    play(scenario)
+
+
+def test_a_body_that_still_arrives_keeps_the_connection(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        c.early = True
+        await c.feed(POST + b"ab")
+        announce_standing(c.protocol)
+        await c.answer()
+        assert b"connection" not in c.transport.written.lower()
+        assert not c.transport.closed
+        await c.feed(b"cd" + HEAD)
+        assert c.transport.written.count(b"200 OK") == 2
+
+    play(scenario)
+
+
+def test_a_body_that_arrives_before_the_answer_does_not(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(POST + b"ab")
+        announce_standing(c.protocol)
+        await c.feed(b"cd")
+        await c.answer()
+        assert b"connection: close" in c.transport.written.lower()
+        assert c.transport.closed
+
+    play(scenario)
+
+
+def test_of_pipelined_requests_only_the_last_ends_the_connection(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD)
+        announce_standing(c.protocol)
+        await c.feed(HEAD + HEAD[:7])  # further requests arrive after the announcement
+        await c.answer()
+        assert b"connection: close" not in c.transport.written.lower()
+        assert not c.transport.closed
+
+    play(scenario)
+
+
+def test_bytes_in_the_kernel_keep_the_connection(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD)
+        announce_standing(c.protocol)
+        c.theirs.send(HEAD)
+        assert not may_close(c.protocol.cycle, c.protocol)
+        await c.answer()
+        assert b"connection" not in c.transport.written.lower()
+
+    play(scenario)
+
+
+def test_a_client_that_is_done_but_still_sends_is_read_to_its_end(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        c.early = True
+        await c.feed(POST.replace(b"Host", b"Connection: close\r\nHost") + b"ab")
+        announce_standing(c.protocol)
+        await c.answer()
+        assert c.transport.written.endswith(b"ok")
+        assert c.transport.half_closed
+        assert not c.transport.closed
+        assert c.standing() is Standing.LEAVING
+        assert c.protocol.timeout_keep_alive_task is None
+        c.transport.protocol.data_received(b"cd")
+        c.transport.protocol.connection_lost(None)
+        assert c.protocol not in c.protocol.server_state.connections
+
+    play(scenario)
+
+
+def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn_connections, "LINGER", 0.01)
+
+    async def scenario(c: Connection) -> None:
+        c.early = True
+        await c.feed(POST.replace(b"Host", b"Connection: close\r\nHost"))
+        announce_standing(c.protocol)
+        await c.answer()
+        await asyncio.sleep(0.05)
+        assert c.transport.closed
+
+    play(scenario)
+
+
+def test_a_kept_connection_without_a_timer_gets_one(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD)
+        await c.answer()
+        tending = Tending(10.0)
+        timer = c.protocol.timeout_keep_alive_task
+        tending.tend(c.protocol, 1.0)
+        assert c.protocol.timeout_keep_alive_task is timer  # its own goes on
+        stop_timer(c.protocol)  # as an empty line does on httptools
+        c.protocol.timeout_keep_alive = 0.01
+        tending.tend(c.protocol, 1.0)
+        await asyncio.sleep(0.05)
+        assert c.transport.closed
+
+    play(scenario)
+
+
+def test_an_unused_connection_has_its_time_and_a_half_read_one_has_more(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        tending = Tending(10.0)
+        tending.tend(c.protocol, 9.9)
+        assert not c.transport.closed
+        c.theirs.send(b"G")  # not read yet: it is no longer unused
+        tending.tend(c.protocol, 10.0)
+        assert not c.transport.closed
+        await c.feed(c.transport.get_extra_info("socket").recv(10))
+        tending.tend(c.protocol, 11.0)
+        assert not c.transport.closed
+
+    play(scenario)
+
+
+def test_an_unused_connection_is_closed_in_the_end(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        Tending(10.0).tend(c.protocol, 10.0)
+        assert c.transport.closed
+
+    play(scenario)
+
+
+def test_a_tls_client_that_does_not_say_goodbye_is_not_waited_for(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        tending = Tending(10.0)
+        c.transport.extra["sslcontext"] = True
+        c.transport.close()
+        tending.tend(c.protocol, 1.0)
+        tending.tend(c.protocol, 2.5)
+        assert not c.transport.aborted
+        c.transport.get_extra_info("socket").send(b"not taken by the client yet")
+        tending.tend(c.protocol, 3.5)
+        assert not c.transport.aborted
+        c.theirs.recv(100)
+        tending.tend(c.protocol, 3.6)
+        assert c.transport.aborted
+
+    play(scenario)
+
+
+def test_the_cycle_behind_send_is_known_to_the_wrapper(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD)
+        assert cycle_of(c.sends[0]) == (c.protocol.cycle, c.protocol)
+        announce(c.protocol.cycle, c.protocol)
+        announce(c.protocol.cycle, c.protocol)
+        assert isinstance(c.protocol.cycle.default_headers, ClosingHeaders)
+        assert isinstance(c.protocol.cycle.transport, CarefulTransport)
+
+    play(scenario)
+
+
+def test_an_unknown_server_is_let_alone() -> None:
+    async def send(message: Any) -> None:
+        """Belong to nobody."""
+
+    assert cycle_of(send) is None
+    assert standing(object()) is Standing.LEAVING
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], [CLOSE]),
+        ([(b"a", b"b")], [(b"a", b"b"), CLOSE]),
+        ([(b"Connection", b"keep-alive")], [CLOSE]),
+        ([(b"Connection", b"Close")], [(b"Connection", b"Close")]),
+        ([(b"connection", b"upgrade")], [(b"connection", b"upgrade")]),
+        ([(b"connection", b"te")], [(b"connection", b"te"), CLOSE]),
+    ],
+)
+def test_the_connection_header(given: list[Any], expected: list[Any]) -> None:
+    assert with_close(given) == expected

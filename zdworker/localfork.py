@@ -1,0 +1,58 @@
+"""The second-best generation, where a fork server cannot be had: workers are forked from the master, as Gunicorn does it.
+
+Rules: this is for a command that cannot be run again (a program read from standard input, a child of multiprocessing) and
+for systems without a subreaper. Reloads are rolling and ready-gated all the same, and each worker imports the application
+by itself, so its code is fresh; what the configuration imported stays as it was at the start, and nothing is preloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from zdworker import system
+from zdworker.core.messages import Spawn
+from zdworker.settings import Settings
+
+
+@dataclass
+class LocalGeneration:
+    """What a worker needs of its generation, taken from the master itself (see ``forkserver.Generation``)."""
+
+    number: int
+    master: int
+    app: Any
+    cfg: Any
+    log: Any
+    settings: Settings
+    worker_class: Any
+
+    def fork(self, spawn: Spawn, descriptors: list[int], listeners: list[Any]) -> None:
+        """Fork the worker that ``spawn`` asks for.
+
+        :param descriptors: in the order of ``spawn.descriptors``.
+        :param listeners: the master's own, closed in the child.
+        :raises OSError: the kernel refuses.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, system.HELD)
+        try:
+            if os.fork() == 0:
+                self._be_worker(spawn, descriptors, listeners)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
+
+    def _be_worker(self, spawn: Spawn, descriptors: list[int], listeners: list[Any]) -> NoReturn:
+        with contextlib.suppress(BaseException):
+            from zdworker import birth, takeover
+
+            own: dict[str, list[int]] = {}
+            for name, number in zip(spawn.descriptors, descriptors, strict=True):
+                own.setdefault(name, []).append(os.dup(number))
+            for listener in listeners:
+                listener.close()
+            takeover.in_generation = True
+            birth.become_worker(self, spawn, own)
+        os._exit(3)
