@@ -36,7 +36,7 @@ from zdworker.supervisor import Supervisor
 NEEDED = (
     "SIG_QUEUE WORKERS LISTENERS SIG_NAMES setup start init_signals run wait_for_signals wakeup manage_workers "
     "murder_workers reap_workers reap_dirty_arbiter manage_dirty_arbiter kill_dirty_arbiter kill_worker kill_workers "
-    "halt stop reload spawn_workers handle_chld handle_usr1 handle_usr2 handle_winch"
+    "_get_num_workers halt stop reload spawn_workers handle_chld handle_usr1 handle_usr2 handle_winch"
 ).split()
 KNOWN_VERSIONS = "25.0.3 to 27"
 
@@ -72,6 +72,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd = Supervisor(self, self._zd_command(), self.zd_policy(), self.num_workers)
         self._zd_environment = dict(os.environ)
+        self._zd_hooked: dict[str, str | None] = {}
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0
         self.WORKERS = {}
@@ -133,6 +134,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Follow a changed number of workers (TTIN, TTOU, WINCH, ``gunicornc worker add``)."""
         if not self._zd.stopping and self.num_workers != self._zd.core.fleet.size:
             self._zd.tell(events.Scale(self.num_workers))
+
+    def _set_num_workers(self, value: int) -> None:
+        before, self._num_workers = self._num_workers, value
+        self.zd_hook("nworkers_changed", value, before)
+
+    num_workers = property(Arbiter._get_num_workers, _set_num_workers)
 
     def spawn_workers(self) -> None:
         """Nothing: the core says when."""
@@ -254,10 +261,16 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         return {n: v for n, v in vars(self).items() if n not in self._zd_own_names and not hasattr(Arbiter, n)}
 
     def zd_environment_changes(self) -> dict[str, str | None]:
-        """Return what hooks have changed in the environment since the configuration was evaluated."""
-        names = self._zd_environment.keys() | os.environ.keys()
-        changed = [name for name in names if self._zd_environment.get(name) != os.environ.get(name)]
-        return {name: os.environ.get(name) for name in changed}
+        """Return what hooks have changed in the environment, for processes that start from the one of the beginning."""
+        self._zd_note_environment()
+        # What a newer configuration has set differently since is that configuration's, in the generation too.
+        return {name: value for name, value in self._zd_hooked.items() if os.environ.get(name) == value}
+
+    def _zd_note_environment(self) -> None:
+        for name in self._zd_environment.keys() | os.environ.keys():
+            if self._zd_environment.get(name) != os.environ.get(name):
+                self._zd_hooked[name] = os.environ.get(name)
+        self._zd_environment = dict(os.environ)
 
     def zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path, as Gunicorn does."""
@@ -276,6 +289,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         :raises SettingError: one of our settings has a bad value.
         """
         before = self.cfg, self._zd_settings, self.LISTENERS
+        self._zd_note_environment()
         cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
         settings = settings or configuration.zd_settings(cfg)
         if cfg.settings["logger_class"].value != self.cfg.settings["logger_class"].value:
@@ -298,6 +312,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             return
         before, self._zd_before_reload = self._zd_before_reload, None
         now = self.LISTENERS
+        self._zd_note_environment()
         if not keep:
             self._zd_swap(*before)
         for listener in [*now, *before[2]]:

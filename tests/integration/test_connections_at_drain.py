@@ -162,7 +162,10 @@ def test_early_answer_to_an_upload(server: Server) -> None:
         assert reply.headers["x-version"] == "one"
 
 
-def test_early_answer_to_an_upload_under_way(server: Server) -> None:
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_early_answer_to_an_upload_under_way(start: Start, worker_class: str) -> None:
+    """The rest of a body nobody wants is read, though its answer was given before the drain."""
+    server = start(workers=2, worker_class=worker_class, zd_max_surge=2, graceful_timeout=15, keepalive=15)
     uploads = connections(server, 4)
     whole = request("POST", "/refuse", MEGABYTE)
     for client in uploads:

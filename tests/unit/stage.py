@@ -35,7 +35,7 @@ from zdworker.core.events import (
     WorkerReady,
     WorkerTired,
 )
-from zdworker.core.fleet import Fleet, GenerationState, Phase, Worker, WorkerState
+from zdworker.core.fleet import Fleet, GenerationState, Phase, WorkerState
 from zdworker.core.rollout import Rollout, rollout
 
 UNBORN, BOOTING, READY = "unborn", "booting", "ready"
@@ -80,13 +80,13 @@ class Stage:
         elif isinstance(event, WorkerLeaving):
             self.leaving_only.add(event.age)
         actions = self.core.handle(event, self.now)
-        for before, action in zip([None, *actions], actions, strict=False):
-            self._carry_out(action, before)
+        for action in actions:
+            self._carry_out(action)
         self.log += actions
         self.check()
         return actions
 
-    def _carry_out(self, action: Action, before: Action | None) -> None:
+    def _carry_out(self, action: Action) -> None:
         match action:
             case StartGeneration(generation=number):
                 assert number not in self.servers
@@ -110,8 +110,8 @@ class Stage:
             case ReloadFinished(generation=number, outcome=outcome):
                 assert self.reloads[number] == "", "a reload has one outcome"
                 self.reloads[number] = outcome
-                if outcome == "failed" and not isinstance(before, Degraded):
-                    self.failed.add(number)  # (after Degraded there is no way back: it goes on being tried)
+                if outcome == "failed":
+                    self.failed.add(number)
             case Halt():
                 assert not self.processes
                 assert not self.servers
@@ -200,13 +200,9 @@ class Stage:
             self.tell(WorkerGone(age, "exited with code 0", 0))
         return self
 
-    def newest(self) -> Worker:
-        """The worker that was ordered last."""
-        return self.fleet.workers[max(self.fleet.workers)]
-
-    def fail(self, exit_code: int = 3) -> Stage:
-        """Let the newest worker say that it cannot boot, and exit."""
-        age = self.newest().age
+    def fail(self, age: int = 0, exit_code: int = 3) -> Stage:
+        """Let a worker, else the newest one, say that it cannot boot, and exit."""
+        age = age or max(self.fleet.workers)
         self.born()
         self.tell(WorkerFailed(age, "lifespan failed", "Traceback ...", exit_code))
         self.tell(WorkerGone(age, f"exited with code {exit_code}", exit_code))
@@ -255,6 +251,12 @@ class Stage:
         self.tell(Tick())
         return self
 
+    def until_due(self) -> Stage:
+        """Let time pass up to what is due next."""
+        due = self.core.next_deadline()
+        assert due is not None
+        return self.passes(due - self.now)
+
     def all_goes_well(self) -> Stage:
         """From now on whatever is tried works, until nothing is left to do.
 
@@ -264,14 +266,13 @@ class Stage:
             if self.fleet.loading is not None:
                 self.load(preloaded=True)
             self.boot().gone()
-            due = self.core.next_deadline()
-            if due is None:
-                break
-            self.now = max(self.now, due)
-            self.tell(Tick())
-        else:
-            raise AssertionError(f"it does not converge: {self.fleet}")
-        return self
+            if self.fleet.loading is None and not self.coming() and not self.going():
+                due = self.core.next_deadline()
+                if due is None:
+                    return self
+                self.now = max(self.now, due)
+                self.tell(Tick())
+        raise AssertionError(f"it does not converge: {self.fleet}")
 
     # -- what one sees -------------------------------------------------------------------------------------------
 

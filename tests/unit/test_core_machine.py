@@ -52,9 +52,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
-    surge, unavailable = draw(
-        st.tuples(st.integers(0, 3), st.integers(0, 2)).filter(lambda pair: pair != (0, 0))
-    )
+    surge, unavailable = draw(st.tuples(st.integers(0, 3), st.integers(0, 2)).filter(lambda pair: pair != (0, 0)))
     return Policy(
         workers=draw(st.integers(0, 4)),
         surge=surge,
@@ -73,7 +71,9 @@ def plain(stage: Stage) -> str:
 class FleetMachine(RuleBasedStateMachine):
     """Whatever can happen to a fleet."""
 
-    @initialize(policy=policies(), may_stop=st.sampled_from([False, False, True]), serves=st.sampled_from([True, True, False]))
+    @initialize(
+        policy=policies(), may_stop=st.sampled_from([False, False, True]), serves=st.sampled_from([True, True, False])
+    )
     def begins(self, policy: Policy, may_stop: bool, serves: bool) -> None:
         self.stage = Stage(policy)
         self.may_stop = may_stop

@@ -145,9 +145,21 @@ def test_every_state_can_be_reached(table: dict[tuple[State, str], State]) -> No
     assert reached == set(type(first))
 
 
+def begun(policy: Policy) -> Stage:
+    stage = Stage(policy)
+    stage.tell(Start())
+    return stage.load()
+
+
+def half_up(stage: Stage) -> Stage:
+    stage.born().tell(WorkerReady(1))
+    return stage.fail()
+
+
 STORIES = {
     "new": lambda: Stage(Policy(workers=2)),
-    "starting": lambda: Stage(Policy(workers=2)).start().fail(),
+    "starting": lambda: begun(Policy(workers=2)).born(),
+    "starting, one is up": lambda: half_up(begun(Policy(workers=2))),
     "steady": lambda: steady(3),
     "rolling": lambda: steady(3, preloaded=True, min_ready=5.0).reload().boot(),
     "proven": lambda: steady(3, surge=2).reload().boot(),

@@ -210,8 +210,9 @@ class ReloadStarted:
 class ReloadFinished:
     """A reload has ended: ``outcome`` is ``done``, ``failed`` or ``superseded`` (by a newer one).
 
-    After ``failed`` the old code serves; in slots that were new already it comes back, unless a ``Degraded`` just
-    before says that there is no way back. Each ``ReloadStarted`` is followed by one of these, unless the master stops.
+    After ``failed`` the old code serves, under the old policy; in slots that were new already it comes back. Each
+    ``ReloadStarted`` is followed by one of these, unless the master stops; where there is no way back it may be long,
+    with a ``Degraded`` for each worker that fails meanwhile.
     """
 
     generation: int

@@ -191,7 +191,8 @@ class Fleet:
     """All facts.
 
     ``current`` lists the generations whose workers may stay; the last loaded one of them is spawned from. ``fallback``
-    is what ``current`` was before the reload under way. ``proven`` says that a worker of the newest has lasted: until
+    is what ``current`` was before the reload under way, ``fallback_policy`` and ``fallback_size`` go with it.
+    ``proven`` says that a worker of the newest has lasted: until
     then one single worker tries it out. ``reloading`` is the generation that is being rolled out.
     """
 
@@ -203,12 +204,15 @@ class Fleet:
     slots: dict[int, Slot] = field(default_factory=dict)
     current: list[int] = field(default_factory=list)
     fallback: list[int] = field(default_factory=list)
+    fallback_policy: Policy | None = None
+    fallback_size: int = 0
     proven: bool = True
     ever_ready: bool = False
     loading: Loading | None = None
     reload_again: bool = False
     reloading: int | None = None
     roll_failures: int = 0
+    roll_at: float = 0.0
     restore_failures: int = 0
     restore_at: float = 0.0
     trouble: Trouble | None = None
@@ -280,6 +284,7 @@ class Fleet:
         """Return the fleet that :meth:`to_plain` (and JSON after it) wrote out."""
         known = dict(plain)
         known["policy"] = Policy(**known["policy"])
+        known["fallback_policy"] = Policy(**known["fallback_policy"]) if known["fallback_policy"] else None
         known["phase"] = Phase(known["phase"])
         known["workers"] = {
             int(age): Worker(**{**w, "state": WorkerState(w["state"])}) for age, w in known["workers"].items()

@@ -45,8 +45,9 @@ def _superfluous(fleet: Fleet, worker: Worker) -> bool:
     if fleet.fresh(worker):
         return False
     if not worker.proved:
-        # Of code that nobody wants any more, unless it stands in while a generation is on trial.
-        stands_in = not fleet.proven and worker.generation in fleet.fallback
+        # Of code that nobody wants any more, unless it stands in for nobody else while a generation is on trial.
+        alone = len(fleet.in_slot(worker.slot)) == 1
+        stands_in = alone and not fleet.proven and worker.generation in fleet.fallback
         return not stands_in and worker.generation not in fleet.current
     return any(fleet.fresh(w) and w.proved for w in fleet.in_slot(worker.slot)) or _may_leave_first(fleet, worker)
 
@@ -74,11 +75,16 @@ def next_to_fill(fleet: Fleet, now: float) -> tuple[int, int] | None:
     if not _has_room(fleet):
         return None
     for number in _wanting(fleet):
-        if fleet.retry_at(number) <= now:
+        if _due(fleet, number) <= now:
             generation = _source_for(fleet, number)
             if generation is not None:
                 return number, generation
     return None
+
+
+def _due(fleet: Fleet, number: int) -> float:
+    """Return when a slot's time has come; while a rollout backs off, slots that are served have to wait for it, too."""
+    return max(fleet.retry_at(number), fleet.roll_at if fleet.in_slot(number) else 0.0)
 
 
 def _wanting(fleet: Fleet) -> Iterator[int]:
@@ -101,7 +107,7 @@ def next_retry(fleet: Fleet) -> float | None:
 
     A slot that is due already waits for room or for a fork server, and these bring an event.
     """
-    times = sorted(fleet.retry_at(n) for n in _wanting(fleet))
+    times = sorted(_due(fleet, n) for n in _wanting(fleet))
     return next((t for t in times if next_to_fill(fleet, t) is not None), None)
 
 

@@ -137,14 +137,13 @@ class Rollout:
         if purpose == "restore":
             fleet.current.append(event.generation)
             return
-        if event.policy is not None:
-            fleet.policy, fleet.size = event.policy, event.policy.workers
         if purpose == "start":
             fleet.current = [event.generation]
+            self._steps.adopt(event.policy)
         elif fleet.reload_again:
             self._steps.actions.append(ReloadFinished(event.generation, "superseded"))
         else:
-            self._steps.roll_to(event.generation)
+            self._steps.roll_to(event.generation, event.policy)
 
     def _on_generationfailed(self, event: GenerationFailed, now: float) -> None:
         generation = self._generation(event.generation)
@@ -269,7 +268,7 @@ class Rollout:
         if before is WorkerState.READY:
             worker.deadline, worker.proved = None, True
             if worker.generation in self.fleet.current:
-                self.fleet.proven, self.fleet.roll_failures = True, 0
+                self.fleet.proven, self.fleet.roll_failures, self.fleet.roll_at = True, 0, 0.0
             return
         self._steps.kill(worker, before.value, now)
         if before is WorkerState.FORKING:
@@ -296,7 +295,7 @@ class Rollout:
         elif not fleet.proven:
             self._steps.turn_back(f"the first new worker failed: {event.reason}", event.traceback)
         else:
-            self._roll_failed(event)
+            self._roll_failed(event, now)
 
     def _start_failed(self, worker: Worker, event: WorkerFailed, now: float) -> None:
         """Nothing ever served: the code is to blame, unless something from outside ended the worker."""
@@ -307,10 +306,10 @@ class Rollout:
         reason = f"a worker failed to boot: {event.reason}"
         self._steps.stop(Stop(quick=True, status=status, reason=reason), now)
 
-    def _roll_failed(self, event: WorkerFailed) -> None:
+    def _roll_failed(self, event: WorkerFailed, now: float) -> None:
         """A later worker of a generation that has worked before failed: it is retried, then turned back if possible."""
         fleet = self.fleet
-        fleet.roll_failures += 1
+        self._steps.count_roll_failure(now)
         if fleet.roll_failures < ROLL_ATTEMPTS:
             return
         reason = f"{fleet.roll_failures} new workers in a row failed, the last one: {event.reason}"
@@ -320,7 +319,6 @@ class Rollout:
             return
         reason += "; there is no way back, since the generation before is not preloaded, or its fork server is gone"
         self._steps.degrade(reason, event.traceback)
-        self._steps.finish_reload("failed", reason, event.traceback)
 
     def _worker(self, age: int) -> Worker | None:
         if not 0 < age <= self.fleet.ages:

@@ -19,6 +19,7 @@ from zdworker.core.events import (
     EndGeneration,
     Halt,
     Kill,
+    Policy,
     ReloadFinished,
     ReloadStarted,
     Spawn,
@@ -119,12 +120,18 @@ class Steps:
 
     # -- rollouts ------------------------------------------------------------------------------------------------
 
-    def roll_to(self, number: int) -> None:
+    def adopt(self, policy: Policy | None) -> None:
+        """Go by what a generation's configuration says, if it was asked for."""
+        if policy is not None:
+            self.fleet.policy, self.fleet.size = policy, policy.workers
+
+    def roll_to(self, number: int, policy: Policy | None) -> None:
         """Make a loaded generation the one that all slots shall have."""
         fleet = self.fleet
         self.finish_reload("superseded")
         if fleet.proven:
-            fleet.fallback = fleet.current
+            fleet.fallback, fleet.fallback_policy, fleet.fallback_size = fleet.current, fleet.policy, fleet.size
+        self.adopt(policy)
         fleet.current, fleet.proven, fleet.reloading = [number], fleet.size == 0, number
         fleet.trouble, fleet.restore_failures, fleet.restore_at = None, 0, 0.0
         self._forgive()
@@ -137,14 +144,22 @@ class Steps:
             self.end(number)
         fleet.trouble = Trouble("failed", reason, traceback)
         fleet.current, fleet.fallback, fleet.proven = fleet.fallback, [], True
+        self._restore_policy()
         self._forgive()
         self.finish_reload("failed", reason, traceback)
+
+    def _restore_policy(self) -> None:
+        """Go by the old configuration again; only a number of workers that was asked for since then stays."""
+        fleet = self.fleet
+        if fleet.size == fleet.policy.workers:
+            fleet.size = fleet.fallback_size
+        fleet.policy, fleet.fallback_policy = fleet.fallback_policy or fleet.policy, None
 
     def settle(self) -> None:
         """Note that every slot has what it shall have."""
         fleet = self.fleet
         fleet.phase = step(PHASES, fleet.phase, "converged")
-        fleet.fallback, fleet.proven = [], True
+        fleet.fallback, fleet.fallback_policy, fleet.proven = [], None, True
         self.finish_reload("done")
         # A failed reload is remembered until the next one, a mended fleet is not degraded any more.
         if fleet.degraded and fleet.source(fleet.current) is not None:
@@ -168,7 +183,7 @@ class Steps:
         self.actions.append(Degraded(reason, traceback))
 
     def _forgive(self) -> None:
-        self.fleet.roll_failures = 0
+        self.fleet.roll_failures, self.fleet.roll_at = 0, 0.0
         self.fleet.slots = {n: Slot() for n in self.fleet.slots}
 
     # -- workers -------------------------------------------------------------------------------------------------
@@ -209,6 +224,12 @@ class Steps:
         slot = self.fleet.slot(worker.slot)
         slot.failures = 1 if _stable(worker.ready_at, now) else slot.failures + 1
         slot.retry_at = now + self._backoff.delay(slot.failures, self._jitter())
+
+    def count_roll_failure(self, now: float) -> None:
+        """Remember that a rollout's worker failed: no slot is begun for a while, else each would fail without a wait."""
+        fleet = self.fleet
+        fleet.roll_failures += 1
+        fleet.roll_at = now + self._backoff.delay(fleet.roll_failures, self._jitter())
 
     # -- the end -------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,11 @@ TEXT_LIMIT = 64 * 1024
 """Characters of a traceback that are reported; the end of it is what tells the reason."""
 
 
+# Not O_NONBLOCK: that is a property of the open file, which others may share. macOS has no MSG_NOSIGNAL, and Python
+# ignores SIGPIPE anyway.
+_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
 class Reporter:
     """The worker's end of its report channel.
 
@@ -70,10 +75,9 @@ class Reporter:
             self._pending = b""
 
     def _write(self) -> None:
-        # MSG_DONTWAIT, not O_NONBLOCK: that would be a property of the open file, which others may share.
         while self._pending and self._channel is not None:
             try:
-                sent = self._channel.send(self._pending, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                sent = self._channel.send(self._pending, _FLAGS)
             except BlockingIOError:
                 return
             self._pending = self._pending[sent:]

@@ -117,7 +117,7 @@ class DrainingServer(Server):
         self._told = asyncio.Event()
         self._is_told = False
         self._orphaned = False
-        self._loop: asyncio.AbstractEventLoop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._boot: asyncio.Task[Any] | None = None
         self._handshakes: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -129,22 +129,41 @@ class DrainingServer(Server):
         :raises SystemExit: 3, lifespan startup failed; 0, told to end meanwhile.
         """
         self._loop = asyncio.get_running_loop()
-        self._boot = asyncio.current_task()
         self._wrap()
         if self._is_told or not self.worker.alive:
             raise SystemExit(0)
+        await self._start_lifespan_and_listen(sockets)
+        # A loop takes a listener up with its next poll (libuv) or callback (asyncio). Until then this worker is not ready.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.worker.zd_ready()
+
+    async def _start_lifespan_and_listen(self, sockets: list[socket.socket] | None) -> None:
+        start_lifespan = self.lifespan.startup
+
+        async def cancellable() -> None:
+            """From the end of this on the worker accepts: who tells it to leave then is heard by the main loop."""
+            self._boot = asyncio.current_task()
+            try:
+                await start_lifespan()
+            except asyncio.CancelledError:
+                if not self._is_told:
+                    raise
+            finally:
+                self._boot = None
+            if self._is_told:
+                raise _ToldToLeave
+
+        self.lifespan.startup = cancellable
         with _errors() as errors:
             try:
                 await super().startup(sockets=sockets)
-            except asyncio.CancelledError:
-                if self._is_told:
-                    raise SystemExit(0) from None
-                raise
+            except _ToldToLeave:
+                raise SystemExit(0) from None
             except SystemExit:
                 self._fail(errors)
         if not self.started:  # uvicorn before 0.40 only says should_exit
             self._fail(errors)
-        self.worker.zd_ready()
 
     def _fail(self, errors: list[str]) -> None:
         text = "\n".join(errors)
@@ -156,7 +175,7 @@ class DrainingServer(Server):
     def _wrap(self) -> None:
         config = self.config
         self.asgi = AsgiDrain(config.loaded_app, ClientDisconnected)
-        config.loaded_app = self.asgi
+        config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
         if config.ssl is None:
             return
         # With TLS uvicorn knows a connection only after the handshake, but its protocol is made before.
@@ -206,13 +225,14 @@ class DrainingServer(Server):
     def _tell(self, grace: float) -> None:
         """Begin the drain, or shorten it, to ``grace`` seconds from now."""
         self.deadline = min(self.deadline, time.monotonic() + grace)
-        self.should_exit = self._is_told = True
-        if self._boot is not None:
+        # Not should_exit: uvicorn before 0.40 would leave without a shutdown if that came while it opens its sockets.
+        self._is_told = True
+        if self._loop is not None:
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
         self._told.set()
-        if not self.started and self._boot is not None:
+        if self._boot is not None:
             self._boot.cancel()
 
     def _look_for_parent(self) -> None:
@@ -226,7 +246,7 @@ class DrainingServer(Server):
     async def main_loop(self) -> None:
         """Tick until told to drain; the base's would look for that only with its next tick."""
         counter = 0
-        while not await self.on_tick(counter):
+        while not await self.on_tick(counter) and not self._is_told:
             counter = (counter + 1) % 864000
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._told.wait(), TICK)
@@ -258,8 +278,8 @@ class DrainingServer(Server):
         self._tell(self.worker.cfg.graceful_timeout)  # uvicorn may have another reason; an earlier deadline holds
         await self._stop_accepting()
         self.worker.zd_draining()
-        state = self.server_state
-        logger.info("Draining: %d connections, %d requests under way", len(state.connections), len(state.tasks))
+        connections = len(self.server_state.connections)
+        logger.info("Draining: %d connections, %d requests under way", connections, self._requests())
         self._announce()
         await self._drain()
         if self._is_empty():
@@ -313,6 +333,10 @@ class DrainingServer(Server):
         state = self.server_state
         return not state.connections and not state.tasks and not self._shaking_hands()
 
+    def _requests(self) -> int:
+        running = sum(not task.done() for task in self.server_state.tasks)  # one that is done leaves a turn later
+        return max(0, running - len(self.asgi.websockets))
+
     def _shaking_hands(self) -> int:
         return sum(1 for protocol in self._handshakes if protocol.transport is None)
 
@@ -323,18 +347,17 @@ class DrainingServer(Server):
             gc.collect()
 
     def _log_cut(self) -> None:
-        sockets = len(self.asgi.websockets)
         logger.warning(
             "graceful_timeout is over: %d requests, %d WebSockets and %d connections in all are cut",
-            max(0, len(self.server_state.tasks) - sockets),
-            sockets,
+            self._requests(),
+            len(self.asgi.websockets),
             len(self.server_state.connections) + self._shaking_hands(),
         )
 
     async def _until_done(self, farewell: Coroutine[Any, Any, None]) -> None:
         """Run ``farewell`` for what is left of the drain's time, at least :data:`FAREWELL` seconds, heart beating."""
         end = max(self.deadline, time.monotonic() + FAREWELL)
-        task = self._loop.create_task(farewell)
+        task = asyncio.get_running_loop().create_task(farewell)
         counter = 0
         while not task.done() and (left := end - time.monotonic()) > 0:
             await self.on_tick(counter)
@@ -353,6 +376,10 @@ def _prepare(scope: Scope, receive: Receive, send: Send) -> Send:
     if known is not None:
         announce(*known)
     return send
+
+
+class _ToldToLeave(Exception):
+    """The worker was told to leave while its lifespan startup ran."""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,875 @@
+"""The decisions, as stories: what happens to a fleet, and what it does about it.
+
+Rules: each test tells one story on a ``Stage``, which holds the core to the invariant all the way. ``slots()`` are the
+generations that serve, slot by slot.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.stage import Stage, steady
+from zdworker.core.events import (
+    Degraded,
+    Drain,
+    EndGeneration,
+    GenerationFailed,
+    GenerationLoaded,
+    Halt,
+    Kill,
+    Policy,
+    Reload,
+    ReloadFinished,
+    ReloadStarted,
+    Spawn,
+    Start,
+    StartGeneration,
+    Stop,
+    WorkerBorn,
+    WorkerFailed,
+    WorkerGone,
+    WorkerLeaving,
+    WorkerReady,
+)
+from zdworker.core.fleet import Phase, WorkerState
+from zdworker.core.rollout import ROLL_ATTEMPTS, START_ATTEMPTS
+from zdworker.core.steps import EXIT_TIME, FORK_TIME, KILL_MARGIN, QUICK_TIME
+
+
+def started(**settings: float) -> Stage:
+    """A fleet whose first generation has just loaded."""
+    stage = Stage(Policy(**settings))  # type: ignore[arg-type]
+    stage.tell(Start())
+    return stage.load()
+
+
+def give_time(stage: Stage) -> Stage:
+    """Wait until the next worker is ordered, if none is."""
+    return stage if stage.coming() else stage.until_due()
+
+
+def roll_on(stage: Stage) -> Stage:
+    """Let every worker boot and every leaver go, until nothing moves; no time passes."""
+    for _ in range(50):
+        stage.boot().gone()
+    return stage
+
+
+class TestStart:
+    """From nothing to the first workers."""
+
+    def test_it_serves(self) -> None:
+        stage = Stage(Policy(workers=2))
+        assert stage.tell(Start()) == [StartGeneration(1, adopt=True)]
+        assert stage.tell(GenerationLoaded(1, preloaded=False, policy=Policy(workers=3))) == [
+            Spawn(1, 0, 1),
+            Spawn(2, 1, 1),
+            Spawn(3, 2, 1),
+        ]
+        stage.born()
+        assert stage.fleet.phase is Phase.STARTING
+        stage.boot()
+        assert stage.fleet.state == "steady"
+        assert stage.slots() == [1, 1, 1]
+        assert stage.core.next_deadline() is None
+
+    def test_of_no_workers_at_all(self) -> None:
+        stage = started(workers=0)
+        assert stage.fleet.state == "steady"
+        assert stage.scale(2).boot().slots() == [1, 1]
+
+    @pytest.mark.parametrize("exit_code", [1, 3, 4])
+    def test_code_that_does_not_load_ends_the_master_with_its_code(self, exit_code: int) -> None:
+        stage = Stage(Policy(workers=2))
+        stage.tell(Start())
+        stage.fail_load("SyntaxError", exit_code)
+        assert stage.halted == Halt(exit_code, "SyntaxError")
+
+    def test_code_that_hangs_while_loading(self) -> None:
+        stage = Stage(Policy(workers=2, boot_timeout=20.0))
+        stage.tell(Start())
+        assert stage.passes(19.0).halted is None
+        stage.passes(1.0)
+        assert stage.halted == Halt(3, "not loaded within 20 s (zd_boot_timeout)")
+
+    @pytest.mark.parametrize(("exit_code", "status"), [(3, 3), (4, 4), (1, 3), (0, 3)])
+    def test_a_worker_that_fails_ends_the_master(self, exit_code: int, status: int) -> None:
+        stage = started(workers=2).born()
+        for _ in range(START_ATTEMPTS if exit_code == 0 else 1):
+            age = max(stage.processes)
+            stage.tell(WorkerFailed(age, "ImportError: no", "", exit_code))
+            stage.tell(WorkerGone(age, "exited", exit_code))
+            if not exit_code:
+                stage.passes(1.0).born()
+        assert stage.halted is None
+        assert [w.state for w in stage.fleet.workers.values()] == [WorkerState.DRAINING]
+        assert stage.gone().halted == Halt(status, "a worker failed to boot: ImportError: no")
+
+    def test_a_worker_that_ends_without_a_word(self) -> None:
+        stage = started(workers=1).born()
+        stage.tell(WorkerGone(1, "exited with code 4", 4))
+        assert stage.halted == Halt(4, "a worker failed to boot: exited with code 4 before it was ready")
+
+    def test_a_worker_that_a_signal_ends_is_tried_again(self) -> None:
+        """Maybe the kernel was short of memory: not the code's fault, the first times."""
+        stage = started(workers=1)
+        for _attempt in range(START_ATTEMPTS):
+            assert stage.halted is None
+            stage.passes(1.0).born()
+            stage.tell(WorkerGone(max(stage.processes), "was killed by signal 9", -9))
+        assert stage.halted
+        assert stage.halted.status == 3
+
+    def test_a_term_to_the_whole_group_while_booting_is_one_end(self) -> None:
+        """The workers, told by the same signal, are faster than the master's own event."""
+        stage = started(workers=2).born()
+        stage.tell(WorkerGone(1, "exited with code 0", 0))
+        stage.tell(WorkerLeaving(2))
+        assert stage.stop().halted is None
+        assert stage.gone().halted == Halt(0, "")
+
+    def test_a_worker_that_hangs_ends_the_master(self) -> None:
+        stage = started(workers=2, boot_timeout=20.0).born().passes(20.0)
+        assert Kill(1, "booting") in stage.log
+        assert stage.gone().halted == Halt(3, "a worker failed to boot: not ready within 20 s (zd_boot_timeout)")
+
+    def test_once_one_has_served_a_failure_only_degrades(self) -> None:
+        stage = started(workers=2).born()
+        stage.tell(WorkerReady(1))
+        stage.fail()
+        assert stage.fleet.state == "degraded"
+        assert stage.halted is None
+        assert stage.boot().fleet.state == "steady"
+
+    def test_newer_code_may_mend_a_start_that_is_stuck(self) -> None:
+        stage = started(workers=2).born()
+        stage.tell(WorkerReady(1))
+        for _ in range(10):
+            stage.fail()
+            if not stage.coming():
+                stage.until_due()
+        assert stage.fleet.phase is Phase.STARTING
+        stage.reload()
+        assert roll_on(stage).slots() == [2, 2]
+        assert stage.fleet.state == "steady"
+
+    def test_a_reload_that_comes_while_starting_waits_for_the_first_worker(self) -> None:
+        stage = started(workers=2)
+        stage.tell(Reload())
+        assert stage.fleet.loading is None
+        assert roll_on(stage).slots() == [1, 1]
+        assert roll_on(stage.load()).slots() == [2, 2]
+
+    def test_a_reload_before_the_start_is_no_second_one(self) -> None:
+        stage = Stage(Policy(workers=1))
+        stage.tell(Reload())
+        assert stage.start().fleet.state == "steady"
+        assert stage.reloads == {}
+
+    def test_its_fork_server_dies_before_any_worker_is_ready(self) -> None:
+        stage = started(workers=1).lose_server(1)
+        stage.tell(Reload())  # must not keep the fork server from being replaced
+        stage.tell(WorkerGone(1, "was never born"))
+        assert stage.took(StartGeneration)[-1] == StartGeneration(2, adopt=False)
+        assert stage.load().boot().slots() == [2]
+
+    def test_neither_does_the_second_fork_server_load(self) -> None:
+        stage = started(workers=1).lose_server(1).fail_load("ImportError", 4)
+        assert stage.passes(EXIT_TIME).gone().halted == Halt(4, "ImportError")
+
+
+class TestReload:
+    """All goes well."""
+
+    def test_step_by_step(self) -> None:
+        stage = steady(2)
+        assert stage.tell(Reload()) == [StartGeneration(2, adopt=True), ReloadStarted(2)]
+        assert stage.fleet.state == "rolling"
+        assert stage.tell(GenerationLoaded(2, False, Policy(workers=2))) == [Spawn(3, 0, 2)]
+        assert stage.tell(WorkerBorn(3, 4711)) == []
+        assert stage.tell(WorkerReady(3)) == [Drain(1)]
+        assert stage.tell(WorkerLeaving(1)) == []
+        assert stage.tell(WorkerGone(1, "exited with code 0", 0)) == [Spawn(4, 1, 2)]
+        stage.tell(WorkerBorn(4, 4712))
+        assert stage.tell(WorkerReady(4)) == [Drain(2), ReloadFinished(2, "done"), EndGeneration(1)]
+        assert stage.fleet.state == "steady"
+        assert stage.gone().core.next_deadline() is None
+
+    def test_the_new_policy_counts_from_then_on(self) -> None:
+        stage = steady(2).reload(policy=Policy(workers=4, surge=2))
+        assert stage.coming() == [(2, 2), (3, 1)], (
+            "the first new worker goes where one is missing, an old one stands in"
+        )
+        assert roll_on(stage).slots() == [2, 2, 2, 2]
+        assert roll_on(stage.reload(policy=Policy(workers=1))).slots() == [3]
+
+    def test_of_no_workers_at_all(self) -> None:
+        stage = steady(0).reload()
+        assert stage.reloads == {2: "done"}
+        assert stage.boot().servers == {2: True}
+
+    def test_soak_time(self) -> None:
+        stage = steady(2, min_ready=10.0).reload().boot()
+        assert stage.slots() == [1, 2, 1]
+        assert stage.passes(9.0).going() == []
+        assert stage.passes(1.0).going() == [(0, 1)]
+
+    def test_a_worker_that_does_not_outlive_its_soak_time(self) -> None:
+        stage = steady(2, min_ready=10.0).reload().boot().passes(5.0)
+        stage.tell(WorkerGone(3, "was killed by signal 11", -11))
+        assert stage.slots() == [1, 1]
+        assert stage.fleet.state == "failed"
+        assert stage.fleet.trouble
+        assert "signal 11 too soon" in stage.fleet.trouble.reason
+
+    def test_a_worker_that_leaves_within_its_soak_time(self) -> None:
+        stage = steady(2, min_ready=10.0).reload().boot()
+        stage.tell(WorkerLeaving(3))
+        assert stage.reloads == {2: "failed"}
+        assert stage.slots() == [1, 1]
+
+
+class TestSurgeAndUnavailable:
+    """The shapes a rollout can have; the stage checks the bounds."""
+
+    @pytest.mark.parametrize("surge", [0, 1, 2, 4, 9])
+    @pytest.mark.parametrize("unavailable", [0, 1, 3, 9])
+    @pytest.mark.parametrize("min_ready", [0.0, 5.0])
+    @pytest.mark.parametrize("workers", [1, 4])
+    def test_every_combination_gets_there(self, workers: int, surge: int, unavailable: int, min_ready: float) -> None:
+        if surge or unavailable:
+            stage = steady(workers, surge=surge, unavailable=unavailable, min_ready=min_ready)
+            stage.reload().all_goes_well()
+            assert stage.slots() == [2] * workers
+            assert stage.reloads == {2: "done"}
+
+    def test_a_surge_of_three_starts_one_then_three(self) -> None:
+        stage = steady(4, surge=3).reload()
+        assert stage.coming() == [(0, 2)]
+        stage.boot()
+        assert stage.going() == [(0, 1)]
+        assert stage.coming() == [(1, 2), (2, 2)], "the one that drains counts"
+        stage.gone()
+        assert stage.coming() == [(1, 2), (2, 2), (3, 2)]
+
+    def test_a_full_surge_starts_all_the_others_at_once(self) -> None:
+        stage = steady(4, surge=4).reload().boot()
+        assert stage.coming() == [(1, 2), (2, 2), (3, 2)]
+
+    def test_stop_first(self) -> None:
+        stage = steady(4, surge=0, unavailable=1).reload()
+        assert stage.going() == [(0, 1)]
+        assert stage.coming() == []
+        assert stage.gone().coming() == [(0, 2)]
+        stage.boot()
+        assert stage.going() == [(1, 1)]
+
+    def test_stop_first_by_two_tries_one_first(self) -> None:
+        stage = steady(4, surge=0, unavailable=2).reload()
+        assert stage.going() == [(0, 1)]
+        stage.gone().boot()
+        assert stage.going() == [(1, 1), (2, 1)]
+
+    def test_surge_and_unavailable_together(self) -> None:
+        stage = steady(4, surge=1, unavailable=1).reload()
+        assert stage.going() == [], "the trial costs nobody"
+        stage.boot()
+        assert stage.going() == [(0, 1), (1, 1)], "its predecessor, and one that may be missing"
+
+    def test_one_worker_stop_first(self) -> None:
+        stage = steady(1, surge=0, unavailable=1).reload()
+        assert stage.going() == [(0, 1)]
+        assert stage.gone().boot().slots() == [2]
+
+
+class TestSupersedingReload:
+    """The newest code wins."""
+
+    def test_ten_reloads_make_one_further_generation(self) -> None:
+        stage = steady(2)
+        for _ in range(10):
+            stage.tell(Reload())
+        assert stage.took(StartGeneration) == [StartGeneration(2, adopt=True)]
+        assert stage.load().took(StartGeneration, ReloadFinished, EndGeneration) == [
+            ReloadFinished(2, "superseded"),
+            StartGeneration(3, adopt=True),
+            EndGeneration(2),
+        ]
+        assert roll_on(stage.load()).slots() == [3, 3]
+        assert stage.reloads == {2: "superseded", 3: "done"}
+        assert stage.servers == {3: True}
+
+    def test_while_the_first_new_worker_boots(self) -> None:
+        stage = steady(2).reload().born()
+        stage.tell(Reload())
+        assert stage.coming() == [(0, 2)], "until the newest has loaded the newer one goes on"
+        stage.load()
+        assert stage.going() == [(0, 2)]
+        assert stage.reloads == {2: "superseded", 3: ""}
+        assert roll_on(stage).slots() == [3, 3]
+
+    def test_while_the_first_new_worker_soaks(self) -> None:
+        stage = steady(2, min_ready=10.0).reload().boot().reload()
+        assert stage.going() == [(0, 2)], "it makes room, nobody proved it"
+        stage.gone()
+        assert stage.coming() == [(0, 3)]
+        assert stage.all_goes_well().slots() == [3, 3]
+
+    def test_while_slots_are_of_both(self) -> None:
+        stage = steady(3).reload().boot().gone()
+        assert stage.slots() == [2, 1, 1]
+        stage.reload()
+        assert roll_on(stage).slots() == [3, 3, 3]
+        assert stage.reloads == {2: "superseded", 3: "done"}
+
+    def test_the_newest_fails_and_the_newer_one_goes_on(self) -> None:
+        stage = steady(3).reload().boot().gone().reload()
+        stage.gone().fail()
+        assert stage.reloads == {2: "superseded", 3: "failed"}
+        assert roll_on(stage).slots() == [2, 2, 2]
+        assert stage.fleet.state == "failed"
+
+    def test_the_newest_does_not_load_and_the_newer_one_goes_on(self) -> None:
+        stage = steady(2).reload()
+        stage.tell(Reload())
+        stage.fail_load()
+        assert roll_on(stage).slots() == [2, 2]
+        assert stage.reloads == {2: "done", 3: "failed"}
+
+    def test_neither_newer_one_works_and_the_oldest_serves_on(self) -> None:
+        stage = steady(2).reload().reload()
+        stage.gone().fail()
+        assert stage.slots() == [1, 1]
+        assert stage.reloads == {2: "superseded", 3: "failed"}
+
+    def test_a_reload_between_a_tired_worker_and_its_replacement(self) -> None:
+        """Two of the old code stand in one slot, and none makes room by itself."""
+        stage = steady(4).tire(2).born().reload()
+        assert stage.going() == [(2, 1)], "the replacement gives way"
+        stage.gone()
+        assert stage.coming() == [(0, 2)]
+        assert roll_on(stage).slots() == [2, 2, 2, 2]
+
+
+class TestFailedReload:
+    """A broken deploy changes nothing."""
+
+    def test_it_does_not_load(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        stage.fail_load("SyntaxError")
+        assert stage.took(EndGeneration, ReloadFinished, Spawn, Drain) == [
+            EndGeneration(2),
+            ReloadFinished(2, "failed", "SyntaxError", "Traceback ..."),
+        ]
+        assert stage.fleet.state == "failed"
+        assert stage.fleet.phase is Phase.STEADY
+
+    def test_it_dies_while_loading(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        assert stage.lose_server(2).reloads == {2: "failed"}
+
+    def test_it_hangs_while_loading(self) -> None:
+        stage = steady(2, boot_timeout=20.0)
+        stage.tell(Reload())
+        assert stage.passes(19.9).reloads == {2: ""}
+        assert stage.passes(0.1).reloads == {2: "failed"}
+        assert stage.servers == {1: True}
+
+    @pytest.mark.parametrize("surge", [1, 3])
+    def test_its_first_worker_fails(self, surge: int) -> None:
+        stage = steady(3, surge=surge).reload().fail()
+        assert stage.took(Spawn, Drain, ReloadFinished, EndGeneration) == [
+            Spawn(4, 0, 2),
+            EndGeneration(2),
+            ReloadFinished(2, "failed", "the first new worker failed: lifespan failed", "Traceback ..."),
+        ]
+        assert stage.slots() == [1, 1, 1]
+        assert stage.fleet.state == "failed"
+
+    def test_its_first_worker_fails_stop_first(self) -> None:
+        stage = steady(3, surge=0, unavailable=1).reload().gone().fail()
+        assert stage.fleet.state == "rolling", "one slot is still on its way back"
+        assert stage.coming() == [(0, 1)]
+        assert stage.boot().slots() == [1, 1, 1]
+        assert stage.fleet.state == "failed"
+
+    def test_its_first_worker_hangs(self) -> None:
+        stage = steady(2, boot_timeout=20.0).reload().born().passes(20.0)
+        assert stage.reloads == {2: "failed"}
+        assert stage.took(Kill) == [Kill(3, "booting")]
+        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")], "as long as it is there"
+
+    def test_its_first_worker_is_not_forked(self) -> None:
+        stage = steady(2).reload().passes(FORK_TIME)
+        assert stage.reloads == {2: "failed"}
+        assert stage.took(Kill) == [Kill(3, "forking")]
+        assert stage.servers == {1: True}
+
+    def test_its_fork_server_dies_before_the_first_worker_is_ready(self) -> None:
+        stage = steady(2).reload().born().lose_server(2)
+        assert stage.reloads == {2: "failed"}
+        assert stage.going() == [(0, 2)]
+        assert stage.gone().slots() == [1, 1]
+
+    def test_it_is_remembered_whatever_else_happens(self) -> None:
+        stage = steady(2).reload().fail().crash(0).fail()
+        assert any(isinstance(action, Degraded) for action in stage.log)
+        assert stage.fleet.state == "failed"
+
+    def test_the_next_good_one_goes_through(self) -> None:
+        stage = steady(2).reload().fail().reload()
+        assert roll_on(stage).slots() == [3, 3]
+        assert stage.fleet.state == "steady"
+
+    def test_it_is_superseded_while_loading_and_fails(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        stage.tell(Reload())
+        stage.fail_load()
+        assert roll_on(stage.load()).slots() == [3, 3]
+        assert stage.reloads == {2: "failed", 3: "done"}
+
+
+class TestPolicyOfAFailedReload:
+    """A broken deploy changes nothing: neither do its settings."""
+
+    def test_it_goes_back_with_the_code(self) -> None:
+        stage = steady(3)
+        before = stage.fleet.policy
+        stage.reload(policy=Policy(workers=2, surge=2, graceful_timeout=99.0))
+        assert stage.going() == [(2, 1)]
+        stage.fail()
+        assert stage.fleet.policy == before
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_a_number_that_was_asked_for_meanwhile_stays(self) -> None:
+        stage = steady(3).reload(policy=Policy(workers=2)).scale(4).fail(4)
+        assert roll_on(stage).slots() == [1, 1, 1, 1]
+
+    def test_over_two_that_fail(self) -> None:
+        stage = steady(3).reload(policy=Policy(workers=2)).gone().born().reload(policy=Policy(workers=1))
+        stage.gone().fail()
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_of_one_that_was_superseded_while_loading(self) -> None:
+        stage = steady(1)
+        stage.tell(Reload())
+        stage.tell(Reload())
+        stage.load(policy=Policy(workers=3))
+        assert stage.fleet.size == 1
+
+
+class TestLaterWorkerFails:
+    """The generation has worked once: it is tried again, then given up."""
+
+    def test_it_is_retried_with_backoff(self) -> None:
+        stage = steady(3).reload().boot().gone()
+        stage.fail()
+        assert stage.coming() == [(1, 2)], "the first failure costs no wait"
+        stage.fail()
+        assert stage.coming() == []
+        assert stage.core.next_deadline() == stage.now + 0.5
+        assert stage.passes(0.5).coming() == [(1, 2)], "nor was another slot begun meanwhile"
+        assert stage.reloads == {2: ""}
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_it_is_turned_back_to_preloaded_code(self) -> None:
+        stage = steady(3, preloaded=True).reload().boot().gone()
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.reloads == {2: "failed"}
+        assert stage.coming() == [(0, 1)]
+        assert stage.fleet.state == "rolling"
+        assert roll_on(stage).slots() == [1, 1, 1]
+        assert stage.fleet.state == "failed"
+        assert stage.servers == {1: True}
+
+    def test_without_a_way_back_it_is_degraded(self) -> None:
+        stage = steady(3).reload().boot().gone()
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.fleet.state == "degraded"
+        assert stage.reloads == {2: ""}, "new code is under way as long as it is tried"
+        assert stage.slots() == [2, 1, 1]
+        assert stage.until_due().coming() == [(1, 2)], "it goes on being tried"
+        stage.took()
+        assert len(stage.fail().took(Degraded)) == 1
+        assert stage.all_goes_well().slots() == [2, 2, 2]
+        assert stage.fleet.state == "steady"
+        assert stage.reloads == {2: "done"}
+
+    def test_the_way_back_has_died(self) -> None:
+        stage = steady(3, preloaded=True).reload().boot().gone().lose_server(1)
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.fleet.state == "degraded"
+
+    def test_success_in_between_starts_the_count_anew(self) -> None:
+        stage = steady(4, preloaded=True).reload().boot().gone()
+        for _ in range(ROLL_ATTEMPTS - 1):
+            give_time(stage).fail()
+        give_time(stage).boot().gone()
+        for _ in range(ROLL_ATTEMPTS - 1):
+            give_time(stage).fail()
+        assert stage.reloads == {2: ""}
+
+    def test_a_later_worker_is_not_forked(self) -> None:
+        """Its fork server is stuck: a fresh one goes on with the rollout."""
+        stage = steady(3).reload().boot().gone().passes(FORK_TIME)
+        assert stage.fleet.phase is Phase.ROLLING
+        stage.gone().load()
+        assert roll_on(stage).slots() == [2, 3, 3]
+        assert stage.reloads == {2: "done"}
+
+
+class TestCrash:
+    """A worker that served dies."""
+
+    def test_it_is_replaced_at_once(self) -> None:
+        stage = steady(2).crash(1)
+        assert stage.took(Spawn) == [Spawn(3, 1, 1)]
+        assert stage.boot().slots() == [1, 1]
+
+    def test_repeated_deaths_back_off(self) -> None:
+        stage = steady(1)
+        waits = []
+        for _ in range(5):
+            stage.crash(0)
+            due = stage.core.next_deadline()
+            assert due is not None
+            waits.append(0.0 if stage.coming() else due - stage.now)
+            stage.passes(waits[-1]).boot()
+        assert waits == [0.0, 0.5, 1.0, 2.0, 4.0]
+
+    def test_stable_uptime_resets_the_backoff(self) -> None:
+        stage = steady(1)
+        for _ in range(5):
+            stage.crash(0).passes(8.0).boot()
+        assert stage.passes(10.0).crash(0).coming() == [(0, 1)]
+
+    def test_so_does_a_stable_worker_that_was_replaced(self) -> None:
+        stage = steady(1)
+        for _ in range(5):
+            stage.crash(0).passes(8.0).boot()
+        stage.passes(10.0).tire(0).boot().gone()
+        assert stage.crash(0).coming() == [(0, 1)]
+
+    def test_so_does_a_reload(self) -> None:
+        stage = steady(1)
+        for _ in range(5):
+            stage.crash(0).passes(8.0).boot()
+        roll_on(stage.reload())
+        assert stage.crash(0).coming() == [(0, 2)]
+
+    def test_the_replacement_does_not_boot(self) -> None:
+        stage = steady(2).crash(0).fail()
+        assert stage.fleet.state == "degraded"
+        assert stage.slots() == [1]
+        assert stage.halted is None
+        assert stage.passes(1.0).boot().fleet.state == "steady"
+
+    def test_one_that_leaves_unasked_is_replaced(self) -> None:
+        stage = steady(2).leave(0)
+        assert stage.coming() == [(0, 1)]
+        assert stage.boot().slots() == [1, 1]
+        assert stage.going() == [(0, 1)]
+        assert stage.core.next_deadline() == stage.now + stage.fleet.policy.graceful_timeout + KILL_MARGIN
+
+    def test_leaving_unasked_again_and_again_backs_off(self) -> None:
+        stage = steady(1).leave(0).boot().gone().leave(0).gone()
+        assert stage.coming() == []
+        assert stage.passes(0.5).coming() == [(0, 1)]
+
+    def test_exit_on_crash(self) -> None:
+        stage = steady(2, exit_on_crash=True).crash(0)
+        assert stage.going() == [(1, 1)]
+        halt = stage.gone().halted
+        assert halt == Halt(1, "a worker was killed by signal 9, and zd_on_crash is 'exit'")
+
+    def test_while_the_new_code_is_on_trial(self) -> None:
+        stage = steady(3).reload().born().crash(2)
+        assert stage.coming() == [(0, 2), (2, 1)], "the code that works fills the gap"
+        stage.boot()
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_a_stand_in_that_does_not_boot_is_not_the_new_codes_fault(self) -> None:
+        stage = steady(3).reload().born().crash(2).fail()
+        assert stage.reloads == {2: ""}
+        assert stage.fleet.state == "degraded"
+        assert stage.all_goes_well().slots() == [2, 2, 2]
+
+    def test_a_stand_in_is_not_needed_once_the_new_code_is_proven(self) -> None:
+        stage = steady(3).reload().born().crash(2)
+        stage.tell(WorkerReady(4))
+        assert (2, 1) in stage.going()
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_while_rolling_after_proof(self) -> None:
+        stage = steady(3).reload().boot().gone().crash(2)
+        assert stage.coming() == [(1, 2), (2, 2)]
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_of_the_new_worker_after_proof(self) -> None:
+        stage = steady(3).reload().boot().gone().boot().gone().crash(0)
+        assert stage.reloads == {2: ""}
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_of_the_only_worker_and_its_code_during_the_trial(self) -> None:
+        """Nothing is left to go back to: what is on disk is loaded afresh."""
+        stage = steady(1).reload().born().lose_server(1).crash(0)
+        stage.fail()
+        assert stage.reloads == {2: "failed"}
+        assert stage.load().boot().slots() == [3]
+
+
+class TestScale:
+    """TTIN and TTOU."""
+
+    def test_more(self) -> None:
+        assert steady(1).scale(3).boot().slots() == [1, 1, 1]
+
+    def test_fewer(self) -> None:
+        stage = steady(3).scale(1)
+        assert stage.going() == [(1, 1), (2, 1)]
+        assert stage.gone().fleet.state == "steady"
+
+    def test_none_and_back(self) -> None:
+        stage = steady(2).scale(0).gone()
+        assert stage.slots() == []
+        assert stage.scale(2).boot().slots() == [1, 1]
+
+    def test_fewer_while_one_is_missing(self) -> None:
+        """No worker leaves as long as one of those that stay has yet to come."""
+        stage = steady(2).crash(0).scale(1)
+        assert stage.going() == []
+        assert stage.boot().going() == [(1, 1)]
+
+    def test_more_while_the_new_code_is_on_trial(self) -> None:
+        stage = steady(2).reload().scale(3)
+        assert stage.coming() == [(0, 2), (2, 1)]
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_fewer_while_rolling(self) -> None:
+        stage = steady(4).reload().boot().scale(2)
+        assert stage.going() == [(0, 1), (2, 1), (3, 1)]
+        assert roll_on(stage).slots() == [2, 2]
+
+    def test_the_slot_of_the_trial_goes(self) -> None:
+        stage = steady(3).scale(4).reload()
+        assert stage.scale(0).going() == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
+        assert stage.reloads == {2: "done"}
+        assert roll_on(stage.gone().scale(2)).slots() == [2, 2]
+
+
+class TestRecycling:
+    """A worker asks to be replaced."""
+
+    def test_the_replacement_comes_first(self) -> None:
+        stage = steady(2).tire(0)
+        assert stage.took(Spawn, Drain) == [Spawn(3, 0, 1)]
+        assert stage.boot().took(Spawn, Drain) == [Drain(1)]
+        assert stage.gone().fleet.state == "steady"
+
+    def test_one_at_a_time(self) -> None:
+        stage = steady(3).tire(0).tire(1).tire(2)
+        assert stage.coming() == [(0, 1)]
+        stage.boot()
+        assert stage.coming() == []
+        assert stage.gone().coming() == [(1, 1)]
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_without_surge_one_leaves_first(self) -> None:
+        stage = steady(3, surge=0, unavailable=2).tire(0).tire(1)
+        assert stage.going() == [(0, 1)]
+        assert stage.gone().boot().going() == [(1, 1)]
+
+    def test_even_where_one_may_be_missing_the_replacement_comes_first(self) -> None:
+        assert steady(3, unavailable=1).tire(0).going() == []
+
+    def test_a_replacement_that_does_not_boot_harms_nobody(self) -> None:
+        stage = steady(2).tire(0).fail()
+        assert stage.slots() == [1, 1]
+        assert stage.fleet.state == "degraded"
+        assert roll_on(stage.passes(1.0)).fleet.state == "steady"
+
+    def test_the_one_on_trial_is_tired_already(self) -> None:
+        stage = steady(2, min_ready=5.0).reload().boot().tire(0)
+        stage.fleet.workers[3].tired = True
+        assert stage.all_goes_well().slots() == [2, 2]
+
+
+class TestForkServerLost:
+    """The workers serve on; a fresh fork server is started."""
+
+    def test_while_steady(self) -> None:
+        stage = steady(2).lose_server(1)
+        assert stage.took(StartGeneration) == [StartGeneration(2, adopt=False)]
+        assert stage.slots() == [1, 1]
+        assert stage.fleet.state == "steady"
+        stage.load()
+        assert stage.coming() == []
+        assert stage.crash(0).boot().slots() == [2, 1]
+
+    def test_the_fresh_one_does_not_load(self) -> None:
+        stage = steady(2).lose_server(1).fail_load()
+        assert stage.fleet.state == "degraded"
+        assert stage.fleet.loading is None
+        stage.passes(0.5)
+        assert stage.fleet.loading is not None
+        assert stage.fleet.state == "degraded", "not before it has loaded"
+        stage.fail_load()
+        due = stage.core.next_deadline()
+        assert due == stage.now + 1.0
+        stage.passes(1.0).load()
+        assert stage.fleet.state == "steady"
+        assert stage.slots() == [1, 1]
+
+    def test_fork_servers_that_die_again_and_again(self) -> None:
+        stage = steady(1).lose_server(1).load().lose_server(2)
+        assert stage.fleet.loading is None
+        assert stage.core.next_deadline() == stage.now + 0.5
+        stage.passes(0.5).load().passes(10.0).lose_server(3)
+        assert stage.fleet.loading is not None, "it stood for long enough"
+
+    def test_a_reload_goes_before_its_replacement(self) -> None:
+        stage = steady(2).lose_server(1).fail_load()
+        stage.tell(Reload())
+        assert roll_on(stage.load()).slots() == [3, 3]
+        assert stage.fleet.state == "steady"
+
+    def test_a_reload_waits_for_the_one_that_loads(self) -> None:
+        stage = steady(2).lose_server(1)
+        stage.tell(Reload())
+        assert roll_on(stage.load().load()).slots() == [3, 3]
+
+    def test_while_rolling_after_proof(self) -> None:
+        stage = steady(3).reload().boot().lose_server(2)
+        stage.gone()
+        assert stage.coming() == []
+        stage.load()
+        assert roll_on(stage).slots() == [2, 3, 3]
+        assert stage.reloads == {2: "done"}
+
+    def test_a_rollout_that_lost_its_server_is_turned_back(self) -> None:
+        stage = steady(3, preloaded=True).reload().boot().lose_server(2).gone().load()
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.reloads == {2: "failed"}
+        assert roll_on(stage).slots() == [1, 1, 1]
+        assert stage.servers == {1: True}
+
+    def test_the_old_one_during_the_trial(self) -> None:
+        stage = steady(2).reload().lose_server(1).fail()
+        assert stage.reloads == {2: "failed"}
+        assert stage.slots() == [1, 1]
+        stage.load()
+        assert stage.servers == {3: True}
+        assert stage.crash(0).boot().slots() == [3, 1]
+
+    def test_one_that_does_not_fork(self) -> None:
+        stage = steady(1).crash(0).passes(FORK_TIME)
+        assert stage.took(EndGeneration, Kill) == [Kill(2, "forking"), EndGeneration(1)]
+        stage.load().gone().passes(1.0)
+        assert stage.boot().slots() == [2]
+
+    def test_one_that_does_not_fork_any_of_several(self) -> None:
+        """One stuck server is one loss, however many workers wait for it."""
+        stage = steady(3).crash(0).crash(1).crash(2).passes(FORK_TIME)
+        assert stage.fleet.restore_failures == 1
+        assert stage.fleet.loading is not None
+
+    def test_a_worker_that_is_born_although_nobody_waits_any_more(self) -> None:
+        stage = steady(1).crash(0).passes(FORK_TIME)
+        stage.took()
+        assert stage.tell(WorkerBorn(2, 4711)) == [Kill(2, "born too late")]
+        assert stage.fleet.workers[2].pid == 4711
+
+
+class TestStop:
+    """The end."""
+
+    def test_graceful(self) -> None:
+        stage = steady(2).stop()
+        assert stage.took(Drain, EndGeneration) == [Drain(1), Drain(2), EndGeneration(1)]
+        assert stage.fleet.state == "stopping"
+        assert stage.halted is None
+        assert stage.gone().halted == Halt(0, "")
+        assert stage.core.next_deadline() is None
+
+    def test_what_does_not_leave_is_killed(self) -> None:
+        stage = steady(1, graceful_timeout=3.0).stop().passes(3.0)
+        assert stage.took(Kill) == []
+        assert stage.passes(KILL_MARGIN).took(Kill) == [Kill(1, "draining")]
+        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(1, "dying")]
+        assert stage.gone().halted
+
+    def test_quick(self) -> None:
+        stage = steady(1).stop(quick=True)
+        assert stage.took(Drain) == [Drain(1, quick=True)]
+        assert stage.passes(QUICK_TIME).took(Kill) == [Kill(1, "draining")]
+
+    def test_escalation(self) -> None:
+        stage = steady(2).stop().stop(quick=True)
+        assert stage.took(Drain) == [Drain(1), Drain(2), Drain(1, quick=True), Drain(2, quick=True)]
+        assert stage.core.next_deadline() == stage.now + QUICK_TIME
+
+    def test_the_first_word_about_the_status_counts(self) -> None:
+        stage = steady(1)
+        stage.tell(Stop(status=7, reason="first"))
+        stage.tell(Stop(quick=True, status=1, reason="second"))
+        assert stage.gone().halted == Halt(7, "first")
+
+    def test_again_and_again_changes_nothing(self) -> None:
+        stage = steady(1).stop()
+        stage.took()
+        stage.stop().passes(2.0).stop()
+        assert stage.stop(quick=True).stop(quick=True).stop().took(Drain) == [Drain(1, quick=True)]
+        stage.gone().stop().stop(quick=True)
+        assert stage.took(Halt) == [Halt(0, "")]
+
+    def test_before_the_start(self) -> None:
+        assert Stage(Policy()).stop().halted == Halt(0, "")
+
+    def test_while_the_first_generation_loads(self) -> None:
+        stage = Stage(Policy())
+        stage.tell(Start())
+        assert stage.stop().halted
+        assert stage.tell(GenerationLoaded(1, preloaded=False)) == []
+        assert stage.tell(GenerationFailed(1, "too late")) == []
+
+    def test_while_the_first_workers_are_forked(self) -> None:
+        stage = started(workers=2).stop()
+        assert stage.fleet.workers[1].state is WorkerState.DYING
+        assert stage.core.next_deadline() == stage.now + EXIT_TIME, "there is no drain to be waited for"
+        assert stage.gone().halted
+
+    @pytest.mark.parametrize("quick", [False, True])
+    def test_while_rolling(self, quick: bool) -> None:
+        stage = steady(2).reload().boot().stop(quick=quick)
+        assert stage.servers == {}
+        assert stage.gone().halted == Halt(0, "")
+
+    def test_while_a_reload_loads(self) -> None:
+        stage = steady(1)
+        stage.tell(Reload())
+        stage.tell(Reload())
+        stage.stop()
+        assert stage.servers == {}
+        assert stage.gone().halted
+
+    def test_while_degraded(self) -> None:
+        stage = steady(2).crash(0).fail().stop()
+        assert stage.gone().halted == Halt(0, "")
+
+    def test_whatever_comes_then_starts_nothing(self) -> None:
+        stage = steady(2).stop()
+        stage.took()
+        stage.tell(Reload())
+        stage.scale(4)
+        stage.gone()
+        stage.tell(Reload())
+        stage.scale(5)
+        assert stage.took() == []
+        assert stage.halted
