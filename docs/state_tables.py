@@ -1,9 +1,11 @@
 """Write the core's state tables into docs/architecture.md, between its markers.
 
-``python docs/state_tables.py`` rewrites the document; ``--check`` only tells, by the exit code, whether it is up to date.
+``python docs/state_tables.py`` rewrites the document; ``--check`` only tells, by its exit code, whether that is due.
 
 Rules: the tables come from ``zdworker.core.fleet``, nothing is said twice; what is outside the markers is not touched.
 """
+
+# ruff: noqa: INP001 (a script, no package)
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def _grid(table: Mapping[tuple[Enum, str], Enum]) -> str:
     causes = list(dict.fromkeys(cause for _, cause in table))
     rows = [["", *causes], ["---"] * (len(causes) + 1)]
     for state in states:
-        cells = [table[state, cause].value if (state, cause) in table else "–" for cause in causes]
+        cells = [table[state, cause].value if (state, cause) in table else "-" for cause in causes]
         rows.append([f"**{state.value}**", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -58,11 +58,12 @@ async def _ticks(seconds: float) -> AsyncIterator[str]:
 
 
 def _seconds(request: Request) -> float:
-    """The query's ``s`` (seconds), 1 when it is missing or no number."""
+    """The query's ``s`` (seconds), 1 when it is missing or no sensible number."""
     try:
-        return min(max(float(request.query_params.get("s", "1")), 0.0), LONGEST)
+        seconds = float(request.query_params.get("s", "1"))
     except ValueError:
         return 1.0
+    return min(seconds, LONGEST) if seconds >= 0 else 1.0  # NaN is not
 
 
 app = Starlette(

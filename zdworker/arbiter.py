@@ -48,6 +48,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     LISTENERS: list[Any]
     dirty_arbiter_pid: int
     dirty_arbiter: Any
+    _num_workers: int
 
     def run(self, stock_run: Callable[[Any], None]) -> None:
         """Take over, then go on as Gunicorn would.

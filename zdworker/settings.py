@@ -145,9 +145,7 @@ def unknown_environment(environ: Mapping[str, str]) -> list[str]:
 
 def _refuse_unless_known(name: str, label: str) -> None:
     if name in NOT_YET:
-        raise SettingError(
-            f"{label} is not available in this version; available: {', '.join(SPECS)}"
-        )
+        raise SettingError(f"{label} is not available in this version; available: {', '.join(SPECS)}")
     if name not in SPECS:
         raise SettingError(f"{label} is not a setting of zdworker; available: {', '.join(SPECS)}")
 

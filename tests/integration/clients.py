@@ -137,9 +137,7 @@ class Client:
         """
         self.socket.setblocking(False)
         try:
-            if isinstance(
-                self.socket, ssl.SSLSocket
-            ):  # no peeking in there: the server owes nothing, so none is lost
+            if isinstance(self.socket, ssl.SSLSocket):  # no peeking in there: the server owes nothing, so none is lost
                 return self.socket.recv(1) == b""
             return self.socket.recv(1, socket.MSG_PEEK) == b""
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -239,11 +237,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """One request of the load that was not answered, and how the client noticed."""
+    """One request of the load that was not answered, and how the client noticed.
+
+    ``fresh``: it was the first one on its connection.
+    """
 
     time: float
     latency: float
     how: str
+    fresh: bool
 
 
 @dataclass
@@ -328,12 +330,10 @@ class _Clients:
         self.over = threading.Event()
         self.answered = threading.Event()
         self.answers: list[tuple[float, float, str, int]] = []
-        self.failures: list[tuple[float, float, str]] = []
+        self.failures: list[tuple[float, float, str, bool]] = []
         self.reopened = 0
         # JSON knows no tuples
-        self.address: Address = (
-            plan.address if isinstance(plan.address, str) else (plan.address[0], plan.address[1])
-        )
+        self.address: Address = plan.address if isinstance(plan.address, str) else (plan.address[0], plan.address[1])
         self.body = bytes(range(256)) * (plan.size // 256 + 1)
         self.digest = hashlib.sha256(self.body).hexdigest()
 
@@ -345,17 +345,16 @@ class _Clients:
 
     def attempt(self, client: Client | None) -> Client | None:
         """Do one request; return the connection if it can be used again."""
-        start = time.monotonic()
+        start, fresh, reply = time.monotonic(), client is None, None
         try:
             if client is not None and client.ended():
                 client.close()
-                client, self.reopened = None, self.reopened + 1
+                client, fresh, self.reopened = None, True, self.reopened + 1
             used = client or Client(self.address, tls=self.plan.tls)
             client = used
             reply = self._ask(used)
         except Broken as error:
-            self.failures.append((start, time.monotonic() - start, str(error)))
-            reply = None
+            self.failures.append((start, time.monotonic() - start, str(error), fresh))
         if reply is not None and self.plan.style == "kept" and not reply.last:
             return client
         if client is not None:

@@ -26,9 +26,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 def mark(event: str, **facts: Any) -> None:
     """Append one line to the file of marks; ``time.monotonic()`` is the same clock in all processes."""
-    line = json.dumps(
-        {"event": event, "version": VERSION, "pid": os.getpid(), "time": time.monotonic(), **facts}
-    )
+    line = json.dumps({"event": event, "version": VERSION, "pid": os.getpid(), "time": time.monotonic(), **facts})
     descriptor = os.open(MARKS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(descriptor, line.encode() + b"\n")

@@ -30,7 +30,7 @@ from .applications import Site
 from .clients import Address, Client
 from .processes import Process, wait_for
 
-DEFAULT_CLASS = __import__("os").environ.get("TRY_CLASS", "zdworker.UvicornWorker")
+DEFAULT_CLASS = "zdworker.UvicornWorker"
 BOOT = 30.0
 """Seconds that a fleet may take to get ready on a machine with other work to do."""
 
@@ -165,9 +165,7 @@ class Server:
     def workers(self) -> list[int]:
         """Return the pids of the living workers, booting and draining ones too, oldest first."""
         own = processes.command(self.master)
-        return [
-            child.pid for child in self.children() if child.forked and processes.command(child.pid) != own
-        ]
+        return [child.pid for child in self.children() if child.forked and processes.command(child.pid) != own]
 
     def fork_servers(self) -> list[int]:
         return [child.pid for child in self.children() if not child.forked]
@@ -200,11 +198,6 @@ class Server:
             return accepting if len(accepting) == self.expected and accepting == self.workers() else []
 
         return wait_for(full, deadline, f"{self.expected} workers accept, no other lives")
-
-    def wait_full_or_more(self, deadline: float = BOOT) -> list[int]:
-        """Wait until at least the configured number of workers accept; return all that live, oldest first."""
-        wait_for(lambda: len(self.accepting()) >= self.expected, deadline, f"{self.expected} workers accept")
-        return self.workers()
 
     def wait_only(self, version: str, deadline: float = BOOT) -> list[int]:
         """Wait until the fleet is full, all of it is ``version``, and one fork server at most is left."""
@@ -260,9 +253,7 @@ class Server:
             "log": self.log if self.log_file.exists() else "",
             "processes": "\n".join(processes.tree(self.master)),
             "left": "\n".join(f"{pid} {processes.command(pid)[:120]}" for pid in self.left()),
-            "descriptors": "\n".join(
-                f"{n} {to}" for n, to in sorted(processes.descriptors(self.master).items())
-            ),
+            "descriptors": "\n".join(f"{n} {to}" for n, to in sorted(processes.descriptors(self.master).items())),
             "marks": self.site.marks_file.read_text(),
             "events": self.site.events_file.read_text(),
         }

@@ -17,6 +17,8 @@ from .watcher import FleetWatcher, Seen
 SILENT: tuple[BrokenKind, ...] = ("exit", "hang")
 """Kinds that leave no text of their own: nothing runs that could say something."""
 BOOT_TIMEOUT = 5
+PAUSE = 0.01
+"""Seconds between a client's requests: the boots shall get a share of two cores."""
 
 
 @pytest.fixture(params=[False, True], ids=["no preload", "preload"])
@@ -36,9 +38,7 @@ def try_reload(server: Server, seen: Seen) -> None:
     before = server.fork_servers()
     server.signal(signal.SIGUSR2)
     wait_for(lambda: seen.fork_servers - known, 10, "a further generation was begun")
-    wait_for(
-        lambda: server.fork_servers() == before, BOOT_TIMEOUT + 25, "the further generation has been given up"
-    )
+    wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT + 25, "the further generation has been given up")
 
 
 def assert_untouched(server: Server, workers: list[int]) -> None:
@@ -51,7 +51,10 @@ def assert_untouched(server: Server, workers: list[int]) -> None:
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_application(server: Server, site: Site, seen: Seen, kind: BrokenKind) -> None:
     workers = server.workers()
-    with Load(server.address, "new", clients=12) as new, Load(server.address, "kept", clients=12) as kept:
+    with (
+        Load(server.address, "new", clients=12, pause=PAUSE) as new,
+        Load(server.address, "kept", clients=12, pause=PAUSE) as kept,
+    ):
         unique = site.break_(kind)
         try_reload(server, seen)
         assert_untouched(server, workers)

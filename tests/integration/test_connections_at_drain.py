@@ -180,9 +180,7 @@ def test_pipelined_requests(server: Server) -> None:
     """All requests that were sent together are answered; only the last answer announces the end."""
     clients = connections(server, 4)
     for client in clients:
-        client.send(
-            request("GET", "/sleep?seconds=1.5") + request("GET", "/") + request("POST", "/echo", BODY)
-        )
+        client.send(request("GET", "/sleep?seconds=1.5") + request("GET", "/") + request("POST", "/echo", BODY))
     wait_for(lambda: len(server.site.marks("request", "one")) == 4, 5, "the first requests are in flight")
     begin_drain(server)
     for client in clients:

@@ -15,6 +15,8 @@ from .processes import wait_for
 from .server import Server
 from .watcher import FleetWatcher
 
+PAUSE = 0.01
+"""Seconds between a client's requests, where it is not the load that matters."""
 AT_ONCE = {True: 1.0, False: 3.0}
 """Seconds, by preload, from the death to the lifespan of the replacement, with two busy cores."""
 
@@ -81,7 +83,7 @@ def test_respawn_after_a_reload_is_the_new_generation(start: Start, site: Site) 
 def test_broken_files_without_preload_leave_the_others_serving(start: Start, site: Site) -> None:
     """The respawn reads the disk again: tried with growing pauses, it succeeds once the files are whole."""
     server = start(workers=3)
-    with Load(server.address, "new", clients=6) as new:
+    with Load(server.address, "new", clients=6, pause=PAUSE) as new:
         unique = site.break_("raise")
         victim, moment = kill_one(server)
         wait_for(lambda: len(site.events("pre_fork")) >= 3 + 3, 20, "the respawn was tried again")
@@ -108,12 +110,14 @@ def test_kill_9_of_all_workers_at_once(start: Start, site: Site) -> None:
 def test_worker_killed_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
     """The old worker of a slot whose turn has not come dies: its replacement does not stop the reload."""
     server = start(workers=3)
-    with Load(server.address, "new", clients=6) as new:
+    with Load(server.address, "new", clients=6, pause=PAUSE) as new:
         site.deploy("two", extra="\ntime.sleep(0.5)\n")
         server.signal(signal.SIGUSR2)
         server.wait_started("two")
+        wait_for(lambda: len(server.accepting()) >= 3, 10, "the fleet is full")
+        old = [pid for pid, version in server.versions().items() if version == "one"]
+        os.kill(old[-1], signal.SIGKILL)
         moment = time.monotonic()
-        os.kill(server.wait_full_or_more()[1], signal.SIGKILL)
         server.wait_only("two")
     assert_only_the_moment_is_hurt(new.stop(), moment, 6)
 

@@ -99,7 +99,7 @@ def test_fork_server_killed(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
     workers = server.workers()
     (old,) = server.fork_servers()
-    with Load(server.address, "kept", clients=4) as load:
+    with Load(server.address, "kept", clients=4, pause=0.01) as load:
         os.kill(old, signal.SIGKILL)
         wait_for(lambda: server.fork_servers() not in ([], [old]), 15, "a fresh fork server is there")
         assert server.accepting() == workers
@@ -118,7 +118,7 @@ def test_fork_server_killed_while_the_files_are_broken(start: Start, site: Site)
     server = start(workers=2, preload_app=True)
     workers = server.workers()
     (old,) = server.fork_servers()
-    with Load(server.address, "new", clients=4) as load:
+    with Load(server.address, "new", clients=4, pause=0.01) as load:
         unique = site.break_("raise")
         os.kill(old, signal.SIGKILL)
         wait_for(lambda: unique in server.log, 15, "the fresh one has failed")
@@ -147,16 +147,14 @@ def test_fork_server_of_a_reload_killed(start: Start, site: Site) -> None:
 
 def booting(server: Server, known: list[int]) -> int:
     """Return the pid of a worker that is not one of ``known``, as soon as there is one."""
-    return wait_for(lambda: [pid for pid in server.workers() if pid not in known], 10, "a worker is booting")[
-        0
-    ]
+    return wait_for(lambda: [pid for pid in server.workers() if pid not in known], 10, "a worker is booting")[0]
 
 
 def test_worker_killed_while_booting_in_a_reload(start: Start, site: Site) -> None:
     """A failed boot of the first new worker: the old code serves on, and the next reload goes through."""
     server = start(workers=2)
     old = server.workers()
-    with Load(server.address, "new", clients=4) as load:
+    with Load(server.address, "new", clients=4, pause=0.01) as load:
         site.deploy("two", extra=SLOW)
         server.signal(signal.SIGUSR2)
         os.kill(booting(server, old), signal.SIGKILL)

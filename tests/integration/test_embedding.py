@@ -36,9 +36,7 @@ def assert_reloads_and_stops(server: Server) -> None:
     server.wait_nothing_left(2)
 
 
-@pytest.mark.parametrize(
-    "words", [(sys.executable, "-m", "gunicorn"), (script("gunicorn"),)], ids=["-m", "script"]
-)
+@pytest.mark.parametrize("words", [(sys.executable, "-m", "gunicorn"), (script("gunicorn"),)], ids=["-m", "script"])
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_both_commands(start: Start, words: tuple[str, ...], preload: bool) -> None:
     assert_reloads_and_stops(start(command=words, preload_app=preload))
@@ -199,9 +197,7 @@ def test_several_binds(make_server: Start, site: Site) -> None:
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_fd_bind(make_server: Start, preload: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = make_server(
-            bind=f"fd://{listener.fileno()}", pass_fds=[listener.fileno()], preload_app=preload
-        )
+        server = make_server(bind=f"fd://{listener.fileno()}", pass_fds=[listener.fileno()], preload_app=preload)
         server.address = listener.getsockname()
         server.start()
         assert_reloads_and_stops(server)

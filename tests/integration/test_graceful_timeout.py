@@ -27,10 +27,16 @@ def ask_all(server: Server, paths: list[str]) -> list[Client]:
     clients = [Client(server.address) for _ in paths]
     for client, path in zip(clients, paths, strict=True):
         client.send(request("GET", path))
-    wait_for(
-        lambda: len(server.site.marks("request")) == before + len(paths), 10, "the requests are in flight"
-    )
+    wait_for(lambda: len(server.site.marks("request")) == before + len(paths), 10, "the requests are in flight")
     return clients
+
+
+def assert_cut(client: Client) -> None:
+    """The request of ``client`` was ended: without an answer, or with uvicorn's for what was cancelled."""
+    try:
+        assert client.reply().status == 500
+    except Broken:
+        pass
 
 
 def assert_orderly_end(server: Server, old: list[int]) -> None:
@@ -51,14 +57,13 @@ def test_long_requests_do_not_hold_a_worker(start: Start, site: Site, worker_cla
     old = server.workers()
     clients = ask_all(server, LONG * 2)
     site.deploy("two")
+    told = time.monotonic()
     server.signal(signal.SIGUSR2)
     wait_for(lambda: not set(old) & set(server.accepting()), 30, "the drain has begun")
-    begun = time.monotonic()
     wait_for(lambda: not any(alive(pid) for pid in old), LIMIT + SLACK, "the old workers are gone")
-    assert time.monotonic() - begun > LIMIT - 0.5, "the requests had been given their time"
+    assert time.monotonic() - told >= LIMIT, "the requests were not given their time"
     for client in clients:
-        with pytest.raises(Broken):
-            client.reply()
+        assert_cut(client)
     assert_orderly_end(server, old)
     server.wait_only("two")
 
@@ -71,8 +76,7 @@ def test_term_to_one_worker_is_the_same_drain(start: Start, worker_class: str) -
     os.kill(old, signal.SIGTERM)
     assert short.reply().status == 200
     wait_for(lambda: not alive(old), LIMIT + SLACK, "the worker is gone")
-    with pytest.raises(Broken):
-        long.reply()
+    assert_cut(long)
     assert_orderly_end(server, [old])
     assert server.wait_full() != [old]
 
@@ -93,8 +97,9 @@ def test_a_worker_that_hangs_is_aborted(start: Start, site: Site) -> None:
     site.deploy("one", extra=BLOCK)
     server = start(workers=1, timeout=2)
     old = server.workers()
-    with Client(server.address) as client, pytest.raises(Broken):
-        client.ask("GET", "/block")
+    with Client(server.address) as client:
+        client.send(request("GET", "/block"))
+        assert_cut(client)
     assert server.wait_full() != old
     assert [event["pid"] for event in site.events("worker_abort")] in ([], old)
 

@@ -12,9 +12,7 @@ from .conftest import Start
 from .processes import wait_for
 from .server import Server, run_once
 
-pytestmark = pytest.mark.skipif(
-    gunicorn.version_info < (25, 1), reason="the control socket came with gunicorn 25.1"
-)
+pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 1), reason="the control socket came with gunicorn 25.1")
 
 
 def command(server: Server, words: str) -> dict[str, object]:

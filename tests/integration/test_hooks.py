@@ -49,9 +49,7 @@ def test_from_start_to_stop(start: Start, site: Site, preload: bool) -> None:
     ]:
         assert order.index(earlier) < order.index(later), (earlier, later)
     assert order[-1] == "on_exit"
-    assert_by_master(
-        server, "nworkers_changed", "on_starting", "when_ready", "pre_fork", "child_exit", "on_exit"
-    )
+    assert_by_master(server, "nworkers_changed", "on_starting", "when_ready", "pre_fork", "child_exit", "on_exit")
     assert_by_worker(site, workers, "post_fork", "post_worker_init", "worker_exit")
     for hook in ("on_starting", "when_ready", "on_exit"):
         assert len(site.events(hook)) == 1, hook

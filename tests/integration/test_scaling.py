@@ -22,7 +22,10 @@ def scale(server: Server, signum: signal.Signals, workers: int) -> None:
 @pytest.mark.parametrize("preload", [False, True])
 def test_up_and_down_under_load(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
-    with Load(server.address, "new", clients=8) as new, Load(server.address, "kept", clients=8) as kept:
+    with (
+        Load(server.address, "new", clients=8, pause=0.01) as new,
+        Load(server.address, "kept", clients=8, pause=0.01) as kept,
+    ):
         scale(server, signal.SIGTTIN, 3)
         scale(server, signal.SIGTTIN, 4)
         scale(server, signal.SIGTTOU, 3)
@@ -43,7 +46,7 @@ def test_not_below_one(start: Start) -> None:
 
 def test_a_reload_takes_the_number_of_the_configuration(start: Start) -> None:
     server = start(workers=2)
-    with Load(server.address, "kept", clients=8) as load:
+    with Load(server.address, "kept", clients=8, pause=0.01) as load:
         for number, version in ((4, "two"), (1, "three"), (2, "four")):
             server.configure(workers=number)
             server.reload(version)

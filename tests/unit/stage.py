@@ -93,18 +93,6 @@ class Stage:
                 self.servers[number] = False
             case EndGeneration(generation=number):
                 self.servers.pop(number, None)
-            case Spawn(age=age, slot=slot, generation=number):
-                assert self.servers.get(number), f"generation {number} is not there to be spawned from"
-                assert number not in self.failed, f"generation {number} had failed"
-                assert slot < self.fleet.size
-                self.processes[age] = UNBORN
-                assert len(self.processes) <= self.fleet.size + self.fleet.policy.surge
-            case Drain(age=age):
-                self._check_drain(age)
-                self.leaving_only.add(age)
-            case Kill(age=age):
-                assert age in self.processes
-                self.leaving_only.add(age)
             case ReloadStarted(generation=number):
                 self.reloads[number] = ""
             case ReloadFinished(generation=number, outcome=outcome):
@@ -112,12 +100,33 @@ class Stage:
                 self.reloads[number] = outcome
                 if outcome == "failed":
                     self.failed.add(number)
+            case _:
+                self._carry_out_on_workers(action)
+
+    def _carry_out_on_workers(self, action: Action) -> None:
+        match action:
+            case Spawn():
+                self._spawn(action)
+            case Drain(age=age):
+                self._check_drain(age)
+                self.leaving_only.add(age)
+            case Kill(age=age):
+                assert age in self.processes
+                self.leaving_only.add(age)
             case Halt():
                 assert not self.processes
                 assert not self.servers
                 self.halted = action
-            case Degraded():
+            case _:
+                assert isinstance(action, Degraded)
                 assert action.reason
+
+    def _spawn(self, action: Spawn) -> None:
+        assert self.servers.get(action.generation), f"{action}: no such generation to be spawned from"
+        assert action.generation not in self.failed, f"{action}: the generation had failed"
+        assert action.slot < self.fleet.size
+        self.processes[action.age] = UNBORN
+        assert len(self.processes) <= self.fleet.size + self.fleet.policy.surge
 
     def _check_drain(self, age: int) -> None:
         assert age in self.processes
@@ -289,6 +298,10 @@ class Stage:
     def going(self) -> list[tuple[int, int]]:
         """Slot and generation of each worker that leaves."""
         return sorted((w.slot, w.generation) for w in self.fleet.workers.values() if w.state in LEAVING)
+
+    def loads(self) -> bool:
+        """Whether a generation is being loaded."""
+        return self.fleet.loading is not None
 
     def took(self, *kinds: type[Action]) -> list[Action]:
         """The orders of these kinds since the last look (all kinds are forgotten)."""

@@ -126,7 +126,8 @@ class FleetMachine(RuleBasedStateMachine):
     def ended_server_still_talks(self, data: st.DataObject) -> None:
         number = self.pick(data, list(self.stage.fleet.generations))
         if self.stage.fleet.generations[number].state is GenerationState.LOST:
-            self.stage.tell(data.draw(st.sampled_from([GenerationLoaded(number, True), GenerationFailed(number, "")])))
+            words: list[Event] = [GenerationLoaded(number, True), GenerationFailed(number, "")]
+            self.stage.tell(data.draw(st.sampled_from(words)))
 
     # -- what happens to workers ---------------------------------------------------------------------------------
 
@@ -224,4 +225,4 @@ class FleetMachine(RuleBasedStateMachine):
 
 
 TestFleet = FleetMachine.TestCase
-TestFleet.settings = settings(max_examples=3 * settings().max_examples, deadline=None)
+TestFleet.settings = settings(max_examples=2 * settings().max_examples, deadline=None)

@@ -71,7 +71,8 @@ def test_there_and_back(message: Message) -> None:
 def test_any_pieces_make_the_same_messages(sent: list[Message], data: st.DataObject) -> None:
     stream = b"".join(map(encode, sent))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
-    decoder, got = Decoder(), []
+    decoder = Decoder()
+    got: list[Message] = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         got += decoder.feed(stream[start:end])
     assert got == sent

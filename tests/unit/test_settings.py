@@ -121,9 +121,7 @@ def test_bad_on_crash_is_refused(value: object) -> None:
 
 
 def test_a_bad_value_in_the_environment_names_the_variable() -> None:
-    assert refusal({}, {"ZD_BOOT_TIMEOUT": "soon"}).startswith(
-        "ZD_BOOT_TIMEOUT (environment) = 'soon' is not valid"
-    )
+    assert refusal({}, {"ZD_BOOT_TIMEOUT": "soon"}).startswith("ZD_BOOT_TIMEOUT (environment) = 'soon' is not valid")
 
 
 def test_a_bad_value_in_the_file_is_refused_even_where_the_environment_wins() -> None:
@@ -138,9 +136,7 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
 @pytest.mark.parametrize("name", sorted(NOT_YET))
 def test_what_is_not_built_yet_is_refused(name: str) -> None:
     assert refusal({name: None}).startswith(f"{name} is not available in this version")
-    assert refusal({}, {name.upper(): "x"}).startswith(
-        f"{name.upper()} (environment) is not available in this version"
-    )
+    assert refusal({}, {name.upper(): "x"}).startswith(f"{name.upper()} (environment) is not available in this version")
 
 
 def test_unknown_variables_are_listed_not_refused() -> None:
@@ -214,9 +210,7 @@ def test_a_reload_can_always_move(surge: int | str, unavailable: int | str, work
     assert settings.surge(workers) + settings.unavailable(workers) >= 1
 
 
-@given(
-    shares, st.integers(1, 100), seconds, st.floats(0.001, 1e6), seconds, st.sampled_from(["respawn", "exit"])
-)
+@given(shares, st.integers(1, 100), seconds, st.floats(0.001, 1e6), seconds, st.sampled_from(["respawn", "exit"]))
 def test_plain_data_comes_back_the_same(
     surge: int | str, unavailable: int, ready: float, boot: float, websocket: float, on_crash: str
 ) -> None:

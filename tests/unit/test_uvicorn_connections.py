@@ -78,7 +78,7 @@ class Connection:
     def __init__(self, http: str, ours: socket.socket, theirs: socket.socket) -> None:
         self.go = asyncio.Event()
         self.early = False
-        config = uvicorn.Config(self.app, http=http, interface="asgi3", log_config=None, lifespan="off")
+        config = uvicorn.Config(self.app, http=http, interface="asgi3", ws="none", log_config=None, lifespan="off")
         config.load()
         self.transport = Transport(ours)
         self.theirs = theirs

@@ -226,7 +226,7 @@ class Steps:
         slot.retry_at = now + self._backoff.delay(slot.failures, self._jitter())
 
     def count_roll_failure(self, now: float) -> None:
-        """Remember that a rollout's worker failed: no slot is begun for a while, else each would fail without a wait."""
+        """Remember that a rollout's worker failed: no slot is begun for a while, else each would fail at once."""
         fleet = self.fleet
         fleet.roll_failures += 1
         fleet.roll_at = now + self._backoff.delay(fleet.roll_failures, self._jitter())
