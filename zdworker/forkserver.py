@@ -28,7 +28,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from zdworker import system
+from zdworker import birth, system
 from zdworker.channel import Channel
 from zdworker.core.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
 from zdworker.errors import GenerationError, ZdError
@@ -196,27 +196,18 @@ class Generation:
         os.environ["SERVER_SOFTWARE"] = _server_software()
         _set_title(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
-        warnings = self._preload() if self.cfg.preload_app else []
-        # What is here stays here: workers must not copy its pages because a collector looks at them.
-        gc.collect()
+        if self.cfg.preload_app:
+            self.app.wsgi()
+        # The worker class's own libraries are the generation's in any case: the workers share them.
+        self.worker_class.zd_preload(self.cfg)
+        # What is here stays here: a collector that looks at it would copy its pages into every worker.
         gc.freeze()
-        return warnings
+        return _warn_of_threads()
 
     def _fix_paths(self) -> None:
         """``--chdir`` and ``--pythonpath`` may have brought links into ``sys.path``."""
         sys.path[:] = [os.path.realpath(path) for path in sys.path]
         self.cfg.settings["chdir"].value = os.getcwd()
-
-    def _preload(self) -> list[str]:
-        self.app.wsgi()
-        self.worker_class.zd_preload(self.cfg)
-        others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-        if not others:
-            return []
-        return [
-            f"the application started threads at import ({', '.join(others)}): they do not exist in the workers. "
-            "Start them in the lifespan, or in post_fork."
-        ]
 
     def _loaded(self, warnings: list[str]) -> Loaded:
         from zdworker import configuration
@@ -264,14 +255,22 @@ class Generation:
                 os._exit(0)
         except OSError as error:
             os._exit(error.errno or errno.EAGAIN)
-        from zdworker import birth
-
         self.channel.close()
         birth.become_worker(self, message, descriptors)
 
     def _answer(self, message: Forked | NotForked) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(message)
+
+
+def _warn_of_threads() -> list[str]:
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if not others:
+        return []
+    return [
+        f"the application started threads at import ({', '.join(others)}): they do not exist in the workers. "
+        "Start them in the lifespan, or in post_fork."
+    ]
 
 
 def _server_software() -> str:

@@ -174,7 +174,9 @@ class Server:
         return [child.pid for child in processes.children(self.master) if not child.alive]
 
     def listeners(self) -> set[int]:
-        return processes.listeners(self.master)
+        """Return the inodes of the master's listening sockets; with ``reuse_port`` each worker has its own."""
+        holders = self.workers() if self.settings.get("reuse_port") else [self.master]
+        return set().union(*(processes.listeners(pid) for pid in holders))
 
     def accepting(self) -> list[int]:
         """Return the pids of the workers that wait for connections, oldest first."""

@@ -132,8 +132,8 @@ class Stage:
         assert age in self.processes
         if self.fleet.phase is Phase.STOPPING or age not in self.serving():
             return
-        left = len(self.serving()) - 1
-        assert left >= self.fleet.size - self.fleet.policy.unavailable, f"only {left} would be ready"
+        left = sum(self.fleet.workers[other].proved for other in self.serving() if other != age)
+        assert left >= self.fleet.size - self.fleet.policy.unavailable, f"only {left} would be ready and proved"
 
     def serving(self) -> list[int]:
         """The ages of the workers that take requests, as far as one can know."""
@@ -150,6 +150,7 @@ class Stage:
             assert (worker.deadline is None) == settled, worker
         for generation in fleet.generations.values():
             assert (generation.deadline is not None) == (generation.state is GenerationState.LOADING), generation
+        assert {*fleet.current, *fleet.fallback} <= set(fleet.generations)
         for slot in range(fleet.size):
             assert sum(fleet.fresh(w) for w in fleet.in_slot(slot)) <= 1, "two for one slot"
         if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet))):

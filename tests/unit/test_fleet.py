@@ -110,6 +110,7 @@ def test_every_phase_with_every_event(phase: Phase, cause: str) -> None:
         *(type(event)(*(99, *list(vars(event).values())[1:])) for event in WORKER_EVENTS.values()),
         *(type(event)(*(99, *list(vars(event).values())[1:])) for event in GENERATION_EVENTS.values()),
         WorkerReady(0),
+        GenerationGone(0),
         GenerationGone(-1),
     ],
     ids=repr,

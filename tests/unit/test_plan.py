@@ -56,6 +56,20 @@ class TestLeaving:
     def test_nobody_when_too_few_would_be_ready(self) -> None:
         assert leaver(fleet(*old(0, 1, 2), (0, 2, READY), current=2)) is None
 
+    def test_one_that_soaks_is_not_counted_on(self) -> None:
+        facts = fleet((0, 1, READY), (0, 2, SOAKING), (2, 1, READY), size=2, current=2, fallback=1, proven=False)
+        assert leaver(facts) is None
+        facts.workers[2].proved = True
+        assert leaver(facts) == 1
+
+    @pytest.mark.parametrize("proven", [False, True])
+    def test_old_ones_that_soak_leave_as_any_others(self, proven: bool) -> None:
+        workers = [(0, 1, SOAKING), *old(1, 2, 3), (0, 2, SOAKING)]
+        facts = fleet(*workers, current=2, fallback=1, proven=proven)
+        assert leaver(facts) is None
+        facts.workers[5].proved = True
+        assert leaver(facts) == 1
+
     def test_unavailable_lets_one_leave_first_once_proven(self) -> None:
         assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1)) == 2
         assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1, proven=False)) is None

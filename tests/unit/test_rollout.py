@@ -74,8 +74,10 @@ class TestStart:
         assert stage.core.next_deadline() is None
 
     def test_of_no_workers_at_all(self) -> None:
-        stage = started(workers=0)
-        assert stage.fleet.state == "steady"
+        stage = Stage(Policy(workers=0))
+        stage.tell(Start())
+        assert stage.fleet.phase is Phase.STARTING, "there may be code to complain about"
+        assert stage.load().fleet.state == "steady"
         assert stage.scale(2).boot().slots() == [1, 1]
 
     @pytest.mark.parametrize("exit_code", [1, 3, 4])
@@ -214,6 +216,16 @@ class TestReload:
         assert stage.passes(9.0).going() == []
         assert stage.passes(1.0).going() == [(0, 1)]
 
+    def test_within_the_soak_time_of_the_old_workers(self) -> None:
+        """They serve, so they leave as any others: when the new one has proved itself."""
+        stage = started(workers=2, min_ready=10.0).boot().passes(3.0)
+        stage.reload().boot()
+        assert stage.going() == []
+        stage.tell(WorkerGone(3, "was killed by signal 11", -11))
+        assert stage.slots() == [1, 1]
+        assert roll_on(stage.reload()).going() == []
+        assert stage.all_goes_well().slots() == [3, 3]
+
     def test_a_worker_that_does_not_outlive_its_soak_time(self) -> None:
         stage = steady(2, min_ready=10.0).reload().boot().passes(5.0)
         stage.tell(WorkerGone(3, "was killed by signal 11", -11))
@@ -329,6 +341,13 @@ class TestSupersedingReload:
         assert roll_on(stage).slots() == [2, 2, 2]
         assert stage.fleet.state == "failed"
 
+    def test_the_newer_one_gets_there_while_the_newest_loads(self) -> None:
+        stage = steady(2).reload()
+        stage.tell(Reload())
+        assert roll_on(stage).slots() == [2, 2]
+        assert stage.reloads == {2: "done", 3: ""}
+        assert stage.fleet.state == "rolling"
+
     def test_the_newest_does_not_load_and_the_newer_one_goes_on(self) -> None:
         stage = steady(2).reload()
         stage.tell(Reload())
@@ -400,6 +419,12 @@ class TestFailedReload:
         assert stage.reloads == {2: "failed"}
         assert stage.took(Kill) == [Kill(3, "booting")]
         assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")], "as long as it is there"
+
+    def test_its_first_worker_says_that_it_ends_and_does_not(self) -> None:
+        stage = steady(2).reload().born()
+        stage.tell(WorkerFailed(3, "lifespan failed"))
+        stage.took()
+        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")]
 
     def test_its_first_worker_is_not_forked(self) -> None:
         stage = steady(2).reload().passes(FORK_TIME)
@@ -857,6 +882,8 @@ class TestStop:
         stage.tell(Reload())
         stage.stop()
         assert stage.servers == {}
+        assert not stage.loads()
+        assert not stage.fleet.reload_again
         assert stage.gone().halted
 
     def test_while_degraded(self) -> None:

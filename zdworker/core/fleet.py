@@ -271,10 +271,6 @@ class Fleet:
         """Return the workers of a slot that are not leaving."""
         return [w for w in self.workers.values() if w.slot == number and not w.leaving]
 
-    def ready(self) -> int:
-        """Return how many workers take requests."""
-        return sum(w.state is WorkerState.READY for w in self.workers.values())
-
     def to_plain(self) -> dict[str, Any]:
         """Return the facts as what JSON can hold."""
         return dataclasses.asdict(self)

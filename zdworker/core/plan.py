@@ -3,7 +3,7 @@
 Rules, all of them the invariant's:
 
 * Not more than ``size + surge`` worker processes exist, those that boot or drain included.
-* A worker that serves is told to leave only if ``size - unavailable`` others are ready without it.
+* A worker that serves is told to leave only if ``size - unavailable`` others are ready and have proved themselves.
 * Slots go in order. A worker leaves when its slot has a fresh one that has proved itself; before that only where
   ``unavailable`` allows it and the new generation is proven, or where nothing else would make room.
 * Until the new generation is proven, one single worker tries it out, and a slot that a crash has emptied meanwhile is
@@ -44,12 +44,21 @@ def _superfluous(fleet: Fleet, worker: Worker) -> bool:
         return True
     if fleet.fresh(worker):
         return False
-    if not worker.proved:
-        # Of code that nobody wants any more, unless it stands in for nobody else while a generation is on trial.
-        alone = len(fleet.in_slot(worker.slot)) == 1
-        stands_in = alone and not fleet.proven and worker.generation in fleet.fallback
-        return not stands_in and worker.generation not in fleet.current
+    if _useless(fleet, worker):
+        return True
     return any(fleet.fresh(w) and w.proved for w in fleet.in_slot(worker.slot)) or _may_leave_first(fleet, worker)
+
+
+def _useless(fleet: Fleet, worker: Worker) -> bool:
+    """Return whether a worker that has not lasted yet is of code that nobody wants (any more)."""
+    if worker.proved or worker.generation in fleet.current:
+        return False
+    if worker.generation not in fleet.fallback:
+        return True
+    # What served before the reload goes on as any old worker; what still boots may be needed while the new code is on
+    # trial, if it has its slot to itself.
+    booting = worker.state is not WorkerState.READY
+    return booting and (fleet.proven or len(fleet.in_slot(worker.slot)) > 1)
 
 
 def _may_leave_first(fleet: Fleet, worker: Worker) -> bool:
@@ -62,8 +71,14 @@ def _may_leave_first(fleet: Fleet, worker: Worker) -> bool:
 
 
 def _dispensable(fleet: Fleet, worker: Worker) -> bool:
-    """Return whether enough serve without it; nobody misses one that serves nobody."""
-    return worker.state is not WorkerState.READY or fleet.ready() > fleet.size - fleet.policy.unavailable
+    """Return whether enough serve without it; nobody misses one that serves nobody.
+
+    Only those that have proved themselves are counted on: one that soaks may be gone a moment later.
+    """
+    if worker.state is not WorkerState.READY:
+        return True
+    others = sum(w.state is WorkerState.READY and w.proved for w in fleet.workers.values() if w is not worker)
+    return others >= fleet.size - fleet.policy.unavailable
 
 
 def _has_room(fleet: Fleet) -> bool:

@@ -1,0 +1,85 @@
+"""The birth of a worker, with a sudden death at each of its steps: of the worker, its fork server, the master."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from .applications import Site
+from .conftest import Start
+from .processes import wait_for
+from .server import Server
+
+GONE = 2.0
+"""Seconds after which nothing may be left of a server whose master was killed."""
+
+KILLING = """
+import os, signal
+from pathlib import Path
+from zdworker import birth
+
+STEP, VICTIM = {step!r}, {victim!r}
+FORK_SERVER = os.getpid()  # the configuration is evaluated there, and its forks know
+
+def kill(step):
+    # Once only, and only when the test has armed it.
+    if step != STEP or not Path("armed").exists():
+        return
+    target = {{"worker": os.getpid(), "fork server": FORK_SERVER, "master": int(Path("armed").read_text())}}[VICTIM]
+    Path("armed").rename("fired")
+    os.kill(target, signal.SIGKILL)
+
+class KillingChannel(birth.Channel):
+    def send(self, *arguments):
+        kill("before hello")
+        super().send(*arguments)
+
+    def receive(self):
+        kill("before go")
+        return super().receive()
+
+tie = birth._tie_to
+
+def kill_and_tie(master):
+    kill("before the death signal")
+    tie(master)
+
+birth.Channel = KillingChannel
+birth._tie_to = kill_and_tie
+
+def post_worker_init(worker):
+    kill("before ready")
+"""
+
+STEPS = ["before hello", "before go", "before the death signal", "before ready"]
+
+
+def kill_at_next_birth(server: Server, site: Site) -> None:
+    """Have a worker born, with a death at the step that the configuration names."""
+    armed = site.directory / "armed"
+    armed.with_suffix(".tmp").write_text(str(server.master))
+    armed.with_suffix(".tmp").rename(armed)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    wait_for((site.directory / "fired").exists, 15, "the step was reached")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("victim", ["worker", "fork server"])
+def test_a_death_at_birth_is_made_good(start: Start, site: Site, step: str, victim: str) -> None:
+    server = start(workers=2, preload_app=True, extra=KILLING.format(step=step, victim=victim))
+    other = server.workers()[1]
+    kill_at_next_birth(server, site)
+    assert other in server.wait_full()
+    assert len(wait_for(server.fork_servers, 10, "there is a fork server")) == 1
+    assert not server.zombies()
+    server.reload("two")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_worker_is_born_to_a_dead_master(start: Start, site: Site, step: str) -> None:
+    server = start(workers=2, preload_app=True, extra=KILLING.format(step=step, victim="master"))
+    kill_at_next_birth(server, site)
+    server.wait_nothing_left(GONE)
+    assert server.port_free()
