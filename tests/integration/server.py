@@ -31,6 +31,7 @@ from .clients import Address, Client
 from .processes import Process, wait_for
 
 DEFAULT_CLASS = "zdworker.UvicornWorker"
+NO_SESSION = -1
 BOOT = 30.0
 """Seconds that a fleet may take to get ready on a machine with other work to do."""
 
@@ -149,7 +150,7 @@ class Server:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return processes.alive(self.master) if self._process is None else self._process.poll() is None
 
     @property
     def log(self) -> str:
@@ -195,7 +196,7 @@ class Server:
         """Wait until the configured number of workers accept and no other one lives; return their pids."""
 
         def full() -> list[int]:
-            assert self.running or self._process is None, f"the master has ended\n{self.log}"
+            assert self.running, f"the master has ended\n{self.log}"
             accepting = self.accepting()
             return accepting if len(accepting) == self.expected and accepting == self.workers() else []
 
@@ -244,10 +245,11 @@ class Server:
             return client.ask("GET", path).json()
 
     def adopt(self, pid: int) -> None:
-        """Go on with ``pid`` as the master (a daemon's pid is not the one that was started)."""
-        self.master = pid
-        self.session = os.getsid(pid)
-        self._process = None
+        """Go on with ``pid``, started by someone else or as a daemon, as the master.
+
+        Its session may be the one of these tests, so what it leaves is found by its directory alone.
+        """
+        self.master, self.session, self._process = pid, NO_SESSION, None
 
     def report(self) -> str:
         """Return what a failed test needs: log, process tree, descriptors, marks and events."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from xprocess import ProcessStarter, XProcess
 
 from .applications import BROKEN, BrokenKind, Site
 from .clients import Load
 from .conftest import Start
 from .processes import wait_for
-from .server import Server
+from .server import BOOT, Server
 from .watcher import FleetWatcher, Seen
 
 SILENT: tuple[BrokenKind, ...] = ("exit", "hang")
@@ -68,6 +71,36 @@ def test_broken_application(server: Server, site: Site, seen: Seen, kind: Broken
     assert seen.most_living <= 3
 
 
+@pytest.fixture(scope="module")
+def standing(xprocess: XProcess) -> Iterator[Server]:
+    """One long-lived server, on which one deploy after the other fails: each has to leave it whole for the next."""
+    site = Site()
+    site.deploy("one")
+    server = Server(site, workers=2, zd_boot_timeout=BOOT_TIMEOUT)
+    server.configure()
+
+    class Starter(ProcessStarter):
+        """How pytest-xprocess starts it."""
+
+        args = server.words
+        env = server.environment
+        popen_kwargs: ClassVar[dict[str, Any]] = {"cwd": site.directory}
+        timeout = BOOT
+
+        def startup_check(self) -> bool:
+            return not server.port_free()
+
+    pid, log = xprocess.ensure("gunicorn", Starter, restart=True, persist_logs=False)
+    server.log_file = Path(log)
+    server.adopt(pid)
+    server.wait_full()
+    yield server
+    xprocess.getinfo("gunicorn").terminate(kill_proc_tree=False)
+    server.wait_nothing_left(1)
+    server.end()
+    site.remove()
+
+
 @pytest.mark.parametrize(
     "extra",
     [
@@ -84,21 +117,23 @@ def test_broken_application(server: Server, site: Site, seen: Seen, kind: Broken
         "def on_reload(server, too, many): pass",
     ],
 )
-def test_broken_configuration(start: Start, site: Site, extra: str) -> None:
-    server = start(workers=2, zd_boot_timeout=BOOT_TIMEOUT)
-    workers = server.workers()
-    with FleetWatcher(server) as seen, Load(server.address, "kept", clients=4) as load:
-        site.deploy("two")
-        server.extra = f"\n{extra}\n"
-        server.configure()
-        try_reload(server, seen)
-        assert_untouched(server, workers)
-        server.extra = ""
-        server.configure()
-        server.reload("three")
+def test_broken_configuration(standing: Server, extra: str) -> None:
+    workers, before = standing.workers(), str(standing.get()["version"])
+    with (
+        FleetWatcher(standing) as seen,
+        Load(standing.address, "kept", clients=4, pause=PAUSE) as load,
+    ):
+        standing.site.deploy(f"with {extra}")
+        standing.extra = f"\n{extra}\n"
+        standing.configure()
+        try_reload(standing, seen)
+        assert_untouched(standing, workers)
+        standing.extra = ""
+        standing.configure()
+        standing.reload(f"after {extra}")
     results = load.stop()
     assert results.failures == []
-    assert results.versions() == ["one", "three"]
+    assert results.versions() == [before, f"after {extra}"]
 
 
 def test_configuration_file_that_is_gone(start: Start, site: Site) -> None:

@@ -17,6 +17,8 @@ from .watcher import FleetWatcher
 
 PAUSE = 0.01
 """Seconds between a client's requests, where it is not the load that matters."""
+GAP = 0.3
+"""Seconds without any answer that a crash of one worker in four may cost."""
 AT_ONCE = {True: 1.0, False: 3.0}
 """Seconds, by preload, from the death to the lifespan of the replacement, with two busy cores."""
 
@@ -48,10 +50,12 @@ def test_kill_9_under_load(start: Start, site: Site, preload: bool) -> None:
         victim, moment = kill_one(server)
         wait_for(lambda: len(site.marks("startup")) == 5, 10, "the replacement has started")
         workers = server.wait_full()
+        time.sleep(0.5)  # the load goes on: a gap would show
+        over = time.monotonic()
     for load in (new, kept):
         results = load.stop()
         assert_only_the_moment_is_hurt(results, moment, 24)
-        assert results.longest_gap(moment, moment + 1) < 0.5
+        assert results.longest_gap(moment, over) < GAP
     assert victim not in workers
     assert site.marks("startup")[-1]["time"] - moment < AT_ONCE[preload]
     assert seen.fewest_accepting >= 3

@@ -321,3 +321,22 @@ def steady(workers: int = 4, preloaded: bool = False, **settings: float) -> Stag
     assert stage.slots() == [1] * workers
     stage.took()
     return stage
+
+
+def started(**settings: float) -> Stage:
+    """A fleet whose first generation has just loaded."""
+    stage = Stage(Policy(**settings))  # type: ignore[arg-type]
+    stage.tell(Start())
+    return stage.load()
+
+
+def give_time(stage: Stage) -> Stage:
+    """Wait until the next worker is ordered, if none is."""
+    return stage if stage.coming() else stage.until_due()
+
+
+def roll_on(stage: Stage) -> Stage:
+    """Let every worker boot and every leaver go, until nothing moves; no time passes."""
+    for _ in range(50):
+        stage.boot().gone()
+    return stage

@@ -1,0 +1,289 @@
+"""New code that does not work, and fork servers that die, as stories (see ``test_rollout.py``)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.stage import give_time, roll_on, steady
+from zdworker.core.events import (
+    Degraded,
+    Drain,
+    EndGeneration,
+    Kill,
+    Policy,
+    Reload,
+    ReloadFinished,
+    Spawn,
+    StartGeneration,
+    WorkerBorn,
+    WorkerFailed,
+)
+from zdworker.core.fleet import Phase
+from zdworker.core.rollout import ROLL_ATTEMPTS
+from zdworker.core.steps import EXIT_TIME, FORK_TIME
+
+
+class TestFailedReload:
+    """A broken deploy changes nothing."""
+
+    def test_it_does_not_load(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        stage.fail_load("SyntaxError")
+        assert stage.took(EndGeneration, ReloadFinished, Spawn, Drain) == [
+            EndGeneration(2),
+            ReloadFinished(2, "failed", "SyntaxError", "Traceback ..."),
+        ]
+        assert stage.fleet.state == "failed"
+        assert stage.fleet.phase is Phase.STEADY
+
+    def test_it_dies_while_loading(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        assert stage.lose_server(2).reloads == {2: "failed"}
+
+    def test_it_hangs_while_loading(self) -> None:
+        stage = steady(2, boot_timeout=20.0)
+        stage.tell(Reload())
+        assert stage.passes(19.9).reloads == {2: ""}
+        assert stage.passes(0.1).reloads == {2: "failed"}
+        assert stage.servers == {1: True}
+
+    @pytest.mark.parametrize("surge", [1, 3])
+    def test_its_first_worker_fails(self, surge: int) -> None:
+        stage = steady(3, surge=surge).reload().fail()
+        assert stage.took(Spawn, Drain, ReloadFinished, EndGeneration) == [
+            Spawn(4, 0, 2),
+            EndGeneration(2),
+            ReloadFinished(2, "failed", "the first new worker failed: lifespan failed", "Traceback ..."),
+        ]
+        assert stage.slots() == [1, 1, 1]
+        assert stage.fleet.state == "failed"
+
+    def test_its_first_worker_fails_stop_first(self) -> None:
+        stage = steady(3, surge=0, unavailable=1).reload().gone().fail()
+        assert stage.fleet.state == "rolling", "one slot is still on its way back"
+        assert stage.coming() == [(0, 1)]
+        assert stage.boot().slots() == [1, 1, 1]
+        assert stage.fleet.state == "failed"
+
+    def test_its_first_worker_hangs(self) -> None:
+        stage = steady(2, boot_timeout=20.0).reload().born().passes(20.0)
+        assert stage.reloads == {2: "failed"}
+        assert stage.took(Kill) == [Kill(3, "booting")]
+        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")], "as long as it is there"
+
+    def test_its_first_worker_says_that_it_ends_and_does_not(self) -> None:
+        stage = steady(2).reload().born()
+        stage.tell(WorkerFailed(3, "lifespan failed"))
+        stage.took()
+        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")]
+
+    def test_its_first_worker_is_not_forked(self) -> None:
+        stage = steady(2).reload().passes(FORK_TIME)
+        assert stage.reloads == {2: "failed"}
+        assert stage.took(Kill) == [Kill(3, "forking")]
+        assert stage.servers == {1: True}
+
+    def test_its_fork_server_dies_before_the_first_worker_is_ready(self) -> None:
+        stage = steady(2).reload().born().lose_server(2)
+        assert stage.reloads == {2: "failed"}
+        assert stage.going() == [(0, 2)]
+        assert stage.gone().slots() == [1, 1]
+
+    def test_it_is_remembered_whatever_else_happens(self) -> None:
+        stage = steady(2).reload().fail().crash(0).fail()
+        assert any(isinstance(action, Degraded) for action in stage.log)
+        assert stage.fleet.state == "failed"
+
+    def test_the_next_good_one_goes_through(self) -> None:
+        stage = steady(2).reload().fail().reload()
+        assert roll_on(stage).slots() == [3, 3]
+        assert stage.fleet.state == "steady"
+
+    def test_it_is_superseded_while_loading_and_fails(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        stage.tell(Reload())
+        stage.fail_load()
+        assert roll_on(stage.load()).slots() == [3, 3]
+        assert stage.reloads == {2: "failed", 3: "done"}
+
+
+class TestPolicyOfAFailedReload:
+    """A broken deploy changes nothing: neither do its settings."""
+
+    def test_it_goes_back_with_the_code(self) -> None:
+        stage = steady(3)
+        before = stage.fleet.policy
+        stage.reload(policy=Policy(workers=2, surge=2, graceful_timeout=99.0))
+        assert stage.going() == [(2, 1)]
+        stage.fail()
+        assert stage.fleet.policy == before
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_a_number_that_was_asked_for_meanwhile_stays(self) -> None:
+        stage = steady(3).reload(policy=Policy(workers=2)).scale(4).fail(4)
+        assert roll_on(stage).slots() == [1, 1, 1, 1]
+
+    def test_over_two_that_fail(self) -> None:
+        stage = steady(3).reload(policy=Policy(workers=2)).gone().born().reload(policy=Policy(workers=1))
+        stage.gone().fail()
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_of_one_that_was_superseded_while_loading(self) -> None:
+        stage = steady(1)
+        stage.tell(Reload())
+        stage.tell(Reload())
+        stage.load(policy=Policy(workers=3))
+        assert stage.fleet.size == 1
+
+
+class TestLaterWorkerFails:
+    """The generation has worked once: it is tried again, then given up."""
+
+    def test_it_is_retried_with_backoff(self) -> None:
+        stage = steady(3).reload().boot().gone()
+        stage.fail()
+        assert stage.coming() == [(1, 2)], "the first failure costs no wait"
+        stage.fail()
+        assert stage.coming() == []
+        assert stage.core.next_deadline() == stage.now + 0.5
+        assert stage.passes(0.5).coming() == [(1, 2)], "nor was another slot begun meanwhile"
+        assert stage.reloads == {2: ""}
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_it_is_turned_back_to_preloaded_code(self) -> None:
+        stage = steady(3, preloaded=True).reload().boot().gone()
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.reloads == {2: "failed"}
+        assert stage.coming() == [(0, 1)]
+        assert stage.fleet.state == "rolling"
+        assert roll_on(stage).slots() == [1, 1, 1]
+        assert stage.fleet.state == "failed"
+        assert stage.servers == {1: True}
+
+    def test_without_a_way_back_it_is_degraded(self) -> None:
+        stage = steady(3).reload().boot().gone()
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.fleet.state == "degraded"
+        assert stage.reloads == {2: ""}, "new code is under way as long as it is tried"
+        assert stage.slots() == [2, 1, 1]
+        assert stage.until_due().coming() == [(1, 2)], "it goes on being tried"
+        stage.took()
+        assert len(stage.fail().took(Degraded)) == 1
+        assert stage.all_goes_well().slots() == [2, 2, 2]
+        assert stage.fleet.state == "steady"
+        assert stage.reloads == {2: "done"}
+
+    def test_the_way_back_has_died(self) -> None:
+        stage = steady(3, preloaded=True).reload().boot().gone().lose_server(1)
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.fleet.state == "degraded"
+
+    def test_success_in_between_starts_the_count_anew(self) -> None:
+        stage = steady(4, preloaded=True).reload().boot().gone()
+        for _ in range(ROLL_ATTEMPTS - 1):
+            give_time(stage).fail()
+        give_time(stage).boot().gone()
+        for _ in range(ROLL_ATTEMPTS - 1):
+            give_time(stage).fail()
+        assert stage.reloads == {2: ""}
+
+    def test_a_later_worker_is_not_forked(self) -> None:
+        """Its fork server is stuck: a fresh one goes on with the rollout."""
+        stage = steady(3).reload().boot().gone().passes(FORK_TIME)
+        assert stage.fleet.phase is Phase.ROLLING
+        stage.gone().load()
+        assert roll_on(stage).slots() == [2, 3, 3]
+        assert stage.reloads == {2: "done"}
+
+
+class TestForkServerLost:
+    """The workers serve on; a fresh fork server is started."""
+
+    def test_while_steady(self) -> None:
+        stage = steady(2).lose_server(1)
+        assert stage.took(StartGeneration) == [StartGeneration(2, adopt=False)]
+        assert stage.slots() == [1, 1]
+        assert stage.fleet.state == "steady"
+        stage.load()
+        assert stage.coming() == []
+        assert stage.crash(0).boot().slots() == [2, 1]
+
+    def test_the_fresh_one_does_not_load(self) -> None:
+        stage = steady(2).lose_server(1).fail_load()
+        assert stage.fleet.state == "degraded"
+        assert not stage.loads()
+        stage.passes(0.5)
+        assert stage.loads()
+        assert stage.fleet.state == "degraded", "not before it has loaded"
+        stage.fail_load()
+        due = stage.core.next_deadline()
+        assert due == stage.now + 1.0
+        stage.passes(1.0).load()
+        assert stage.fleet.state == "steady"
+        assert stage.slots() == [1, 1]
+
+    def test_fork_servers_that_die_again_and_again(self) -> None:
+        stage = steady(1).lose_server(1).load().lose_server(2)
+        assert not stage.loads()
+        assert stage.core.next_deadline() == stage.now + 0.5
+        stage.passes(0.5).load().passes(10.0).lose_server(3)
+        assert stage.loads(), "it stood for long enough"
+
+    def test_a_reload_goes_before_its_replacement(self) -> None:
+        stage = steady(2).lose_server(1).fail_load()
+        stage.tell(Reload())
+        assert roll_on(stage.load()).slots() == [3, 3]
+        assert stage.fleet.state == "steady"
+
+    def test_a_reload_waits_for_the_one_that_loads(self) -> None:
+        stage = steady(2).lose_server(1)
+        stage.tell(Reload())
+        assert roll_on(stage.load().load()).slots() == [3, 3]
+
+    def test_while_rolling_after_proof(self) -> None:
+        stage = steady(3).reload().boot().lose_server(2)
+        stage.gone()
+        assert stage.coming() == []
+        stage.load()
+        assert roll_on(stage).slots() == [2, 3, 3]
+        assert stage.reloads == {2: "done"}
+
+    def test_a_rollout_that_lost_its_server_is_turned_back(self) -> None:
+        stage = steady(3, preloaded=True).reload().boot().lose_server(2).gone().load()
+        for _ in range(ROLL_ATTEMPTS):
+            give_time(stage).fail()
+        assert stage.reloads == {2: "failed"}
+        assert roll_on(stage).slots() == [1, 1, 1]
+        assert stage.servers == {1: True}
+
+    def test_the_old_one_during_the_trial(self) -> None:
+        stage = steady(2).reload().lose_server(1).fail()
+        assert stage.reloads == {2: "failed"}
+        assert stage.slots() == [1, 1]
+        stage.load()
+        assert stage.servers == {3: True}
+        assert stage.crash(0).boot().slots() == [3, 1]
+
+    def test_one_that_does_not_fork(self) -> None:
+        stage = steady(1).crash(0).passes(FORK_TIME)
+        assert stage.took(EndGeneration, Kill) == [Kill(2, "forking"), EndGeneration(1)]
+        stage.load().gone().passes(1.0)
+        assert stage.boot().slots() == [2]
+
+    def test_one_that_does_not_fork_any_of_several(self) -> None:
+        """One stuck server is one loss, however many workers wait for it."""
+        stage = steady(3).crash(0).crash(1).crash(2).passes(FORK_TIME)
+        assert stage.fleet.restore_failures == 1
+        assert stage.loads()
+
+    def test_a_worker_that_is_born_although_nobody_waits_any_more(self) -> None:
+        stage = steady(1).crash(0).passes(FORK_TIME)
+        stage.took()
+        assert stage.tell(WorkerBorn(2, 4711)) == [Kill(2, "born too late")]
+        assert stage.fleet.workers[2].pid == 4711

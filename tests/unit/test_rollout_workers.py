@@ -1,0 +1,188 @@
+"""Workers that crash, are too many or too few, or tire, as stories (see ``test_rollout.py``)."""
+
+from __future__ import annotations
+
+from tests.unit.stage import roll_on, steady
+from zdworker.core.events import (
+    Drain,
+    Halt,
+    Spawn,
+    WorkerReady,
+)
+from zdworker.core.steps import KILL_MARGIN
+
+
+class TestCrash:
+    """A worker that served dies."""
+
+    def test_it_is_replaced_at_once(self) -> None:
+        stage = steady(2).crash(1)
+        assert stage.took(Spawn) == [Spawn(3, 1, 1)]
+        assert stage.boot().slots() == [1, 1]
+
+    def test_repeated_deaths_back_off(self) -> None:
+        stage = steady(1)
+        waits = []
+        for _ in range(5):
+            stage.crash(0)
+            due = stage.core.next_deadline()
+            assert due is not None
+            waits.append(0.0 if stage.coming() else due - stage.now)
+            stage.passes(waits[-1]).boot()
+        assert waits == [0.0, 0.5, 1.0, 2.0, 4.0]
+
+    def test_stable_uptime_resets_the_backoff(self) -> None:
+        stage = steady(1)
+        for _ in range(5):
+            stage.crash(0).passes(8.0).boot()
+        assert stage.passes(10.0).crash(0).coming() == [(0, 1)]
+
+    def test_so_does_a_stable_worker_that_was_replaced(self) -> None:
+        stage = steady(1)
+        for _ in range(5):
+            stage.crash(0).passes(8.0).boot()
+        stage.passes(10.0).tire(0).boot().gone()
+        assert stage.crash(0).coming() == [(0, 1)]
+
+    def test_so_does_a_reload(self) -> None:
+        stage = steady(1)
+        for _ in range(5):
+            stage.crash(0).passes(8.0).boot()
+        roll_on(stage.reload())
+        assert stage.crash(0).coming() == [(0, 2)]
+
+    def test_the_replacement_does_not_boot(self) -> None:
+        stage = steady(2).crash(0).fail()
+        assert stage.fleet.state == "degraded"
+        assert stage.slots() == [1]
+        assert stage.halted is None
+        assert stage.passes(1.0).boot().fleet.state == "steady"
+
+    def test_one_that_leaves_unasked_is_replaced(self) -> None:
+        stage = steady(2).leave(0)
+        assert stage.coming() == [(0, 1)]
+        assert stage.boot().slots() == [1, 1]
+        assert stage.going() == [(0, 1)]
+        assert stage.core.next_deadline() == stage.now + stage.fleet.policy.graceful_timeout + KILL_MARGIN
+
+    def test_leaving_unasked_again_and_again_backs_off(self) -> None:
+        stage = steady(1).leave(0).boot().gone().leave(0).gone()
+        assert stage.coming() == []
+        assert stage.passes(0.5).coming() == [(0, 1)]
+
+    def test_exit_on_crash(self) -> None:
+        stage = steady(2, exit_on_crash=True).crash(0)
+        assert stage.going() == [(1, 1)]
+        halt = stage.gone().halted
+        assert halt == Halt(1, "a worker was killed by signal 9, and zd_on_crash is 'exit'")
+
+    def test_while_the_new_code_is_on_trial(self) -> None:
+        stage = steady(3).reload().born().crash(2)
+        assert stage.coming() == [(0, 2), (2, 1)], "the code that works fills the gap"
+        stage.boot()
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_a_stand_in_that_does_not_boot_is_not_the_new_codes_fault(self) -> None:
+        stage = steady(3).reload().born().crash(2).fail()
+        assert stage.reloads == {2: ""}
+        assert stage.fleet.state == "degraded"
+        assert stage.all_goes_well().slots() == [2, 2, 2]
+
+    def test_a_stand_in_is_not_needed_once_the_new_code_is_proven(self) -> None:
+        stage = steady(3).reload().born().crash(2)
+        stage.tell(WorkerReady(4))
+        assert (2, 1) in stage.going()
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_while_rolling_after_proof(self) -> None:
+        stage = steady(3).reload().boot().gone().crash(2)
+        assert stage.coming() == [(1, 2), (2, 2)]
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_of_the_new_worker_after_proof(self) -> None:
+        stage = steady(3).reload().boot().gone().boot().gone().crash(0)
+        assert stage.reloads == {2: ""}
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_of_the_only_worker_and_its_code_during_the_trial(self) -> None:
+        """Nothing is left to go back to: what is on disk is loaded afresh."""
+        stage = steady(1).reload().born().lose_server(1).crash(0)
+        stage.fail()
+        assert stage.reloads == {2: "failed"}
+        assert stage.load().boot().slots() == [3]
+
+
+class TestScale:
+    """TTIN and TTOU."""
+
+    def test_more(self) -> None:
+        assert steady(1).scale(3).boot().slots() == [1, 1, 1]
+
+    def test_fewer(self) -> None:
+        stage = steady(3).scale(1)
+        assert stage.going() == [(1, 1), (2, 1)]
+        assert stage.gone().fleet.state == "steady"
+
+    def test_none_and_back(self) -> None:
+        stage = steady(2).scale(0).gone()
+        assert stage.slots() == []
+        assert stage.scale(2).boot().slots() == [1, 1]
+
+    def test_fewer_while_one_is_missing(self) -> None:
+        """No worker leaves as long as one of those that stay has yet to come."""
+        stage = steady(2).crash(0).scale(1)
+        assert stage.going() == []
+        assert stage.boot().going() == [(1, 1)]
+
+    def test_more_while_the_new_code_is_on_trial(self) -> None:
+        stage = steady(2).reload().scale(3)
+        assert stage.coming() == [(0, 2), (2, 1)]
+        assert roll_on(stage).slots() == [2, 2, 2]
+
+    def test_fewer_while_rolling(self) -> None:
+        stage = steady(4).reload().boot().scale(2)
+        assert stage.going() == [(0, 1), (2, 1), (3, 1)]
+        assert roll_on(stage).slots() == [2, 2]
+
+    def test_the_slot_of_the_trial_goes(self) -> None:
+        stage = steady(3).scale(4).reload()
+        assert stage.scale(0).going() == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
+        assert stage.reloads == {2: "done"}
+        assert roll_on(stage.gone().scale(2)).slots() == [2, 2]
+
+
+class TestRecycling:
+    """A worker asks to be replaced."""
+
+    def test_the_replacement_comes_first(self) -> None:
+        stage = steady(2).tire(0)
+        assert stage.took(Spawn, Drain) == [Spawn(3, 0, 1)]
+        assert stage.boot().took(Spawn, Drain) == [Drain(1)]
+        assert stage.gone().fleet.state == "steady"
+
+    def test_one_at_a_time(self) -> None:
+        stage = steady(3).tire(0).tire(1).tire(2)
+        assert stage.coming() == [(0, 1)]
+        stage.boot()
+        assert stage.coming() == []
+        assert stage.gone().coming() == [(1, 1)]
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_without_surge_one_leaves_first(self) -> None:
+        stage = steady(3, surge=0, unavailable=2).tire(0).tire(1)
+        assert stage.going() == [(0, 1)]
+        assert stage.gone().boot().going() == [(1, 1)]
+
+    def test_even_where_one_may_be_missing_the_replacement_comes_first(self) -> None:
+        assert steady(3, unavailable=1).tire(0).going() == []
+
+    def test_a_replacement_that_does_not_boot_harms_nobody(self) -> None:
+        stage = steady(2).tire(0).fail()
+        assert stage.slots() == [1, 1]
+        assert stage.fleet.state == "degraded"
+        assert roll_on(stage.passes(1.0)).fleet.state == "steady"
+
+    def test_the_one_on_trial_is_tired_already(self) -> None:
+        stage = steady(2, min_ready=5.0).reload().boot().tire(0)
+        stage.fleet.workers[3].tired = True
+        assert stage.all_goes_well().slots() == [2, 2]
