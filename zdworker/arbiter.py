@@ -2,8 +2,8 @@
 
 Rules:
 
-* The loop stays Gunicorn's (``Arbiter.run``). ``wait_for_signals`` is the supervisor's poll; a signal's handler tells the
-  core what is asked for and returns. Nothing here waits for anything.
+* The loop stays Gunicorn's (``Arbiter.run``). ``wait_for_signals`` is the supervisor's poll; a signal's handler tells
+  the core what is asked for and returns. Nothing here waits for anything.
 * The master never imports the application and never forks Python, but for Gunicorn's dirty arbiter.
 * This is the one file that knows Gunicorn's private attributes; :data:`NEEDED` is checked at start.
 * A hook that raises in the master is logged and ends nothing, once the master is up.
@@ -33,11 +33,14 @@ from zdworker.processes import WorkerRecord
 from zdworker.settings import Settings, unknown_environment
 from zdworker.supervisor import Supervisor
 
+# fmt: off
 NEEDED = (
-    "SIG_QUEUE WORKERS LISTENERS SIG_NAMES setup start init_signals run wait_for_signals wakeup manage_workers "
-    "murder_workers reap_workers reap_dirty_arbiter manage_dirty_arbiter kill_dirty_arbiter kill_worker kill_workers "
-    "_get_num_workers halt stop reload spawn_workers handle_chld handle_usr1 handle_usr2 handle_winch"
-).split()
+    "SIG_QUEUE", "WORKERS", "LISTENERS", "SIG_NAMES", "setup", "start", "init_signals", "run", "wait_for_signals",
+    "wakeup", "manage_workers", "murder_workers", "reap_workers", "reap_dirty_arbiter", "manage_dirty_arbiter",
+    "kill_dirty_arbiter", "kill_worker", "kill_workers", "_get_num_workers", "halt", "stop", "reload", "spawn_workers",
+    "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
+)
+# fmt: on
 KNOWN_VERSIONS = "25.0.3 to 27"
 
 
@@ -58,7 +61,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             self._zd_take_over()
         except (SettingError, UnsupportedGunicorn, GenerationError) as error:
-            print(f"\nError: {error}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\nError: {error}\n")
             sys.exit(1)
         stock_run(self)
 
@@ -76,6 +79,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_hooked: dict[str, str | None] = {}
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0
+        self._zd_opened: list[Any] = []
         self.WORKERS = {}
         for name in unknown_environment(os.environ):
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
@@ -89,9 +93,10 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             return launch.capture(self._zd_start_environment, str(Chdir.default))
         except GenerationError as error:
             self.log.warning(
-                "Workers are forked from the master (%s): modules that the configuration imports stay as they are until a "
-                "restart, and nothing is preloaded.", error,
-            )  # fmt: skip
+                "Workers are forked from the master (%s): modules that the configuration imports stay as they are "
+                "until a restart, and nothing is preloaded.",
+                error,
+            )
             return None
 
     # -- Gunicorn's life cycle -----------------------------------------------------------------------------------
@@ -103,6 +108,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         for listener in self.LISTENERS:
             # Gunicorn makes them inheritable for its own re-exec, which is not used. A fork server must not have them.
             os.set_inheritable(listener.fileno(), False)
+        self._zd_opened = list(self.LISTENERS)
         self._zd.tell(events.Start())
 
     def init_signals(self) -> None:
@@ -289,19 +295,22 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         :raises GenerationError: that cannot be done; nothing has changed.
         :raises SettingError: one of our settings has a bad value.
         """
-        before = self.cfg, self._zd_settings, self.LISTENERS
         self._zd_note_environment()
         cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
         settings = settings or configuration.zd_settings(cfg)
         if cfg.settings["logger_class"].value != self.cfg.settings["logger_class"].value:
             raise GenerationError("logger_class has changed: that needs a restart")
         listeners = self._zd_open(cfg)
+        if self._zd.core.fleet.proven:
+            self.zd_settle_configuration(keep=True)
+        before = self.cfg, self._zd_settings, self.LISTENERS
         try:
             self._zd_swap(cfg, settings, listeners)
         except (Exception, SystemExit) as error:
             self._zd_swap(*before)
             raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
-        self._zd_before_reload = before
+        # If there is one already, what this supersedes was still on trial: the way back leads past it.
+        self._zd_before_reload = self._zd_before_reload or before
         self.log.reopen_files()
         self.zd_hook("on_reload")
         if self.dirty_arbiter_pid:
@@ -312,13 +321,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         if self._zd_before_reload is None:
             return
         before, self._zd_before_reload = self._zd_before_reload, None
-        now = self.LISTENERS
         self._zd_note_environment()
         if not keep:
             self._zd_swap(*before)
-        for listener in [*now, *before[2]]:
-            if listener not in self.LISTENERS and listener.sock is not None:
-                listener.close()
+        for listener in [x for x in self._zd_opened if x not in self.LISTENERS]:
+            self._zd_opened.remove(listener)
+            listener.close()
 
     def _zd_swap(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
         self.app.cfg = cfg
@@ -331,6 +339,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         if cfg.address == self.cfg.address or self.systemd or not self.LISTENERS:
             return list(self.LISTENERS)
         known = dict(zip(self.cfg.address, self.LISTENERS, strict=False))
+        if self._zd_before_reload is not None:
+            known = {**dict(zip(self._zd_before_reload[0].address, self._zd_before_reload[2], strict=False)), **known}
         opened: list[Any] = []
         for address in cfg.address:
             if address in known:
@@ -343,6 +353,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 raise GenerationError(f"the new address {address!r} cannot be opened: {error}") from error
             os.set_inheritable(opened[-1].fileno(), False)
             known[address] = opened[-1]
+        self._zd_opened += opened
         return [known[address] for address in cfg.address]
 
     def _zd_in_forked_child(self) -> None:

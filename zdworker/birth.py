@@ -46,7 +46,7 @@ def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[
         _tie_to(generation.master)
         _take_no_signal_yet()
         code = _live(generation, spawn, descriptors, report)
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
         _leave(code)
@@ -119,7 +119,7 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
         try:
             worker.tmp.close()
             generation.cfg.worker_exit(server, worker)
-        except Exception:
+        except Exception:  # noqa: BLE001  # a hook may raise what it likes; Gunicorn logs it the same way
             log.warning("Exception during worker exit:\n%s", traceback.format_exc())
 
 
@@ -168,7 +168,7 @@ def _listener(number: int, cfg: Any, log: Any) -> Any:
 
 
 def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
-    """Return what hooks in the worker get as ``server``: an arbiter to look at, with what hooks in the master set on it."""
+    """Return the ``server`` of hooks in the worker: an arbiter to look at, with what hooks in the master set on it."""
     from gunicorn.arbiter import Arbiter
 
     server: Any = Arbiter.__new__(Arbiter)

@@ -1,7 +1,7 @@
 """One end of a conversation between master, fork server and worker: messages over a stream socket.
 
-Rules: a message that was sent is sent whole; what arrives is bounded; an end of file says that the other end was closed,
-never that a process has died (a child of an application may hold a copy).
+Rules: a message that was sent is sent whole; what arrives is bounded; an end of file says that the other end was
+closed, never that a process has died (a child of an application may hold a copy).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Channel:
             self.descriptors += descriptors
             received.closed = not data
             try:
-                received.messages += [(message, sender) for message in self._decoder.feed(data)]
+                for message in self._decoder.feed(data):
+                    received.messages.append((message, sender))  # one by one: a bad line must not cost the good ones
             except MessageError as error:
                 received.error = str(error)
             if self._socket.getblocking():

@@ -1,8 +1,8 @@
 """Gunicorn's configuration on its way from a generation to the master.
 
-Rules: the generation evaluates the configuration first, in a fresh interpreter, and sends what is plain data; the master
-takes these values as they are. What is not plain (hooks, classes) the master evaluates itself, into an application's
-configuration of its own that is handed back whole or not at all.
+Rules: the generation evaluates the configuration first, in a fresh interpreter, and sends what is plain data; the
+master takes these values as they are. What is not plain (hooks, classes) the master evaluates itself, into an
+application's configuration of its own that is handed back whole or not at all.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def main() -> NoReturn:
         _become_generation(generation)
         _run(command, begin.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # exits too: the master must hear of all of them
         generation.give_up(error)
 
 
@@ -96,7 +96,8 @@ def _run(command: list[str], safe_path: bool) -> None:
         sys.argv = ["-c", *command[2:]]
         if not safe_path:
             sys.path.insert(0, os.getcwd())
-        exec(compile(command[1], "<string>", "exec"), {"__name__": "__main__"})
+        code = compile(command[1], "<string>", "exec")
+        exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, run the second time
     else:
         sys.argv = command
         if not safe_path:
@@ -145,7 +146,7 @@ class Generation:
             warnings = self._load(app)
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # exits too: the master must hear of all of them
             self.give_up(error)
         while True:
             received = self.channel.receive()
@@ -267,10 +268,9 @@ def _warn_of_threads() -> list[str]:
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if not others:
         return []
-    return [
-        f"the application started threads at import ({', '.join(others)}): they do not exist in the workers. "
-        "Start them in the lifespan, or in post_fork."
-    ]
+    names = ", ".join(others)
+    advice = "they do not exist in the workers; start them in the lifespan, or in post_fork"
+    return [f"the application started threads at import ({names}): {advice}"]
 
 
 def _server_software() -> str:
@@ -287,6 +287,6 @@ def _set_title(title: str) -> None:
 
 if __name__ == "__main__":
     # Under its own name too: what the application imports must be this very module.
-    from zdworker import forkserver
+    from zdworker import forkserver  # noqa: PLW0406  # see above
 
     forkserver.main()

@@ -1,12 +1,12 @@
 """No stale bytecode: a cached file is trusted only if it was written after its source last changed.
 
 Python trusts a ``.pyc`` whose header has the source's size and its modification time in whole seconds (PEP 552,
-``importlib/_bootstrap_external.py``). An edit of the same size within the same second, or one that keeps the time (a copy
-with preserved times), is not seen: the old code runs on (python/cpython#75953).
+``importlib/_bootstrap_external.py``). An edit of the same size within the same second, or one that keeps the time (a
+copy with preserved times), is not seen: the old code runs on (python/cpython#75953).
 
-Rule: the inode change time, which no tool can set, decides. A cached file that is not younger is passed over, as if it
-were not there; Python then compiles the source and writes the cache anew. Checked hash-based files would be exact too, but
-nobody makes them, and it is not ours to rewrite the caches of a whole environment.
+Rule: the inode change time, which no tool can set, decides. A cached file that is not younger is passed over, as if
+it were not there; Python then compiles the source and writes the cache anew. Checked hash-based files would be exact
+too, but nobody makes them, and it is not ours to rewrite the caches of a whole environment.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The second-best generation, where a fork server cannot be had: workers are forked from the master, as Gunicorn does it.
+"""The second-best generation, where there can be no fork server: workers are forked from the master.
 
-Rules: this is for a command that cannot be run again (a program read from standard input, a child of multiprocessing) and
-for systems without a subreaper. Reloads are rolling and ready-gated all the same, and each worker imports the application
-by itself, so its code is fresh; what the configuration imported stays as it was at the start, and nothing is preloaded.
+Rules: this is for a command that cannot be run again (a program read from standard input, a child of multiprocessing)
+and for systems without a subreaper. Reloads are rolling and ready-gated all the same, and each worker imports the
+application by itself, so its code is fresh; what the configuration imported stays as it was at the start, and nothing
+is preloaded.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Rules:
 
 * :meth:`Supervisor.tell` is the only way to the core. What an action brings about is told after the actions before it:
   nothing recurses, nothing is lost.
-* A worker's death is what ``waitpid`` says. An end of file says only that a channel was closed; but whoever has not said
-  hello by then never will.
+* A worker's death is what ``waitpid`` says. An end of file says only that a channel was closed; but whoever has not
+  said hello by then never will.
 * Nothing that a process says or does ends the master: what goes wrong here is logged and told to the core as an event.
 * Gunicorn's side (configuration, hooks, listeners, log) is the arbiter's; this asks it.
 """
@@ -243,14 +243,18 @@ class Supervisor:
             self.tell(events.GenerationFailed(server.number, reason, server.said(), code if code in (3, 4) else 3))
             return
         self._arbiter.log.error("The fork server of generation %s (pid:%s) %s.", server.number, server.pid, _how(code))
+        # In this order: the core must not ask the dead one for the workers that it calls off.
         self.tell(events.GenerationGone(server.number))
+        self._call_off_births(server.number)
 
     def _drop(self, server: ForkServer) -> None:
         self._servers.pop(server.number, None)
         self.reactor.remove(server.channel.fileno())
         self.reactor.remove(server.stderr)
         server.close()
-        for record in [r for r in self.records.values() if r.generation == server.number and not r.forked]:
+
+    def _call_off_births(self, generation: int) -> None:
+        for record in [r for r in self.records.values() if r.generation == generation and not r.forked]:
             self._call_off(record, "lost its fork server")
 
     def _loaded(self, server: ForkServer, message: Loaded) -> None:
@@ -311,6 +315,7 @@ class Supervisor:
 
     def _end_server(self, server: ForkServer) -> None:
         self._drop(server)
+        self._call_off_births(server.number)
         self._ended.add(server.pid)
         server.end()
 
@@ -384,11 +389,12 @@ class Supervisor:
         """Have a worker that waits for its go end: the end of the channel tells it that there will be none."""
         if not record.born:
             self._never_born(record, why)
-        elif record.channel is not None:
+        else:
             self._close_channel(record)
 
     def _close_channel(self, record: WorkerRecord) -> None:
-        assert record.channel is not None
+        if record.channel is None:
+            return
         self.reactor.remove(record.channel.fileno())
         record.channel.close()
         record.channel = None

@@ -11,7 +11,7 @@ import pytest
 from xprocess import ProcessStarter, XProcess
 
 from .applications import BROKEN, BrokenKind, Site
-from .clients import Load
+from .clients import Broken, Client, Load
 from .conftest import Start
 from .processes import wait_for
 from .server import BOOT, Server
@@ -71,6 +71,14 @@ def test_broken_application(server: Server, site: Site, seen: Seen, kind: Broken
     assert seen.most_living <= 3
 
 
+def connectable(server: Server) -> bool:
+    try:
+        Client(server.address).close()
+    except Broken:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def standing(xprocess: XProcess) -> Iterator[Server]:
     """One long-lived server, on which one deploy after the other fails: each has to leave it whole for the next."""
@@ -79,7 +87,7 @@ def standing(xprocess: XProcess) -> Iterator[Server]:
     server = Server(site, workers=2, zd_boot_timeout=BOOT_TIMEOUT)
     server.configure()
 
-    class Starter(ProcessStarter):
+    class Starter(ProcessStarter):  # type: ignore[misc]  # xprocess has no types
         """How pytest-xprocess starts it."""
 
         args = server.words
@@ -88,7 +96,7 @@ def standing(xprocess: XProcess) -> Iterator[Server]:
         timeout = BOOT
 
         def startup_check(self) -> bool:
-            return not server.port_free()
+            return connectable(server)
 
     pid, log = xprocess.ensure("gunicorn", Starter, restart=True, persist_logs=False)
     server.log_file = Path(log)

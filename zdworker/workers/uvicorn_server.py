@@ -133,7 +133,7 @@ class DrainingServer(Server):
         if self._is_told or not self.worker.alive:
             raise SystemExit(0)
         await self._start_lifespan_and_listen(sockets)
-        # A loop takes a listener up with its next poll (libuv) or callback (asyncio). Until then this worker is not ready.
+        # A loop takes a listener up with its next poll (libuv) or callback (asyncio): until then this is not ready.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.worker.zd_ready()
