@@ -59,6 +59,7 @@ class Figure:
 def throughput(quick: bool) -> Figure:
     """Requests per second, ours over stock: one worker each, wrk with 64 kept connections, in turns."""
     rates: dict[str, list[float]] = {STOCK: [], OURS: []}
+    costs: dict[str, list[float]] = {STOCK: [], OURS: []}
     ratios: list[float] = []
     rounds, pairs, seconds = (1, 3, 1) if quick else (3, 5, 4)
     for _ in range(rounds):  # new servers each round: where memory happens to lie makes a per cent or two
@@ -68,12 +69,16 @@ def throughput(quick: bool) -> Figure:
             for number in range(pairs):
                 turn = [(STOCK, stock), (OURS, ours)]
                 for name, server in turn if number % 2 else reversed(turn):
-                    rates[name].append(_wrk(server, seconds))
+                    rate, cost = _wrk(server, seconds)
+                    rates[name].append(rate)
+                    costs[name].append(cost * 1e6)
                 ratios.append(rates[OURS][-1] / rates[STOCK][-1])
     ratio = Sample(ratios)
     parts = {
         "stock, requests/s": Sample(rates[STOCK]).text(0),
         "zdworker, requests/s": Sample(rates[OURS]).text(0),
+        "stock, worker's processor time per request, µs": Sample(costs[STOCK]).text(1),
+        "zdworker, worker's processor time per request, µs": Sample(costs[OURS]).text(1),
     }
     return Figure("requests per second, zdworker / stock", "at least 0.98", ratio.text(3), ratio.median >= 0.98, parts)
 
@@ -148,15 +153,22 @@ MEASURES: dict[str, Callable[[bool], Figure]] = {
 }
 
 
-def _wrk(server: Server, seconds: int) -> float:
-    """Requests per second; raises when any failed."""
+def _wrk(server: Server, seconds: int) -> tuple[float, float]:
+    """Requests per second, and the only worker's processor seconds per request; raises when any request failed.
+
+    The second says what a request costs even where others use the machine at the same time.
+    """
+    worker = psutil.Process(server.get()[1])
+    before = worker.cpu_times()
     url = f"http://127.0.0.1:{server.port}/"
     command = ["wrk", "-t", "1", "-c", "64", "-d", f"{seconds}s", url]
     said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 30).stdout
+    after = worker.cpu_times()
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    if rate is None or "Socket errors" in said or "Non-2xx" in said:
+    number = re.search(r"(\d+) requests in", said)
+    if rate is None or number is None or "Socket errors" in said or "Non-2xx" in said:
         raise RuntimeError(said)
-    return float(rate[1])
+    return float(rate[1]), (after.user + after.system - before.user - before.system) / int(number[1])
 
 
 def _import_time(server: Server) -> float:
