@@ -15,6 +15,9 @@ from zdworker import system
 from zdworker.core.messages import Decoder, Message, encode
 from zdworker.errors import MessageError
 
+READS = 16
+"""Reads at a time: whoever sends without end must not hold the reader; a full socket's buffer takes fewer."""
+
 
 @dataclass
 class Received:
@@ -59,7 +62,7 @@ class Channel:
     def receive(self) -> Received:
         """Return what is there; on a blocking channel, wait for something first."""
         received = Received()
-        while not received.closed:
+        for _ in range(READS):
             try:
                 data, descriptors, sender = system.receive_with(self._socket)
             except (BlockingIOError, InterruptedError):
@@ -73,7 +76,7 @@ class Channel:
                     received.messages.append((message, sender))  # one by one: a bad line must not cost the good ones
             except MessageError as error:
                 received.error = str(error)
-            if self._socket.getblocking():
+            if received.closed or self._socket.getblocking():
                 break
         return received
 

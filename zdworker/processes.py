@@ -16,6 +16,9 @@ from zdworker import launch
 from zdworker.channel import Channel
 from zdworker.core.messages import Begin
 
+READS = 16
+"""Reads at a time from a fork server's standard error: one that prints without end must not hold the master."""
+
 TAIL = 16 * 1024
 """Bytes of a generation's standard error that are kept for the report of its failure."""
 
@@ -51,7 +54,7 @@ class ForkServer:
 
     def hear_stderr(self) -> bool:
         """Pass on what the fork server has written to its standard error; False when that is at its end."""
-        while True:
+        for _ in range(READS):
             try:
                 data = os.read(self.stderr, 65536)
             except BlockingIOError:
@@ -61,6 +64,7 @@ class ForkServer:
             self._tail = (self._tail + data)[-TAIL:]
             with contextlib.suppress(OSError):
                 os.write(2, data)
+        return True
 
     def said(self) -> str:
         """Return the last that it wrote to its standard error."""
