@@ -30,6 +30,12 @@ Address = tuple[str, int] | str
 PATIENCE = 30.0
 """Seconds that a client waits for anything."""
 PIECE = 65536
+WORDS: dict[type[OSError], str] = {
+    TimeoutError: "timeout",
+    ConnectionRefusedError: "refused",
+    ConnectionResetError: "reset",
+    BrokenPipeError: "pipe",
+}
 
 
 class Broken(Exception):
@@ -210,13 +216,7 @@ def trusting() -> ssl.SSLContext:
 
 
 def _word(error: OSError) -> str:
-    kinds: list[tuple[type[OSError], str]] = [
-        (TimeoutError, "timeout"),
-        (ConnectionRefusedError, "refused"),
-        (ConnectionResetError, "reset"),
-        (BrokenPipeError, "pipe"),
-    ]
-    for kind, word in kinds:
+    for kind, word in WORDS.items():
         if isinstance(error, kind):
             return word
     return f"{type(error).__name__} {error}"
@@ -337,12 +337,6 @@ class _Clients:
         self.body = bytes(range(256)) * (plan.size // 256 + 1)
         self.digest = hashlib.sha256(self.body).hexdigest()
 
-    def run(self, work: Any) -> None:
-        while not self.over.is_set():
-            work()
-            if self.plan.pause:
-                self.over.wait(self.plan.pause)
-
     def attempt(self, client: Client | None) -> Client | None:
         """Do one request; return the connection if it can be used again."""
         start, fresh, reply = time.monotonic(), client is None, None
@@ -379,12 +373,10 @@ class _Clients:
     def one(self) -> None:
         """The life of one thread."""
         client: Client | None = None
-
-        def work() -> None:
-            nonlocal client
+        while not self.over.is_set():
             client = self.attempt(client)
-
-        self.run(work)
+            if self.plan.pause:
+                self.over.wait(self.plan.pause)
         if client is not None:
             client.close()
 

@@ -166,7 +166,11 @@ class Server:
     def workers(self) -> list[int]:
         """Return the pids of the living workers, booting and draining ones too, oldest first."""
         own = processes.command(self.master)
-        return [child.pid for child in self.children() if child.forked and processes.command(child.pid) != own]
+        # A fork server is the master's likeness for the moment between vfork and exec. So is, without setproctitle, a
+        # worker that was forked from the master itself: such a one counts from its lifespan startup on.
+        started = {mark["pid"] for mark in self.site.marks("startup")}
+        forked = [child.pid for child in self.children() if child.forked]
+        return [pid for pid in forked if pid in started or processes.command(pid) != own]
 
     def fork_servers(self) -> list[int]:
         return [child.pid for child in self.children() if not child.forked]
