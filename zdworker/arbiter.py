@@ -23,6 +23,7 @@ from gunicorn import sock
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
+from gunicorn.workers.workertmp import WorkerTmp
 
 from zdworker import configuration, launch, system
 from zdworker.core import events
@@ -37,10 +38,11 @@ from zdworker.supervisor import Supervisor
 NEEDED = (
     "SIG_QUEUE", "WORKERS", "LISTENERS", "SIG_NAMES", "setup", "start", "init_signals", "run", "wait_for_signals",
     "wakeup", "manage_workers", "murder_workers", "reap_workers", "reap_dirty_arbiter", "manage_dirty_arbiter",
-    "kill_dirty_arbiter", "kill_worker", "kill_workers", "_get_num_workers", "halt", "stop", "reload", "spawn_workers",
+    "kill_dirty_arbiter", "kill_worker", "kill_workers", "_num_workers", "halt", "stop", "reload", "spawn_workers",
     "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
 )
 # fmt: on
+NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
 
 
@@ -66,7 +68,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         stock_run(self)
 
     def _zd_take_over(self) -> None:
-        missing = [name for name in NEEDED if not hasattr(self, name)]
+        # Not hasattr(self, …): that would find our own methods, which Gunicorn may have ceased to call.
+        missing = [name for name in NEEDED if name not in vars(self) and not hasattr(Arbiter, name)]
+        missing += [name for owner, name in NEEDED_ELSEWHERE if not hasattr(owner, name)]
         if missing:
             raise UnsupportedGunicorn(
                 f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
@@ -90,6 +94,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             if not system.become_subreaper():
                 raise GenerationError("this system has no subreaper")
+            self._zd_warn_of_unknown_directory()
             return launch.capture(self._zd_start_environment, str(Chdir.default))
         except GenerationError as error:
             self.log.warning(
@@ -98,6 +103,15 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 error,
             )
             return None
+
+    def _zd_warn_of_unknown_directory(self) -> None:
+        # A relative --chdir is an absolute one by now, below the start directory.
+        if "PWD" not in self._zd_start_environment and str(self.cfg.chdir).startswith(str(Chdir.default)):
+            self.log.warning(
+                "PWD is not in the environment, so it is unknown whether %s was reached by a link such as 'current': "
+                "reloads will not follow one. Set PWD, or give the link as an absolute --chdir.",
+                Chdir.default,
+            )
 
     # -- Gunicorn's life cycle -----------------------------------------------------------------------------------
 
@@ -146,7 +160,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         before, self._num_workers = self._num_workers, value
         self.zd_hook("nworkers_changed", value, before)
 
-    num_workers = property(Arbiter._get_num_workers, _set_num_workers)
+    num_workers = property(lambda self: self._num_workers, _set_num_workers)
 
     def spawn_workers(self) -> None:
         """Nothing: the core says when."""
@@ -234,6 +248,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             min_ready=settings.min_ready_seconds,
             graceful_timeout=float(self.cfg.graceful_timeout),
             exit_on_crash=settings.on_crash == "exit",
+            development=bool(self.cfg.reload),
         )
 
     def zd_worker_record(self, age: int, slot: int, generation: int) -> WorkerRecord:
@@ -281,9 +296,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path, as Gunicorn does."""
-        listeners, self.LISTENERS = self.LISTENERS, []
-        with contextlib.suppress(OSError):
-            sock.close_sockets(listeners, not self.systemd and not self.cfg.reuse_port)
+        listeners = [*self.LISTENERS, *(x for x in self._zd_opened if x not in self.LISTENERS)]
+        self.LISTENERS, self._zd_opened = [], []
+        for listener in listeners:
+            with contextlib.suppress(OSError):
+                sock.close_sockets([listener], not self.systemd and not self.cfg.reuse_port)
 
     # -- the configuration ---------------------------------------------------------------------------------------
 
@@ -296,43 +313,58 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         :raises SettingError: one of our settings has a bad value.
         """
         self._zd_note_environment()
-        cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
-        settings = settings or configuration.zd_settings(cfg)
-        if cfg.settings["logger_class"].value != self.cfg.settings["logger_class"].value:
-            raise GenerationError("logger_class has changed: that needs a restart")
-        listeners = self._zd_open(cfg)
-        if self._zd.core.fleet.proven:
-            self.zd_settle_configuration(keep=True)
-        before = self.cfg, self._zd_settings, self.LISTENERS
+        file = configuration.file_of(self.cfg)
         try:
-            self._zd_swap(cfg, settings, listeners)
-        except (Exception, SystemExit) as error:
-            self._zd_swap(*before)
-            raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
-        # If there is one already, what this supersedes was still on trial: the way back leads past it.
-        self._zd_before_reload = self._zd_before_reload or before
+            cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
+            settings = settings or configuration.zd_settings(cfg)
+            configuration.refuse_missing_file(cfg, file)
+            configuration.refuse_foreign_class(cfg)
+            configuration.refuse_new_logger(self.cfg, cfg)
+            self._zd_take(cfg, settings, self._zd_open(cfg))
+        finally:
+            self._zd_close_unused()
+            self._zd_environment = dict(os.environ)  # what the configuration has set is no hook's doing
         self.log.reopen_files()
         self.zd_hook("on_reload")
         if self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGHUP)
 
+    def _zd_take(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
+        before = self.cfg, self._zd_settings, self.LISTENERS
+        try:
+            configuration.forget_raw_environment(self.cfg)
+            self._zd_swap(cfg, settings, listeners)
+        except (Exception, SystemExit) as error:
+            self._zd_swap_back(before)
+            raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
+        # While a generation is on trial the way back leads past it; one that has proved itself is what to go back to.
+        if self._zd_before_reload is None or self._zd.core.fleet.proven:
+            self._zd_before_reload = before
+
     def zd_settle_configuration(self, keep: bool) -> None:
         """A reload has ended: keep its configuration, or go back to the one before."""
-        if self._zd_before_reload is None:
-            return
         before, self._zd_before_reload = self._zd_before_reload, None
-        self._zd_note_environment()
-        if not keep:
-            self._zd_swap(*before)
-        for listener in [x for x in self._zd_opened if x not in self.LISTENERS]:
-            self._zd_opened.remove(listener)
-            listener.close()
+        if before is not None and not keep:
+            self._zd_note_environment()
+            self._zd_swap_back(before)
+        self._zd_close_unused()
 
     def _zd_swap(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
         self.app.cfg = cfg
         self.setup(self.app)
         self._zd_settings, self.LISTENERS = settings, listeners
         self._zd_environment = dict(os.environ)
+
+    def _zd_swap_back(self, before: tuple[Any, Settings, list[Any]]) -> None:
+        self._zd_swap(*before)
+        self._num_workers = self._zd.core.fleet.size  # not the configuration's: TTIN and TTOU count
+
+    def _zd_close_unused(self) -> None:
+        """Close the addresses that neither this configuration has nor the one that a reload may go back to."""
+        used = [*self.LISTENERS, *(self._zd_before_reload[2] if self._zd_before_reload else [])]
+        for listener in [x for x in self._zd_opened if x not in used]:
+            self._zd_opened.remove(listener)
+            listener.close()
 
     def _zd_open(self, cfg: Any) -> list[Any]:
         """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 Origin: TypeAlias = "Generation | LocalGeneration"
 
 EXIT_HANDLERS_TIME = 1.0
-"""Seconds that functions registered with ``atexit`` get; the master kills a little later than that."""
+"""Seconds that functions registered with ``atexit`` get; less when the master's deadline comes before."""
 
 
 def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
@@ -46,6 +45,8 @@ def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[
         _tie_to(generation.master)
         _take_no_signal_yet()
         code = _live(generation, spawn, descriptors, report)
+    except SystemExit:
+        code = 0  # told to leave before there was a worker to leave
     except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
@@ -190,7 +191,6 @@ def _leave(code: int) -> NoReturn:
     try:
         # Not sys.exit: it would join the threads of executors first, however long they take.
         atexit._run_exitfuncs()
-        logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

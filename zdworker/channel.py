@@ -38,13 +38,9 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
-        """Return our end, and the other one as the socket to hand over.
-
-        Ours does not block, is told who speaks, and takes a large message at once.
-        """
+        """Return our end, which does not block and is told who speaks, and the other one to hand over."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with contextlib.suppress(OSError):
-            system.pass_credentials(ours)
+        system.pass_credentials(ours)
         ours.setblocking(False)
         return cls(ours), theirs
 

@@ -12,17 +12,22 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from zdworker import settings
+from zdworker.core.messages import LIMIT
 from zdworker.errors import GenerationError
 
 
-def is_plain(value: object) -> bool:
-    """Return whether JSON gives ``value`` back as it was (a tuple may come back as a list)."""
+def is_plain(value: object, limit: int = LIMIT) -> bool:
+    """Return whether JSON gives ``value`` back as it was (a tuple may come back as a list), in ``limit`` bytes."""
     try:
-        back = json.loads(json.dumps(value))
+        text = json.dumps(value)
+        back = json.loads(text)
     except (TypeError, ValueError, RecursionError):
+        return False
+    if len(text) > limit:
         return False
     return bool(back == value) or (isinstance(value, tuple) and back == list(value))
 
@@ -62,23 +67,67 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
     :raises GenerationError: the configuration raised, or ended the evaluation; the text says what.
     """
     trial = copy.copy(app)
-    old_cfg = app.cfg
+    module = sys.modules.pop("__config__", None)
     try:
         trial.do_load_config()
     except SystemExit as error:
+        _put_back(module)
         raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
     except Exception as error:
+        _put_back(module)
         raise GenerationError(f"the configuration cannot be evaluated in the master: {error!r}") from error
     cfg = trial.cfg
     for name, value in values.items():
         if name in cfg.settings:
             cfg.settings[name].value = value
     cfg.env_orig = dict(environment)
-    _forget_raw_environment(old_cfg)
     return cfg
 
 
-def _forget_raw_environment(cfg: Any) -> None:
+def _put_back(module: ModuleType | None) -> None:
+    if module is not None:
+        sys.modules["__config__"] = module
+
+
+def refuse_foreign_class(cfg: Any) -> None:
+    """Refuse a worker class that is not one of ours.
+
+    :raises GenerationError: it is not.
+    """
+    from zdworker.workers.base import ZeroDowntime
+
+    if not issubclass(cfg.worker_class, ZeroDowntime):
+        raise GenerationError(
+            f"worker_class is {cfg.worker_class_str!r} now: a reload can go only to a class of zdworker "
+            "(zdworker.UvicornWorker, say); another one needs a restart"
+        )
+
+
+def refuse_missing_file(cfg: Any, before: str) -> None:
+    """Refuse a configuration without a file where there was one: every setting in it would silently be the default.
+
+    :param before: the file that the master's configuration was read from, empty without one.
+    :raises GenerationError: it is gone.
+    """
+    if before and not file_of(cfg):
+        raise GenerationError(f"the configuration file {before} is gone")
+
+
+def refuse_new_logger(before: Any, cfg: Any) -> None:
+    """Refuse another ``logger_class``: the master's own log cannot change its kind.
+
+    :raises GenerationError: it is another one.
+    """
+    if _class_name(before.settings["logger_class"].value) != _class_name(cfg.settings["logger_class"].value):
+        raise GenerationError("logger_class has changed: that needs a restart")
+
+
+def _class_name(setting: Any) -> str:
+    # By name: a class that the configuration file defines is a new object each time the file is evaluated.
+    return f"{setting.__module__}.{setting.__qualname__}" if isinstance(setting, type) else str(setting)
+
+
+def forget_raw_environment(cfg: Any) -> None:
     """Undo what ``raw_env`` of the old configuration has set, as Gunicorn's own reload does."""
     for name in cfg.env:
         if name in cfg.env_orig:

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from zdworker.launch import Command
 
 
+HOOK_DATA = 16 * 1024
+"""Bytes that an attribute which a hook sets may have as JSON: a socket's buffer has to take the message at once."""
+
+
 class Effects(ABC):
     """What can be done to fork servers and workers.
 
@@ -126,12 +130,14 @@ class Effects(ABC):
         except (OSError, RuntimeError) as error:
             self.tell(events.WorkerGone(action.age, f"got no heartbeat file: {error}"))
             return
-        self._arbiter.worker_age = action.age
         self.records[action.age] = record
         self._arbiter.zd_hook("pre_fork", record)
         try:
             self._ask_for(record)
         except OSError as error:
+            if record.generation in self._servers:
+                # It is dead, or does not read, or has got half of a message: whichever, it is of no use any more.
+                self._servers[record.generation].end()
             self._never_born(record, f"could not be asked for: {error}")
 
     def _ask_for(self, record: WorkerRecord) -> None:
@@ -153,18 +159,27 @@ class Effects(ABC):
 
     def _hand_to_generation(self, record: WorkerRecord, message: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
-            self._local[record.generation].fork(message, descriptors, self._arbiter.LISTENERS)
+            self._bear(record, self._local[record.generation].fork(message, descriptors, self._arbiter.LISTENERS))
             record.forked = True
         elif record.generation in self._servers:
             self._servers[record.generation].channel.send(message, descriptors)
         else:
             raise BrokenPipeError("its fork server has just ended")
 
+    def _bear(self, record: WorkerRecord, pid: int) -> None:
+        record.pid = pid
+        self._arbiter.WORKERS[pid] = record
+
     def _plain(self, owner: str, attributes: dict[str, Any]) -> dict[str, Any]:
-        plain = {name: value for name, value in attributes.items() if configuration.is_plain(value)}
+        plain = {name: value for name, value in attributes.items() if configuration.is_plain(value, HOOK_DATA)}
         for name in attributes.keys() - plain.keys() - self._warned:
             self._warned.add(name)
-            self._arbiter.log.warning("%s.%s is not plain data: hooks in the workers will not see it", owner, name)
+            self._arbiter.log.warning(
+                "%s.%s is not plain data of less than %d bytes: hooks in the workers will not see it",
+                owner,
+                name,
+                HOOK_DATA,
+            )
         return plain
 
     def _do_drain(self, action: events.Drain) -> None:

@@ -153,7 +153,7 @@ class Generation:
             for message, _sender in received.messages:
                 if isinstance(message, Spawn):
                     self._spawn(message)
-            if received.closed:
+            if received.closed or received.error:
                 os._exit(0)
 
     def give_up(self, error: BaseException) -> NoReturn:
@@ -179,23 +179,19 @@ class Generation:
         os._exit(unusable.exit_code)
 
     def _load(self, app: Any) -> list[str]:
+        from gunicorn import SERVER_SOFTWARE, util
+
         from zdworker import configuration
-        from zdworker.workers.base import ZeroDowntime
 
         self.app, self.cfg = app, app.cfg
         self.worker_class = self.cfg.worker_class
-        if not issubclass(self.worker_class, ZeroDowntime):
-            raise GenerationError(
-                f"worker_class is {self.cfg.worker_class_str!r} now: a reload can go only to a class of zdworker "
-                "(zdworker.UvicornWorker, say); another one needs a restart"
-            )
-        if self._configuration and not configuration.file_of(self.cfg):
-            raise GenerationError(f"the configuration file {self._configuration} is gone")
+        configuration.refuse_foreign_class(self.cfg)
+        configuration.refuse_missing_file(self.cfg, self._configuration)
         self.settings = configuration.zd_settings(self.cfg)
         self._fix_paths()
         os.environ.update(self.cfg.env)
-        os.environ["SERVER_SOFTWARE"] = _server_software()
-        _set_title(f"fork server [{self.cfg.proc_name}] generation {self.number}")
+        os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
+        util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         if self.cfg.preload_app:
             self.app.wsgi()
@@ -218,7 +214,6 @@ class Generation:
             preloaded=bool(self.cfg.preload_app),
             values=configuration.plain_values(self.cfg),
             settings=self.settings.to_plain(),
-            worker_class=self.cfg.worker_class_str,
             warnings=warnings,
         )
 
@@ -271,18 +266,6 @@ def _warn_of_threads() -> list[str]:
     names = ", ".join(others)
     advice = "they do not exist in the workers; start them in the lifespan, or in post_fork"
     return [f"the application started threads at import ({names}): {advice}"]
-
-
-def _server_software() -> str:
-    from gunicorn import SERVER_SOFTWARE
-
-    return str(SERVER_SOFTWARE)
-
-
-def _set_title(title: str) -> None:
-    from gunicorn import util
-
-    util._setproctitle(title)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ class LocalGeneration:
     settings: Settings
     worker_class: Any
 
-    def fork(self, spawn: Spawn, descriptors: list[int], listeners: list[Any]) -> None:
-        """Fork the worker that ``spawn`` asks for.
+    def fork(self, spawn: Spawn, descriptors: list[int], listeners: list[Any]) -> int:
+        """Fork the worker that ``spawn`` asks for, and return its pid.
 
         :param descriptors: in the order of ``spawn.descriptors``.
         :param listeners: the master's own, closed in the child.
@@ -40,8 +40,10 @@ class LocalGeneration:
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, system.HELD)
         try:
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 self._be_worker(spawn, descriptors, listeners)
+            return pid
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
 

@@ -35,7 +35,6 @@ class ForkServer:
         self.number = number
         self.channel, theirs = Channel.pair()
         self.stderr, writer = -1, -1
-        self.preloaded = False
         self._tail = b""
         try:
             self.stderr, writer = os.pipe()
@@ -99,6 +98,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.generation = generation
         self.channel: Channel | None = None
         self.forked = False
+        self.greeted = False
         self.connections = 0
         self.requests = 0
         self.own_names = {*vars(self), "own_names"}

@@ -51,12 +51,16 @@ class Reactor:
             os.write(self._writer, b"\0")
 
     def leave_to_child(self) -> None:
-        """In a forked child: let go of what is the master's."""
+        """In a forked child: let go of what is the master's. Nothing is left for a second call, in a child of that."""
+        if self._writer < 0:
+            return
         signal.set_wakeup_fd(-1)
         for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fd)
             with contextlib.suppress(OSError):
                 os.close(key.fd)
         os.close(self._writer)
+        self._writer = -1
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -35,7 +35,7 @@ from zdworker.core.messages import (
     Unusable,
 )
 from zdworker.effects import Effects
-from zdworker.errors import GenerationError, IllegalEvent, SettingError
+from zdworker.errors import GenerationError, SettingError
 from zdworker.processes import ForkServer, WorkerRecord
 from zdworker.settings import Settings
 
@@ -83,8 +83,8 @@ class Supervisor(Effects):
     def _tell_one(self, event: events.Event) -> None:
         try:
             actions = self.core.handle(event, time.monotonic())
-        except IllegalEvent:
-            # A bug of ours; but the site is served by workers that know nothing of it.
+        except Exception:
+            # IllegalEvent, or a bug of ours; but the site is served by workers that know nothing of it.
             self._arbiter.log.exception("zdworker: %r was not expected", event)
             return
         for action in actions:
@@ -142,10 +142,10 @@ class Supervisor(Effects):
     def _worker_said(self, record: WorkerRecord, message: Message, sender: int | None) -> None:
         if isinstance(message, Hello):
             if not record.born and sender:
-                record.pid = sender
-                self._arbiter.WORKERS[sender] = record
-                self._go(record)
-        elif sender != record.pid:
+                self._bear(record, sender)
+            record.greeted = True
+            self._go(record)
+        elif sender not in (None, record.pid):
             return  # a child of the application holds a copy of the channel
         elif isinstance(message, Ready):
             record.booted = True
@@ -162,7 +162,7 @@ class Supervisor(Effects):
 
     def _go(self, record: WorkerRecord) -> None:
         """Let a worker go on when it has said hello, and its fork server that it is our child."""
-        if not (record.born and record.forked) or record.channel is None:
+        if not (record.born and record.greeted and record.forked) or record.channel is None:
             return
         with contextlib.suppress(OSError):
             record.channel.send(Go())

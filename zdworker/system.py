@@ -50,8 +50,9 @@ def set_death_signal(signum: int) -> bool:
 
 
 def pass_credentials(channel: socket.socket) -> None:
-    """Have the kernel add the sender's pid to what is received on ``channel`` (SO_PASSCRED in unix(7))."""
-    channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    """Have the kernel add the sender's pid to what is received on ``channel`` (SO_PASSCRED in unix(7), Linux)."""
+    if hasattr(socket, "SO_PASSCRED"):
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
 def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:

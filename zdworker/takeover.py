@@ -19,7 +19,7 @@ _installed = False
 def install() -> None:
     """Change Gunicorn in this process; a second call does nothing."""
     global _installed
-    if _installed or in_generation:
+    if _installed:
         return
     _installed = True
     from gunicorn.app.base import BaseApplication
@@ -37,16 +37,12 @@ def install() -> None:
         arbiter.run(stock_run)
 
     def wsgi(app: Any) -> Any:
-        if _is_master() and app.callable is None and app.cfg.preload_app and _is_ours(app.cfg.worker_class):
+        if not in_generation and app.callable is None and app.cfg.preload_app and _is_ours(app.cfg.worker_class):
             return None
         return stock_wsgi(app)
 
     Arbiter.run = run
     BaseApplication.wsgi = wsgi
-
-
-def _is_master() -> bool:
-    return not in_generation
 
 
 def _is_ours(worker_class: Any) -> bool:

@@ -40,7 +40,7 @@ class TestStart:
 
     def test_it_serves(self) -> None:
         stage = Stage(Policy(workers=2))
-        assert stage.tell(Start()) == [StartGeneration(1, adopt=True)]
+        assert stage.tell(Start()) == [StartGeneration(1)]
         assert stage.tell(GenerationLoaded(1, preloaded=False, policy=Policy(workers=3))) == [
             Spawn(1, 0, 1),
             Spawn(2, 1, 1),
@@ -152,7 +152,7 @@ class TestStart:
         stage = started(workers=1).lose_server(1)
         stage.tell(Reload())  # must not keep the fork server from being replaced
         stage.tell(WorkerGone(1, "was never born"))
-        assert stage.took(StartGeneration)[-1] == StartGeneration(2, adopt=False)
+        assert stage.took(StartGeneration)[-1] == StartGeneration(2)
         assert stage.load().boot().slots() == [2]
 
     def test_neither_does_the_second_fork_server_load(self) -> None:
@@ -165,7 +165,7 @@ class TestReload:
 
     def test_step_by_step(self) -> None:
         stage = steady(2)
-        assert stage.tell(Reload()) == [StartGeneration(2, adopt=True), ReloadStarted(2)]
+        assert stage.tell(Reload()) == [StartGeneration(2), ReloadStarted(2)]
         assert stage.fleet.state == "rolling"
         assert stage.tell(GenerationLoaded(2, False, Policy(workers=2))) == [Spawn(3, 0, 2)]
         assert stage.tell(WorkerBorn(3, 4711)) == []
@@ -281,10 +281,10 @@ class TestSupersedingReload:
         stage = steady(2)
         for _ in range(10):
             stage.tell(Reload())
-        assert stage.took(StartGeneration) == [StartGeneration(2, adopt=True)]
+        assert stage.took(StartGeneration) == [StartGeneration(2)]
         assert stage.load().took(StartGeneration, ReloadFinished, EndGeneration) == [
             ReloadFinished(2, "superseded"),
-            StartGeneration(3, adopt=True),
+            StartGeneration(3),
             EndGeneration(2),
         ]
         assert roll_on(stage.load()).slots() == [3, 3]

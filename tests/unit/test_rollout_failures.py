@@ -207,7 +207,7 @@ class TestForkServerLost:
 
     def test_while_steady(self) -> None:
         stage = steady(2).lose_server(1)
-        assert stage.took(StartGeneration) == [StartGeneration(2, adopt=False)]
+        assert stage.took(StartGeneration) == [StartGeneration(2)]
         assert stage.slots() == [1, 1]
         assert stage.fleet.state == "steady"
         stage.load()

@@ -31,6 +31,13 @@ class TestCrash:
             stage.passes(waits[-1]).boot()
         assert waits == [0.0, 0.5, 1.0, 2.0, 4.0]
 
+    def test_in_development_a_worker_that_leaves_by_itself_is_replaced_without_a_wait(self) -> None:
+        stage = steady(1, development=True)
+        for _ in range(5):
+            stage.leave(0)
+            assert stage.coming() == [(0, 1)]
+            stage.gone().boot()
+
     def test_stable_uptime_resets_the_backoff(self) -> None:
         stage = steady(1)
         for _ in range(5):

@@ -241,10 +241,8 @@ def test_an_orphan_is_ended_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_worker_whose_master_died_before_the_death_signal_was_set_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zdworker import system
-
     wanted: list[int] = []
-    monkeypatch.setattr(system, "set_death_signal", wanted.append)
+    monkeypatch.setattr(base, "set_death_signal", wanted.append)
     worker = Worker()
     worker.zd_on_privileges()
     assert wanted == []

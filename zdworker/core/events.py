@@ -16,7 +16,8 @@ class Policy:
     """The settings that the decisions depend on; a reload may bring new ones.
 
     Times are in seconds. ``surge`` and ``unavailable`` are numbers of workers, not both 0 (``zdworker.settings``
-    refuses that before it gets here).
+    refuses that before it gets here). ``development``: a worker that leaves by itself (Gunicorn's ``--reload``) is
+    replaced without a wait.
     """
 
     workers: int = 1
@@ -26,6 +27,7 @@ class Policy:
     min_ready: float = 0.0
     graceful_timeout: float = 30.0
     exit_on_crash: bool = False
+    development: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,10 +160,9 @@ Event = (
 
 @dataclass(frozen=True)
 class StartGeneration:
-    """Start a fork server. Its configuration is taken over by the master only when ``adopt``."""
+    """Start a fork server."""
 
     generation: int
-    adopt: bool
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ class Loaded:
     preloaded: bool
     values: dict[str, Any]
     settings: dict[str, Any]
-    worker_class: str
     warnings: list[str] = field(default_factory=list)
 
 

@@ -77,6 +77,7 @@ class Rollout:
 
         :raises IllegalEvent: the event cannot happen in this state; nothing has changed.
         """
+        self._steps.actions = []  # of an event that raised
         handler = getattr(self, f"_on_{type(event).__name__.lower()}")
         handler(event, now)
         self._advance(now)
@@ -234,7 +235,8 @@ class Rollout:
             return
         self._steps.await_exit(worker, now)
         if worker.proved:
-            self._steps.count_failure(worker, now)
+            if not self.fleet.policy.development:
+                self._steps.count_failure(worker, now)
         else:
             reason = "it was told to leave before it had proved itself"
             self._boot_failed(worker, WorkerFailed(worker.age, reason, exit_code=0), now)

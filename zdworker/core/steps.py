@@ -78,7 +78,7 @@ class Steps:
         deadline = now + fleet.policy.boot_timeout
         fleet.generations[fleet.numbers] = Generation(fleet.numbers, GenerationState.LOADING, deadline)
         fleet.loading = Loading(fleet.numbers, purpose)
-        self.actions.append(StartGeneration(fleet.numbers, adopt=purpose != "restore"))
+        self.actions.append(StartGeneration(fleet.numbers))
         if purpose == "reload":
             self.actions.append(ReloadStarted(fleet.numbers))
 

@@ -20,6 +20,7 @@ from typing import Any
 from zdworker import takeover
 from zdworker.core.messages import Counts, Draining, Failed, Message, Ready, Tired, encode
 from zdworker.settings import Settings
+from zdworker.system import HELD, set_death_signal
 
 PATIENCE = 1.0
 """Seconds that a report of state may wait for room in the channel: only a stopped master leaves none."""
@@ -106,12 +107,13 @@ class ZeroDowntime:
     _zd_said: frozenset[str] = frozenset()
 
     booted: bool
+    alive: bool
     cfg: Any
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
-        """Import what a worker would otherwise load late. Called in a preloading fork server, with Gunicorn's
-        configuration, after the application is imported; starts no thread and opens nothing.
+        """Import what a worker would otherwise load late. Called in the fork server, with Gunicorn's configuration,
+        after the application if that is preloaded; starts no thread and opens nothing.
         """
 
     # -- reports -----------------------------------------------------------------------------------------------------
@@ -166,8 +168,6 @@ class ZeroDowntime:
         """
         if not self.zd_master_pid:
             return
-        from zdworker.system import set_death_signal
-
         set_death_signal(signal.SIGTERM)
         if self.zd_parent_lost():
             raise SystemExit(0)
@@ -178,6 +178,8 @@ class ZeroDowntime:
         """Gunicorn's, then ours: HUP, USR2, TTIN and TTOU change nothing (a process group may be signalled as a whole;
         handlers, as SIG_IGN would reach the application's children), TERM, INT and QUIT end a worker that still boots.
         """
+        # Gunicorn puts the default actions back first: a HUP to the whole group must not come in between.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
         super().init_signals()  # type: ignore[misc]
         for quiet in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(quiet, _change_nothing)
@@ -185,6 +187,7 @@ class ZeroDowntime:
         signal.signal(signal.SIGTERM, self.handle_exit)
         signal.signal(signal.SIGINT, self.handle_quit)
         signal.signal(signal.SIGQUIT, self.handle_quit)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         # Privileges were dropped by now: Gunicorn does that at the start of init_process().
         self.zd_on_privileges()
 
@@ -193,12 +196,14 @@ class ZeroDowntime:
         if self.zd_parent_lost():
             self.zd_end_orphaned()
         if not self.booted:
+            self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
         super().handle_exit(sig, frame)  # type: ignore[misc]
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT and SIGQUIT: end now; the hook ``worker_int`` is for workers that have booted."""
         if not self.booted:
+            self.alive = False
             raise SystemExit(0)
         super().handle_quit(sig, frame)  # type: ignore[misc]
 
@@ -215,4 +220,5 @@ def _change_nothing(sig: int, frame: FrameType | None) -> None:
 
 
 # Gunicorn imports a worker class inside Arbiter.__init__: that is the moment to make its master ours.
-takeover.install()
+if not takeover.in_generation:
+    takeover.install()
