@@ -78,7 +78,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         _refuse_patched_master()
         self._zd_settings = configuration.zd_settings(self.cfg)
         self._zd_start_environment = dict(self.cfg.env_orig)
-        self._zd = Supervisor(self, self._zd_command(), self.zd_policy(), self.num_workers)
+        self._zd = Supervisor(self, self._zd_command(), self.zd_policy())
         self._zd_environment = dict(os.environ)
         self._zd_hooked: dict[str, str | None] = {}
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from zdworker import configuration
 from zdworker.channel import Channel
 from zdworker.core import events
-from zdworker.core.fleet import Fleet
 from zdworker.core.messages import Spawn
-from zdworker.core.rollout import Rollout
+from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError, SettingError
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import ForkServer, WorkerRecord
@@ -42,8 +41,8 @@ class Effects(ABC):
     :param command: what a fork server runs, or None: workers are forked from the master.
     """
 
-    def __init__(self, arbiter: ZeroDowntimeArbiter, command: Command | None, policy: events.Policy, size: int) -> None:
-        self.core = Rollout(Fleet(policy, size), random.random)
+    def __init__(self, arbiter: ZeroDowntimeArbiter, command: Command | None, policy: events.Policy) -> None:
+        self.core = rollout(policy, random.random)
         self.reactor = Reactor()
         self.records: dict[int, WorkerRecord] = {}
         self.halt: events.Halt | None = None

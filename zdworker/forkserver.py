@@ -48,7 +48,7 @@ def main() -> NoReturn:
         signal.signal(signum, _take_no_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, system.HELD)
     _go_to(begin)
-    distrust_stale_bytecode()
+    distrust_stale_bytecode(begin.started)
     generation = Generation(channel, begin)
     try:
         _become_generation(generation)

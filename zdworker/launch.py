@@ -19,18 +19,25 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zdworker import system
 from zdworker.errors import GenerationError
 
+SAME_DEPLOY = 2_000_000_000
+"""Nanoseconds before the start in which a change of the code still belongs to it: a script that edits and starts."""
+
 _OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 @dataclass(frozen=True)
 class Command:
-    """What starts the master: interpreter and its options, what it runs, and its surroundings."""
+    """What starts the master: interpreter and its options, what it runs, and its surroundings.
+
+    ``started`` is when that was, in nanoseconds since the epoch.
+    """
 
     interpreter: str
     options: list[str]
@@ -38,6 +45,7 @@ class Command:
     environment: dict[str, str]
     directory: str
     safe_path: bool
+    started: int
 
     @property
     def script(self) -> str | None:
@@ -60,7 +68,9 @@ def capture(environment: Mapping[str, str], directory: str) -> Command:
         # Not os.path.abspath: it would write the release of today into the command, not the link to it.
         target[0] = os.path.normpath(os.path.join(directory, target[0]))
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
-    return Command(sys.executable, options, target, dict(environment), directory, safe_path)
+    return Command(
+        sys.executable, options, target, dict(environment), directory, safe_path, time.time_ns() - SAME_DEPLOY
+    )
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

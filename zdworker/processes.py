@@ -39,7 +39,15 @@ class ForkServer:
         try:
             self.stderr, writer = os.pipe()
             os.set_blocking(self.stderr, False)
-            begin = Begin(number, os.getpid(), command.directory, command.safe_path, ["stderr"], configuration)
+            begin = Begin(
+                generation=number,
+                master=os.getpid(),
+                directory=command.directory,
+                safe_path=command.safe_path,
+                descriptors=["stderr"],
+                configuration=configuration,
+                started=command.started,
+            )
             # Into the channel before there is anyone to read it: a start must not wait for the other side.
             self.channel.send(begin, [2])
             self.pid = launch.start(command, theirs, writer)

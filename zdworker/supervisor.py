@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 class Supervisor(Effects):
     """Fork servers and workers, and the core that decides about them."""
 
-    def __init__(self, arbiter: ZeroDowntimeArbiter, command: Command | None, policy: events.Policy, size: int) -> None:
-        super().__init__(arbiter, command, policy, size)
+    def __init__(self, arbiter: ZeroDowntimeArbiter, command: Command | None, policy: events.Policy) -> None:
+        super().__init__(arbiter, command, policy)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
 

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zdworker.freshness import written_after_source
+from zdworker.freshness import is_stale
 
 IMPORT = "import sys; sys.path.insert(0, sys.argv[1]); {rule}import victim; print(victim.VALUE)"
-RULE = "from zdworker.freshness import distrust_stale_bytecode; distrust_stale_bytecode(); "
+RULE = "from zdworker.freshness import distrust_stale_bytecode; distrust_stale_bytecode({since}); "
 
 
 def run(directory: Path, rule: str) -> str:
@@ -32,20 +32,21 @@ def test_an_edit_that_python_does_not_see_is_seen(tmp_path: Path) -> None:
     assert run(tmp_path, "") == "1"
     edit_unseen(source)
     assert run(tmp_path, "") == "1"  # what the rule is for
-    assert run(tmp_path, RULE) == "2"
+    assert run(tmp_path, RULE.format(since=source.stat().st_ctime_ns + 1)) == "1"  # not changed since
+    assert run(tmp_path, RULE.format(since=0)) == "2"
 
 
 def test_a_good_cache_is_used(tmp_path: Path) -> None:
     source = tmp_path / "victim.py"
     source.write_text("VALUE = 1\n")
     os.utime(source, (0, 0))
-    assert run(tmp_path, RULE) == "1"
+    assert run(tmp_path, RULE.format(since=0)) == "1"
     (cached,) = (tmp_path / "__pycache__").iterdir()
     written = cached.stat().st_mtime_ns
-    assert written_after_source(str(cached), str(source))
-    assert run(tmp_path, RULE) == "1"
+    assert not is_stale(str(cached), str(source), 0)
+    assert run(tmp_path, RULE.format(since=0)) == "1"
     assert cached.stat().st_mtime_ns == written
 
 
 def test_what_cannot_be_looked_at_is_not_trusted(tmp_path: Path) -> None:
-    assert not written_after_source(str(tmp_path / "none.pyc"), str(tmp_path / "none.py"))
+    assert is_stale(str(tmp_path / "none.pyc"), str(tmp_path / "none.py"), 0)

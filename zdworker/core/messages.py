@@ -77,7 +77,8 @@ class Begin:
     """The first word to a fork server. ``descriptors`` names what came along: the master's own standard error.
 
     ``directory`` is the logical start directory, ``safe_path`` tells whether the master was started with ``-P``,
-    ``configuration`` is the file that the master's configuration was read from, empty without one.
+    ``configuration`` is the file that the master's configuration was read from, empty without one, ``started`` is when
+    the master started, in nanoseconds since the epoch.
     """
 
     generation: int
@@ -86,6 +87,7 @@ class Begin:
     safe_path: bool
     descriptors: list[str]
     configuration: str = ""
+    started: int = 0
 
 
 @dataclass(frozen=True)
