@@ -229,7 +229,8 @@ class Effects(ABC):
         self._arbiter.log.info("Reload: loading generation %s", action.generation)
 
     def _do_reloadfinished(self, action: events.ReloadFinished) -> None:
-        if action.outcome != "superseded":
+        if action.outcome != "superseded" and self.core.fleet.reloading is None:
+            # Else it was refused while another one goes on, whose configuration it is.
             self._arbiter.zd_settle_configuration(keep=action.outcome == "done")
         if action.outcome == "failed":
             # The traceback is in the log already: the worker wrote it, or it came with the news.
