@@ -83,6 +83,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_hooked: dict[str, str | None] = {}
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0
+        self._zd_workers_told = self.num_workers
         self._zd_opened: list[Any] = []
         self.WORKERS = {}
         for name in unknown_environment(os.environ):
@@ -153,7 +154,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def manage_workers(self) -> None:
         """Follow a changed number of workers (TTIN, TTOU, WINCH, ``gunicornc worker add``)."""
-        if not self._zd.stopping and self.num_workers != self._zd.core.fleet.size:
+        if not self._zd.stopping and self.num_workers != self._zd_workers_told:
+            self._zd_workers_told = self.num_workers
             self._zd.tell(events.Scale(self.num_workers))
 
     def _set_num_workers(self, value: int) -> None:
@@ -354,10 +356,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self.setup(self.app)
         self._zd_settings, self.LISTENERS = settings, listeners
         self._zd_environment = dict(os.environ)
+        self._zd_workers_told = self.num_workers  # the core has it with the news that the generation has loaded
 
     def _zd_swap_back(self, before: tuple[Any, Settings, list[Any]]) -> None:
         self._zd_swap(*before)
-        self._num_workers = self._zd.core.fleet.size  # not the configuration's: TTIN and TTOU count
+        # Not the configuration's: TTIN and TTOU count.
+        self._num_workers = self._zd_workers_told = self._zd.core.fleet.size
 
     def _zd_close_unused(self) -> None:
         """Close the addresses that neither this configuration has nor the one that a reload may go back to."""

@@ -117,10 +117,15 @@ class TestPolicyOfAFailedReload:
         stage = steady(3)
         before = stage.fleet.policy
         stage.reload(policy=Policy(workers=2, surge=2, graceful_timeout=99.0))
-        assert stage.going() == [(2, 1)]
+        assert stage.going() == []
         stage.fail()
         assert stage.fleet.policy == before
         assert roll_on(stage).slots() == [1, 1, 1]
+
+    def test_fewer_workers_come_only_with_code_that_has_proved_itself(self) -> None:
+        stage = steady(3).reload(policy=Policy(workers=2))
+        assert stage.fleet.size == 3
+        assert roll_on(stage).slots() == [2, 2]
 
     def test_a_number_that_was_asked_for_meanwhile_stays(self) -> None:
         stage = steady(3).reload(policy=Policy(workers=2)).scale(4).fail(4)

@@ -192,8 +192,8 @@ class Fleet:
 
     ``current`` lists the generations whose workers may stay; the last loaded one of them is spawned from. ``fallback``
     is what ``current`` was before the reload under way, ``fallback_policy`` and ``fallback_size`` go with it.
-    ``proven`` says that a worker of the newest has lasted: until
-    then one single worker tries it out. ``reloading`` is the generation that is being rolled out.
+    ``proven`` says that a worker of the newest has lasted: until then one single worker tries it out, and ``shrink_to``
+    is the smaller number of workers that it will bring. ``reloading`` is the generation that is being rolled out.
     """
 
     policy: Policy
@@ -207,6 +207,7 @@ class Fleet:
     fallback_policy: Policy | None = None
     fallback_size: int = 0
     proven: bool = True
+    shrink_to: int | None = None
     ever_ready: bool = False
     loading: Loading | None = None
     reload_again: bool = False

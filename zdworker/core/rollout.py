@@ -109,7 +109,7 @@ class Rollout:
     def _on_scale(self, event: Scale, now: float) -> None:
         if event.workers < 0:
             raise IllegalEvent(f"a fleet of {event.workers} workers")
-        self.fleet.size = event.workers
+        self.fleet.size, self.fleet.shrink_to = event.workers, None
 
     def _on_stop(self, event: Stop, now: float) -> None:
         self._steps.stop(event, now)
@@ -270,7 +270,7 @@ class Rollout:
         if before is WorkerState.READY:
             worker.deadline, worker.proved = None, True
             if worker.generation in self.fleet.current:
-                self.fleet.proven, self.fleet.roll_failures, self.fleet.roll_at = True, 0, 0.0
+                self._steps.prove()
             return
         self._steps.kill(worker, before.value, now)
         if before is WorkerState.FORKING:

@@ -131,7 +131,11 @@ class Steps:
         self.finish_reload("superseded")
         if fleet.proven:
             fleet.fallback, fleet.fallback_policy, fleet.fallback_size = fleet.current, fleet.policy, fleet.size
+        before = fleet.size
         self.adopt(policy)
+        # Fewer only when the new code has proved itself: until then none of the old workers can be spared.
+        fleet.shrink_to = fleet.size if fleet.size < before else None
+        fleet.size = max(fleet.size, before)
         fleet.current, fleet.proven, fleet.reloading = [number], fleet.size == 0, number
         fleet.trouble, fleet.restore_failures, fleet.restore_at = None, 0, 0.0
         self._forgive()
@@ -144,6 +148,7 @@ class Steps:
             self.end(number)
         fleet.trouble = Trouble("failed", reason, traceback)
         fleet.current, fleet.fallback, fleet.proven = fleet.fallback, [], True
+        fleet.shrink_to = None
         self._restore_policy()
         self._forgive()
         self.finish_reload("failed", reason, traceback)
@@ -154,6 +159,13 @@ class Steps:
         if fleet.size == fleet.policy.workers:
             fleet.size = fleet.fallback_size
         fleet.policy, fleet.fallback_policy = fleet.fallback_policy or fleet.policy, None
+
+    def prove(self) -> None:
+        """Note that a worker of the newest generation has lasted."""
+        fleet = self.fleet
+        fleet.proven, fleet.roll_failures, fleet.roll_at = True, 0, 0.0
+        if fleet.shrink_to is not None:
+            fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
     def settle(self) -> None:
         """Note that every slot has what it shall have."""
