@@ -152,7 +152,8 @@ def belonging(directory: Path, session: int) -> list[int]:
         process = look(int(name)) if name.isdigit() else None
         if process is None or not process.alive or process.pid == os.getpid():
             continue
-        if process.session == session or _works_in(process.pid, directory):
+        # Session 0 is that of the kernel's and the container's first processes: never a server's.
+        if (session > 0 and process.session == session) or _works_in(process.pid, directory):
             found.append(process.pid)
     return found
 

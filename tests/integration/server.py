@@ -81,7 +81,7 @@ class Server:
         self.environment = {**os.environ, "PWD": str(site.directory), **(environment or {})}
         self.pass_fds = tuple(pass_fds)
         self.master = 0
-        self.session = 0
+        self.session = NO_SESSION
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- doing -----------------------------------------------------------------------------------------------
@@ -119,9 +119,11 @@ class Server:
         return self
 
     def signal(self, signum: Signals) -> None:
+        assert self.master > 0, "not launched: pid 0 would be the process group of these tests"
         os.kill(self.master, signum)
 
     def signal_group(self, signum: Signals) -> None:
+        assert self.session > 0, "not launched: group 0 would be that of these tests"
         os.killpg(self.session, signum)
 
     def reload(self, version: str, deadline: float = BOOT) -> None:
