@@ -144,6 +144,16 @@ class Site:
         last = 'mark("import")\n'
         self.write("app.py", text.removesuffix(last) + extra + f"\n\n{last}")
 
+    def release(self, version: str) -> None:
+        """Put ``version`` into a release of its own and point ``current`` to it."""
+        place = self.directory / "releases" / version
+        place.mkdir(parents=True)
+        self.deploy(version)
+        shutil.move(self.directory / "app.py", place / "app.py")
+        new = self.directory / ".current"
+        new.symlink_to(Path("releases") / version)
+        new.replace(self.directory / "current")
+
     def break_(self, kind: BrokenKind) -> str:
         """Put a version in place that cannot start; return a text that is nowhere else than in its error."""
         unique = f"{kind}_{next(self._unique)}_{os.urandom(4).hex()}"

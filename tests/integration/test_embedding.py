@@ -6,12 +6,10 @@ import contextlib
 import grp
 import os
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import gunicorn
 import pytest
@@ -290,22 +288,11 @@ def test_environment_from_the_command_line(start: Start) -> None:
     assert server.get("/environment?name=FROM_COMMAND_LINE")["value"] == "yes"
 
 
-def release(site: Site, version: str) -> None:
-    """Put the present application into a release of its own and point ``current`` to it."""
-    place = site.directory / "releases" / version
-    place.mkdir(parents=True)
-    site.deploy(version)
-    shutil.move(site.directory / "app.py", place / "app.py")
-    new = site.directory / ".current"
-    new.symlink_to(Path("releases") / version)
-    os.replace(new, site.directory / "current")
-
-
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 @pytest.mark.parametrize("way", ["chdir", "directory"])
 def test_releases_behind_a_link(make_server: Start, site: Site, preload: bool, way: str) -> None:
     """A reload follows the flipped link; a respawn stays in the release that was running."""
-    release(site, "one")
+    site.release("one")
     server = make_server(preload_app=preload, workers=2)
     current = site.directory / "current"
     conf = str(site.directory / "gunicorn.conf.py")
@@ -316,7 +303,7 @@ def test_releases_behind_a_link(make_server: Start, site: Site, preload: bool, w
         server.words = ["sh", "-c", 'cd "$0" && exec "$@"', str(current), *words, "app:app"]
     server.start()
     assert server.get("/identity")["directory"] == str((site.directory / "releases" / "one").resolve())
-    release(site, "two")
+    site.release("two")
     os.kill(server.workers()[0], signal.SIGKILL)
     wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
     server.wait_full()

@@ -80,6 +80,37 @@ def test_term_to_one_worker_is_the_same_drain(start: Start, worker_class: str) -
     assert server.wait_full() != [old]
 
 
+NOTING_EXITS = """
+import os as _os
+_waitpid = _os.waitpid
+
+def _noting(*arguments):
+    pid, status = _waitpid(*arguments)
+    if pid:
+        with open("exits", "a") as file:
+            file.write(f"{pid} {_os.waitstatus_to_exitcode(status)}\\n")
+    return pid, status
+
+_os.waitpid = _noting
+"""
+
+
+@pytest.mark.parametrize("worker_class", CLASSES)
+def test_exit_code_is_0(start: Start, site: Site, worker_class: str) -> None:
+    """What the kernel tells the master: of idle workers, and of one whose request is cut at the end of its time."""
+    server = start(worker_class=worker_class, workers=2, graceful_timeout=1, extra=NOTING_EXITS)
+    old = server.workers()
+    (client,) = ask_all(server, ["/executor?seconds=25"])
+    for pid in old:
+        os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: not any(alive(pid) for pid in old), 1 + SLACK, "the workers are gone")
+    new = server.wait_full()
+    assert server.stop() == 0
+    exits = dict(line.split() for line in (site.directory / "exits").read_text().splitlines())
+    assert {pid: exits[str(pid)] for pid in [*old, *new]} == dict.fromkeys([*old, *new], "0")
+    client.close()
+
+
 @pytest.mark.parametrize("worker_class", CLASSES)
 def test_the_heart_beats_during_the_drain(start: Start, worker_class: str) -> None:
     """A drain longer than ``timeout`` is no reason to abort the worker."""

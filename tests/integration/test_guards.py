@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -172,25 +170,14 @@ def test_without_pwd(make_server: Start) -> None:
     assert server.stop() == 0
 
 
-def release(site: Site, version: str) -> None:
-    """Put ``version`` into a release of its own and point ``current`` to it."""
-    place = site.directory / "releases" / version
-    place.mkdir(parents=True)
-    site.deploy(version)
-    shutil.move(site.directory / "app.py", place / "app.py")
-    new = site.directory / ".current"
-    new.symlink_to(Path("releases") / version)
-    new.replace(site.directory / "current")
-
-
 def test_absolute_chdir_without_pwd(make_server: Start, site: Site) -> None:
-    release(site, "one")
+    site.release("one")
     server = make_server()
     conf, current = str(site.directory / "gunicorn.conf.py"), str(site.directory / "current")
     server.words = [sys.executable, "-m", "gunicorn", "-c", conf, "--chdir", current, "app:app"]
     del server.environment["PWD"]
     server.start()
-    release(site, "two")
+    site.release("two")
     server.signal(signal.SIGUSR2)
     server.wait_only("two")
     assert server.get("/identity")["directory"] == str((site.directory / "releases" / "two").resolve())
