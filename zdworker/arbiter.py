@@ -29,6 +29,7 @@ from zdworker import configuration, launch, system
 from zdworker.core import events
 from zdworker.core.steps import KILL_MARGIN
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.listeners import SLOT_FAREWELL, Listeners
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import WorkerRecord
 from zdworker.settings import Settings, unknown_environment
@@ -42,6 +43,7 @@ NEEDED = (
     "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
 )
 # fmt: on
+SD_LISTEN_FDS_START = 3
 NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
 
@@ -84,7 +86,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0
         self._zd_workers_told = self.num_workers
-        self._zd_opened: list[Any] = []
+        self.zd_listeners = Listeners(self.log)
         self.WORKERS = {}
         for name in unknown_environment(os.environ):
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
@@ -120,11 +122,17 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Gunicorn's, and the first event."""
         os.register_at_fork(after_in_child=self._zd_in_forked_child)
         super().start()
-        for listener in self.LISTENERS:
-            # Gunicorn makes them inheritable for its own re-exec, which is not used. A fork server must not have them.
-            os.set_inheritable(listener.fileno(), False)
-        self._zd_opened = list(self.LISTENERS)
+        if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
+            self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
+            self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
+        self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
         self._zd.tell(events.Start())
+
+    def _zd_inherited(self) -> range | None:
+        """Return the descriptors that systemd has handed over (sd_listen_fds(3))."""
+        if not self.systemd:
+            return None
+        return range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(self._zd_start_environment["LISTEN_FDS"]))
 
     def init_signals(self) -> None:
         """Gunicorn's; and signals wake the poll."""
@@ -248,7 +256,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             unavailable=settings.unavailable(workers),
             boot_timeout=settings.boot_timeout,
             min_ready=settings.min_ready_seconds,
-            graceful_timeout=float(self.cfg.graceful_timeout),
+            graceful_timeout=float(self.cfg.graceful_timeout) + (SLOT_FAREWELL if self.cfg.reuse_port else 0.0),
             exit_on_crash=settings.on_crash == "exit",
             development=bool(self.cfg.reload),
         )
@@ -256,11 +264,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def zd_worker_record(self, age: int, slot: int, generation: int) -> WorkerRecord:
         """Return the record of a worker that is to be born.
 
-        :raises OSError: there can be no heartbeat file.
+        :raises OSError: there can be no heartbeat file, or no socket for a new slot.
         :raises RuntimeError: ``worker_tmp_dir`` does not exist.
         """
         self.worker_age = age
-        arguments = (age, self.pid, self.LISTENERS, self.app, self.timeout / 2.0, self.cfg, self.log)
+        listeners = self.zd_listeners.of_slot(slot, self.LISTENERS)
+        arguments = (age, self.pid, listeners, self.app, self.timeout / 2.0, self.cfg, self.log)
         return WorkerRecord(*arguments, slot=slot, generation=generation)
 
     def zd_local_generation(self, number: int) -> LocalGeneration:
@@ -297,12 +306,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_environment = dict(os.environ)
 
     def zd_close_listeners(self) -> None:
-        """Close the listening sockets, and unlink those that have a path, as Gunicorn does."""
-        listeners = [*self.LISTENERS, *(x for x in self._zd_opened if x not in self.LISTENERS)]
-        self.LISTENERS, self._zd_opened = [], []
-        for listener in listeners:
-            with contextlib.suppress(OSError):
-                sock.close_sockets([listener], not self.systemd and not self.cfg.reuse_port)
+        """Close the listening sockets, and unlink those that have a path."""
+        self.LISTENERS = []
+        self.zd_listeners.close(unlink=not self.systemd)
 
     # -- the configuration ---------------------------------------------------------------------------------------
 
@@ -366,9 +372,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def _zd_close_unused(self) -> None:
         """Close the addresses that neither this configuration has nor the one that a reload may go back to."""
         used = [*self.LISTENERS, *(self._zd_before_reload[2] if self._zd_before_reload else [])]
-        for listener in [x for x in self._zd_opened if x not in used]:
-            self._zd_opened.remove(listener)
-            listener.close()
+        self.zd_listeners.keep(used)
 
     def _zd_open(self, cfg: Any) -> list[Any]:
         """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses."""
@@ -377,20 +381,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         known = dict(zip(self.cfg.address, self.LISTENERS, strict=False))
         if self._zd_before_reload is not None:
             known = {**dict(zip(self._zd_before_reload[0].address, self._zd_before_reload[2], strict=False)), **known}
-        opened: list[Any] = []
-        for address in cfg.address:
-            if address in known:
-                continue
-            try:
-                opened.append(sock._sock_type(address)(address, cfg, self.log))
-            except (OSError, ValueError, TypeError) as error:
-                for listener in opened:
-                    listener.close()
-                raise GenerationError(f"the new address {address!r} cannot be opened: {error}") from error
-            os.set_inheritable(opened[-1].fileno(), False)
-            known[address] = opened[-1]
-        self._zd_opened += opened
-        return [known[address] for address in cfg.address]
+        return self.zd_listeners.open(cfg, known)
 
     def _zd_in_forked_child(self) -> None:
         """In Gunicorn's dirty arbiter, or a worker forked from here: let go of the other processes' channels."""

@@ -97,6 +97,7 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
     util.seed()
     reporter = Reporter(report)
     log = generation.log
+    generation.worker_class.zd_prepare(generation.cfg)
     worker = _make_worker(generation, spawn, descriptors)
     worker.zd_reporter = reporter
     server = _server_for_hooks(generation, spawn, worker)
@@ -140,10 +141,6 @@ def _failed(worker: Any, error: Exception, code: int) -> int:
 def _make_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
     cfg, log = generation.cfg, generation.log
     sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
-    if cfg.reuse_port and not sockets:
-        from gunicorn import sock
-
-        sockets = sock.create_sockets(cfg, log)
     worker = generation.worker_class(spawn.age, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log)
     # The file that the master watches, instead of the one that Gunicorn's constructor has just made.
     worker.tmp.close()

@@ -11,15 +11,18 @@ import contextlib
 import os
 import random
 import signal
+import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from zdworker import configuration
 from zdworker.channel import Channel
 from zdworker.core import events
+from zdworker.core.fleet import WorkerState
 from zdworker.core.messages import Spawn
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError, SettingError
+from zdworker.listeners import HANDSHAKE, SLOT_FAREWELL
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import ForkServer, WorkerRecord
 from zdworker.reactor import Reactor
@@ -52,6 +55,11 @@ class Effects(ABC):
         self._local: dict[int, LocalGeneration] = {}
         self._ended: set[int] = set()
         self._warned: set[str] = set()
+
+    @property
+    @abstractmethod
+    def stopping(self) -> bool:
+        """Whether the master is about to end."""
 
     @abstractmethod
     def tell(self, event: events.Event) -> None:
@@ -142,7 +150,7 @@ class Effects(ABC):
     def _ask_for(self, record: WorkerRecord) -> None:
         record.channel, theirs = Channel.pair()
         with contextlib.closing(theirs):
-            listeners = [listener.fileno() for listener in self._arbiter.LISTENERS]
+            listeners = [listener.fileno() for listener in record.sockets]
             message = Spawn(
                 age=record.age,
                 slot=record.slot,
@@ -158,7 +166,9 @@ class Effects(ABC):
 
     def _hand_to_generation(self, record: WorkerRecord, message: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
-            self._bear(record, self._local[record.generation].fork(message, descriptors, self._arbiter.LISTENERS))
+            self._bear(
+                record, self._local[record.generation].fork(message, descriptors, self._arbiter.zd_listeners.every())
+            )
             record.forked = True
         elif record.generation in self._servers:
             self._servers[record.generation].channel.send(message, descriptors)
@@ -182,7 +192,33 @@ class Effects(ABC):
         return plain
 
     def _do_drain(self, action: events.Drain) -> None:
-        self._leave(action.age, signal.SIGQUIT if action.quick else signal.SIGTERM)
+        signum = signal.SIGQUIT if action.quick else signal.SIGTERM
+        if self._takes_socket_along(action.age) and not action.quick and not self.stopping:
+            self._leave_slot(action.age, time.monotonic())
+        else:
+            self._leave(action.age, signum)
+
+    def _takes_socket_along(self, age: int) -> bool:
+        slot = self.records[age].slot if age in self.records else 0
+        return slot >= self.core.fleet.size and slot in self._arbiter.zd_listeners.slots()
+
+    def _leave_slot(self, age: int, since: float) -> None:
+        """Tell a worker to leave when nothing waits for it any more in a socket that goes away with its slot."""
+        record = self.records.get(age)
+        if record is None:
+            return
+        passed = time.monotonic() - since
+        empty = not self._arbiter.zd_listeners.waiting(record.slot)
+        if self.stopping or passed >= SLOT_FAREWELL or (empty and passed >= HANDSHAKE):
+            self._leave(age, signal.SIGTERM)
+        else:
+            self.reactor.later(HANDSHAKE / 5, lambda: self._leave_slot(age, since))
+
+    def steer(self) -> None:
+        """With ``reuse_port``: have connections go where a ready worker is, and close what no slot has any more."""
+        fleet = self.core.fleet
+        self._arbiter.zd_listeners.steer(w.slot for w in fleet.workers.values() if w.state is WorkerState.READY)
+        self._arbiter.zd_listeners.keep_slots({*range(fleet.size), *(record.slot for record in self.records.values())})
 
     def _do_kill(self, action: events.Kill) -> None:
         record = self.records.get(action.age)

@@ -23,3 +23,7 @@ class GenerationError(ZdError):
 
 class UnsupportedGunicorn(ZdError):
     """This Gunicorn lacks something that zdworker stands on; the text names the versions that are known."""
+
+
+class WarmupFailed(ZdError):
+    """A path of ``zd_warmup`` was not answered as it has to be; the text names it and the answer."""

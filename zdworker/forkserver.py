@@ -194,6 +194,7 @@ class Generation:
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         if self.cfg.preload_app:
+            self.worker_class.zd_prepare(self.cfg)
             self.app.wsgi()
         # The worker class's own libraries are the generation's in any case: the workers share them.
         self.worker_class.zd_preload(self.cfg)

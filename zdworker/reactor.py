@@ -1,16 +1,19 @@
 """The one poll of the master, under Gunicorn's loop.
 
-Rules: everything happens on the main thread; a callback runs when its descriptor is readable, and nothing else is ever
-waited for. Signals and other threads wake the poll through a pipe, so that nothing that happens between a look at the
-queue and the poll is slept over (the self-pipe trick; ``signal.set_wakeup_fd``).
+Rules: everything happens on the main thread; a callback runs when its descriptor is readable or its time has come, and
+nothing else is ever waited for. Signals and other threads wake the poll through a pipe, so that nothing that happens
+between a look at the queue and the poll is slept over (the self-pipe trick; ``signal.set_wakeup_fd``).
 """
 
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import os
 import selectors
 import signal
+import time
 from collections.abc import Callable
 
 
@@ -20,6 +23,8 @@ class Reactor:
     def __init__(self) -> None:
         # poll(2), not epoll: an epoll descriptor would be shared with every process that is ever forked from here.
         self._selector = selectors.PollSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -38,8 +43,19 @@ class Reactor:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(descriptor)
 
+    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, ``seconds`` from now."""
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), callback))
+
     def wait(self, timeout: float) -> None:
-        """Wait up to ``timeout`` seconds, then run the callbacks of what is readable."""
+        """Wait up to ``timeout`` seconds, then run the callbacks of what is readable and of timers that are due."""
+        if self._timers:
+            timeout = min(timeout, self._timers[0][0] - time.monotonic())
+        self._poll(timeout)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+    def _poll(self, timeout: float) -> None:
         for key, _events in self._selector.select(max(0.0, timeout)):
             # A callback may have removed another one's descriptor.
             if self._selector.get_map().get(key.fd) is key:

@@ -27,8 +27,6 @@ ENVIRONMENT_PREFIX = "ZD_"
 # Names of the design whose feature is not there yet; each leaves this set with the change that builds it.
 NOT_YET = frozenset(
     {
-        "zd_warmup",
-        "zd_max_rss",
         "zd_health_path",
         "zd_shutdown_delay",
         "zd_rollback_window",
@@ -46,7 +44,7 @@ class Settings:
 
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
     ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``: seconds.
-    ``on_crash``: ``"respawn"`` or ``"exit"``.
+    ``warmup``: paths or URLs. ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
     Raises ``SettingError`` for a bad value.
     """
 
@@ -54,7 +52,9 @@ class Settings:
     max_unavailable: int | str = 0
     boot_timeout: float = 60.0
     min_ready_seconds: float = 0.0
+    warmup: tuple[str, ...] = ()
     websocket_drain: float = 5.0
+    max_rss: int | None = None
     on_crash: str = "respawn"
 
     def __post_init__(self) -> None:
@@ -107,9 +107,9 @@ class Spec:
     """What a setting may be: ``allowed`` in words, ``parse`` gives the normal form or a ``ValueError``."""
 
     allowed: str
-    parse: Callable[[object], int | float | str]
+    parse: Callable[[object], object]
 
-    def checked(self, value: object, label: str) -> int | float | str:
+    def checked(self, value: object, label: str) -> object:
         """The value in its normal form; ``SettingError`` with ``label`` (the name as its user wrote it)."""
         try:
             return self.parse(value)
@@ -190,6 +190,29 @@ def _on_crash(value: object) -> str:
     return str(value)
 
 
+def _paths(value: object) -> tuple[str, ...]:
+    """Paths or URLs, in a list or, as in the environment, in one text with spaces or commas between them."""
+    if value is None:
+        return ()
+    items = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise ValueError
+    paths = tuple(item for item in items if item != "")
+    if not all(isinstance(path, str) and re.fullmatch(r"(https?://[^\s/]+)?/[^\s]*", path, re.ASCII) for path in paths):
+        raise ValueError
+    return paths
+
+
+def _bytes(value: object) -> int | None:
+    """A number of bytes above 0, or None; ``"512M"`` is 512 times 1024 times 1024."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)B?", str(value).strip().upper(), re.ASCII)
+    if match is None or isinstance(value, (bool, float)) or int(match[1]) == 0:
+        raise ValueError
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
 def _amount(share: int | str) -> tuple[int, bool]:
     """The number in a share, and whether it is a percentage."""
     return (share, False) if isinstance(share, int) else (int(share.rstrip("%")), True)
@@ -207,6 +230,8 @@ SPECS: Mapping[str, Spec] = {
     "zd_max_unavailable": _SHARE,
     "zd_boot_timeout": Spec("a number of seconds above 0", _positive_seconds),
     "zd_min_ready_seconds": _SECONDS,
+    "zd_warmup": Spec('paths such as ["/health"], or URLs such as ["http://example.org/health"]', _paths),
     "zd_websocket_drain": _SECONDS,
+    "zd_max_rss": Spec('a number of bytes above 0, such as "512M" or 536870912, or None', _bytes),
     "zd_on_crash": Spec('"respawn" or "exit"', _on_crash),
 }

@@ -76,6 +76,7 @@ class Supervisor(Effects):
                 self._tell_one(self._events.popleft())
         finally:
             self._handling = False
+        self.steer()
         if self.stopping and self._arbiter.LISTENERS:
             # The workers have been told by now: who connects from here on is to be refused, not kept waiting.
             self._arbiter.zd_close_listeners()

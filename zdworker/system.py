@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import array
 import ctypes
+import os
+import resource
 import signal
 import socket
 import struct
@@ -47,6 +49,19 @@ def set_death_signal(signum: int) -> bool:
     ended before is not noticed: look at ``getppid()`` afterwards.
     """
     return _prctl(PR_SET_PDEATHSIG, signum)
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process holds, shared ones included (RSS, proc_pid_statm(5)).
+
+    Without a ``/proc`` it is the most that it has ever held (getrusage(2)).
+    """
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def pass_credentials(channel: socket.socket) -> None:

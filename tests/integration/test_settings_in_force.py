@@ -34,8 +34,9 @@ def assert_refused(server: Server, name: str) -> None:
         ("zd_min_ready_seconds", "soon"),
         ("zd_on_crash", "cry"),
         ("zd_no_such_setting", 1),
-        ("zd_warmup", ["/"]),
-        ("zd_max_rss", "512M"),
+        ("zd_warmup", ["health"]),
+        ("zd_max_rss", "much"),
+        ("zd_health_path", "/health"),
     ],
 )
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])

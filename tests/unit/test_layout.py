@@ -6,10 +6,14 @@ Rules: imports inside functions count, too; only what stands under ``TYPE_CHECKI
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import zdworker
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "zdworker"
@@ -79,10 +83,13 @@ def test_only_the_command_needs_the_commands_libraries() -> None:
     assert users_of("click", "rich") <= {"cli.py"}
 
 
-def test_what_is_heavy_is_loaded_by_what_serves() -> None:
-    """Importing any other module must leave the master light; inside a function it is loaded on purpose."""
-    servers = {f"workers/{name}.py" for name in ("uvicorn_server", "uvicorn_connections", "asgi_drain")}
-    assert users_of("asyncio", "starlette", "uvicorn", "uvloop", deep=False) <= servers
+@pytest.mark.parametrize("name", zdworker.__all__)
+def test_the_master_stays_light(name: str) -> None:
+    """The master imports a worker class by its public name; what serves is loaded where a worker is born."""
+    heavy = {"asyncio", "gevent", "h2", "starlette", "tornado", "uvicorn", "uvloop"}
+    code = f"import sys, zdworker; zdworker.{name}; print(*{heavy} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
 
 
 @parametrize_files

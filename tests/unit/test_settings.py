@@ -210,12 +210,58 @@ def test_a_reload_can_always_move(surge: int | str, unavailable: int | str, work
     assert settings.surge(workers) + settings.unavailable(workers) >= 1
 
 
-@given(shares, st.integers(1, 100), seconds, st.floats(0.001, 1e6), seconds, st.sampled_from(["respawn", "exit"]))
-def test_plain_data_comes_back_the_same(
-    surge: int | str, unavailable: int, ready: float, boot: float, websocket: float, on_crash: str
-) -> None:
-    settings = Settings(surge, unavailable, boot, ready, websocket, on_crash)
+@given(
+    st.builds(
+        Settings,
+        max_surge=shares,
+        max_unavailable=st.integers(1, 100),
+        boot_timeout=st.floats(0.001, 1e6),
+        min_ready_seconds=seconds,
+        warmup=st.lists(st.sampled_from(["/", "/health", "http://example.org/x"])),
+        websocket_drain=seconds,
+        max_rss=st.none() | st.integers(1, 1 << 40),
+        on_crash=st.sampled_from(["respawn", "exit"]),
+    )
+)
+def test_plain_data_comes_back_the_same(settings: Settings) -> None:
     assert Settings.from_plain(json.loads(json.dumps(settings.to_plain()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "paths"),
+    [
+        (None, ()),
+        ([], ()),
+        ("", ()),
+        ("/health", ("/health",)),
+        ("/a, /b /c", ("/a", "/b", "/c")),
+        (("/a?x=1,2",), ("/a?x=1,2",)),
+        (["https://example.org/health"], ("https://example.org/health",)),
+    ],
+)
+def test_warmup_takes_paths_and_urls(given: object, paths: tuple[str, ...]) -> None:
+    assert read({"zd_warmup": given}, {}).warmup == paths
+
+
+@pytest.mark.parametrize(
+    "bad", ["health", ["health"], [1], {"/": 1}, 1, ["ftp://example.org/"], ["http://example.org"], ["/a b"]]
+)
+def test_warmup_refuses_what_is_no_path(bad: object) -> None:
+    assert "zd_warmup = " in refusal({"zd_warmup": bad})
+    assert '["/health"]' in refusal({"zd_warmup": bad})
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [(None, None), (1, 1), ("512M", 512 << 20), ("1g", 1 << 30), ("64 KB".replace(" ", ""), 64 << 10), ("7", 7)],
+)
+def test_memory_is_bytes_with_a_unit(given: object, size: int | None) -> None:
+    assert read({"zd_max_rss": given}, {}).max_rss == size
+
+
+@pytest.mark.parametrize("bad", [0, "0", -1, 1.5, True, "M", "1.5G", "10 apples", []])
+def test_memory_refuses_what_is_no_size(bad: object) -> None:
+    assert '"512M"' in refusal({"zd_max_rss": bad})
 
 
 def test_plain_data_of_another_version_is_read() -> None:

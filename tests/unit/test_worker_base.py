@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, SimpleNamespace
 
 import pytest
 
@@ -30,10 +30,19 @@ TOUCHED = [
 class Base:
     """Stands for Gunicorn's worker."""
 
+    cfg = SimpleNamespace(graceful_timeout=30)
     booted = False
+    nr = 0
+    max_requests = 10
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+
+    def init_process(self) -> None:
+        self.calls.append("init_process")
+
+    def notify(self) -> None:
+        self.calls.append("notify")
 
     def init_signals(self) -> None:
         self.calls.append("init_signals")

@@ -10,17 +10,23 @@ Rules:
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
 import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar, NoReturn
 
 from zdworker import takeover
 from zdworker.core.messages import Counts, Draining, Failed, Message, Ready, Tired, encode
+from zdworker.errors import WarmupFailed
 from zdworker.settings import Settings
-from zdworker.system import HELD, set_death_signal
+from zdworker.system import HELD, resident_memory, set_death_signal
 
 PATIENCE = 1.0
 """Seconds that a report of state may wait for room in the channel: only a stopped master leaves none."""
@@ -30,6 +36,15 @@ ORPHAN_DRAIN = 1.0
 
 ORPHAN_END = 1.6
 """Seconds after which the kernel ends a worker whose master is dead, whatever its code does."""
+
+UNUSED = 5.0
+"""Seconds from the drain's beginning, at least, that a connection on which nothing came yet is kept."""
+
+LOOK = 1.0
+"""Seconds between two looks at parent, counts and limits; the heart may beat more often."""
+
+BOOT_FAILURE = 3
+"""Exit code of a worker that cannot boot: ``gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR``."""
 
 TEXT_LIMIT = 64 * 1024
 """Characters of a traceback that are reported; the end of it is what tells the reason."""
@@ -87,8 +102,14 @@ class Reporter:
 class ZeroDowntime:
     """Mixin that makes a Gunicorn worker class one of ours; it stands before the Gunicorn class among the bases.
 
-    Whoever makes a worker class of their own calls :meth:`zd_ready` once it accepts, :meth:`zd_draining` once it no
-    longer does, and lets ``run()`` return when its last request is answered.
+    ``class MyWorker(ZeroDowntime, SomeWorker): pass`` is enough for a class that calls ``notify()`` from its loop and
+    returns from ``run()`` some time after ``handle_exit()``, as Gunicorn asks of every worker: it is ready when its
+    heart first beats after boot, and told to leave as its base class knows it. Whoever knows better overrides:
+
+    * :meth:`zd_ready`, called at the very moment from which on the worker accepts (and ``zd_ready_at_first_beat``),
+    * :meth:`zd_on_leave`, to drain instead; what is awaited ends at :attr:`zd_deadline`, then ``run()`` returns,
+    * :meth:`zd_draining`, called when the worker has stopped accepting,
+    * :meth:`zd_load`, for the counts, and :meth:`zd_warm_up`, for ``zd_warmup``.
     """
 
     zd_reporter: Reporter = Reporter(None)
@@ -103,18 +124,46 @@ class ZeroDowntime:
     zd_failure: Failed | None = None
     """What :meth:`zd_failed` has reported: the birth code need not report that end again."""
 
+    zd_ready_at_first_beat: ClassVar[bool] = True
+    """Whether the first heartbeat after boot says that the worker accepts; False for a class that says so itself."""
+
+    zd_deadline: float = math.inf
+    """When the drain has to be over, by ``time.monotonic()``; infinite until the worker is told to leave."""
+
+    zd_max_requests: int = sys.maxsize
+    """Requests after which the worker asks to be replaced, ``max_requests`` with its jitter."""
+
     _zd_counted: Counts | None = None
     _zd_said: frozenset[str] = frozenset()
+    _zd_orphaned = False
+    _zd_next_look = 0.0
+    _zd_memory_limit: int | None = None
 
     booted: bool
     alive: bool
     cfg: Any
+    log: Any
+    nr: int
+    max_requests: int
+
+    @classmethod
+    def zd_prepare(cls, cfg: Any) -> None:
+        """Prepare the process for the application, with Gunicorn's configuration: called before that is imported, in
+        the fork server with ``--preload`` and in each worker.
+        """
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
         """Import what a worker would otherwise load late. Called in the fork server, with Gunicorn's configuration,
         after the application if that is preloaded; starts no thread and opens nothing.
         """
+
+    def init_process(self) -> None:
+        """Boot and serve; returns when the drain is over."""
+        if self.zd_master_pid:
+            # No worker leaves by itself: it asks for a replacement, and is told to leave when that is ready.
+            self.zd_max_requests, self.max_requests = self.max_requests, sys.maxsize
+        super().init_process()  # type: ignore[misc]
 
     # -- reports -----------------------------------------------------------------------------------------------------
 
@@ -149,11 +198,111 @@ class ZeroDowntime:
             self._zd_said |= {kind}
             self.zd_reporter.send(message)
 
+    # -- the heart ---------------------------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Beat Gunicorn's heart; and about once a second look at parent and limits, and report the counts."""
+        super().notify()  # type: ignore[misc]
+        now = time.monotonic()
+        if now < self._zd_next_look or not self.booted:
+            return
+        self._zd_next_look = now + LOOK
+        if self.zd_ready_at_first_beat:
+            self.zd_ready()
+        self.zd_look_for_parent()
+        connections, requests = self.zd_load()
+        self.zd_counts(connections, requests)
+        if self.zd_master_pid:
+            self._look_at_limits(requests)
+
+    def zd_load(self) -> tuple[int, int]:
+        """Return the open connections and the requests answered since birth."""
+        return 0, self.nr
+
+    def _look_at_limits(self, requests: int) -> None:
+        if requests >= self.zd_max_requests:
+            self.zd_tired("max_requests")
+        limit = self.zd_settings.max_rss
+        if limit is None:
+            return
+        memory = resident_memory()
+        if self._zd_memory_limit is None:
+            self._zd_memory_limit = limit
+            if memory > limit:
+                # A replacement would be no smaller: without end, one after the other would be replaced at once.
+                self._zd_memory_limit = sys.maxsize
+                self.log.error(
+                    "zd_max_rss is %d bytes, but a worker that has just booted takes %d: it is not replaced",
+                    limit,
+                    memory,
+                )
+        if memory > self._zd_memory_limit:
+            self.zd_tired(f"zd_max_rss: it takes {memory} bytes")
+
+    # -- leaving -----------------------------------------------------------------------------------------------------
+
+    @property
+    def zd_leaving(self) -> bool:
+        """Whether the worker has been told to leave."""
+        return self.zd_deadline != math.inf
+
+    def zd_leave(self, grace: float) -> None:
+        """Begin the drain, or shorten it, to ``grace`` seconds from now. For signal handlers too."""
+        first = not self.zd_leaving
+        self.zd_deadline = min(self.zd_deadline, time.monotonic() + grace)
+        if first:
+            self.zd_on_leave()
+
+    def zd_on_leave(self) -> None:
+        """Stop accepting and drain. Called once, on the main thread, perhaps in a signal handler.
+
+        By default as Gunicorn's classes know it: ``alive`` gets false.
+        """
+        super().handle_exit(signal.SIGTERM, None)  # type: ignore[misc]
+
+    # -- warm-up -----------------------------------------------------------------------------------------------------
+
+    def zd_warm_up(self, paths: Sequence[str]) -> None:
+        """Answer ``paths`` (``"/health"``, or a URL, which gives scheme and host) in this process.
+
+        :raises WarmupFailed: one was answered with status 400 or above, or this class does not know how to.
+        """
+        raise WarmupFailed(f"{type(self).__name__} cannot answer zd_warmup: it does not override zd_warm_up()")
+
+    def zd_warmed_up(self) -> None:
+        """Do what ``zd_warmup`` asks for; our classes call it before they accept.
+
+        :raises SystemExit: (3) that failed; it is reported.
+        """
+        if not self.zd_settings.warmup:
+            return
+        try:
+            self.zd_warm_up(self.zd_settings.warmup)
+        except Exception as error:  # noqa: BLE001  # whatever the application raises
+            self.zd_warmup_failed(error)
+
+    def zd_warmup_failed(self, error: Exception) -> NoReturn:
+        """Report that the warm-up failed.
+
+        :raises SystemExit: (3) always.
+        """
+        text = "".join(traceback.format_exception(error))
+        self.log.error("Warm-up failed:\n%s", text.rstrip())
+        self.zd_failed(f"warm-up failed: {type(error).__name__}: {error}", text, BOOT_FAILURE)
+        raise SystemExit(BOOT_FAILURE)
+
     # -- the master's life -------------------------------------------------------------------------------------------
 
     def zd_parent_lost(self) -> bool:
         """Tell whether the master that this worker belongs to has died."""
         return bool(self.zd_master_pid) and os.getppid() != self.zd_master_pid
+
+    def zd_look_for_parent(self) -> None:
+        """If the master has died, begin to end: within two seconds nothing of it is to be left."""
+        if not self._zd_orphaned and self.zd_parent_lost():
+            self._zd_orphaned = True
+            self.zd_end_orphaned()
+            self.zd_leave(ORPHAN_DRAIN)
 
     def zd_end_orphaned(self) -> None:
         """Have the kernel end this process in :data:`ORPHAN_END` seconds, unless it ends by itself before."""
@@ -193,12 +342,13 @@ class ZeroDowntime:
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM: drain; while booting, end at once; with the master dead, end soon."""
-        if self.zd_parent_lost():
-            self.zd_end_orphaned()
         if not self.booted:
+            if self.zd_parent_lost():
+                self.zd_end_orphaned()
             self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
-        super().handle_exit(sig, frame)  # type: ignore[misc]
+        self.zd_look_for_parent()
+        self.zd_leave(self.cfg.graceful_timeout)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT and SIGQUIT: end now; the hook ``worker_int`` is for workers that have booted."""

@@ -260,7 +260,7 @@ class DrainingServer(Server):
         if counter % 10 == 0:
             requests = self.server_state.total_requests
             self.worker.zd_counts(len(self.server_state.connections), requests)
-            if requests >= self.worker.max_requests:
+            if requests >= min(self.worker.max_requests, self.worker.zd_max_requests):
                 self._tire()
         return await super().on_tick(counter)
 
