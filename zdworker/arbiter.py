@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gunicorn import sock
@@ -121,12 +121,23 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def start(self) -> None:
         """Gunicorn's, and the first event."""
         os.register_at_fork(after_in_child=self._zd_in_forked_child)
-        super().start()
+        with self._zd_not_ready_yet():
+            super().start()
         if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
         self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
         self._zd.tell(events.Start())
+
+    @contextlib.contextmanager
+    def _zd_not_ready_yet(self) -> Iterator[None]:
+        """Keep Gunicorn from telling systemd that it is ready: nobody accepts yet (see ``systemd.py``)."""
+        address = os.environ.pop("NOTIFY_SOCKET", None)
+        try:
+            yield
+        finally:
+            if address is not None:
+                os.environ["NOTIFY_SOCKET"] = address
 
     def _zd_inherited(self) -> range | None:
         """Return the descriptors that systemd has handed over (sd_listen_fds(3))."""
@@ -204,6 +215,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """End what is left. Reached when all workers are gone, or when the loop itself has failed."""
         self.zd_close_listeners()
         self._zd.end_all()
+        self._zd.notifier.close()
         if self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGKILL)
 
@@ -211,6 +223,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def reload(self) -> None:
         """Ask for a rolling reload."""
+        self._zd.notifier.reload_asked_for()
         self._zd.tell(events.Reload())
 
     def handle_hup(self) -> None:

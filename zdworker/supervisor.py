@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ from zdworker.effects import Effects
 from zdworker.errors import GenerationError, SettingError
 from zdworker.processes import ForkServer, WorkerRecord
 from zdworker.settings import Settings
+from zdworker.systemd import Notifier
 
 if TYPE_CHECKING:
     from zdworker.arbiter import ZeroDowntimeArbiter
@@ -51,6 +53,7 @@ class Supervisor(Effects):
         super().__init__(arbiter, command, policy)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
+        self.notifier = Notifier(os.environ)
 
     @property
     def stopping(self) -> bool:
@@ -62,6 +65,7 @@ class Supervisor(Effects):
         deadline = self.core.next_deadline()
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
+        timeout = min(timeout, self.notifier.due_in())
         self.reactor.wait(timeout)
         self.tell(events.Tick())
 
@@ -77,6 +81,7 @@ class Supervisor(Effects):
         finally:
             self._handling = False
         self.steer()
+        self.notifier.look(self.core.fleet)
         if self.stopping and self._arbiter.LISTENERS:
             # The workers have been told by now: who connects from here on is to be refused, not kept waiting.
             self._arbiter.zd_close_listeners()

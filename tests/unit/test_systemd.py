@@ -1,0 +1,152 @@
+"""What the facts mean to systemd, and what is said of them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zdworker.core.events import Policy
+from zdworker.core.fleet import Fleet, Loading, Phase, Trouble, Worker, WorkerState
+from zdworker.systemd import EXTEND_EVERY, Notifier, Stage, stage_of, status_of
+
+
+def fleet(phase: Phase = Phase.STEADY) -> Fleet:
+    made = Fleet(Policy(workers=2), 2, phase, current=[7])
+    made.workers = {1: Worker(1, 0, 7, WorkerState.READY, None), 2: Worker(2, 1, 7, WorkerState.BOOTING, 1.0)}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("phase", "stage"),
+    [
+        (Phase.NEW, Stage.STARTING),
+        (Phase.STARTING, Stage.STARTING),
+        (Phase.STEADY, Stage.READY),
+        (Phase.ROLLING, Stage.READY),  # a crash is being mended
+        (Phase.STOPPING, Stage.STOPPING),
+        (Phase.STOPPED, Stage.STOPPING),
+    ],
+)
+def test_the_phase_tells_the_stage(phase: Phase, stage: Stage) -> None:
+    assert stage_of(fleet(phase)) is stage
+
+
+def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
+    started = fleet(Phase.STARTING)
+    started.trouble = Trouble("degraded", "a worker failed to boot")
+    assert stage_of(started) is Stage.READY
+    assert status_of(started) == "degraded: 1 of 2 workers ready, generation 7; a worker failed to boot"
+
+
+def test_a_reload_lasts_from_the_request_to_the_last_slot() -> None:
+    asked, loading, rolling, restoring = fleet(), fleet(), fleet(Phase.ROLLING), fleet()
+    asked.reload_again = True
+    loading.loading = Loading(8, "reload")
+    rolling.reloading = 8
+    restoring.loading = Loading(8, "restore")
+    assert [stage_of(one) for one in (asked, loading, rolling)] == [Stage.RELOADING] * 3
+    assert stage_of(restoring) is Stage.READY
+
+
+@pytest.fixture
+def ear(tmp_path: Path) -> Iterator[socket.socket]:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.bind(str(tmp_path / "notify"))
+    made.setblocking(False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def environ(ear: socket.socket) -> dict[str, str]:
+    return {"NOTIFY_SOCKET": ear.getsockname()}
+
+
+@pytest.fixture
+def notifier(environ: dict[str, str]) -> Iterator[Notifier]:
+    made = Notifier(environ)
+    yield made
+    made.close()
+
+
+def heard(ear: socket.socket) -> list[str]:
+    said = []
+    while True:
+        try:
+            said.append(ear.recv(65536).decode())
+        except BlockingIOError:
+            return said
+
+
+def test_what_has_not_changed_is_not_said_again(ear: socket.socket, notifier: Notifier) -> None:
+    notifier.look(fleet())
+    notifier.look(fleet())
+    assert heard(ear) == ["READY=1\nSTATUS=steady: 1 of 2 workers ready, generation 7"]
+
+
+def test_a_reload_is_one_message_with_its_moment(ear: socket.socket, notifier: Notifier) -> None:
+    rolling = fleet(Phase.ROLLING)
+    rolling.reloading = 8
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notifier.look(rolling)
+    (message,) = heard(ear)
+    lines = message.splitlines()
+    assert lines[0] == "RELOADING=1"
+    assert before <= int(lines[1].removeprefix("MONOTONIC_USEC=")) <= before + 60_000_000
+    notifier.reload_asked_for()
+    notifier.look(rolling)
+    assert heard(ear)[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
+
+
+def test_time_is_asked_for_while_something_goes_on(
+    ear: socket.socket, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    for step in range(3):
+        monkeypatch.setattr(time, "monotonic", lambda step=step: now + step * EXTEND_EVERY)
+        notifier.look(fleet(Phase.STOPPING))
+    said = heard(ear)
+    assert said[0].startswith("STOPPING=1\n")
+    assert said[1:] == ["EXTEND_TIMEOUT_USEC=15000000"] * 2
+
+
+@pytest.mark.parametrize(
+    ("pid", "interval", "beats"), [(os.getpid(), "2000000", 1), (os.getpid() + 1, "2000000", 0), (os.getpid(), "x", 0)]
+)
+def test_the_watchdog_is_fed_when_it_is_ours(
+    ear: socket.socket, environ: dict[str, str], pid: int, interval: str, beats: int
+) -> None:
+    notifier = Notifier({**environ, "WATCHDOG_PID": str(pid), "WATCHDOG_USEC": interval})
+    with contextlib.closing(notifier):
+        notifier.look(fleet())
+        notifier.look(fleet())
+    assert heard(ear)[1:] == ["WATCHDOG=1"] * beats
+
+
+def test_a_name_of_its_own_is_understood(tmp_path: Path) -> None:
+    name = f"zdworker-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + name)
+        with contextlib.closing(Notifier({"NOTIFY_SOCKET": "@" + name})) as notifier:
+            notifier.look(fleet())
+        assert listener.recv(1000).startswith(b"READY=1")
+
+
+@pytest.mark.parametrize("address", ["", "vsock:2:1234", "/no/such/socket"])
+def test_where_nobody_listens_nothing_is_said(address: str) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": address})
+    notifier.look(fleet())
+    assert notifier.due_in() == math.inf
+    notifier.close()
+
+
+def test_who_stops_listening_hurts_nobody(ear: socket.socket, notifier: Notifier) -> None:
+    ear.close()
+    notifier.look(fleet())
