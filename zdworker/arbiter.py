@@ -26,9 +26,11 @@ from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
 from zdworker import configuration, launch, system
+from zdworker.control import default_path
 from zdworker.core import events
 from zdworker.core.steps import KILL_MARGIN
-from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.environment import Environment
+from zdworker.errors import ControlError, GenerationError, SettingError, UnsupportedGunicorn
 from zdworker.listeners import SLOT_FAREWELL, Listeners
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import WorkerRecord
@@ -78,12 +80,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
             )
         _refuse_patched_master()
-        self._zd_settings = configuration.zd_settings(self.cfg)
+        self.zd_settings = configuration.zd_settings(self.cfg)
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd = Supervisor(self, self._zd_command(), self.zd_policy())
-        self._zd_environment = dict(os.environ)
-        self._zd_hooked: dict[str, str | None] = {}
+        self.zd_environment = Environment()
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
+        self._zd_previous: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0
         self._zd_workers_told = self.num_workers
         self.zd_listeners = Listeners(self.log)
@@ -127,7 +129,16 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
         self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
+        self._zd_open_control()
         self._zd.tell(events.Start())
+
+    def _zd_open_control(self) -> None:
+        wanted = self.zd_settings.control_socket
+        try:
+            path = "" if wanted == "none" else wanted or default_path(self.pid)
+            self._zd.control.open(path)
+        except ControlError as error:
+            self.log.warning("The zdworker command will not reach this master: %s", error)
 
     @contextlib.contextmanager
     def _zd_not_ready_yet(self) -> Iterator[None]:
@@ -216,6 +227,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self.zd_close_listeners()
         self._zd.end_all()
         self._zd.notifier.close()
+        self._zd.control.close()
         if self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGKILL)
 
@@ -225,6 +237,18 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Ask for a rolling reload."""
         self._zd.notifier.reload_asked_for()
         self._zd.tell(events.Reload())
+
+    def zd_roll_back(self) -> None:
+        """Ask for the newest reload to be undone.
+
+        :raises GenerationError: that cannot be; nothing has changed.
+        """
+        core = self._zd.core
+        refusal = core.rollback_refusal()
+        if refusal:
+            raise GenerationError(refusal)
+        self._zd.notifier.reload_asked_for()
+        self._zd.tell(events.Rollback(None if core.reload_under_way() else self._zd_take_previous()))
 
     def handle_hup(self) -> None:
         """HUP: rolling reload. The dirty arbiter is told when the new configuration is taken over."""
@@ -261,7 +285,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def zd_policy(self) -> events.Policy:
         """Return what the core has to know of the configuration."""
-        settings = self._zd_settings
+        settings = self.zd_settings
         workers = self.cfg.workers
         return events.Policy(
             workers=workers,
@@ -272,6 +296,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             graceful_timeout=float(self.cfg.graceful_timeout) + (SLOT_FAREWELL if self.cfg.reuse_port else 0.0),
             exit_on_crash=settings.on_crash == "exit",
             development=bool(self.cfg.reload),
+            rollback_window=settings.rollback_window,
         )
 
     def zd_worker_record(self, age: int, slot: int, generation: int) -> WorkerRecord:
@@ -287,7 +312,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def zd_local_generation(self, number: int) -> LocalGeneration:
         """Return the generation that is this process itself."""
-        return LocalGeneration(number, self.pid, self.app, self.cfg, self.log, self._zd_settings, self.worker_class)
+        return LocalGeneration(number, self.pid, self.app, self.cfg, self.log, self.zd_settings, self.worker_class)
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook; what it raises is logged."""
@@ -306,18 +331,6 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Return what hooks have set on the arbiter."""
         return {n: v for n, v in vars(self).items() if n not in self._zd_own_names and not hasattr(Arbiter, n)}
 
-    def zd_environment_changes(self) -> dict[str, str | None]:
-        """Return what hooks have changed in the environment, for processes that start from the one of the beginning."""
-        self._zd_note_environment()
-        # What a newer configuration has set differently since is that configuration's, in the generation too.
-        return {name: value for name, value in self._zd_hooked.items() if os.environ.get(name) == value}
-
-    def _zd_note_environment(self) -> None:
-        for name in self._zd_environment.keys() | os.environ.keys():
-            if self._zd_environment.get(name) != os.environ.get(name):
-                self._zd_hooked[name] = os.environ.get(name)
-        self._zd_environment = dict(os.environ)
-
     def zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path."""
         self.LISTENERS = []
@@ -333,7 +346,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         :raises GenerationError: that cannot be done; nothing has changed.
         :raises SettingError: one of our settings has a bad value.
         """
-        self._zd_note_environment()
+        self.zd_environment.note()
         file = configuration.file_of(self.cfg)
         try:
             cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
@@ -344,14 +357,19 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self._zd_take(cfg, settings, self._zd_open(cfg))
         finally:
             self._zd_close_unused()
-            self._zd_environment = dict(os.environ)  # what the configuration has set is no hook's doing
+            self.zd_environment.pass_over()  # what the configuration has set is no hook's doing
+        self._zd_taken()
+
+    def _zd_taken(self) -> None:
+        """Let everything know of a configuration that has been taken over."""
+        self._zd_open_control()
         self.log.reopen_files()
         self.zd_hook("on_reload")
         if self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGHUP)
 
     def _zd_take(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
-        before = self.cfg, self._zd_settings, self.LISTENERS
+        before = self.cfg, self.zd_settings, self.LISTENERS
         try:
             configuration.forget_raw_environment(self.cfg)
             self._zd_swap(cfg, settings, listeners)
@@ -365,16 +383,27 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def zd_settle_configuration(self, keep: bool) -> None:
         """A reload has ended: keep its configuration, or go back to the one before."""
         before, self._zd_before_reload = self._zd_before_reload, None
-        if before is not None and not keep:
-            self._zd_note_environment()
+        if keep:
+            self._zd_previous = before if self._zd.core.fleet.previous is not None else None
+        elif before is not None:
+            self.zd_environment.note()
             self._zd_swap_back(before)
         self._zd_close_unused()
+
+    def _zd_take_previous(self) -> events.Policy | None:
+        """Take the configuration back that the generation before had, and return what the core has to know of it."""
+        if self._zd_previous is None:
+            return None
+        cfg, settings, _listeners = self._zd_previous
+        self._zd_take(cfg, settings, self._zd_open(cfg))
+        self._zd_taken()
+        return self.zd_policy()
 
     def _zd_swap(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
         self.app.cfg = cfg
         self.setup(self.app)
-        self._zd_settings, self.LISTENERS = settings, listeners
-        self._zd_environment = dict(os.environ)
+        self.zd_settings, self.LISTENERS = settings, listeners
+        self.zd_environment.pass_over()
         self._zd_workers_told = self.num_workers  # the core has it with the news that the generation has loaded
 
     def _zd_swap_back(self, before: tuple[Any, Settings, list[Any]]) -> None:

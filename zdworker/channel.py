@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass, field
 
 from zdworker import system
-from zdworker.core.messages import Decoder, Message, encode
+from zdworker.core.messages import LIMIT, Decoder, Message, encode
 from zdworker.errors import MessageError
 
 READS = 16
@@ -29,11 +29,14 @@ class Received:
 
 
 class Channel:
-    """A channel's end. ``descriptors`` holds those that came along and were not taken yet, in their order."""
+    """A channel's end. ``descriptors`` holds those that came along and were not taken yet, in their order.
 
-    def __init__(self, end: socket.socket) -> None:
+    :param limit: the most bytes that one message of the other end may have.
+    """
+
+    def __init__(self, end: socket.socket, limit: int = LIMIT) -> None:
         self._socket = end
-        self._decoder = Decoder()
+        self._decoder = Decoder(limit)
         self.descriptors: list[int] = []
 
     @classmethod

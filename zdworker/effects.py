@@ -22,6 +22,7 @@ from zdworker.core.fleet import WorkerState
 from zdworker.core.messages import Spawn
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError, SettingError
+from zdworker.journal import Journal
 from zdworker.listeners import HANDSHAKE, SLOT_FAREWELL
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import ForkServer, WorkerRecord
@@ -30,6 +31,7 @@ from zdworker.settings import Settings
 
 if TYPE_CHECKING:
     from zdworker.arbiter import ZeroDowntimeArbiter
+    from zdworker.control import Control
     from zdworker.launch import Command
 
 
@@ -49,12 +51,15 @@ class Effects(ABC):
         self.reactor = Reactor()
         self.records: dict[int, WorkerRecord] = {}
         self.halt: events.Halt | None = None
+        self.journal = Journal()
         self._arbiter = arbiter
         self._command = command
         self._servers: dict[int, ForkServer] = {}
         self._local: dict[int, LocalGeneration] = {}
         self._ended: set[int] = set()
         self._warned: set[str] = set()
+
+    control: Control
 
     @property
     @abstractmethod
@@ -156,7 +161,7 @@ class Effects(ABC):
                 slot=record.slot,
                 generation=record.generation,
                 descriptors=[*["listener"] * len(listeners), "heartbeat", "report"],
-                environment=self._arbiter.zd_environment_changes(),
+                environment=self._arbiter.zd_environment.changes(),
                 server_attributes=self._plain("server", self._arbiter.zd_hook_attributes()),
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._arbiter.num_workers,
@@ -261,10 +266,14 @@ class Effects(ABC):
         record.close()
 
     def _do_reloadstarted(self, action: events.ReloadStarted) -> None:
+        self.journal.reload_started(action.generation)
         self._arbiter.zd_count("reloads")
         self._arbiter.log.info("Reload: loading generation %s", action.generation)
 
     def _do_reloadfinished(self, action: events.ReloadFinished) -> None:
+        ended = self.journal.reload_finished(action.generation, action.outcome, action.reason, action.traceback)
+        if action.outcome != "superseded":
+            self.control.finished(ended, self.core.fleet)
         if action.outcome != "superseded" and self.core.fleet.reloading is None:
             # Else it was refused while another one goes on, whose configuration it is.
             self._arbiter.zd_settle_configuration(keep=action.outcome == "done")

@@ -27,3 +27,7 @@ class UnsupportedGunicorn(ZdError):
 
 class WarmupFailed(ZdError):
     """A path of ``zd_warmup`` was not answered as it has to be; the text names it and the answer."""
+
+
+class ControlError(ZdError):
+    """The control socket cannot be opened; the text names it and the reason."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from typing import Any
 
 from gunicorn.workers.base import Worker
@@ -107,6 +108,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.channel: Channel | None = None
         self.forked = False
         self.greeted = False
+        self.since = time.monotonic()
         self.connections = 0
         self.requests = 0
         self.own_names = {*vars(self), "own_names"}

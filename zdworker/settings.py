@@ -29,8 +29,6 @@ NOT_YET = frozenset(
     {
         "zd_health_path",
         "zd_shutdown_delay",
-        "zd_rollback_window",
-        "zd_control_socket",
         "zd_worker_ready",
         "zd_reload_started",
         "zd_reload_finished",
@@ -43,8 +41,9 @@ class Settings:
     """The settings of one generation, valid by construction.
 
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
-    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``: seconds.
+    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``: seconds.
     ``warmup``: paths or URLs. ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
+    ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory.
     Raises ``SettingError`` for a bad value.
     """
 
@@ -56,6 +55,8 @@ class Settings:
     websocket_drain: float = 5.0
     max_rss: int | None = None
     on_crash: str = "respawn"
+    rollback_window: float = 0.0
+    control_socket: str = ""
 
     def __post_init__(self) -> None:
         for name, spec in SPECS.items():
@@ -213,6 +214,15 @@ def _bytes(value: object) -> int | None:
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
+def _socket_path(value: object) -> str:
+    """A path that fits a socket's address (unix(7)), "none" or ""."""
+    if value in (None, ""):
+        return ""
+    if not isinstance(value, str) or (value != "none" and not value.startswith("/")) or len(value.encode()) > 100:
+        raise ValueError
+    return value
+
+
 def _amount(share: int | str) -> tuple[int, bool]:
     """The number in a share, and whether it is a percentage."""
     return (share, False) if isinstance(share, int) else (int(share.rstrip("%")), True)
@@ -234,4 +244,6 @@ SPECS: Mapping[str, Spec] = {
     "zd_websocket_drain": _SECONDS,
     "zd_max_rss": Spec('a number of bytes above 0, such as "512M" or 536870912, or None', _bytes),
     "zd_on_crash": Spec('"respawn" or "exit"', _on_crash),
+    "zd_rollback_window": _SECONDS,
+    "zd_control_socket": Spec('an absolute path of at most 100 bytes, "none", or "" for the default', _socket_path),
 }

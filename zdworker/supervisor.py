@@ -16,10 +16,11 @@ import contextlib
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from zdworker.control import Control
 from zdworker.core import events
-from zdworker.core.fleet import GenerationState, Phase
+from zdworker.core.fleet import GenerationState, Phase, WorkerState
 from zdworker.core.messages import (
     PROTOCOL,
     Counts,
@@ -54,6 +55,7 @@ class Supervisor(Effects):
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
         self.notifier = Notifier(os.environ)
+        self.control = Control(self, arbiter.zd_roll_back)
 
     @property
     def stopping(self) -> bool:
@@ -82,9 +84,19 @@ class Supervisor(Effects):
             self._handling = False
         self.steer()
         self.notifier.look(self.core.fleet)
+        self.control.look(self.core.fleet)
         if self.stopping and self._arbiter.LISTENERS:
             # The workers have been told by now: who connects from here on is to be refused, not kept waiting.
             self._arbiter.zd_close_listeners()
+
+    def reload_by_order(self) -> None:
+        """Ask for a reload, as a signal would."""
+        self._arbiter.reload()
+
+    def status(self) -> dict[str, Any]:
+        """Return what ``status`` shows."""
+        servers = {number: server.pid for number, server in self._servers.items()}
+        return self.journal.status(self.core.fleet, self.records, servers, self._arbiter.zd_settings)
 
     def _tell_one(self, event: events.Event) -> None:
         try:
@@ -123,6 +135,9 @@ class Supervisor(Effects):
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
         self._hear_worker(record)
+        known = self.core.fleet.workers.get(record.age)
+        if known is not None and known.state is WorkerState.READY:
+            self.journal.crashes += 1
         if code:
             log = self._arbiter.log.info if code == -signal.SIGTERM else self._arbiter.log.error
             hint = " Perhaps out of memory?" if code == -signal.SIGKILL else ""

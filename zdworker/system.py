@@ -51,17 +51,30 @@ def set_death_signal(signum: int) -> bool:
     return _prctl(PR_SET_PDEATHSIG, signum)
 
 
-def resident_memory() -> int:
-    """Return the bytes of memory that this process holds, shared ones included (RSS, proc_pid_statm(5)).
+def resident_memory(pid: int | None = None) -> int | None:
+    """Return the bytes of memory that a process holds, shared ones included (RSS, proc_pid_statm(5)).
 
-    Without a ``/proc`` it is the most that it has ever held (getrusage(2)).
+    Without a ``/proc`` it is the most that this process has ever held (getrusage(2)), and None for another one, as
+    it is for one that has ended.
+
+    :param pid: this process by default.
     """
     try:
-        with open("/proc/self/statm", "rb") as file:
+        with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
+        if pid is not None:
+            return None
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peer_uid(connection: socket.socket) -> int | None:
+    """Return the user at the other end of a Unix socket (SO_PEERCRED in unix(7)); None where that is unknown."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return None
+    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))[1])
 
 
 def pass_credentials(channel: socket.socket) -> None:

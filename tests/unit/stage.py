@@ -151,6 +151,8 @@ class Stage:
         for generation in fleet.generations.values():
             assert (generation.deadline is not None) == (generation.state is GenerationState.LOADING), generation
         assert {*fleet.current, *fleet.fallback} <= set(fleet.generations)
+        if fleet.previous is not None:
+            assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
         for slot in range(fleet.size):
             assert sum(fleet.fresh(w) for w in fleet.in_slot(slot)) <= 1, "two for one slot"
         if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet))):

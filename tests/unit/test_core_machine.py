@@ -22,6 +22,7 @@ from zdworker.core.events import (
     GenerationLoaded,
     Policy,
     Reload,
+    Rollback,
     Scale,
     Start,
     Stop,
@@ -41,6 +42,7 @@ numbers = st.integers(-1, 40)
 exit_codes = st.sampled_from([None, -9, 0, 1, 3, 4])
 events: st.SearchStrategy[Event] = st.one_of(
     st.just(Start()),
+    st.just(Rollback()),
     st.builds(Scale, st.integers(-3, -1)),
     st.builds(GenerationLoaded, numbers, st.booleans()),
     st.builds(WorkerBorn, numbers, numbers),
@@ -60,6 +62,7 @@ def policies(draw: st.DrawFn) -> Policy:
         boot_timeout=draw(st.sampled_from([5.0, 60.0])),
         min_ready=draw(st.sampled_from([0.0, 0.0, 3.0, 15.0])),
         graceful_timeout=draw(st.sampled_from([1.0, 30.0])),
+        rollback_window=draw(st.sampled_from([0.0, 20.0, 300.0])),
         exit_on_crash=draw(st.sampled_from([False, False, False, True])),
     )
 
@@ -93,6 +96,11 @@ class FleetMachine(RuleBasedStateMachine):
     def reload(self, times: int) -> None:
         for _ in range(times):
             self.stage.tell(Reload())
+
+    @precondition(lambda self: not self.stage.core.rollback_refusal())
+    @rule(policy=st.none() | policies())
+    def roll_back(self, policy: Policy | None) -> None:
+        self.stage.tell(Rollback(policy))
 
     @rule(workers=st.integers(0, 5))
     def scale(self, workers: int) -> None:

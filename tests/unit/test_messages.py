@@ -38,6 +38,7 @@ by_hint = {
     "int": st.integers(),
     "str": st.text(),
     "bool": st.booleans(),
+    "float": st.floats(allow_nan=False, allow_infinity=False),
     "list[str]": st.lists(st.text()),
     "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),
     "dict[str, str | None]": st.dictionaries(st.text(), st.none() | st.text()),

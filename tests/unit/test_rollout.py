@@ -173,9 +173,11 @@ class TestReload:
         assert stage.tell(WorkerLeaving(1)) == []
         assert stage.tell(WorkerGone(1, "exited with code 0", 0)) == [Spawn(4, 1, 2)]
         stage.tell(WorkerBorn(4, 4712))
-        assert stage.tell(WorkerReady(4)) == [Drain(2), ReloadFinished(2, "done"), EndGeneration(1)]
+        assert stage.tell(WorkerReady(4)) == [Drain(2)]
+        assert stage.fleet.state == "rolling", "the old code still answers"
+        assert stage.tell(WorkerGone(2, "exited with code 0", 0)) == [ReloadFinished(2, "done"), EndGeneration(1)]
         assert stage.fleet.state == "steady"
-        assert stage.gone().core.next_deadline() is None
+        assert stage.core.next_deadline() is None
 
     def test_the_new_policy_counts_from_then_on(self) -> None:
         stage = steady(2).reload(policy=Policy(workers=4, surge=2))

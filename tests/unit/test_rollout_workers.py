@@ -154,8 +154,8 @@ class TestScale:
     def test_the_slot_of_the_trial_goes(self) -> None:
         stage = steady(3).scale(4).reload()
         assert stage.scale(0).going() == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
-        assert stage.reloads == {2: "done"}
-        assert roll_on(stage.gone().scale(2)).slots() == [2, 2]
+        assert stage.gone().reloads == {2: "done"}
+        assert roll_on(stage.scale(2)).slots() == [2, 2]
 
 
 class TestRecycling:

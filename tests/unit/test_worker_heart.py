@@ -196,4 +196,6 @@ def test_without_paths_there_is_no_warm_up() -> None:
 
 
 def test_the_memory_of_this_process_is_known() -> None:
-    assert 1 << 20 < resident_memory() < 1 << 40
+    assert 1 << 20 < (resident_memory() or 0) < 1 << 40
+    assert 1 << 20 < (resident_memory(os.getpid()) or 0) < 1 << 40
+    assert resident_memory(1 << 30) is None

@@ -28,6 +28,7 @@ class Policy:
     graceful_timeout: float = 30.0
     exit_on_crash: bool = False
     development: bool = False
+    rollback_window: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class Start:
 @dataclass(frozen=True)
 class Reload:
     """Someone asks for the newest code."""
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Someone asks for the newest reload to be undone.
+
+    ``policy`` is that of the previous generation's configuration, if that has been taken back for it.
+    """
+
+    policy: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +152,7 @@ class WorkerGone:
 Event = (
     Start
     | Reload
+    | Rollback
     | Scale
     | Stop
     | Tick

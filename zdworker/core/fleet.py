@@ -187,11 +187,21 @@ class Trouble:
 
 
 @dataclass
+class Previous:
+    """The generation before the newest reload, kept ``until`` then, and the policy that goes with it."""
+
+    generation: int
+    until: float
+    policy: Policy
+
+
+@dataclass
 class Fleet:
     """All facts.
 
     ``current`` lists the generations whose workers may stay; the last loaded one of them is spawned from. ``fallback``
     is what ``current`` was before the reload under way, ``fallback_policy`` and ``fallback_size`` go with it.
+    ``previous`` is what is left of it when that reload is done, for a rollback.
     ``proven`` says that a worker of the newest has lasted: until then one single worker tries it out, and ``shrink_to``
     is the smaller number of workers that it will bring. ``reloading`` is the generation that is being rolled out.
     """
@@ -206,6 +216,7 @@ class Fleet:
     fallback: list[int] = field(default_factory=list)
     fallback_policy: Policy | None = None
     fallback_size: int = 0
+    previous: Previous | None = None
     proven: bool = True
     shrink_to: int | None = None
     ever_ready: bool = False
@@ -291,5 +302,7 @@ class Fleet:
         }
         known["slots"] = {int(n): Slot(**s) for n, s in known["slots"].items()}
         known["loading"] = Loading(**known["loading"]) if known["loading"] else None
+        previous = known["previous"]
+        known["previous"] = Previous(**{**previous, "policy": Policy(**previous["policy"])}) if previous else None
         known["trouble"] = Trouble(**known["trouble"]) if known["trouble"] else None
         return cls(**known)

@@ -1,4 +1,4 @@
-"""What master, fork server and worker say to each other.
+"""What master, fork server, worker and command say to each other.
 
 Rules:
 
@@ -156,8 +156,78 @@ class Go:
     """The master knows the worker's pid: it may become one."""
 
 
+# -- command to master -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a user wants: one of :data:`COMMANDS`. Who does not ``wait`` gets a report at once."""
+
+    command: str
+    wait: bool = False
+
+
+COMMANDS = ("status", "reload", "rollback")
+
+
+# -- master to command -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Report:
+    """How things are."""
+
+    status: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a reload is: ``ready`` of ``workers`` are of ``generation`` and ready; 0 while that is loading."""
+
+    state: str
+    generation: int
+    ready: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the reload ended that was waited for; after a failure ``serving`` is the generation that serves on."""
+
+    result: str
+    generation: int
+    duration_s: float
+    serving: int
+    error: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An order cannot be carried out."""
+
+    reason: str
+
+
 Message = (
-    Loaded | Unusable | Forked | NotForked | Begin | Spawn | Hello | Ready | Draining | Failed | Tired | Counts | Go
+    Loaded
+    | Unusable
+    | Forked
+    | NotForked
+    | Begin
+    | Spawn
+    | Hello
+    | Ready
+    | Draining
+    | Failed
+    | Tired
+    | Counts
+    | Go
+    | Order
+    | Report
+    | Progress
+    | Outcome
+    | Refused
 )
 KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
 HINTS: dict[type[Message], dict[str, Any]] = {kind: typing.get_type_hints(kind) for kind in KINDS.values()}

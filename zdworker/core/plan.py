@@ -127,6 +127,8 @@ def next_retry(fleet: Fleet) -> float | None:
 
 
 def converged(fleet: Fleet) -> bool:
-    """Return whether every slot has a worker that shall stay and has proved itself, and no other takes requests."""
+    """Return whether every slot has a worker that shall stay and has proved itself, and no older code runs any more."""
     staying = [w for w in fleet.workers.values() if not w.leaving]
+    if any(w.leaving and w.generation not in fleet.current for w in fleet.workers.values()):
+        return False
     return len(staying) == fleet.size and all(fleet.fresh(w) and w.proved for w in staying)

@@ -28,6 +28,7 @@ from zdworker.core.events import (
     Policy,
     Reload,
     ReloadFinished,
+    Rollback,
     Scale,
     Start,
     Stop,
@@ -56,6 +57,8 @@ from zdworker.errors import IllegalEvent
 
 ROLL_ATTEMPTS = 5
 """Failed boots in a row, after the first worker has proved the generation, that end a rollout."""
+
+CALLED_OFF = "called off: a rollback was asked for"
 
 START_ATTEMPTS = 3
 """Boots of a slot that may end by a signal or cleanly at the first start, before the master gives up."""
@@ -92,6 +95,7 @@ class Rollout:
         if fleet.running:
             times.append(plan.next_retry(fleet))
             times.append(fleet.restore_at if self._lacks_source() else None)
+            times.append(fleet.previous.until if fleet.previous else None)
         return min((t for t in times if t is not None), default=None)
 
     # -- what the user asks for ----------------------------------------------------------------------------------
@@ -106,6 +110,46 @@ class Rollout:
         if self.fleet.phase not in (Phase.STOPPING, Phase.STOPPED):
             self.fleet.reload_again = True
 
+    def _on_rollback(self, event: Rollback, now: float) -> None:
+        reason, fleet = self.rollback_refusal(), self.fleet
+        if reason:
+            raise IllegalEvent(reason)
+        fleet.reload_again = False
+        if self._reload_is_loading():
+            self._steps.call_off(CALLED_OFF)
+        elif fleet.reloading is not None:
+            self._steps.turn_back(CALLED_OFF, "")
+        else:
+            self._steps.roll_back(event.policy)
+
+    def rollback_refusal(self) -> str:
+        """Return why there can be no ``Rollback`` now, for who asks for it; "" if there can be.
+
+        It undoes the newest reload: calls off one whose generation loads, turns back one that is rolling, and rolls
+        back one that is done. Code that is to be run again has to be in memory: that on disk may be another by now.
+        """
+        fleet = self.fleet
+        if fleet.phase in (Phase.NEW, Phase.STARTING, Phase.STOPPING, Phase.STOPPED):
+            return f"the master is {fleet.state if fleet.phase is Phase.STOPPING else fleet.phase.value}"
+        if self._reload_is_loading():
+            return ""
+        if fleet.reloading is not None:
+            back = fleet.source(fleet.fallback)
+            kept = back is not None and (fleet.generations[back].preloaded or not fleet.proven)
+            return "" if kept else "the generation before is not preloaded (--preload), or its fork server is gone"
+        if fleet.previous is not None:
+            return ""
+        if fleet.policy.rollback_window == 0:
+            return "no generation is kept: zd_rollback_window is 0"
+        return "no generation is kept: none was replaced within zd_rollback_window, or it was not preloaded (--preload)"
+
+    def reload_under_way(self) -> bool:
+        """Return whether a reload has begun and not ended."""
+        return self._reload_is_loading() or self.fleet.reloading is not None
+
+    def _reload_is_loading(self) -> bool:
+        return self.fleet.loading is not None and self.fleet.loading.purpose == "reload"
+
     def _on_scale(self, event: Scale, now: float) -> None:
         if event.workers < 0:
             raise IllegalEvent(f"a fleet of {event.workers} workers")
@@ -118,6 +162,8 @@ class Rollout:
         for worker in list(self.fleet.workers.values()):
             if worker.deadline is not None and worker.deadline <= now:
                 self._expire(worker, now)
+        if self.fleet.previous is not None and self.fleet.previous.until <= now:
+            self.fleet.previous = None
         for generation in list(self.fleet.generations.values()):
             if generation.deadline is not None and generation.deadline <= now:
                 reason = f"not loaded within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
@@ -164,6 +210,8 @@ class Rollout:
         generation.state, generation.deadline = step(GENERATIONS, before, "gone"), None
         if before is GenerationState.LOADING:
             self._load_failed(GenerationFailed(event.generation, "the fork server died while loading"), now)
+        elif self.fleet.previous is not None and event.generation == self.fleet.previous.generation:
+            self.fleet.previous = None  # nobody is spawned from it, nothing has to be made good
         elif before is GenerationState.LOADED:
             self._steps.count_loss(generation, now)
             if not self.fleet.proven and self._lacks_source():
@@ -340,7 +388,7 @@ class Rollout:
         while (filling := plan.next_to_fill(fleet, now)) is not None:
             self._steps.spawn(*filling, now)
         if plan.converged(fleet) and (fleet.loading is None or fleet.loading.purpose != "start"):
-            self._steps.settle()
+            self._steps.settle(now)
         self._load_next(now)
         self._steps.forget()
 

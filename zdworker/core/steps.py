@@ -34,6 +34,7 @@ from zdworker.core.fleet import (
     GenerationState,
     Loading,
     Phase,
+    Previous,
     Slot,
     Trouble,
     Worker,
@@ -108,6 +109,8 @@ class Steps:
         """End the fork servers that nothing will be spawned from, strike off what has neither server nor workers."""
         fleet = self.fleet
         wanted = {fleet.source(fleet.current), fleet.source(fleet.fallback)}
+        if fleet.previous is not None:
+            wanted.add(fleet.previous.generation)
         if fleet.loading is not None:
             wanted.add(fleet.loading.generation)
         kept = {w.generation for w in fleet.workers.values()} | {*fleet.current[-1:], *fleet.fallback[-1:]}
@@ -167,15 +170,40 @@ class Steps:
         if fleet.shrink_to is not None:
             fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
-    def settle(self) -> None:
+    def settle(self, now: float) -> None:
         """Note that every slot has what it shall have."""
         fleet = self.fleet
         fleet.phase = step(PHASES, fleet.phase, "converged")
+        if fleet.reloading is not None:
+            self._keep_previous(now)
         fleet.fallback, fleet.fallback_policy, fleet.proven = [], None, True
         self.finish_reload("done")
         # A failed reload is remembered until the next one, a mended fleet is not degraded any more.
         if fleet.degraded and fleet.source(fleet.current) is not None:
             fleet.trouble = None
+
+    def _keep_previous(self, now: float) -> None:
+        """Keep the generation that was replaced for as long as it may be wanted back; in place of an earlier one."""
+        fleet = self.fleet
+        back, window = fleet.source(fleet.fallback), fleet.policy.rollback_window
+        if back is not None and fleet.generations[back].preloaded and window > 0:
+            fleet.previous = Previous(back, now + window, fleet.fallback_policy or fleet.policy)
+        else:
+            fleet.previous = None
+
+    def roll_back(self, policy: Policy | None) -> None:
+        """Roll out the generation that was kept."""
+        previous, self.fleet.previous = self.fleet.previous, None
+        assert previous is not None  # noqa: S101 (for the type checker: the caller has seen it)
+        self.actions.append(ReloadStarted(previous.generation))
+        self.roll_to(previous.generation, policy or previous.policy)
+
+    def call_off(self, reason: str) -> None:
+        """End the reload whose generation is loading."""
+        loading, self.fleet.loading = self.fleet.loading, None
+        assert loading is not None  # noqa: S101 (for the type checker: the caller has seen it)
+        self.end(loading.generation)
+        self.refuse_reload(loading.generation, reason, "")
 
     def finish_reload(self, outcome: str, reason: str = "", traceback: str = "") -> None:
         """End the rollout that is under way, if one is: each has one outcome."""
@@ -255,7 +283,7 @@ class Steps:
         fleet.quick = event.quick
         if not again:
             fleet.exit_status, fleet.exit_reason = event.status, event.reason
-        fleet.loading, fleet.reload_again = None, False
+        fleet.loading, fleet.reload_again, fleet.previous = None, False, None
         for worker in list(fleet.workers.values()):
             if worker.state is not WorkerState.DYING and (not worker.leaving or event.quick):
                 self.drain(worker, now)

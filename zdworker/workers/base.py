@@ -225,7 +225,7 @@ class ZeroDowntime:
         limit = self.zd_settings.max_rss
         if limit is None:
             return
-        memory = resident_memory()
+        memory = resident_memory() or 0
         if self._zd_memory_limit is None:
             self._zd_memory_limit = limit
             if memory > limit:

@@ -1,0 +1,195 @@
+"""A rollback undoes the newest reload, whatever that has come to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.unit.stage import Stage, roll_on, steady
+from zdworker.core.events import Policy, Reload, ReloadFinished, ReloadStarted, Rollback
+from zdworker.core.fleet import Fleet
+from zdworker.core.rollout import Rollout
+from zdworker.errors import IllegalEvent
+
+WINDOW = 100.0
+
+
+def deployed(preloaded: bool = True, **settings: float) -> Stage:
+    """A fleet that has just got its second generation."""
+    stage = steady(workers=2, preloaded=preloaded, rollback_window=WINDOW, **settings)
+    stage.reload(preloaded)
+    roll_on(stage)
+    assert stage.slots() == [2, 2]
+    stage.took()
+    return stage
+
+
+def refused(stage: Stage) -> str:
+    with pytest.raises(IllegalEvent) as refusal:
+        stage.tell(Rollback())
+    assert str(refusal.value) == stage.core.rollback_refusal()
+    return str(refusal.value)
+
+
+def test_the_previous_generation_is_kept_and_rolled_out_again_in_order() -> None:
+    stage = deployed()
+    assert stage.servers == {1: True, 2: True}
+    stage.tell(Rollback())
+    assert stage.fleet.state == "rolling"
+    assert stage.took(ReloadStarted) == [ReloadStarted(1)]
+    assert stage.coming() == [(0, 1)]
+    roll_on(stage)
+    assert stage.slots() == [1, 1]
+    assert stage.took(ReloadFinished) == [ReloadFinished(1, "done")]
+    assert stage.fleet.state == "steady"
+
+
+def test_a_rollback_can_be_rolled_back() -> None:
+    stage = deployed()
+    stage.tell(Rollback())
+    roll_on(stage)
+    stage.tell(Rollback())
+    roll_on(stage)
+    assert stage.slots() == [2, 2]
+
+
+def test_its_time_is_over_after_the_window() -> None:
+    stage = deployed()
+    stage.passes(WINDOW - 1)
+    assert stage.core.rollback_refusal() == ""
+    stage.passes(2)
+    assert stage.servers == {2: True}
+    assert "none was replaced within zd_rollback_window" in refused(stage)
+
+
+def test_without_a_window_nothing_is_kept() -> None:
+    stage = steady(workers=2, preloaded=True)
+    stage.reload(preloaded=True)
+    roll_on(stage)
+    assert stage.servers == {2: True}
+    assert refused(stage) == "no generation is kept: zd_rollback_window is 0"
+
+
+def test_without_preload_nothing_is_kept() -> None:
+    stage = deployed(preloaded=False)
+    assert stage.servers == {2: True}
+    assert "not preloaded (--preload)" in refused(stage)
+
+
+def test_a_reload_that_fails_leaves_the_way_back_open() -> None:
+    stage = deployed()
+    stage.reload(preloaded=True)
+    stage.born()
+    stage.fail()
+    roll_on(stage)
+    assert stage.slots() == [2, 2]
+    stage.tell(Rollback())
+    roll_on(stage)
+    assert stage.slots() == [1, 1]
+
+
+def test_the_next_reload_takes_the_place_of_what_was_kept() -> None:
+    stage = deployed()
+    stage.reload(preloaded=True)
+    assert stage.servers == {1: True, 2: True, 3: True}
+    roll_on(stage)
+    assert stage.servers == {2: True, 3: True}
+    stage.tell(Rollback())
+    roll_on(stage)
+    assert stage.slots() == [2, 2]
+
+
+def test_a_reload_that_rolls_is_turned_back() -> None:
+    stage = deployed()
+    stage.reload(preloaded=True)
+    stage.boot()
+    assert 3 in stage.slots()
+    stage.took()
+    stage.tell(Rollback())
+    (finished,) = stage.took(ReloadFinished)
+    assert finished == ReloadFinished(3, "failed", "called off: a rollback was asked for")
+    roll_on(stage)
+    assert stage.slots() == [2, 2]
+    assert stage.fleet.previous is not None
+    assert stage.fleet.previous.generation == 1
+
+
+def test_a_reload_on_trial_is_turned_back_without_preload_too() -> None:
+    stage = steady(workers=2)
+    stage.reload()
+    assert stage.core.rollback_refusal() == ""
+    stage.tell(Rollback())
+    roll_on(stage)
+    assert stage.slots() == [1, 1]
+
+
+def test_a_reload_that_has_proved_itself_cannot_be_turned_back_without_preload() -> None:
+    stage = steady(workers=2)
+    stage.reload()
+    stage.boot()
+    assert "not preloaded" in refused(stage)
+
+
+def test_a_reload_that_loads_is_called_off_and_no_more() -> None:
+    stage = deployed()
+    assert not stage.core.reload_under_way()
+    stage.tell(Reload())
+    assert stage.core.reload_under_way()
+    stage.tell(Rollback())
+    assert not stage.loads()
+    assert stage.servers == {1: True, 2: True}
+    assert stage.slots() == [2, 2]
+    assert stage.fleet.state == "failed"
+    stage.tell(Rollback())
+    roll_on(stage)
+    assert stage.slots() == [1, 1]
+
+
+def test_the_configuration_that_is_taken_back_counts() -> None:
+    stage = deployed()
+    stage.tell(Rollback(Policy(workers=3, rollback_window=WINDOW)))
+    roll_on(stage)
+    assert stage.slots() == [1, 1, 1]
+
+
+def test_else_the_policy_of_that_time_counts() -> None:
+    stage = steady(workers=2, preloaded=True, rollback_window=WINDOW)
+    stage.reload(preloaded=True, policy=Policy(workers=3, rollback_window=WINDOW))
+    roll_on(stage)
+    assert stage.slots() == [2, 2, 2]
+    stage.tell(Rollback())
+    roll_on(stage)
+    assert stage.slots() == [1, 1]
+
+
+def test_a_rollback_whose_first_worker_fails_leaves_what_served() -> None:
+    stage = deployed()
+    stage.tell(Rollback())
+    stage.born()
+    stage.fail()
+    roll_on(stage)
+    assert stage.slots() == [2, 2]
+    assert stage.fleet.state == "failed"
+
+
+def test_when_its_fork_server_dies_there_is_no_way_back_and_nothing_else_is_amiss() -> None:
+    stage = deployed()
+    stage.lose_server(1)
+    assert refused(stage)
+    assert stage.fleet.state == "steady"
+    assert not stage.loads()
+
+
+def test_before_the_first_generation_serves_and_at_the_end_there_is_none() -> None:
+    stage = Stage(Policy(rollback_window=WINDOW))
+    assert refused(stage) == "the master is new"
+    assert refused(deployed().stop()) == "the master is stopping"
+
+
+def test_it_is_written_out_with_the_facts() -> None:
+    stage = deployed()
+    text = json.dumps(stage.fleet.to_plain())
+    again = Rollout(Fleet.from_plain(json.loads(text)), lambda: 0.0)
+    assert again.fleet == stage.fleet
+    assert again.rollback_refusal() == ""
