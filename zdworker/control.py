@@ -17,7 +17,6 @@ import os
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from zdworker import journal, system
 from zdworker.channel import Channel
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.core.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.core.rollout import CALLED_OFF
 from zdworker.errors import ControlError, GenerationError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Client:
     """One connection. ``after`` is the last generation that does not count for what it waits for; None: it does not."""
 
     channel: Channel
-    since: float
     after: int | None = None
+    rolls_back: bool = False
     told: Progress | None = None
 
 
@@ -111,7 +111,7 @@ class Control:
             return
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
-        client = Client(Channel(connection, ORDER_LIMIT), time.monotonic())
+        client = Client(Channel(connection, ORDER_LIMIT))
         self._clients[connection.fileno()] = client
         self._supervisor.reactor.add(connection.fileno(), lambda: self._hear(client))
         self._supervisor.reactor.later(PATIENCE, lambda: self._drop_silent(client))
@@ -161,7 +161,7 @@ class Control:
             self._supervisor.reload_by_order()
         else:
             # It may end at once, and always with a generation that exists already.
-            client.after = 0 if order.wait else None
+            client.after, client.rolls_back = 0 if order.wait else None, True
             self._roll_back()
 
     def _say(self, client: Client, message: Message) -> None:
@@ -185,18 +185,26 @@ class Control:
 
     def finished(self, reload: journal.Reload, fleet: Fleet) -> None:
         """Tell those who wait for a reload how it has ended."""
-        outcome = Outcome(
-            result=reload.result or "failed",
-            generation=reload.generation,
-            duration_s=round(reload.duration or 0.0, 3),
-            serving=journal.serving(fleet) or 0,
-            error=reload.error or "",
-            traceback=reload.traceback or "",
-        )
         for client in list(self._clients.values()):
             if client.after is not None and reload.generation > client.after:
                 client.after = None
-                self._say(client, outcome)
+                self._say(client, _outcome(reload, fleet, client.rolls_back))
+
+    def stuck(self, reason: str, traceback: str, fleet: Fleet) -> None:
+        """Tell those who wait that a reload goes on without success: it has no way back, and tries again and again."""
+        duration = 0.0 if self._supervisor.journal.last is None else self._supervisor.journal.last.lasted()
+        for client in [client for client in self._clients.values() if client.after is not None]:
+            client.after = None
+            serving = journal.serving(fleet) or 0
+            self._say(client, Outcome("degraded", fleet.reloading or 0, duration, serving, reason, traceback))
+
+
+def _outcome(reload: journal.Reload, fleet: Fleet, rolls_back: bool) -> Outcome:
+    serving, duration = journal.serving(fleet) or 0, reload.lasted()
+    if rolls_back and reload.error == CALLED_OFF:
+        return Outcome("done", serving, duration, serving)
+    result, error = reload.result or "failed", reload.error or ""
+    return Outcome(result, reload.generation, duration, serving, error, reload.traceback or "")
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)

@@ -290,6 +290,8 @@ class Effects(ABC):
 
     def _do_degraded(self, action: events.Degraded) -> None:
         self._arbiter.log.error("Degraded: %s", action.reason)
+        if self.core.fleet.reloading is not None:
+            self.control.stuck(action.reason, action.traceback, self.core.fleet)
 
     def _do_halt(self, action: events.Halt) -> None:
         self.halt = action

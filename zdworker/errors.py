@@ -31,3 +31,15 @@ class WarmupFailed(ZdError):
 
 class ControlError(ZdError):
     """The control socket cannot be opened; the text names it and the reason."""
+
+
+class NoInstance(ZdError):
+    """No running master could be reached; the text says what to do."""
+
+
+class SeveralInstances(ZdError):
+    """More than one master runs and none was named; the text names them."""
+
+
+class OrderRefused(ZdError):
+    """A master does not carry out an order; the text is its reason."""

@@ -41,14 +41,17 @@ class Reload:
     error: str | None = None
     traceback: str | None = None
 
+    def lasted(self) -> float:
+        """Return the seconds that it took, or takes so far."""
+        return round(time.monotonic() - self.began if self.duration is None else self.duration, 3)
+
     def to_plain(self) -> dict[str, Any]:
         """Return it as ``status`` shows it."""
-        duration = time.monotonic() - self.began if self.duration is None else self.duration
         return {
             "result": self.result,
             "generation": self.generation,
             "started_at": datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="milliseconds"),
-            "duration_s": round(duration, 3),
+            "duration_s": self.lasted(),
             "error": self.error,
             "traceback": self.traceback,
         }
