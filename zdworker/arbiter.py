@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gunicorn import sock
+from gunicorn import sock, version_info
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
@@ -270,6 +270,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """QUIT: quick end."""
         self._zd_stop(quick=True)
 
+    def handle_usr1(self) -> None:
+        """USR1: open the log files anew, here, in the workers and in the fork servers."""
+        super().handle_usr1()
+        self._zd.signal_servers(signal.SIGUSR1)
+
     def handle_winch(self) -> None:
         """WINCH: with ``--daemon``, no workers until the next reload."""
         if self.cfg.daemon:
@@ -402,6 +407,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def _zd_swap(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
         self.app.cfg = cfg
         self.setup(self.app)
+        if version_info < (26, 1):  # since then Gunicorn does that by itself
+            self.log.setup(cfg)
+            self.log.cfg = cfg
         self.zd_settings, self.LISTENERS = settings, listeners
         self.zd_environment.pass_over()
         self._zd_workers_told = self.num_workers  # the core has it with the news that the generation has loaded

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Origin: TypeAlias = "Generation | LocalGeneration"
 
+_Socket = socket.socket
+"""As it is before a worker class monkey-patches: reports are made where gevent could not switch."""
+
 EXIT_HANDLERS_TIME = 1.0
 """Seconds that functions registered with ``atexit`` get; less when the master's deadline comes before."""
 
@@ -40,7 +43,7 @@ def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[
     """Be the worker that ``spawn`` asks for; whatever belongs to the forking process is closed already."""
     code = 3
     try:
-        report = socket.socket(fileno=descriptors["report"][0])
+        report = _Socket(fileno=descriptors["report"][0])
         _wait_for_go(report, spawn)
         _tie_to(generation.master)
         _take_no_signal_yet()
@@ -103,6 +106,8 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
     server = _server_for_hooks(generation, spawn, worker)
     try:
         util._setproctitle(f"worker [{generation.cfg.proc_name}]")
+        # From here on a rotation (USR1) counts, not only once Gunicorn's handlers are in place: booting can take long.
+        signal.signal(signal.SIGUSR1, lambda *_: log.reopen_files())
         log.reopen_files()
         log.info("Booting worker with pid: %s", worker.pid)
         generation.cfg.post_fork(server, worker)

@@ -9,8 +9,8 @@ Rules:
   channel; standard error is the master's pipe until then, so that it is heard whatever prints there.
 * Directory, ``sys.path`` and package paths are physical: what is imported late must come from the release that was
   current at the start, however the link has been flipped since.
-* It keeps no listening socket (the kernel would go on accepting into it) and takes no signal; it ends with its channel,
-  and with its master (death signal).
+* It keeps no listening socket (the kernel would go on accepting into it) and takes no signal but a rotation's; it ends
+  with its channel, and with its master (death signal).
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from zdworker.channel import Channel
 from zdworker.core.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
 from zdworker.errors import GenerationError, ZdError
 from zdworker.freshness import distrust_stale_bytecode
+
+# As they are before a worker class monkey-patches: gevent's own watch children from a hub that nothing turns here.
+_fork, _waitpid = os.fork, os.waitpid
 
 
 def main() -> NoReturn:
@@ -187,12 +190,15 @@ class Generation:
         self.worker_class = self.cfg.worker_class
         configuration.refuse_foreign_class(self.cfg)
         configuration.refuse_missing_file(self.cfg, self._configuration)
+        configuration.refuse_patching()
         self.settings = configuration.zd_settings(self.cfg)
         self._fix_paths()
         os.environ.update(self.cfg.env)
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
+        # A rotation: the workers do that for themselves, but the old file takes its space until all have let go of it.
+        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
         if self.cfg.preload_app:
             self.worker_class.zd_prepare(self.cfg)
             self.app.wsgi()
@@ -231,13 +237,13 @@ class Generation:
         descriptors = self.channel.take(message.descriptors)
         signal.pthread_sigmask(signal.SIG_BLOCK, system.HELD)
         try:
-            pid = os.fork()
+            pid = _fork()
         except OSError as error:
             self._answer(NotForked(message.age, os.strerror(error.errno or 0)))
         else:
             if pid == 0:
                 self._fork_worker(message, descriptors)
-            _pid, status = os.waitpid(pid, 0)
+            _pid, status = _waitpid(pid, 0)
             refused = os.waitstatus_to_exitcode(status)
             self._answer(NotForked(message.age, os.strerror(refused)) if refused else Forked(message.age))
         finally:
@@ -248,7 +254,7 @@ class Generation:
 
     def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
         try:
-            if os.fork() != 0:
+            if _fork() != 0:
                 os._exit(0)
         except OSError as error:
             os._exit(error.errno or errno.EAGAIN)

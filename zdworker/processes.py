@@ -84,8 +84,12 @@ class ForkServer:
 
     def end(self) -> None:
         """Kill it: it keeps nothing that could be lost. Its workers are not its children."""
+        self.signal(signal.SIGKILL)
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signum)
 
     def close(self) -> None:
         """Give back its descriptors."""

@@ -89,6 +89,11 @@ class Supervisor(Effects):
             # The workers have been told by now: who connects from here on is to be refused, not kept waiting.
             self._arbiter.zd_close_listeners()
 
+    def signal_servers(self, signum: int) -> None:
+        """Send a signal to every fork server."""
+        for server in self._servers.values():
+            server.signal(signum)
+
     def reload_by_order(self) -> None:
         """Ask for a reload, as a signal would."""
         self._arbiter.reload()

@@ -1,0 +1,122 @@
+"""Log files: each line once, in the right file; new settings with a reload; rotations at any moment."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from .applications import Site
+from .clients import Load
+from .conftest import Start
+from .processes import descriptors, wait_for
+from .server import Server
+
+
+@pytest.fixture
+def error_log(site: Site) -> Path:
+    return site.directory / "error.log"
+
+
+@pytest.fixture
+def access_log(site: Site) -> Path:
+    return site.directory / "access.log"
+
+
+@pytest.fixture
+def server(make_server: Start, error_log: Path, access_log: Path) -> Server:
+    return make_server(errorlog=str(error_log), accesslog=str(access_log))
+
+
+def lines(path: Path, pattern: str) -> list[str]:
+    return [line for line in path.read_text().splitlines() if re.search(pattern, line)] if path.exists() else []
+
+
+def holders(server: Server, path: Path) -> list[int]:
+    """Return the processes of a server that have a file open, by its present name."""
+    return [pid for pid in server.left() if str(path) in descriptors(pid).values()]
+
+
+def test_each_line_is_written_once_through_reloads(server: Server, error_log: Path, access_log: Path) -> None:
+    server.start()
+    for number in range(3):
+        server.reload(f"v{number}")
+        server.get("/environment?name=HOME")
+    assert len(lines(error_log, "Listening at")) == 1
+    booted = lines(error_log, "Booting worker with pid")
+    assert len(booted) == len(set(booted)) == 2 * 4
+    assert len(lines(error_log, "all workers are new")) == 3
+    assert server.stop() == 0
+    assert len(lines(access_log, "GET /environment")) == 3
+
+
+def test_descriptors_do_not_grow_with_reloads(server: Server) -> None:
+    server.start()
+    server.reload("v0")
+    before = descriptors(server.master)
+    for number in range(1, 4):
+        server.reload(f"v{number}")
+    assert len(descriptors(server.master)) == len(before)
+
+
+def test_new_files_and_levels_come_with_a_reload(server: Server, site: Site, error_log: Path) -> None:
+    server.start()
+    other = site.directory / "other.log"
+    server.configure(errorlog=str(other), loglevel="debug")
+    server.reload("two")
+    before = error_log.read_text()
+    server.get()
+    assert server.stop() == 0
+    assert error_log.read_text() == before, "somebody went on writing to the old file"
+    assert lines(other, r"\[DEBUG\]")
+    assert lines(other, "Shutting down: Master")
+
+
+def test_a_failed_reload_leaves_the_files(server: Server, site: Site, error_log: Path) -> None:
+    server.start()
+    site.break_("raise")
+    other = site.directory / "other.log"
+    server.configure(errorlog=str(other), loglevel="debug")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: lines(error_log, "failed, the code that was running serves on"), 30, "it has failed")
+    assert not lines(error_log, r"\[DEBUG\]")
+    assert not holders(server, other)
+
+
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+def test_rotation_in_the_middle_of_a_reload(
+    make_server: Start, site: Site, error_log: Path, access_log: Path, preload: bool
+) -> None:
+    """Old workers, one that boots, one that is ready, the fork servers, the master: nobody keeps the old files."""
+    server = make_server(errorlog=str(error_log), accesslog=str(access_log), preload_app=preload).start()
+    site.deploy("two", extra="" if preload else "\ntime.sleep(1)\n")
+    server.configure(zd_min_ready_seconds=1)
+    rotated = error_log.with_suffix(".1"), access_log.with_suffix(".1")
+    with Load(server.address, "new", clients=2) as load:
+        server.signal(signal.SIGUSR2)
+        wait_for(lambda: len(server.workers()) == 3, 20, "a new worker boots")
+        for path, old in zip((error_log, access_log), rotated, strict=True):
+            os.rename(path, old)
+        server.signal(signal.SIGUSR1)
+        wait_for(
+            lambda: not [*holders(server, rotated[0]), *holders(server, rotated[1])], 5, "nobody has the old files"
+        )
+        server.wait_only("two")
+        assert load.stop().failures == []
+    assert not [*holders(server, rotated[0]), *holders(server, rotated[1])]
+    assert lines(error_log, "all workers are new")
+
+
+def test_a_crash_loop_leaves_the_log_readable(start: Start, site: Site, error_log: Path) -> None:
+    """Backoff bounds it: not a traceback for each of hundreds of attempts."""
+    server = start(errorlog=str(error_log))
+    site.break_("raise")
+    size = error_log.stat().st_size
+    victim = server.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: len(lines(error_log, "Exception in worker process")) >= 4, 30, "it was tried four times")
+    assert error_log.stat().st_size - size < 4 * 8192
+    assert len(server.accepting()) == 1
