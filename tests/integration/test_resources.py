@@ -1,0 +1,120 @@
+"""When the machine has nothing left: the workers serve on, the reload says why it failed, later ones succeed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .applications import Site
+from .clients import Load
+from .conftest import Start
+from .processes import descriptors, wait_for
+from .server import Server
+
+
+@pytest.fixture
+def server(start: Start, site: Site) -> Server:
+    return start(zd_control_socket=str(site.directory / "control.sock"))
+
+
+@contextlib.contextmanager
+def limited(pid: int, kind: int, limit: int) -> Iterator[None]:
+    """Limit what a running process may have."""
+    before = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, kind, before)
+
+
+def last_reload(server: Server) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(10)
+        control.connect(str(server.site.directory / "control.sock"))
+        control.sendall(b'{"type": "order", "command": "status"}\n')
+        status = json.loads(control.makefile().readline())["status"]
+    found = status["last_reload"] or {"result": None, "error": ""}
+    assert isinstance(found, dict)
+    return found
+
+
+def fails(server: Server) -> str:
+    """Tell the master to reload and wait until that has failed; return the reason."""
+    before = server.workers()
+    with Load(server.address, "new", clients=2) as load:
+        server.signal(signal.SIGUSR2)
+        wait_for(lambda: "failed, the code that was running serves on" in server.log, 30, "the reload has failed")
+        assert load.stop().failures == []
+    assert server.workers() == before
+    return server.log
+
+
+def succeeds(server: Server) -> None:
+    server.reload("later")
+    assert last_reload(server)["result"] == "done"
+
+
+def test_the_master_is_out_of_descriptors(server: Server, site: Site) -> None:
+    site.deploy("two")
+    with limited(server.master, resource.RLIMIT_NOFILE, len(descriptors(server.master))):
+        log = fails(server)
+    assert "Too many open files" in log
+    succeeds(server)
+    assert "Too many open files" not in str(last_reload(server)["error"])
+
+
+def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
+    """The fork server stands, but no worker can be asked for: there is no heartbeat file and no channel to be had."""
+    server = start(preload_app=True, zd_control_socket=str(site.directory / "control.sock"))
+    before = server.workers()
+    site.deploy("two", extra="\ntime.sleep(1)\n")
+    with Load(server.address, "new", clients=2) as load:
+        server.signal(signal.SIGUSR2)
+        wait_for(lambda: len(server.fork_servers()) == 2, 20, "the new generation loads")
+        with limited(server.master, resource.RLIMIT_NOFILE, len(descriptors(server.master))):
+            wait_for(lambda: "failed, the code that was running serves on" in server.log, 30, "the reload has failed")
+        assert load.stop().failures == []
+    assert "Too many open files" in server.log
+    assert server.workers() == before
+    succeeds(server)
+
+
+def test_the_new_code_gets_no_memory(server: Server, site: Site) -> None:
+    site.deploy("two")
+    with limited(server.master, resource.RLIMIT_AS, 64 << 20):
+        fails(server)
+    succeeds(server)
+
+
+def test_the_log_is_on_a_full_disk(start: Start, site: Site) -> None:
+    server = start(errorlog="/dev/full", accesslog="/dev/full", zd_control_socket=str(site.directory / "control.sock"))
+    with Load(server.address, "new", clients=2) as load:
+        succeeds(server)
+        victim = server.workers()[0]
+        os.kill(victim, signal.SIGKILL)
+        server.wait_full()
+        failures = load.stop().failures
+    assert [failure for failure in failures if failure.how not in ("reset", "cut", "closed")] == []
+    assert server.stop() == 0
+
+
+def test_there_is_no_place_for_a_heartbeat_file(start: Start, site: Site) -> None:
+    place = site.directory / "beats"
+    place.mkdir()
+    server = start(worker_tmp_dir=str(place), zd_control_socket=str(site.directory / "control.sock"))
+    shutil.rmtree(place)
+    site.deploy("two")
+    fails(server)
+    Path(place).mkdir()
+    succeeds(server)
