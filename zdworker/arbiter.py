@@ -354,7 +354,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self.zd_environment.note()
         file = configuration.file_of(self.cfg)
         try:
-            cfg = configuration.evaluate(self.app, self._zd_start_environment, values)
+            cfg = configuration.evaluate(self.app, self._zd_start_environment, values, str(Chdir.default))
             settings = settings or configuration.zd_settings(cfg)
             configuration.refuse_missing_file(cfg, file)
             configuration.refuse_foreign_class(cfg)

@@ -7,11 +7,12 @@ application's configuration of its own that is handed back whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -61,21 +62,27 @@ def zd_settings(cfg: Any) -> settings.Settings:
     return settings.read(namespace(cfg), os.environ)
 
 
-def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]) -> Any:
+def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
     """Return a new ``Config`` for ``app``, which is left as it is: hooks evaluated here, ``values`` taken over.
 
+    :param directory: where the master was started; relative paths begin there, as they do in the generation. The
+        present directory may be a release that has been deleted.
     :raises GenerationError: the configuration raised, or ended the evaluation; the text says what.
     """
     trial = copy.copy(app)
     module = sys.modules.pop("__config__", None)
+    before = os.open(".", os.O_RDONLY)
     try:
-        trial.do_load_config()
+        with _started_in(directory):
+            trial.do_load_config()
     except SystemExit as error:
-        _put_back(module)
+        _put_back(module, before)
         raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
     except Exception as error:
-        _put_back(module)
+        _put_back(module, before)
         raise GenerationError(f"the configuration cannot be evaluated in the master: {error!r}") from error
+    finally:
+        os.close(before)
     cfg = trial.cfg
     for name, value in values.items():
         if name in cfg.settings:
@@ -84,7 +91,24 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
     return cfg
 
 
-def _put_back(module: ModuleType | None) -> None:
+@contextlib.contextmanager
+def _started_in(directory: str) -> Iterator[None]:
+    """Be in a directory, and for Gunicorn be started in one that exists: it will not have another as its default."""
+    from gunicorn.config import Chdir
+
+    default = Chdir.default
+    try:
+        os.chdir(directory)
+    except OSError:
+        Chdir.default = "/"
+    try:
+        yield
+    finally:
+        Chdir.default = default
+
+
+def _put_back(module: ModuleType | None, directory: int) -> None:
+    os.fchdir(directory)
     if module is not None:
         sys.modules["__config__"] = module
 
@@ -111,6 +135,19 @@ def refuse_missing_file(cfg: Any, before: str) -> None:
     """
     if before and not file_of(cfg):
         raise GenerationError(f"the configuration file {before} is gone")
+
+
+def refuse_patching() -> None:
+    """Refuse a configuration that monkey-patches: the master, which evaluates it next, must stay as it is.
+
+    :raises GenerationError: it does.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("os"):
+        raise GenerationError(
+            "the configuration monkey-patches (gevent.monkey.patch_all): take that out of it, the worker class patches "
+            "where it is needed"
+        )
 
 
 def refuse_new_logger(before: Any, cfg: Any) -> None:

@@ -1,0 +1,262 @@
+"""The operations of a soak: each does something to a running fleet, and knows what must be true when it is over.
+
+Rules:
+
+* An operation returns when its consequence is there: a fact, with a deadline.
+* What is on disk, what serves and how many workers there shall be is kept in :class:`Fleet`; a respawn of code that is
+  not preloaded reads the disk, so before a kill the disk holds what serves.
+* All chance comes from one generator: the same seed does the same things.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.integration.applications import BROKEN
+from tests.integration.processes import alive, wait_for
+from tests.integration.server import Server
+
+SETTLED = 90.0
+"""Seconds that any operation may take on a busy machine."""
+
+SLOW_BOOT = "\ntime.sleep({seconds})\n"
+
+
+@dataclass
+class Fleet:
+    """What is to be."""
+
+    server: Server
+    chance: random.Random
+    preload: bool
+    serving: str = "v0"
+    size: int = 3
+    configured: int = 3
+    number: int = 0
+    kills: list[float] = field(default_factory=list)
+
+    def status(self) -> dict[str, Any]:
+        """Ask the master how things are."""
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control,
+            contextlib.closing(control.makefile()) as file,
+        ):
+            control.settimeout(20)
+            control.connect(str(self.server.site.directory / "control.sock"))
+            control.sendall(b'{"type": "order", "command": "status"}\n')
+            status = json.loads(file.readline())["status"]
+        assert isinstance(status, dict)
+        return status
+
+    def settled(self) -> bool:
+        """Whether nothing goes on, and everything is as it shall be."""
+        status = self.status()
+        workers = status["workers"]
+        return (
+            status["state"] in ("steady", "failed")
+            and status["target_generation"] is None
+            and [worker["state"] for worker in workers] == ["ready"] * self.size
+            and len(status["fork_servers"]) == 1
+        )
+
+    def settle(self) -> None:
+        """Wait until it is."""
+        wait_for(self.settled, SETTLED, f"the fleet settles with {self.size} workers")
+
+    def reloads(self) -> int:
+        """Return how many reloads have begun."""
+        return int(self.status()["reloads"])
+
+    def next_version(self) -> str:
+        """Return a version that was never there."""
+        self.number += 1
+        return f"v{self.number}"
+
+    def heal_disk(self) -> None:
+        """Put what serves on disk."""
+        self.server.site.deploy(self.serving)
+
+    def reload(self, signum: signal.Signals = signal.SIGUSR2) -> str:
+        """Have the master reload, and return how that ended."""
+        before = self.reloads()
+        self.server.signal(signum)
+        return self.await_reload(before)
+
+    def await_reload(self, before: int) -> str:
+        """Wait until the last reload is over, and return how it ended.
+
+        :param before: reloads that had begun before.
+        """
+        wait_for(lambda: self.reloads() > before and not self.is_rolling(), SETTLED, "the reload is over")
+        result = self.status()["last_reload"]["result"]
+        if result == "done":
+            self.size = self.configured  # what TTIN and TTOU have changed is forgotten, as in Gunicorn
+        self.settle()
+        assert isinstance(result, str)
+        return result
+
+    def is_rolling(self) -> bool:
+        """Whether a reload goes on."""
+        return bool(self.status()["state"] == "rolling")
+
+
+Operation = Callable[[Fleet], str]
+
+
+def good_deploy(fleet: Fleet) -> str:
+    """New code."""
+    version = fleet.next_version()
+    fleet.server.site.deploy(version)
+    assert fleet.reload() == "done"
+    fleet.serving = version
+    return version
+
+
+def slow_boot(fleet: Fleet) -> str:
+    """New code that takes its time."""
+    version, seconds = fleet.next_version(), fleet.chance.choice([0.5, 1.5])
+    fleet.server.site.deploy(version, extra=SLOW_BOOT.format(seconds=seconds))
+    assert fleet.reload() == "done"
+    fleet.serving = version
+    fleet.heal_disk()  # or each crash without preload would take as long
+    return f"{version}, {seconds} s"
+
+
+def broken_deploy(fleet: Fleet) -> str:
+    """New code that does not start, of each kind."""
+    kind = fleet.chance.choice(BROKEN)
+    fleet.server.site.break_(kind)
+    assert fleet.reload() == "failed"
+    assert fleet.status()["state"] == "failed"
+    fleet.heal_disk()
+    return kind
+
+
+def hup(fleet: Fleet) -> str:
+    """A reload to what is there already."""
+    fleet.heal_disk()
+    assert fleet.reload(signal.SIGHUP) == "done"
+    return ""
+
+
+def storm(fleet: Fleet) -> str:
+    """Many reloads at once, and a newer deploy in the middle of them."""
+    before, version = fleet.reloads(), fleet.next_version()
+    fleet.heal_disk()
+    for _ in range(5):
+        fleet.server.signal(signal.SIGUSR2)
+        time.sleep(fleet.chance.uniform(0, 0.2))
+    fleet.server.site.deploy(version)
+    for _ in range(5):
+        fleet.server.signal(fleet.chance.choice([signal.SIGUSR2, signal.SIGHUP]))
+    assert fleet.await_reload(before) == "done"
+    fleet.serving = version
+    return version
+
+
+def one_more(fleet: Fleet) -> str:
+    """TTIN."""
+    fleet.heal_disk()
+    if fleet.size < 5:
+        fleet.size += 1
+        fleet.server.signal(signal.SIGTTIN)
+    fleet.settle()
+    return str(fleet.size)
+
+
+def one_less(fleet: Fleet) -> str:
+    """TTOU."""
+    if fleet.size > 2:
+        fleet.size -= 1
+        fleet.server.signal(signal.SIGTTOU)
+    fleet.settle()
+    return str(fleet.size)
+
+
+def kill_worker(fleet: Fleet) -> str:
+    """A crash."""
+    fleet.heal_disk()
+    victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
+    _kill(fleet, victim)
+    wait_for(lambda: victim not in [w["pid"] for w in fleet.status()["workers"]], SETTLED, "its death is known")
+    fleet.settle()
+    return str(victim)
+
+
+def kill_fork_server(fleet: Fleet) -> str:
+    """The fork server's end: the workers serve on, a fresh one comes."""
+    fleet.heal_disk()
+    (server,) = fleet.status()["fork_servers"]
+    _kill(fleet, server["pid"])
+    wait_for(lambda: [s["pid"] for s in fleet.status()["fork_servers"]] != [server["pid"]], SETTLED, "a fresh one")
+    fleet.settle()
+    return str(server["pid"])
+
+
+def pause_worker(fleet: Fleet) -> str:
+    """A worker that stands still for a while."""
+    victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        time.sleep(fleet.chance.uniform(0.2, 1.0))
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    fleet.settle()
+    return str(victim)
+
+
+def change_configuration(fleet: Fleet) -> str:
+    """Other settings, with a reload."""
+    fleet.heal_disk()
+    fleet.configured = fleet.chance.randint(2, 4)
+    changes = {
+        "workers": fleet.configured,
+        "zd_max_surge": fleet.chance.choice([1, 2, "100%"]),
+        "zd_min_ready_seconds": fleet.chance.choice([0, 0.3]),
+        "keepalive": fleet.chance.choice([1, 2]),
+    }
+    fleet.server.configure(**changes)
+    assert fleet.reload() == "done"
+    return str(changes)
+
+
+def rotate_logs(fleet: Fleet) -> str:
+    """logrotate: rename, then USR1."""
+    log = fleet.server.site.directory / "error.log"
+    os.replace(log, log.with_suffix(".1"))
+    fleet.server.signal(signal.SIGUSR1)
+    wait_for(log.exists, SETTLED, "the log is opened anew")
+    return ""
+
+
+def _kill(fleet: Fleet, pid: int) -> None:
+    assert pid in {child.pid for child in fleet.server.children()}
+    fleet.kills.append(time.monotonic())
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid), SETTLED, f"{pid} is gone")
+
+
+OPERATIONS: dict[Operation, int] = {
+    good_deploy: 6,
+    broken_deploy: 4,
+    slow_boot: 2,
+    hup: 2,
+    storm: 2,
+    one_more: 2,
+    one_less: 2,
+    kill_worker: 3,
+    kill_fork_server: 1,
+    pause_worker: 1,
+    change_configuration: 2,
+    rotate_logs: 1,
+}
+"""Each with its weight."""

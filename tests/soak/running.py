@@ -1,0 +1,127 @@
+"""One soak: operations drawn from a seed, checks after each, figures at the end.
+
+Rules: a check is a fact that must hold whenever nothing goes on. What only shows in the long run (descriptors, threads,
+memory of the master) is compared with what it was once everything had happened a few times.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.integration import processes
+from tests.integration.applications import Site
+from tests.integration.server import Server
+from tests.soak.operations import OPERATIONS, Fleet
+from tests.soak.watching import Watch
+
+WARM = 40
+"""Operations after which the master's memory is what it is."""
+
+GROWTH = 8 << 20
+"""Bytes by which the master may be larger at the end than it was then: its log of versions, malloc's fragments."""
+
+
+@dataclass
+class Figures:
+    """What a soak has shown."""
+
+    seed: int
+    preload: bool
+    operations: int = 0
+    seconds: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+    answers: int = 0
+    explained: int = 0
+    restarts: int = 0
+    memory: list[int] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+
+
+class Soak:
+    """A soak.
+
+    :param seed: decides everything that happens.
+    :param limit: operations to do at most; ``seconds``: and how long at most.
+    """
+
+    def __init__(self, seed: int, limit: int, seconds: float) -> None:
+        self.chance = random.Random(seed)
+        self.limit = limit
+        self.seconds = seconds
+        self.preload = self.chance.random() < 0.7
+        self.figures = Figures(seed, self.preload)
+
+    def run(self) -> Figures:
+        """Do it.
+
+        :raises AssertionError: something was not as it has to be; what was done is printed.
+        """
+        site = Site()
+        site.deploy("v0")
+        options: dict[str, Any] = {
+            "workers": 3,
+            "preload_app": self.preload,
+            "graceful_timeout": 10,
+            "errorlog": str(site.directory / "error.log"),
+            "zd_control_socket": str(site.directory / "control.sock"),
+            "zd_websocket_drain": 0.5,
+            "zd_boot_timeout": 5,
+        }
+        print(f"seed {self.figures.seed}, {'preloaded' if self.preload else 'not preloaded'}", flush=True)
+        try:
+            with Server(site, **options) as server:
+                self._run_on(server.start())
+        finally:
+            site.remove()
+        return self.figures
+
+    def _run_on(self, server: Server) -> None:
+        fleet = Fleet(server, self.chance, self.preload)
+        fleet.settle()
+        begun = time.monotonic()
+        try:
+            with Watch(server.address) as watch:
+                watch.kills = fleet.kills
+                while self.figures.operations < self.limit and time.monotonic() - begun < self.seconds:
+                    self._step(fleet)
+                self._finish(watch, time.monotonic() - begun)
+            assert server.stop() == 0
+        except BaseException:
+            print(server.report())
+            print((server.site.directory / "error.log").read_text()[-20000:])
+            raise
+
+    def _step(self, fleet: Fleet) -> None:
+        (operation,) = self.chance.choices(list(OPERATIONS), list(OPERATIONS.values()))
+        self.figures.operations += 1
+        print(f"{self.figures.operations:4} {operation.__name__}", end=" ", flush=True)
+        begun = time.monotonic()
+        print(operation(fleet), f"({time.monotonic() - begun:.1f} s)", flush=True)
+        self.figures.counts[operation.__name__] = self.figures.counts.get(operation.__name__, 0) + 1
+        self._check(fleet)
+
+    def _check(self, fleet: Fleet) -> None:
+        server = fleet.server
+        status = fleet.status()
+        pids = {worker["pid"] for worker in status["workers"]} | {s["pid"] for s in status["fork_servers"]}
+        processes.wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+        processes.wait_for(
+            lambda: set(server.left()) == {server.master, *pids}, 5, f"no orphan is left: {server.left()}, {pids}"
+        )
+        assert {server.get()["version"] for _ in range(3)} == {fleet.serving}
+        assert set(server.versions().values()) == {fleet.serving}
+        self.figures.memory.append(processes.memory(server.master))
+        self.figures.descriptors.append(len(processes.descriptors(server.master)) - 2 * fleet.size)
+
+    def _finish(self, watch: Watch, seconds: float) -> None:
+        figures = self.figures
+        unexplained = watch.unexplained()
+        figures.seconds, figures.answers, figures.restarts = seconds, watch.answers, watch.restarts()
+        figures.explained = watch.explained()
+        assert unexplained == [], unexplained
+        assert len(set(figures.descriptors)) == 1, f"descriptors of the master: {figures.descriptors}"
+        late = figures.memory[WARM:]
+        assert not late or late[-1] - late[0] <= GROWTH, f"memory of the master: {late}"
