@@ -1,0 +1,64 @@
+"""A worker that stands still, or spins: Gunicorn's timeout ends it, and no reload waits for it for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from .applications import Site
+from .clients import Broken, Client
+from .conftest import Start
+from .processes import alive, wait_for
+from .server import Server
+
+SPIN = """
+
+async def spin(scope, receive, send, query):
+    mark("request", path="/spin")
+    while True:
+        pass
+
+
+ENDPOINTS["/spin"] = spin
+"""
+
+
+def stop(server: Server) -> int:
+    victim = server.workers()[0]
+    os.kill(victim, signal.SIGSTOP)
+    return victim
+
+
+def spin(server: Server) -> int:
+    with contextlib.suppress(Broken), Client(server.address, patience=0.3) as client:
+        client.ask("GET", "/spin")
+    return int(server.site.marks("request")[-1]["pid"])
+
+
+@pytest.mark.parametrize("how", [stop, spin], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+class TestStandingStill:
+    """One of three workers does nothing any more."""
+
+    def test_it_is_replaced_after_the_timeout(
+        self, start: Start, site: Site, how: Callable[[Server], int], preload: bool
+    ) -> None:
+        site.deploy("one", extra=SPIN)
+        server = start(workers=3, timeout=2, preload_app=preload)
+        victim = how(server)
+        wait_for(lambda: not alive(victim), 10, "it is ended")
+        server.wait_full()
+        assert set(server.versions().values()) == {"one"}
+
+    def test_a_reload_goes_through(self, start: Start, site: Site, how: Callable[[Server], int], preload: bool) -> None:
+        """It cannot drain, so it is killed a second after the drain's time."""
+        site.deploy("one", extra=SPIN)
+        server = start(workers=3, timeout=60, graceful_timeout=2, preload_app=preload)
+        victim = how(server)
+        server.reload("two", 20)
+        assert not alive(victim)
+        assert server.stop() == 0
