@@ -31,7 +31,7 @@ from zdworker.core import events
 from zdworker.core.steps import KILL_MARGIN
 from zdworker.environment import Environment
 from zdworker.errors import ControlError, GenerationError, SettingError, UnsupportedGunicorn
-from zdworker.listeners import SLOT_FAREWELL, Listeners
+from zdworker.listeners import Listeners
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import WorkerRecord
 from zdworker.settings import Settings, unknown_environment
@@ -298,7 +298,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             unavailable=settings.unavailable(workers),
             boot_timeout=settings.boot_timeout,
             min_ready=settings.min_ready_seconds,
-            graceful_timeout=float(self.cfg.graceful_timeout) + (SLOT_FAREWELL if self.cfg.reuse_port else 0.0),
+            graceful_timeout=float(self.cfg.graceful_timeout),
+            queue_per_slot=bool(self.cfg.reuse_port),
             exit_on_crash=settings.on_crash == "exit",
             development=bool(self.cfg.reload),
             rollback_window=settings.rollback_window,

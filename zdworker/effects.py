@@ -23,7 +23,7 @@ from zdworker.core.messages import Spawn
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError, SettingError
 from zdworker.journal import Journal
-from zdworker.listeners import HANDSHAKE, SLOT_FAREWELL
+from zdworker.listeners import HANDSHAKE
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import ForkServer, WorkerRecord
 from zdworker.reactor import Reactor
@@ -214,7 +214,8 @@ class Effects(ABC):
             return
         passed = time.monotonic() - since
         empty = not self._arbiter.zd_listeners.waiting(record.slot)
-        if self.stopping or passed >= SLOT_FAREWELL or (empty and passed >= HANDSHAKE):
+        over = passed >= self._arbiter.cfg.graceful_timeout
+        if self.stopping or over or (empty and passed >= HANDSHAKE):
             self._leave(age, signal.SIGTERM)
         else:
             self.reactor.later(HANDSHAKE / 5, lambda: self._leave_slot(age, since))

@@ -27,11 +27,9 @@ from gunicorn import sock
 
 from zdworker.errors import GenerationError
 
-SLOT_FAREWELL = 2.0
-"""Seconds, at most, in which the socket of a slot that goes away is accepted empty, before its worker has to leave."""
-
 HANDSHAKE = 0.25
-"""Seconds of these, at least: a handshake that has begun ends in the socket in which it began."""
+"""Seconds, at least, in which the socket of a slot that goes away is accepted empty before its worker has to leave: a
+handshake that has begun ends in the socket in which it began."""
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # include/uapi/asm-generic/socket.h; socket(7)
 _LOAD_RANDOM = (0x20, 0, 0, 0xFFFFF000 + 56)  # BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_RANDOM
@@ -58,6 +56,9 @@ class Group:
     def close(self, slot: int) -> None:
         """Close the socket of a slot; the last one takes its number (``reuseport_detach_sock`` in the kernel)."""
         place = self.slots.index(slot)
+        # A child of the application may hold it too; shut down, it leaves the kernel's group all the same.
+        with contextlib.suppress(OSError):
+            self.sockets[place].shutdown(socket.SHUT_RDWR)
         self.sockets[place].close()
         self.slots[place], self.sockets[place] = self.slots[-1], self.sockets[-1]
         del self.slots[-1], self.sockets[-1]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
 from .applications import Site
-from .clients import Broken, Client
+from .classes import KEEPING, WorkerClass, for_each
+from .clients import Broken, Client, request
 from .conftest import Start
 from .processes import alive, wait_for
 from .server import Server
@@ -62,3 +64,19 @@ class TestStandingStill:
         server.reload("two", 20)
         assert not alive(victim)
         assert server.stop() == 0
+
+
+@for_each(KEEPING)
+def test_what_comes_while_it_stands_still_is_answered(start_class: Start, worker: WorkerClass) -> None:
+    """Longer than a connection is kept: when it goes on, its timers are due, but so is the request."""
+    server = start_class(worker, workers=1, keepalive=1, timeout=60)
+    (pid,) = server.workers()
+    clients = [Client(server.address) for _ in range(5)]
+    for client in clients:
+        assert not client.ask("GET", "/").last
+    os.kill(pid, signal.SIGSTOP)
+    for client in clients:
+        client.send(request("POST", "/echo", b"meanwhile"))
+    time.sleep(1.5)  # the time that a connection is kept has to pass: that is what this is about
+    os.kill(pid, signal.SIGCONT)
+    assert [client.reply().json()["length"] for client in clients] == [9] * 5

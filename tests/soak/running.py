@@ -97,8 +97,8 @@ class Soak:
     def _step(self, fleet: Fleet) -> None:
         (operation,) = self.chance.choices(list(OPERATIONS), list(OPERATIONS.values()))
         self.figures.operations += 1
-        print(f"{self.figures.operations:4} {operation.__name__}", end=" ", flush=True)
         begun = time.monotonic()
+        print(f"{self.figures.operations:4} {begun:.2f} {operation.__name__}", end=" ", flush=True)
         print(operation(fleet), f"({time.monotonic() - begun:.1f} s)", flush=True)
         self.figures.counts[operation.__name__] = self.figures.counts.get(operation.__name__, 0) + 1
         self._check(fleet)

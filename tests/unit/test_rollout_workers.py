@@ -6,6 +6,7 @@ from tests.unit.stage import roll_on, steady
 from zdworker.core.events import (
     Drain,
     Halt,
+    Kill,
     Spawn,
     WorkerReady,
 )
@@ -156,6 +157,24 @@ class TestScale:
         assert stage.scale(0).going() == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
         assert stage.gone().reloads == {2: "done"}
         assert roll_on(stage.scale(2)).slots() == [2, 2]
+
+
+class TestQueuePerSlot:
+    """With ``reuse_port`` a slot that goes away takes its queue along, which is to be emptied first."""
+
+    def test_who_empties_a_queue_has_twice_the_time(self) -> None:
+        stage = steady(2, queue_per_slot=True, graceful_timeout=30.0).scale(1)
+        assert stage.took(Drain) == [Drain(2)]
+        assert stage.passes(60.0).took(Kill) == []
+        assert stage.passes(1.0).took(Kill) == [Kill(2, "draining")]
+
+    def test_whose_slot_stays_has_not(self) -> None:
+        stage = steady(2, queue_per_slot=True, graceful_timeout=30.0).reload().boot()
+        assert stage.passes(31.0).took(Kill) == [Kill(1, "draining")]
+
+    def test_nor_at_the_end(self) -> None:
+        stage = steady(2, queue_per_slot=True, graceful_timeout=30.0).stop()
+        assert stage.passes(31.0).took(Kill) == [Kill(1, "draining"), Kill(2, "draining")]
 
 
 class TestRecycling:

@@ -17,7 +17,8 @@ class Policy:
 
     Times are in seconds. ``surge`` and ``unavailable`` are numbers of workers, not both 0 (``zdworker.settings``
     refuses that before it gets here). ``development``: a worker that leaves by itself (Gunicorn's ``--reload``) is
-    replaced without a wait.
+    replaced without a wait. ``queue_per_slot``: a worker whose slot goes away empties that slot's queue of connections
+    first, for as long as it may drain.
     """
 
     workers: int = 1
@@ -29,6 +30,7 @@ class Policy:
     exit_on_crash: bool = False
     development: bool = False
     rollback_window: float = 0.0
+    queue_per_slot: bool = False
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,8 @@ class Steps:
             patience = QUICK_TIME
         else:
             patience = self.fleet.policy.graceful_timeout + KILL_MARGIN
+            if self.fleet.policy.queue_per_slot and worker.slot >= self.fleet.size and self.fleet.running:
+                patience += self.fleet.policy.graceful_timeout
         worker.deadline = now + patience
 
     def kill(self, worker: Worker, why: str, now: float) -> None:
