@@ -5,7 +5,7 @@ Rules:
 * The loop stays Gunicorn's (``Arbiter.run``). ``wait_for_signals`` is the supervisor's poll; a signal's handler tells
   the core what is asked for and returns. Nothing here waits for anything.
 * The master never imports the application and never forks Python, but for Gunicorn's dirty arbiter.
-* This is the one file that knows Gunicorn's private attributes; :data:`NEEDED` is checked at start.
+* This file, and ``adoption.py`` below it, know Gunicorn's private attributes; :data:`NEEDED` is checked at start.
 * A hook that raises in the master is logged and ends nothing, once the master is up.
 """
 
@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gunicorn import sock, version_info
+from gunicorn import sock
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
 from zdworker import configuration, launch, system
-from zdworker.control import default_path
+from zdworker.adoption import AdoptingArbiter
 from zdworker.core import events
 from zdworker.core.steps import KILL_MARGIN
 from zdworker.environment import Environment
-from zdworker.errors import ControlError, GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
 from zdworker.listeners import Listeners
 from zdworker.localfork import LocalGeneration
 from zdworker.processes import WorkerRecord
@@ -50,14 +50,11 @@ NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "
 KNOWN_VERSIONS = "25.0.3 to 27"
 
 
-class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
+class ZeroDowntimeArbiter(AdoptingArbiter):
     """Gunicorn's arbiter with rolling, ready-gated reloads. Never constructed: a running ``Arbiter`` becomes one."""
 
     WORKERS: dict[int, WorkerRecord]
-    LISTENERS: list[Any]
-    dirty_arbiter_pid: int
     dirty_arbiter: Any
-    _num_workers: int
 
     def run(self, stock_run: Callable[[Any], None]) -> None:
         """Take over, then go on as Gunicorn would.
@@ -79,8 +76,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             raise UnsupportedGunicorn(
                 f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
             )
-        _refuse_patched_master()
+        configuration.refuse_patching()
         self.zd_settings = configuration.zd_settings(self.cfg)
+        self.cfg.zd_hooks = configuration.zd_hooks(self.cfg)
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd = Supervisor(self, self._zd_command(), self.zd_policy())
         self.zd_environment = Environment()
@@ -129,16 +127,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
         self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
-        self._zd_open_control()
+        self.zd_open_control()
         self._zd.tell(events.Start())
-
-    def _zd_open_control(self) -> None:
-        wanted = self.zd_settings.control_socket
-        try:
-            path = "" if wanted == "none" else wanted or default_path(self.pid)
-            self._zd.control.open(path)
-        except ControlError as error:
-            self.log.warning("The zdworker command will not reach this master: %s", error)
 
     @contextlib.contextmanager
     def _zd_not_ready_yet(self) -> Iterator[None]:
@@ -248,7 +238,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         if refusal:
             raise GenerationError(refusal)
         self._zd.notifier.reload_asked_for()
-        self._zd.tell(events.Rollback(None if core.reload_under_way() else self._zd_take_previous()))
+        self._zd.tell(events.Rollback(None if core.reload_under_way() else self.zd_take_previous()))
 
     def handle_hup(self) -> None:
         """HUP: rolling reload. The dirty arbiter is told when the new configuration is taken over."""
@@ -288,23 +278,6 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     # -- for the supervisor --------------------------------------------------------------------------------------
 
-    def zd_policy(self) -> events.Policy:
-        """Return what the core has to know of the configuration."""
-        settings = self.zd_settings
-        workers = self.cfg.workers
-        return events.Policy(
-            workers=workers,
-            surge=settings.surge(workers),
-            unavailable=settings.unavailable(workers),
-            boot_timeout=settings.boot_timeout,
-            min_ready=settings.min_ready_seconds,
-            graceful_timeout=float(self.cfg.graceful_timeout),
-            queue_per_slot=bool(self.cfg.reuse_port),
-            exit_on_crash=settings.on_crash == "exit",
-            development=bool(self.cfg.reload),
-            rollback_window=settings.rollback_window,
-        )
-
     def zd_worker_record(self, age: int, slot: int, generation: int) -> WorkerRecord:
         """Return the record of a worker that is to be born.
 
@@ -319,13 +292,6 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def zd_local_generation(self, number: int) -> LocalGeneration:
         """Return the generation that is this process itself."""
         return LocalGeneration(number, self.pid, self.app, self.cfg, self.log, self.zd_settings, self.worker_class)
-
-    def zd_hook(self, name: str, *arguments: Any) -> None:
-        """Call a server hook; what it raises is logged."""
-        try:
-            getattr(self.cfg, name)(self, *arguments)
-        except (Exception, SystemExit):
-            self.log.exception("The hook %s raised; nothing else comes of it.", name)
 
     def zd_count(self, name: str) -> None:
         """Count in what ``gunicornc show stats`` shows (Gunicorn 25.1 and later)."""
@@ -342,108 +308,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self.LISTENERS = []
         self.zd_listeners.close(unlink=not self.systemd)
 
-    # -- the configuration ---------------------------------------------------------------------------------------
-
-    def zd_adopt(self, values: dict[str, Any], settings: Settings | None) -> None:
-        """Take the configuration of a new generation over, whole.
-
-        :param values: the settings of Gunicorn that are plain data, as the generation has evaluated them.
-        :param settings: likewise ours; None when it is this process that evaluates them.
-        :raises GenerationError: that cannot be done; nothing has changed.
-        :raises SettingError: one of our settings has a bad value.
-        """
-        self.zd_environment.note()
-        file = configuration.file_of(self.cfg)
-        try:
-            cfg = configuration.evaluate(self.app, self._zd_start_environment, values, str(Chdir.default))
-            settings = settings or configuration.zd_settings(cfg)
-            configuration.refuse_missing_file(cfg, file)
-            configuration.refuse_foreign_class(cfg)
-            configuration.refuse_new_logger(self.cfg, cfg)
-            self._zd_take(cfg, settings, self._zd_open(cfg))
-        finally:
-            self._zd_close_unused()
-            self.zd_environment.pass_over()  # what the configuration has set is no hook's doing
-        self._zd_taken()
-
-    def _zd_taken(self) -> None:
-        """Let everything know of a configuration that has been taken over."""
-        self._zd_open_control()
-        self.log.reopen_files()
-        self.zd_hook("on_reload")
-        if self.dirty_arbiter_pid:
-            self.kill_dirty_arbiter(signal.SIGHUP)
-
-    def _zd_take(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
-        before = self.cfg, self.zd_settings, self.LISTENERS
-        try:
-            configuration.forget_raw_environment(self.cfg)
-            self._zd_swap(cfg, settings, listeners)
-        except (Exception, SystemExit) as error:
-            self._zd_swap_back(before)
-            raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
-        # While a generation is on trial the way back leads past it; one that has proved itself is what to go back to.
-        if self._zd_before_reload is None or self._zd.core.fleet.proven:
-            self._zd_before_reload = before
-
-    def zd_settle_configuration(self, keep: bool) -> None:
-        """A reload has ended: keep its configuration, or go back to the one before."""
-        before, self._zd_before_reload = self._zd_before_reload, None
-        if keep:
-            self._zd_previous = before if self._zd.core.fleet.previous is not None else None
-        elif before is not None:
-            self.zd_environment.note()
-            self._zd_swap_back(before)
-        self._zd_close_unused()
-
-    def _zd_take_previous(self) -> events.Policy | None:
-        """Take the configuration back that the generation before had, and return what the core has to know of it."""
-        if self._zd_previous is None:
-            return None
-        cfg, settings, _listeners = self._zd_previous
-        self._zd_take(cfg, settings, self._zd_open(cfg))
-        self._zd_taken()
-        return self.zd_policy()
-
-    def _zd_swap(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
-        self.app.cfg = cfg
-        self.setup(self.app)
-        if version_info < (26, 1):  # since then Gunicorn does that by itself
-            self.log.setup(cfg)
-            self.log.cfg = cfg
-        self.zd_settings, self.LISTENERS = settings, listeners
-        self.zd_environment.pass_over()
-        self._zd_workers_told = self.num_workers  # the core has it with the news that the generation has loaded
-
-    def _zd_swap_back(self, before: tuple[Any, Settings, list[Any]]) -> None:
-        self._zd_swap(*before)
-        # Not the configuration's: TTIN and TTOU count.
-        self._num_workers = self._zd_workers_told = self._zd.core.fleet.size
-
-    def _zd_close_unused(self) -> None:
-        """Close the addresses that neither this configuration has nor the one that a reload may go back to."""
-        used = [*self.LISTENERS, *(self._zd_before_reload[2] if self._zd_before_reload else [])]
-        self.zd_listeners.keep(used)
-
-    def _zd_open(self, cfg: Any) -> list[Any]:
-        """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses."""
-        if cfg.address == self.cfg.address or self.systemd or not self.LISTENERS:
-            return list(self.LISTENERS)
-        known = dict(zip(self.cfg.address, self.LISTENERS, strict=False))
-        if self._zd_before_reload is not None:
-            known = {**dict(zip(self._zd_before_reload[0].address, self._zd_before_reload[2], strict=False)), **known}
-        return self.zd_listeners.open(cfg, known)
-
     def _zd_in_forked_child(self) -> None:
         """In Gunicorn's dirty arbiter, or a worker forked from here: let go of the other processes' channels."""
         if os.getpid() != self.pid:
             self._zd.reactor.leave_to_child()
-
-
-def _refuse_patched_master() -> None:
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("os"):
-        raise GenerationError(
-            "the configuration has monkey-patched the master (gevent.monkey.patch_all): take that out of it, "
-            "the worker class patches where it is needed"
-        )

@@ -12,7 +12,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +62,14 @@ def zd_settings(cfg: Any) -> settings.Settings:
     return settings.read(namespace(cfg), os.environ)
 
 
+def zd_hooks(cfg: Any) -> dict[str, Callable[..., object]]:
+    """Return our hooks from the configuration file.
+
+    :raises SettingError: one is no function, or takes other arguments.
+    """
+    return settings.hooks(namespace(cfg))
+
+
 def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
     """Return a new ``Config`` for ``app``, which is left as it is: hooks evaluated here, ``values`` taken over.
 
@@ -88,6 +96,7 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
         if name in cfg.settings:
             cfg.settings[name].value = value
     cfg.env_orig = dict(environment)
+    cfg.zd_hooks = zd_hooks(cfg)
     return cfg
 
 

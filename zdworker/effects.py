@@ -270,6 +270,7 @@ class Effects(ABC):
         self.journal.reload_started(action.generation)
         self._arbiter.zd_count("reloads")
         self._arbiter.log.info("Reload: loading generation %s", action.generation)
+        self._arbiter.zd_hook("zd_reload_started")
 
     def _do_reloadfinished(self, action: events.ReloadFinished) -> None:
         ended = self.journal.reload_finished(action.generation, action.outcome, action.reason, action.traceback)
@@ -288,6 +289,7 @@ class Effects(ABC):
         else:
             outcome = "all workers are new" if action.outcome == "done" else "superseded by a newer one"
             self._arbiter.log.info("Reload: generation %s: %s", action.generation, outcome)
+        self._arbiter.zd_hook("zd_reload_finished", ended.to_plain())
 
     def _do_degraded(self, action: events.Degraded) -> None:
         self._arbiter.log.error("Degraded: %s", action.reason)

@@ -12,6 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import reprlib
@@ -29,11 +30,15 @@ NOT_YET = frozenset(
     {
         "zd_health_path",
         "zd_shutdown_delay",
-        "zd_worker_ready",
-        "zd_reload_started",
-        "zd_reload_finished",
     }
 )
+
+HOOKS: Mapping[str, str] = {
+    "zd_worker_ready": "(server, worker)",
+    "zd_reload_started": "(server)",
+    "zd_reload_finished": "(server, report)",
+}
+"""Server hooks in Gunicorn's style, with their arguments; in the configuration file only."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Setting
     Raises ``SettingError``. Unknown ``ZD_`` variables are left to ``unknown_environment``.
     """
     values: dict[str, object] = {}
-    for name in sorted(name for name in namespace if name.startswith(PREFIX)):
+    hooks(namespace)
+    for name in sorted(name for name in namespace if name.startswith(PREFIX) and name not in HOOKS):
         _refuse_unless_known(name, name)
         values[name] = SPECS[name].checked(namespace[name], name)
     for name in sorted(SPECS.keys() | NOT_YET):
@@ -136,6 +142,29 @@ def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Setting
             _refuse_unless_known(name, label)
             values[name] = SPECS[name].checked(environ[variable], label)
     return Settings.from_plain({name.removeprefix(PREFIX): value for name, value in values.items()})
+
+
+def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
+    """Return the hooks that a configuration file defines.
+
+    :raises SettingError: one is no function, or takes other arguments.
+    """
+    found: dict[str, Callable[..., object]] = {}
+    for name, arguments in HOOKS.items():
+        hook = namespace.get(name)
+        if hook is None:
+            continue
+        wanted = f"{name} must be a function of {arguments}"
+        if not callable(hook):
+            raise SettingError(f"{wanted}, not {reprlib.repr(hook)}")
+        try:
+            inspect.signature(hook).bind(*arguments.strip("()").split(", "))
+        except TypeError as error:
+            raise SettingError(f"{wanted}: {error}") from None
+        except ValueError:
+            pass  # one in C, whose arguments nobody knows
+        found[name] = hook
+    return found
 
 
 def unknown_environment(environ: Mapping[str, str]) -> list[str]:
@@ -148,7 +177,7 @@ def _refuse_unless_known(name: str, label: str) -> None:
     if name in NOT_YET:
         raise SettingError(f"{label} is not available in this version; available: {', '.join(SPECS)}")
     if name not in SPECS:
-        raise SettingError(f"{label} is not a setting of zdworker; available: {', '.join(SPECS)}")
+        raise SettingError(f"{label} is not a setting of zdworker; available: {', '.join([*SPECS, *HOOKS])}")
 
 
 def _share(value: object) -> int | str:

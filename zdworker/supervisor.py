@@ -175,6 +175,7 @@ class Supervisor(Effects):
             return  # a child of the application holds a copy of the channel
         elif isinstance(message, Ready):
             record.booted = True
+            self._arbiter.zd_hook("zd_worker_ready", record)
             self.tell(events.WorkerReady(record.age))
         elif isinstance(message, Draining):
             self.tell(events.WorkerLeaving(record.age))

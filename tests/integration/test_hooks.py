@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import pytest
@@ -207,3 +208,46 @@ def test_pre_fork_that_raises_once(start: Start, site: Site) -> None:
     wait_for(lambda: len(site.marks("startup")) == 3, 20, "a replacement has started")
     server.wait_full()
     assert "pre_fork raises" in server.log
+
+
+OUR_HOOKS = """
+
+def zd_worker_ready(server, worker):
+    _note("zd_worker_ready", pid=worker.pid, slot=worker.slot, generation=worker.generation)
+
+
+def zd_reload_started(server):
+    _note("zd_reload_started")
+
+
+def zd_reload_finished(server, report):
+    _note("zd_reload_finished", report=report)
+"""
+
+
+@PRELOAD
+def test_hooks_of_ours(start: Start, site: Site, preload: bool) -> None:
+    server = start(workers=2, preload_app=preload, extra=OUR_HOOKS)
+    server.reload("two")
+    assert_by_master(server, "zd_worker_ready", "zd_reload_started")
+    ready = [(event["slot"], event["generation"]) for event in site.events("zd_worker_ready")]
+    assert sorted(ready) == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert {event["pid"] for event in site.events("zd_worker_ready")} >= set(server.workers())
+    (done,) = wait_for(lambda: site.events("zd_reload_finished"), 5, "the reload is done")
+    assert (done["report"]["result"], done["report"]["generation"]) == ("done", 2)
+    unique = site.break_("raise")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: len(site.events("zd_reload_finished")) == 2, 20, "the reload has failed")
+    failed = site.events("zd_reload_finished")[-1]["report"]
+    assert list(failed) == ["result", "generation", "started_at", "duration_s", "error", "traceback"]
+    assert failed["result"] == "failed"
+    assert unique in failed["traceback"]
+    assert len(site.events("zd_reload_started")) == 2
+
+
+def test_hooks_of_ours_that_raise_hurt_nothing(start: Start, site: Site) -> None:
+    raising = re.sub(r"_note\(.*", "raise SystemExit(7)", OUR_HOOKS)
+    server = start(workers=2, extra=raising)
+    server.reload("two")
+    assert server.log.count("raised; nothing else comes of it") == 2 * 2 + 2
+    assert server.stop() == 0

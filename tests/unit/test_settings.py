@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zdworker.errors import SettingError
-from zdworker.settings import NOT_YET, SPECS, Settings, read, unknown_environment
+from zdworker.settings import NOT_YET, SPECS, Settings, hooks, read, unknown_environment
 
 shares = st.integers(0, 300) | st.integers(0, 100).map(lambda percent: f"{percent}%")
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -271,3 +271,20 @@ def test_plain_data_of_another_version_is_read() -> None:
 def test_bad_plain_data_is_refused() -> None:
     with pytest.raises(SettingError, match="zd_boot_timeout"):
         Settings.from_plain({"boot_timeout": None})
+
+
+def test_hooks_are_functions_of_their_arguments() -> None:
+    def ready(server: object, worker: object) -> None:
+        """Take what it gets."""
+
+    assert hooks({"zd_worker_ready": ready, "zd_reload_started": print, "workers": 4}) == {
+        "zd_worker_ready": ready,
+        "zd_reload_started": print,
+    }
+    assert read({"zd_worker_ready": ready}, {}) == Settings()
+    assert hooks({"zd_reload_finished": None}) == {}
+
+
+@pytest.mark.parametrize("bad", ["text", 1, lambda server: None, lambda server, worker, more: None])
+def test_anything_else_is_no_hook(bad: object) -> None:
+    assert "zd_worker_ready must be a function of (server, worker)" in refusal({"zd_worker_ready": bad})
