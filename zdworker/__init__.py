@@ -9,15 +9,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from zdworker.workers.asgi import ASGIWorker
     from zdworker.workers.base import ZeroDowntime
+    from zdworker.workers.gevent import GeventWorker
+    from zdworker.workers.sync import WSGIWorker
+    from zdworker.workers.thread import ThreadWorker
+    from zdworker.workers.tornado import TornadoWorker
     from zdworker.workers.uvicorn import UvicornH11Worker, UvicornWorker
 
 __version__ = "0.1.0"
-__all__ = ["UvicornH11Worker", "UvicornWorker", "ZeroDowntime", "__version__"]
+__all__ = [
+    "ASGIWorker",
+    "GeventWorker",
+    "ThreadWorker",
+    "TornadoWorker",
+    "UvicornH11Worker",
+    "UvicornWorker",
+    "WSGIWorker",
+    "ZeroDowntime",
+    "__version__",
+]
 
 _HOMES = {
+    "ASGIWorker": "zdworker.workers.asgi",
+    "GeventWorker": "zdworker.workers.gevent",
+    "ThreadWorker": "zdworker.workers.thread",
+    "TornadoWorker": "zdworker.workers.tornado",
     "UvicornH11Worker": "zdworker.workers.uvicorn",
     "UvicornWorker": "zdworker.workers.uvicorn",
+    "WSGIWorker": "zdworker.workers.sync",
     "ZeroDowntime": "zdworker.workers.base",
 }
 

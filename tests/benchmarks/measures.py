@@ -1,9 +1,9 @@
-"""The four measurements of the "Speed" promise.
+"""How long a reload takes, how long a replacement, and how much memory the tree needs.
 
 Rules:
 
-* Only ratios and differences within one run are judged: both sides are measured in turns (A B, B A, ...), so
-  that whatever else the machine does hurts both.
+* Only ratios and differences within one run are judged: both sides are measured in turns, so that whatever else the
+  machine does hurts both.
 * A figure is a median with its spread (least and most) and the number of runs.
 * No measurement is left out because it is inconvenient.
 """
@@ -14,73 +14,16 @@ import contextlib
 import functools
 import http.client
 import os
-import re
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import psutil
 
+from tests.benchmarks.figures import Figure, Sample
 from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, pss, serve, until
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Numbers of one kind."""
-
-    values: list[float]
-
-    @property
-    def median(self) -> float:
-        """The middle one."""
-        return statistics.median(self.values)
-
-    def text(self, digits: int = 2) -> str:
-        """Median, and least to most."""
-        least, most = min(self.values), max(self.values)
-        return f"{self.median:,.{digits}f} ({least:,.{digits}f} to {most:,.{digits}f}, n={len(self.values)})"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row of the table; ``measured`` is judged against ``goal``, ``parts`` show what it was made of."""
-
-    name: str
-    goal: str
-    measured: str
-    good: bool
-    parts: dict[str, str]
-
-
-def throughput(quick: bool) -> Figure:
-    """Requests per second, ours over stock: one worker each, wrk with 64 kept connections, in turns."""
-    rates: dict[str, list[float]] = {STOCK: [], OURS: []}
-    costs: dict[str, list[float]] = {STOCK: [], OURS: []}
-    ratios: list[float] = []
-    rounds, pairs, seconds = (1, 3, 1) if quick else (3, 5, 4)
-    for _ in range(rounds):  # new servers each round: where memory happens to lie makes a per cent or two
-        with serve(STOCK, 1) as stock, serve(OURS, 1) as ours:
-            _wrk(stock, 1)
-            _wrk(ours, 1)
-            for number in range(pairs):
-                turn = [(STOCK, stock), (OURS, ours)]
-                for name, server in turn if number % 2 else reversed(turn):
-                    rate, cost = _wrk(server, seconds)
-                    rates[name].append(rate)
-                    costs[name].append(cost * 1e6)
-                ratios.append(rates[OURS][-1] / rates[STOCK][-1])
-    ratio = Sample(ratios)
-    parts = {
-        "stock, requests/s": Sample(rates[STOCK]).text(0),
-        "zdworker, requests/s": Sample(rates[OURS]).text(0),
-        "stock, worker's processor time per request, µs": Sample(costs[STOCK]).text(1),
-        "zdworker, worker's processor time per request, µs": Sample(costs[OURS]).text(1),
-    }
-    return Figure("requests per second, zdworker / stock", "at least 0.98", ratio.text(3), ratio.median >= 0.98, parts)
 
 
 def reload(quick: bool) -> Figure:
@@ -145,30 +88,11 @@ def memory(quick: bool, options: tuple[str, ...] = ("--preload",)) -> Figure:
 
 
 MEASURES: dict[str, Callable[[bool], Figure]] = {
-    "throughput": throughput,
     "reload": reload,
     "respawn": respawn,
     "memory": memory,
     "memory-no-preload": functools.partial(memory, options=()),
 }
-
-
-def _wrk(server: Server, seconds: int) -> tuple[float, float]:
-    """Requests per second, and the only worker's processor seconds per request; raises when any request failed.
-
-    The second says what a request costs even where others use the machine at the same time.
-    """
-    worker = psutil.Process(server.get()[1])
-    before = worker.cpu_times()
-    url = f"http://127.0.0.1:{server.port}/"
-    command = ["wrk", "-t", "1", "-c", "64", "-d", f"{seconds}s", url]
-    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds + 30).stdout
-    after = worker.cpu_times()
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    number = re.search(r"(\d+) requests in", said)
-    if rate is None or number is None or "Socket errors" in said or "Non-2xx" in said:
-        raise RuntimeError(said)
-    return float(rate[1]), (after.user + after.system - before.user - before.system) / int(number[1])
 
 
 def _import_time(server: Server) -> float:

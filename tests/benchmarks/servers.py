@@ -29,21 +29,49 @@ import psutil
 STOCK = "uvicorn_worker.UvicornWorker"
 OURS = "zdworker.UvicornWorker"
 
-# /busy blocks its worker, so that simultaneous requests go to different ones: that is how all are counted.
-APPLICATION = """\
+# One answer in three manners. /busy blocks its worker, so that simultaneous requests go to different ones: that is how
+# all are counted. In the program of a class of applications, {version} and {work} are filled in.
+HEAD = """\
 import json, os, time
 VERSION = "{version}"
 {work}
+
+def answer(path):
+    if path == "/busy":
+        time.sleep(0.05)
+    return json.dumps({{"version": VERSION, "pid": os.getpid()}}).encode()
+
+"""
+
+APPLICATIONS = {
+    "asgi": HEAD
+    + """\
 async def app(scope, receive, send):
     if scope["type"] != "http":
         return
-    if scope["path"] == "/busy":
-        time.sleep(0.05)
-    body = json.dumps({{"version": VERSION, "pid": os.getpid()}}).encode()
+    body = answer(scope["path"])
     headers = [(b"content-length", b"%d" % len(body))]
     await send({{"type": "http.response.start", "status": 200, "headers": headers}})
     await send({{"type": "http.response.body", "body": body}})
-"""
+""",
+    "wsgi": HEAD
+    + """\
+def app(environ, start_response):
+    body = answer(environ["PATH_INFO"])
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+""",
+    "tornado": HEAD
+    + """\
+import tornado.web
+
+class Handler(tornado.web.RequestHandler):
+    def get(self):
+        self.write(answer(self.request.path))
+
+app = tornado.web.Application([(".*", Handler)])
+""",
+}
 
 # A second of processor time, as a real import is work and not sleep.
 HEAVY = "until = time.process_time() + 1.0\nwhile time.process_time() < until:\n    sum(range(1000))"
@@ -54,11 +82,12 @@ LARGE = "import starlette.applications\nheld = [[number] for number in range(500
 
 @dataclass
 class Server:
-    """A running Gunicorn; ``directory`` holds ``application.py`` and the log."""
+    """A running Gunicorn; ``directory`` holds ``application.py``, of ``kind``, and the log."""
 
     process: subprocess.Popen[bytes]
     directory: Path
     port: int
+    kind: str
 
     def get(self, path: str = "/", timeout: float = 30.0) -> tuple[str, int]:
         """Version and pid of the worker that answers; raises ``OSError`` or ``HTTPException``."""
@@ -94,7 +123,7 @@ class Server:
     def deploy(self, version: str, work: str = "") -> None:
         """Change the code on disk, in one moment."""
         fresh = self.directory / "application.py.new"
-        fresh.write_text(APPLICATION.format(version=version, work=work), encoding="utf-8")
+        fresh.write_text(APPLICATIONS[self.kind].format(version=version, work=work), encoding="utf-8")
         fresh.replace(self.directory / "application.py")
 
     def log(self) -> str:
@@ -103,12 +132,13 @@ class Server:
 
 
 @contextmanager
-def serve(worker_class: str, workers: int, work: str = "", *options: str) -> Iterator[Server]:
+def serve(worker_class: str, workers: int, work: str = "", *options: str, kind: str = "asgi") -> Iterator[Server]:
     """A server that answers, for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="zdworker-bench-") as name:
         directory = Path(name)
+        (directory / "application.py").write_text(APPLICATIONS[kind].format(version="1", work=work), encoding="utf-8")
         port = _free_port()
-        server = Server(_start(directory, port, worker_class, workers, work, options), directory, port)
+        server = Server(_start(directory, port, worker_class, workers, options), directory, port, kind)
         try:
             until(lambda: _answers(server), 60, "the server answers")
             yield server
@@ -138,9 +168,8 @@ def pss(pids: list[int]) -> int:
 
 
 def _start(
-    directory: Path, port: int, worker_class: str, workers: int, work: str, options: tuple[str, ...]
+    directory: Path, port: int, worker_class: str, workers: int, options: tuple[str, ...]
 ) -> subprocess.Popen[bytes]:
-    (directory / "application.py").write_text(APPLICATION.format(version="1", work=work), encoding="utf-8")
     command = [sys.executable, "-m", "gunicorn", "-k", worker_class, "-w", str(workers), *options]
     command += ["--bind", f"127.0.0.1:{port}", "application:app"]
     # The control socket must not stand in the place of a real server's.

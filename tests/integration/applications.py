@@ -19,7 +19,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-TEMPLATE = Path(__file__).with_name("served.py")
+Kind = Literal["asgi", "wsgi", "tornado"]
+"""What an application is to its server."""
+TEMPLATES: dict[Kind, Path] = {
+    "asgi": Path(__file__).with_name("served.py"),
+    "wsgi": Path(__file__).with_name("served_wsgi.py"),
+    "tornado": Path(__file__).with_name("served_tornado.py"),
+}
 BrokenKind = Literal["syntax", "import", "raise", "exit", "hang", "lifespan"]
 BROKEN: tuple[BrokenKind, ...] = ("syntax", "import", "raise", "exit", "hang", "lifespan")
 
@@ -72,6 +78,10 @@ def _note(event, **facts):
         _os.close(descriptor)
 
 
+def _tell_application(name):
+    getattr(_sys.modules.get("app"), name, lambda: None)()  # an application without lifespan
+
+
 def on_starting(server):
     _note("on_starting", workers=server.num_workers)
 
@@ -90,6 +100,7 @@ def post_fork(server, worker):
 
 def post_worker_init(worker):
     _note("post_worker_init", age=worker.age, pid=worker.pid)
+    _tell_application("started")
 
 
 def worker_int(worker):
@@ -102,6 +113,7 @@ def worker_abort(worker):
 
 def worker_exit(server, worker):
     _note("worker_exit", age=worker.age, pid=worker.pid)
+    _tell_application("ended")
 
 
 def child_exit(server, worker):
@@ -135,10 +147,21 @@ class Site:
             file.chmod(0o666)
         self._times = itertools.count(int(time.time()) - 100_000, 10)
         self._unique = itertools.count(1)
+        self.kind: Kind = "asgi"
+        self._deployed: tuple[str, str] | None = None
+
+    def serve(self, kind: Kind) -> None:
+        """From now on the application is of this kind; what is deployed already is deployed anew."""
+        if kind != self.kind:
+            self.kind = kind
+            if self._deployed is not None:
+                version, extra = self._deployed
+                self.deploy(version, extra=extra)
 
     def deploy(self, version: str, *, extra: str = "") -> None:
         """Put ``version`` in place; ``extra`` is code to append."""
-        text = TEMPLATE.read_text()
+        self._deployed = version, extra
+        text = TEMPLATES[self.kind].read_text()
         text = text.replace('VERSION = "VERSION"', f"VERSION = {version!r}")
         text = text.replace('MARKS = "MARKS"', f"MARKS = {str(self.marks_file)!r}")
         last = 'mark("import")\n'
@@ -192,6 +215,10 @@ class Site:
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
         return [found for found in _lines(self.events_file) if event in (None, found["event"])]
+
+    def answer_held(self) -> None:
+        """Let the application answer the requests that it holds (``/hold``)."""
+        (self.directory / "release").touch()
 
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)

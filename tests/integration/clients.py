@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import random
 import socket
 import ssl
 import subprocess
@@ -30,6 +31,7 @@ Address = tuple[str, int] | str
 PATIENCE = 30.0
 """Seconds that a client waits for anything."""
 PIECE = 65536
+MEGABYTE = 1_000_000
 WORDS: dict[type[OSError], str] = {
     TimeoutError: "timeout",
     ConnectionRefusedError: "refused",
@@ -97,6 +99,22 @@ class Client:
         except OSError as error:
             raise Broken(_word(error)) from error
 
+    def begin_tls(self) -> None:
+        """Send the first message of a TLS handshake and leave it at that."""
+        self.socket = trusting().wrap_socket(self.socket, do_handshake_on_connect=False)
+        self.socket.setblocking(False)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.socket.do_handshake()
+        self.socket.settimeout(PATIENCE)
+
+    def finish_tls(self) -> None:
+        """Go on with the handshake that :meth:`begin_tls` began."""
+        assert isinstance(self.socket, ssl.SSLSocket)
+        try:
+            self.socket.do_handshake()
+        except OSError as error:
+            raise Broken(_word(error)) from error
+
     def close(self) -> None:
         self.socket.close()
 
@@ -118,6 +136,16 @@ class Client:
         """Send one request and return its answer."""
         self.send(request(method, path, body, headers=headers))
         return self.reply()
+
+    def upload(self, path: str, body: bytes, pieces: int = 20, seconds: float = 1.0) -> None:
+        """POST ``body`` chunked, slowly and on the connection's last request."""
+        self.send(request("POST", path, headers="Connection: close\r\nTransfer-Encoding: chunked\r\n"))
+        size = len(body) // pieces + 1
+        for start in range(0, len(body), size):
+            piece = body[start : start + size]
+            self.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+            time.sleep(seconds / pieces)
+        self.send(b"0\r\n\r\n")
 
     def reply(self) -> Reply:
         """Read one answer.
@@ -275,8 +303,10 @@ class Results:
 class Plan:
     """What the clients do.
 
-    ``style`` is "new" (a connection per request) or "kept" (POSTs on one connection as long as it lasts).
-    ``pause`` is the seconds that a client rests between requests.
+    ``style`` is "new" (a connection per request), "kept" (POSTs on one connection as long as it lasts), "slow"
+    (requests that take a second, each on a new connection) or "upload" (a body of a megabyte, in pieces over a second,
+    of a length that was not told before, each on a new connection).
+    ``pause`` is the seconds that a client rests between requests, ``think`` the most that it adds to that at random.
     """
 
     address: Address
@@ -284,6 +314,7 @@ class Plan:
     clients: int = 24
     tls: bool = False
     pause: float = 0.0
+    think: float = 0.0
     size: int = 2000
 
 
@@ -334,7 +365,8 @@ class _Clients:
         self.reopened = 0
         # JSON knows no tuples
         self.address: Address = plan.address if isinstance(plan.address, str) else (plan.address[0], plan.address[1])
-        self.body = bytes(range(256)) * (plan.size // 256 + 1)
+        size = MEGABYTE if plan.style == "upload" else plan.size
+        self.body = bytes(range(256)) * (size // 256 + 1)
         self.digest = hashlib.sha256(self.body).hexdigest()
 
     def attempt(self, client: Client | None) -> Client | None:
@@ -357,14 +389,19 @@ class _Clients:
 
     def _ask(self, client: Client) -> Reply:
         start = time.monotonic()
-        if self.plan.style == "kept":
+        style = self.plan.style
+        if style == "kept":
             reply = client.ask("POST", "/echo", self.body)
+        elif style == "upload":
+            client.upload("/echo", self.body)
+            reply = client.reply()
         else:
-            reply = client.ask("GET", "/", headers="Connection: close\r\n")
+            path = "/sleep?seconds=1" if style == "slow" else "/"
+            reply = client.ask("GET", path, headers="Connection: close\r\n")
         if reply.status != 200:
             raise Broken(f"status {reply.status}")
         plain = reply.json()
-        if self.plan.style == "kept" and plain["digest"] != self.digest:
+        if style in ("kept", "upload") and plain["digest"] != self.digest:
             raise Broken("another body")
         self.answers.append((start, time.monotonic() - start, plain["version"], plain["pid"]))
         self.answered.set()
@@ -375,8 +412,9 @@ class _Clients:
         client: Client | None = None
         while not self.over.is_set():
             client = self.attempt(client)
-            if self.plan.pause:
-                self.over.wait(self.plan.pause)
+            rest = self.plan.pause + random.uniform(0.0, self.plan.think)
+            if rest:
+                self.over.wait(rest)
         if client is not None:
             client.close()
 

@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 
 from .applications import Site
+from .classes import WorkerClass
 from .server import Server
 
 FAILED = pytest.StashKey[bool]()
 Start = Callable[..., Server]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full", action="store_true", help="loads as long and as large as promised, not as CI has time for"
+    )
+    parser.addoption("--stock", action="store_true", help="Gunicorn's own worker classes: the tests must notice")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -61,3 +69,26 @@ def make_server(site: Site, request: pytest.FixtureRequest) -> Iterator[Start]:
 def start(make_server: Start) -> Start:
     """Start a server of ``site`` and wait until all its workers accept."""
     return lambda *arguments, **options: make_server(*arguments, **options).start()
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether loads have the size that is promised; in CI they are smaller."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def class_settings(request: pytest.FixtureRequest) -> Callable[..., dict[str, Any]]:
+    """Make the settings of a server with a worker class: what the test wants, else what the class needs."""
+
+    def settings(worker: WorkerClass, **wanted: Any) -> dict[str, Any]:
+        path = worker.stock if request.config.getoption("--stock") else worker.path
+        return {"worker_class": path, **worker.settings, **wanted}
+
+    return settings
+
+
+@pytest.fixture
+def start_class(start: Start, class_settings: Callable[..., dict[str, Any]]) -> Start:
+    """Start a server with a :class:`~.classes.WorkerClass`."""
+    return lambda worker, **settings: start(**class_settings(worker, **settings))

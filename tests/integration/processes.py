@@ -7,7 +7,8 @@ Rules:
 * A worker is told from a fork server by the kernel: a process that was forked and never called ``exec``
   carries the flag ``PF_FORKNOEXEC`` (include/linux/sched.h). A fork server was spawned, a worker was forked.
 * A worker *accepts* when one of its epoll descriptors watches a listening socket of the master; that is what
-  "ready" means to a client, and the kernel tells it in ``/proc/<pid>/fdinfo`` (proc(5), "epoll").
+  "ready" means to a client, and the kernel tells it in ``/proc/<pid>/fdinfo`` (proc(5), "epoll"). Of a worker that
+  does not use epoll (sync) the kernel tells only that it holds the listening socket.
 """
 
 from __future__ import annotations
@@ -142,6 +143,21 @@ def accepts(pid: int, inodes: set[int]) -> int | None:
     return None
 
 
+def holds(pid: int, inodes: set[int]) -> int | None:
+    """Return the descriptor with which ``pid`` holds one of the sockets ``inodes``, or None."""
+    targets = {f"socket:[{inode}]" for inode in inodes}
+    return next((number for number, target in descriptors(pid).items() if target in targets), None)
+
+
+def leads_to(pid: int, descriptor: int) -> int | None:
+    """Return the inode of the socket that ``descriptor`` of ``pid`` is, or None."""
+    try:
+        target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+    except OSError:
+        return None
+    return int(target[8:-1]) if target.startswith("socket:[") else None
+
+
 def belonging(directory: Path, session: int) -> list[int]:
     """Return the living processes that a server in ``directory`` left: of its session, or at work in there.
 
@@ -165,6 +181,19 @@ def tree(pid: int, depth: int = 0) -> Iterator[str]:
         yield f"{'  ' * depth}{pid} {process.state} {'forked ' if process.forked else ''}{command(pid)[:160]}"
         for child in children(pid):
             yield from tree(child.pid, depth + 1)
+
+
+def receive_queues(port: int) -> Iterator[tuple[int | None, int]]:
+    """Yield the length of the receive queue of each IPv4 socket on the local ``port``, and the port of its peer.
+
+    Of a connection that is the bytes that nobody has read; of a listener (peer None) the connections that nobody has
+    accepted (``get_tcp4_sock`` in net/ipv4/tcp_ipv4.c).
+    """
+    for line in _text("/proc/net/tcp").splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].rpartition(":")[2], 16) == port:
+            peer = None if fields[3] == LISTEN else int(fields[2].rpartition(":")[2], 16)
+            yield peer, int(fields[4].rpartition(":")[2], 16)
 
 
 def _works_in(pid: int, directory: Path) -> bool:

@@ -18,10 +18,15 @@ from urllib.parse import parse_qs
 
 VERSION = "VERSION"
 MARKS = "MARKS"
+RELEASE = os.path.join(os.path.dirname(MARKS), "release")
+"""The file with which a test says so."""
+MEGABYTE = 1_000_000
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+kept: list[bytes] = []
 
 
 def mark(event: str, **facts: Any) -> None:
@@ -88,6 +93,18 @@ async def sleep(scope: Scope, receive: Receive, send: Send, query: dict[str, str
     await answer(send)
 
 
+async def hold(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Answer when the test says so."""
+    mark("request", path="/hold")
+    await released()
+    await answer(send)
+
+
+async def released() -> None:
+    while not os.path.exists(RELEASE):  # noqa: ASYNC110  # another process says so
+        await asyncio.sleep(0.05)
+
+
 async def executor(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
     """Answer after ``seconds`` in a thread that nothing can interrupt."""
     mark("request", path="/executor")
@@ -96,13 +113,27 @@ async def executor(scope: Scope, receive: Receive, send: Send, query: dict[str, 
 
 
 async def stream(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
-    """Send a piece each tenth of a second for ``seconds``, and a last one that says that it was the last."""
+    """Send a piece each tenth of a second for ``seconds``, and a last one that says that it was the last.
+
+    With ``hold`` the last one comes when the test says so, at the earliest.
+    """
     mark("request", path="/stream")
     await send({"type": "http.response.start", "status": 200, "headers": head()})
     for number in range(int(float(query["seconds"]) * 10)):
         await send({"type": "http.response.body", "body": b"piece %d\n" % number, "more_body": True})
         await asyncio.sleep(0.1)
+    if "hold" in query:
+        await released()
     await send({"type": "http.response.body", "body": b"whole\n"})
+
+
+async def large(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Send ``megabytes``: more than lies between an application and a client that does not read."""
+    mark("request", path="/large")
+    await send({"type": "http.response.start", "status": 200, "headers": head()})
+    for _ in range(int(query["megabytes"])):
+        await send({"type": "http.response.body", "body": bytes(MEGABYTE), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def echo(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
@@ -121,7 +152,14 @@ async def echo(scope: Scope, receive: Receive, send: Send, query: dict[str, str]
 
 async def refuse(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
     """Answer 413 without having read a byte of the body."""
+    mark("request", path="/refuse")
     await answer(send, 413)
+
+
+async def allocate(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
+    """Take ``megabytes`` of memory and keep them."""
+    kept.append(os.urandom(MEGABYTE) * int(query["megabytes"]))
+    await answer(send)
 
 
 async def environment(scope: Scope, receive: Receive, send: Send, query: dict[str, str]) -> None:
@@ -161,18 +199,25 @@ async def echo_websocket(receive: Receive, send: Send) -> None:
         if message["type"] == "websocket.disconnect":
             mark("disconnect", code=message.get("code"))
             return
-        await send({"type": "websocket.send", "text": message.get("text")})
+        try:
+            await send({"type": "websocket.send", "text": message.get("text")})
+        except OSError:  # it ended while this text was on its way
+            mark("disconnect", code=None)
+            return
 
 
 ENDPOINTS = {
     "/": version,
     "/abandon": abandon,
+    "/allocate": allocate,
     "/echo": echo,
     "/environment": environment,
     "/executor": executor,
     "/fixed": fixed,
     "/fork": fork,
+    "/hold": hold,
     "/identity": identity,
+    "/large": large,
     "/refuse": refuse,
     "/sleep": sleep,
     "/stream": stream,

@@ -19,13 +19,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from signal import Signals
 from types import TracebackType
 from typing import Any
 
-from . import processes
+from . import classes, processes
 from .applications import Site
 from .clients import Address, Client
 from .processes import Process, wait_for
@@ -76,6 +76,13 @@ class Server:
             "graceful_timeout": 5,
             **settings,
         }
+        path = str(self.settings["worker_class"])
+        known = classes.of_path(path)
+        self.polls = known is None or known.polls
+        # With a stock worker class USR2 would start a second master.
+        self.reload_signal = signal.SIGHUP if known is not None and path == known.stock else signal.SIGUSR2
+        if known is not None:
+            site.serve(known.kind)
         self.extra = extra
         self.words = [*command, "-c", "gunicorn.conf.py", *arguments, *application]
         self.environment = {**os.environ, "PWD": str(site.directory), **(environment or {})}
@@ -129,8 +136,44 @@ class Server:
     def reload(self, version: str, deadline: float = BOOT) -> None:
         """Deploy ``version``, tell the master, and wait until nothing else is left."""
         self.site.deploy(version)
-        self.signal(signal.SIGUSR2)
+        self.signal(self.reload_signal)
         self.wait_only(version, deadline)
+
+    def begin_reload(self, version: str) -> list[int]:
+        """Reload, and return the present workers as soon as none of them accepts any more.
+
+        The surge must be as large as the fleet, or they would drain one after the other.
+        """
+        old = self.workers()
+        self.site.deploy(version)
+        self.signal(self.reload_signal)
+        self.wait_retired(old)
+        return old
+
+    def wait_retired(self, old: list[int]) -> None:
+        """Wait until none of the workers ``old`` accepts any more."""
+        wait_for(lambda: not set(old) & set(self.accepting()), BOOT, "the old workers have stopped accepting")
+
+    @contextlib.contextmanager
+    def reload_at_the_end(self, version: str) -> Iterator[list[int]]:
+        """Reload, and have the new code's import wait until the end of the ``with`` block: then the drain begins,
+        without the time that a boot takes. Yield the present workers; none of them accepts when it has ended.
+
+        Only with ``preload_app``, where there is one import; a stock class, which drains at once, begins at the end.
+        """
+        old = self.workers()
+        if self.reload_signal == signal.SIGHUP:
+            yield old
+            self.begin_reload(version)
+            return
+        gate = self.site.directory / "gate"
+        os.mkfifo(gate)  # opened for reading it blocks, and not in Python, so that gevent has no part in it
+        self.site.deploy(version, extra=f'\n\nmark("waits")\nos.close(os.open({str(gate)!r}, os.O_RDONLY))\n')
+        self.signal(self.reload_signal)
+        wait_for(lambda: self.site.marks("waits", version), BOOT, "the new code is being imported")
+        yield old
+        with gate.open("wb"):
+            self.wait_retired(old)
 
     def wait_exit(self, deadline: float) -> int:
         """Return the exit status of the master (negative: the signal).
@@ -188,7 +231,24 @@ class Server:
     def accepting(self) -> list[int]:
         """Return the pids of the workers that wait for connections, oldest first."""
         inodes = self.listeners()
-        return [pid for pid in self.workers() if processes.accepts(pid, inodes) is not None]
+        return [pid for pid in self.workers() if self.accepts(pid, inodes) is not None]
+
+    def accepts(self, pid: int, inodes: set[int]) -> int | None:
+        """Return the descriptor by which ``pid`` accepts on the sockets ``inodes``, or None.
+
+        A worker with epoll waits there for them. One without has booted, and has not closed them, which is how such a
+        worker stops accepting.
+        """
+        if self.polls:
+            return processes.accepts(pid, inodes)
+        booted = any(event["pid"] == pid for event in self.site.events("post_worker_init"))
+        return processes.holds(pid, inodes) if booted else None
+
+    def still_accepts(self, pid: int, descriptor: int, inodes: set[int]) -> bool:
+        """Whether ``pid`` still accepts by the ``descriptor`` that :meth:`accepts` returned; a quick look."""
+        if self.polls:
+            return bool(processes.watched(pid, descriptor) & inodes)
+        return processes.leads_to(pid, descriptor) in inodes
 
     def version_of(self, pid: int) -> str | None:
         """Return the version that ``pid`` serves, by the mark of its lifespan startup."""
@@ -233,6 +293,18 @@ class Server:
 
     def wait_nothing_left(self, deadline: float) -> None:
         wait_for(lambda: not self.left(), deadline, f"no process is left, but there are {self.left()}")
+
+    def wait_taken(self) -> None:
+        """Wait until the workers have taken all connections out of the kernel's queue."""
+        wait_for(lambda: not self._received({None}), 15, "all connections are accepted")
+
+    def wait_read(self, *clients: Client) -> None:
+        """Wait until the workers have read all that ``clients`` have sent."""
+        ports = {client.socket.getsockname()[1] for client in clients}
+        wait_for(lambda: not self._received(ports), 15, "the workers have read what was sent")
+
+    def _received(self, peers: Container[int | None]) -> int:
+        return sum(length for peer, length in processes.receive_queues(int(self.address[1])) if peer in peers)
 
     def port_free(self) -> bool:
         """Whether a new server could listen on the reserved port."""

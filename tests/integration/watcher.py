@@ -15,7 +15,6 @@ import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from . import processes
 from .server import Server
 
 PAUSE = 0.004
@@ -62,7 +61,7 @@ class FleetWatcher:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._inodes: set[int] = set()
-        self._epoll: dict[int, int] = {}
+        self._descriptors: dict[int, int] = {}
 
     def __enter__(self) -> Seen:
         self._inodes = self.server.listeners()
@@ -92,10 +91,10 @@ class FleetWatcher:
         return accepting > 0
 
     def _accepts(self, pid: int) -> bool:
-        known = self._epoll.get(pid)
+        known = self._descriptors.get(pid)
         if known is not None:
-            return bool(processes.watched(pid, known) & self._inodes)
-        found = processes.accepts(pid, self._inodes)
+            return self.server.still_accepts(pid, known, self._inodes)
+        found = self.server.accepts(pid, self._inodes)
         if found is not None:
-            self._epoll[pid] = found
+            self._descriptors[pid] = found
         return found is not None

@@ -7,13 +7,9 @@ from typing import Any
 
 import pytest
 
-from zdworker.workers.asgi_drain import AsgiDrain, Event, LiveWebSocket, Receive, Scope, Send
+from zdworker.workers.asgi_drain import AsgiDrain, Event, LiveWebSocket, Receive, Scope, Send, WebSocketEnded
 
 WEBSOCKET: dict[str, Any] = {"type": "websocket"}
-
-
-class Gone(OSError):
-    """Stands for uvicorn's ClientDisconnected."""
 
 
 class FrameworkError(Exception):
@@ -43,8 +39,8 @@ class Peer:
         return [message.get("code", 1000) for message in self.sent if message["type"] == "websocket.close"]
 
 
-def as_given(scope: Scope, receive: Receive, send: Send) -> Send:
-    return send
+def unprepared(send: Send) -> None:
+    """Nothing is done for an HTTP request."""
 
 
 async def listening(scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,8 +59,9 @@ async def pushing(scope: Scope, receive: Receive, send: Send) -> None:
         raise FrameworkError from scope.get("cause")
 
 
-def test_http_goes_straight_through_until_the_drain() -> None:
+def test_http_goes_straight_through_and_the_server_is_told_of_it_in_the_drain() -> None:
     seen: list[Any] = []
+    prepared: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append((scope["type"], receive, send))
@@ -72,34 +69,28 @@ def test_http_goes_straight_through_until_the_drain() -> None:
     async def send(message: Event) -> None:
         """Go nowhere."""
 
-    async def other(message: Event) -> None:
-        """Go nowhere."""
-
     async def scenario() -> None:
         drain = AsgiDrain(app)
         await drain({"type": "http"}, nothing, send)
         await drain({"type": "lifespan"}, nothing, send)
-        drain.begin(lambda _scope, _receive, _send: other, 0.0)
-        await drain({"type": "http"}, nothing, send)
+        drain.begin(prepared.append, 0.0)
         await drain({"type": "lifespan"}, nothing, send)
+        assert prepared == []
+        await drain({"type": "http"}, nothing, send)
 
     asyncio.run(scenario())
-    assert seen == [
-        ("http", nothing, send),
-        ("lifespan", nothing, send),
-        ("http", nothing, other),
-        ("lifespan", nothing, send),
-    ]
+    assert seen == [(kind, nothing, send) for kind in ("http", "lifespan", "lifespan", "http")]
+    assert prepared == [send]
 
 
 def test_the_drain_closes_live_websockets_and_the_application_sees_it() -> None:
     async def scenario() -> list[Peer]:
-        drain, peers = AsgiDrain(listening, Gone), [Peer() for _ in range(3)]
+        drain, peers = AsgiDrain(listening), [Peer() for _ in range(3)]
         tasks = [asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send)) for peer in peers]
         await asyncio.sleep(0)
         assert len(drain.websockets) == 3
-        drain.begin(as_given, 0.0)
-        await asyncio.wait_for(asyncio.gather(*tasks), 1.0)
+        drain.begin(unprepared, 0.0)
+        await asyncio.wait_for(asyncio.gather(*tasks), 10.0)
         assert not drain.websockets
         return peers
 
@@ -110,7 +101,7 @@ def test_the_drain_closes_live_websockets_and_the_application_sees_it() -> None:
 def test_closing_is_spread_evenly() -> None:
     async def scenario() -> list[float]:
         loop, closed = asyncio.get_running_loop(), []
-        drain = AsgiDrain(listening, Gone)
+        drain = AsgiDrain(listening)
 
         def peer() -> Peer:
             made = Peer()
@@ -128,19 +119,21 @@ def test_closing_is_spread_evenly() -> None:
         tasks = [asyncio.ensure_future(drain(WEBSOCKET, each.receive, each.send)) for each in peers]
         await asyncio.sleep(0)
         begun = loop.time()
-        drain.begin(as_given, 0.2)
-        await asyncio.wait_for(asyncio.gather(*tasks), 1.0)
+        drain.begin(unprepared, 0.2)
+        await asyncio.wait_for(asyncio.gather(*tasks), 10.0)
         return [moment - begun for moment in closed]
 
     moments = sorted(asyncio.run(scenario()))
-    assert moments == pytest.approx([0.0, 0.05, 0.1, 0.15], abs=0.04)
+    # None is early, whatever else the machine does; late they may be.
+    assert all(moment >= place * 0.05 - 0.01 for place, moment in enumerate(moments))
+    assert len(moments) == 4
 
 
 def test_an_upgrade_during_the_drain_is_accepted_then_closed() -> None:
     async def scenario() -> Peer:
-        drain, peer = AsgiDrain(listening, Gone), Peer()
-        drain.begin(as_given, 0.0)
-        await asyncio.wait_for(drain(WEBSOCKET, peer.receive, peer.send), 1.0)
+        drain, peer = AsgiDrain(listening), Peer()
+        drain.begin(unprepared, 0.0)
+        await asyncio.wait_for(drain(WEBSOCKET, peer.receive, peer.send), 10.0)
         return peer
 
     assert [message["type"] for message in asyncio.run(scenario()).sent] == ["websocket.accept", "websocket.close"]
@@ -154,28 +147,27 @@ def test_one_that_is_not_accepted_yet_is_closed_when_it_is() -> None:
             await go.wait()
             await listening(scope, receive, send)
 
-        drain, peer = AsgiDrain(late, Gone), Peer()
+        drain, peer = AsgiDrain(late), Peer()
         task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
         await asyncio.sleep(0)
-        drain.begin(as_given, 0.0)
+        drain.begin(unprepared, 0.0)
         await asyncio.sleep(0.01)
         assert peer.sent == []
         go.set()
-        await asyncio.wait_for(task, 1.0)
+        await asyncio.wait_for(task, 10.0)
         return peer
 
     assert [message["type"] for message in asyncio.run(scenario()).sent] == ["websocket.accept", "websocket.close"]
 
 
 @pytest.mark.parametrize("cause", [None, ValueError("another")])
-def test_an_application_that_only_sends_ends_as_if_the_client_had_gone(cause: Exception | None) -> None:
+def test_an_application_that_only_sends_ends_without_an_error(cause: Exception | None) -> None:
     async def scenario() -> None:
-        drain, peer = AsgiDrain(pushing, Gone), Peer()
+        drain, peer = AsgiDrain(pushing), Peer()
         task = asyncio.ensure_future(drain({**WEBSOCKET, "cause": cause}, peer.receive, peer.send))
         await asyncio.sleep(0.01)
-        drain.begin(as_given, 0.0)
-        with pytest.raises(Gone):  # the server's own, whatever the framework made of it
-            await asyncio.wait_for(task, 1.0)
+        drain.begin(unprepared, 0.0)
+        await asyncio.wait_for(task, 1.0)  # whatever the framework made of it
         assert peer.closes() == [1012]
         assert peer.sent[-1]["type"] == "websocket.close"
 
@@ -188,12 +180,12 @@ def test_an_error_of_the_application_itself_is_not_hidden() -> None:
         raise ValueError("the application's own")
 
     async def scenario() -> None:
-        drain, peer = AsgiDrain(broken, Gone), Peer()
+        drain, peer = AsgiDrain(broken), Peer()
         task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
         await asyncio.sleep(0)
-        drain.begin(as_given, 0.0)
+        drain.begin(unprepared, 0.0)
         with pytest.raises(ValueError, match="own"):
-            await asyncio.wait_for(task, 1.0)
+            await asyncio.wait_for(task, 10.0)
 
     asyncio.run(scenario())
 
@@ -201,11 +193,11 @@ def test_an_error_of_the_application_itself_is_not_hidden() -> None:
 def test_after_our_close_the_application_s_close_is_nothing_and_its_send_an_oserror() -> None:
     async def scenario() -> Peer:
         peer = Peer()
-        websocket = LiveWebSocket(peer.send, Gone)
+        websocket = LiveWebSocket(peer.send)
         await websocket.send({"type": "websocket.accept"})
         await websocket.close()
         await websocket.send({"type": "websocket.close", "code": 1000})
-        with pytest.raises(Gone):
+        with pytest.raises(WebSocketEnded):
             await websocket.send({"type": "websocket.send", "text": "late"})
         await websocket.close()
         return peer
@@ -216,7 +208,7 @@ def test_after_our_close_the_application_s_close_is_nothing_and_its_send_an_oser
 def test_one_that_the_application_closed_is_let_alone() -> None:
     async def scenario() -> Peer:
         peer = Peer()
-        websocket = LiveWebSocket(peer.send, Gone)
+        websocket = LiveWebSocket(peer.send)
         await websocket.send({"type": "websocket.accept"})
         await websocket.send({"type": "websocket.close", "code": 4000})
         await websocket.close()
@@ -225,15 +217,34 @@ def test_one_that_the_application_closed_is_let_alone() -> None:
     assert asyncio.run(scenario()).closes() == [4000]
 
 
-@pytest.mark.parametrize("error", [Gone(), RuntimeError("already closed")])
+@pytest.mark.parametrize("error", [OSError(), RuntimeError("already closed")])
 def test_a_close_that_fails_is_the_end_of_it(error: Exception) -> None:
     async def send(message: Event) -> None:
         if message["type"] == "websocket.close":
             raise error
 
     async def scenario() -> None:
-        websocket = LiveWebSocket(send, Gone)
+        websocket = LiveWebSocket(send)
         await websocket.send({"type": "websocket.accept"})
         await websocket.close()
 
     asyncio.run(scenario())
+
+
+def test_the_server_may_have_to_tell_the_application() -> None:
+    async def scenario() -> list[Send]:
+        peer, told = Peer(), list[Send]()
+        websocket = LiveWebSocket(peer.send, told.append)
+        await websocket.send({"type": "websocket.accept"})
+        assert told == []
+        await websocket.close()
+        await websocket.close()
+        assert told == [peer.send]
+        return told
+
+    asyncio.run(scenario())
+
+
+def test_what_a_cut_application_gets_is_what_any_server_raises() -> None:
+    assert issubclass(WebSocketEnded, OSError)  # ASGI 2.4, uvicorn, Gunicorn 27
+    assert issubclass(WebSocketEnded, RuntimeError)  # Gunicorn before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -11,23 +12,22 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from zdworker.workers import uvicorn_connections
+from zdworker.workers import lingering
+from zdworker.workers.lingering import CLOSE, Standing, with_close
 from zdworker.workers.uvicorn_connections import (
-    CLOSE,
     CarefulTransport,
     ClosingHeaders,
-    Standing,
     Tending,
     announce,
     announce_standing,
     cycle_of,
     may_close,
     standing,
-    with_close,
 )
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+UNUSED_UNTIL = 10.0
 Scenario = Callable[["Connection"], Awaitable[None]]
 
 
@@ -237,7 +237,7 @@ def test_a_client_that_is_done_but_still_sends_is_read_to_its_end(play: Play) ->
 
 
 def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uvicorn_connections, "LINGER", 0.01)
+    monkeypatch.setattr(lingering, "LINGER", 0.01)
 
     async def scenario(c: Connection) -> None:
         c.early = True
@@ -254,13 +254,13 @@ def test_a_kept_connection_without_a_timer_gets_one(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
         await c.answer()
-        tending = Tending(10.0)
+        tending = Tending()
         timer = c.protocol.timeout_keep_alive_task
-        tending.tend(c.protocol, 1.0)
+        tending.tend(c.protocol, 1.0, UNUSED_UNTIL, math.inf)
         assert c.protocol.timeout_keep_alive_task is timer  # its own goes on
         stop_timer(c.protocol)  # as an empty line does on httptools
         c.protocol.timeout_keep_alive = 0.01
-        tending.tend(c.protocol, 1.0)
+        tending.tend(c.protocol, 1.0, UNUSED_UNTIL, math.inf)
         await asyncio.sleep(0.05)
         assert c.transport.closed
 
@@ -269,14 +269,14 @@ def test_a_kept_connection_without_a_timer_gets_one(play: Play) -> None:
 
 def test_an_unused_connection_has_its_time_and_a_half_read_one_has_more(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        tending = Tending(10.0)
-        tending.tend(c.protocol, 9.9)
+        tending = Tending()
+        tending.tend(c.protocol, 9.9, UNUSED_UNTIL, math.inf)
         assert not c.transport.closed
         c.theirs.send(b"G")  # not read yet: it is no longer unused
-        tending.tend(c.protocol, 10.0)
+        tending.tend(c.protocol, 10.0, UNUSED_UNTIL, math.inf)
         assert not c.transport.closed
         await c.feed(c.transport.get_extra_info("socket").recv(10))
-        tending.tend(c.protocol, 11.0)
+        tending.tend(c.protocol, 11.0, UNUSED_UNTIL, math.inf)
         assert not c.transport.closed
 
     play(scenario)
@@ -284,7 +284,7 @@ def test_an_unused_connection_has_its_time_and_a_half_read_one_has_more(play: Pl
 
 def test_an_unused_connection_is_closed_in_the_end(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        Tending(10.0).tend(c.protocol, 10.0)
+        Tending().tend(c.protocol, 10.0, UNUSED_UNTIL, math.inf)
         assert c.transport.closed
 
     play(scenario)
@@ -292,17 +292,17 @@ def test_an_unused_connection_is_closed_in_the_end(play: Play) -> None:
 
 def test_a_tls_client_that_does_not_say_goodbye_is_not_waited_for(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        tending = Tending(10.0)
+        tending = Tending()
         c.transport.extra["sslcontext"] = True
         c.transport.close()
-        tending.tend(c.protocol, 1.0)
-        tending.tend(c.protocol, 2.5)
+        tending.tend(c.protocol, 1.0, UNUSED_UNTIL, math.inf)
+        tending.tend(c.protocol, 2.5, UNUSED_UNTIL, math.inf)
         assert not c.transport.aborted
         c.transport.get_extra_info("socket").send(b"not taken by the client yet")
-        tending.tend(c.protocol, 3.5)
+        tending.tend(c.protocol, 3.5, UNUSED_UNTIL, math.inf)
         assert not c.transport.aborted
         c.theirs.recv(100)
-        tending.tend(c.protocol, 3.6)
+        tending.tend(c.protocol, 3.6, UNUSED_UNTIL, math.inf)
         assert c.transport.aborted
 
     play(scenario)
@@ -341,3 +341,81 @@ def test_an_unknown_server_is_let_alone() -> None:
 )
 def test_the_connection_header(given: list[Any], expected: list[Any]) -> None:
     assert with_close(given) == expected
+
+
+class Http2Protocol:
+    """As much of uvicorn's HTTP/2 protocol as the drain looks at."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        transport.protocol = self
+        self.cycles: dict[int, Any] = {}
+        self.timeout_keep_alive_task: asyncio.TimerHandle | None = None
+        self.shutdown_requested = False
+        self.goaways: list[bool] = []
+
+    def on_stream_closed(self) -> None:
+        if self.shutdown_requested and not self.cycles:
+            self.goaways.append(True)
+
+    def shutdown(self) -> None:
+        self.shutdown_requested = True
+        self.on_stream_closed()
+
+
+@pytest.fixture
+def streams() -> Iterator[tuple[Http2Protocol, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Http2Protocol(Transport(ours)), theirs
+
+
+def test_http2_ends_with_its_last_stream(streams: tuple[Http2Protocol, socket.socket]) -> None:
+    protocol, _theirs = streams
+    protocol.cycles = {1: None, 3: None}
+    announce_standing(protocol)
+    announce_standing(protocol)
+    del protocol.cycles[1]
+    protocol.on_stream_closed()
+    assert not protocol.shutdown_requested  # it would answer further streams with 503
+    del protocol.cycles[3]
+    protocol.on_stream_closed()
+    assert protocol.goaways == [True]
+
+
+def test_http2_does_not_end_while_something_is_on_its_way(streams: tuple[Http2Protocol, socket.socket]) -> None:
+    protocol, theirs = streams
+    protocol.cycles = {1: None}
+    announce_standing(protocol)
+    theirs.send(b"another stream")
+    protocol.cycles.clear()
+    protocol.on_stream_closed()
+    assert not protocol.goaways
+
+
+def test_http2_behind_a_handshake_that_ended_during_the_drain(streams: tuple[Http2Protocol, socket.socket]) -> None:
+    protocol, _theirs = streams
+    protocol.cycles = {1: None}
+    Tending().tend(protocol, 1.0, UNUSED_UNTIL, math.inf)
+    protocol.cycles.clear()
+    protocol.on_stream_closed()
+    assert protocol.goaways == [True]
+
+
+def test_http2_that_never_ends_by_itself_gets_one_notice(streams: tuple[Http2Protocol, socket.socket]) -> None:
+    protocol, _theirs = streams
+    tending = Tending()
+    protocol.cycles = {1: None}
+    for now in (4.9, 5.0, 5.1):
+        tending.tend(protocol, now, UNUSED_UNTIL, 5.0)
+    assert protocol.transport.written == lingering.NOTICE
+    assert not protocol.goaways
+
+
+def test_http2_that_is_never_used_ends_with_its_time(streams: tuple[Http2Protocol, socket.socket]) -> None:
+    protocol, _theirs = streams
+    tending = Tending()
+    tending.tend(protocol, 9.9, UNUSED_UNTIL, math.inf)
+    assert not protocol.goaways
+    tending.tend(protocol, 10.0, UNUSED_UNTIL, math.inf)
+    assert protocol.goaways == [True]

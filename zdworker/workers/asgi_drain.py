@@ -5,7 +5,7 @@ Rules:
 * While nobody drains, an HTTP request costs one plain call and two comparisons; nothing is kept about it.
 * A WebSocket is told 1012 ("service restart", RFC 6455 7.4.1 and the IANA registry) the way the application would do
   it, by ``websocket.close``: the close handshake completes and the application's ``receive()`` sees it.
-* Nothing of uvicorn is known here but the ASGI messages; what a server needs for HTTP is handed in (``prepare``).
+* Nothing of a server is known here but the ASGI messages; what it needs is handed in (``prepare``, ``on_closed``).
 """
 
 from __future__ import annotations
@@ -24,30 +24,37 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SERVICE_RESTART = 1012
 
-logger = logging.getLogger("uvicorn.error")
+logger = logging.getLogger("gunicorn.error")
+
+
+class WebSocketEnded(OSError, RuntimeError):
+    """What the application's ``send`` raises once we have closed its WebSocket.
+
+    An OSError, as the ASGI specification (2.4) has it, and a RuntimeError, which Gunicorn before 27 raises.
+    """
 
 
 class LiveWebSocket:
     """A WebSocket from the application's call to its return.
 
     :param send: the server's.
-    :param gone: what the application's ``send`` raises when the peer is gone, as the server itself would.
+    :param on_closed: is called with ``send`` when we have closed, for a server that does not tell the application.
     """
 
-    def __init__(self, send: Send, gone: type[OSError]) -> None:
+    def __init__(self, send: Send, on_closed: Callable[[Send], None] | None = None) -> None:
         self._send = send
-        self._gone = gone
+        self._on_closed = on_closed
         self.accepted = False
         self.closed = False
         """The application has closed it."""
-        self.cut: OSError | None = None
+        self.cut: WebSocketEnded | None = None
         """We have closed it; what the application's ``send`` raises since."""
         self.on_accept: Callable[[LiveWebSocket], None] | None = None
 
     async def send(self, message: Event) -> None:
         """Pass on what the application sends, until we have closed.
 
-        :raises OSError: (the server's kind) we have closed: there is nobody to send to.
+        :raises WebSocketEnded: we have closed: there is nobody to send to.
         """
         kind = message["type"]
         if self.cut is not None:
@@ -66,27 +73,29 @@ class LiveWebSocket:
         """Close it with 1012, unless somebody has."""
         if self.cut is not None or self.closed or not self.accepted:
             return
-        self.cut = self._gone("closed with 1012: the worker is replaced")
+        self.cut = WebSocketEnded("closed with 1012: the worker is replaced")
         try:
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
         except OSError:
             pass  # it went away by itself
         except Exception as error:  # noqa: BLE001  # whatever the protocol says: the application's task goes on
             logger.debug("A WebSocket could not be closed with 1012: %r", error)
+        if self._on_closed is not None:
+            self._on_closed(self._send)
 
 
 class AsgiDrain:
     """The wrapper; one for a worker.
 
     :param app: the application, as the server would call it.
-    :param gone: see :class:`LiveWebSocket`.
+    :param on_closed: see :class:`LiveWebSocket`.
     """
 
-    def __init__(self, app: Application, gone: type[OSError] = OSError) -> None:
+    def __init__(self, app: Application, on_closed: Callable[[Send], None] | None = None) -> None:
         self.app = app
         self.websockets: set[LiveWebSocket] = set()
-        self._gone = gone
-        self._prepare: Callable[[Scope, Receive, Send], Send] | None = None
+        self._on_closed = on_closed
+        self._prepare: Callable[[Send], None] | None = None
         self._spread = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -96,13 +105,13 @@ class AsgiDrain:
         if kind == "websocket":
             return self._websocket(scope, receive, send)
         if self._prepare is not None and kind == "http":
-            send = self._prepare(scope, receive, send)
+            self._prepare(send)
         return self.app(scope, receive, send)
 
-    def begin(self, prepare: Callable[[Scope, Receive, Send], Send], spread: float) -> None:
+    def begin(self, prepare: Callable[[Send], None], spread: float) -> None:
         """Begin the drain.
 
-        :param prepare: gets scope, receive and send of each further HTTP request and returns the ``send`` for it.
+        :param prepare: gets the server's ``send`` of each further HTTP request.
         :param spread: seconds over which the WebSockets are closed, evenly; one that is accepted later is closed within
             as many seconds of that, at most one.
         """
@@ -114,18 +123,17 @@ class AsgiDrain:
             self._close_later(websocket, place * self._spread / len(standing))
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        websocket = LiveWebSocket(send, self._gone)
+        websocket = LiveWebSocket(send, self._on_closed)
         if self._prepare is not None:
             websocket.on_accept = self._close_accepted
         self.websockets.add(websocket)
         try:
             await self.app(scope, receive, websocket.send)
         except Exception as error:
-            # Frameworks make their own exception of the server's (Starlette: WebSocketDisconnect); uncaught, it would
-            # be a traceback in the log for each WebSocket at each deploy. The server knows its own for an end.
-            if websocket.cut is not None and _comes_of(error, websocket.cut):
-                raise websocket.cut from None
-            raise
+            # Frameworks make their own exception of it (Starlette: WebSocketDisconnect); uncaught, it would be a
+            # traceback in the log for each WebSocket at each deploy. After a close an application returns.
+            if websocket.cut is None or not _comes_of(error, websocket.cut):
+                raise
         finally:
             self.websockets.discard(websocket)
 

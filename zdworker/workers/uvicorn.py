@@ -11,18 +11,15 @@ Rules:
 from __future__ import annotations
 
 import logging
-import signal
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gunicorn.workers.base import Worker
-
-from zdworker.workers.base import ZeroDowntime
+from zdworker.workers.loop_worker import LoopWorker
 
 if TYPE_CHECKING:
     from uvicorn import Config
 
 
-class UvicornWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no types
+class UvicornWorker(LoopWorker):
     """Serves an ASGI application with uvicorn, and loses no request when it is replaced."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": "auto"}
@@ -54,15 +51,10 @@ class UvicornWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has
         self._share_log()
         super().init_process()
 
-    def init_signals(self) -> None:
-        """Gunicorn's signals without its wake-up pipe, which nobody would read here and signals would fill."""
-        super().init_signals()
-        signal.set_wakeup_fd(-1)
-
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: the application's lifespan startup failed (code 3, reported), or the worker was told to end
+        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker was told to end
             before it was ready (code 0).
         """
         from zdworker.workers.uvicorn_server import run

@@ -7,42 +7,20 @@ Rules:
 * A response says ``Connection: close`` only if nothing more will come on the connection that uvicorn has taken or the
   kernel has acknowledged: the request's body has arrived and no further request has begun. That is decided when
   the head is written (:class:`ClosingHeaders`), not before: until then more may arrive.
-* No close on unread data: the kernel would answer it with a reset, and the client lose a response that was sent
-  (RFC 9112 9.6). Such a connection is half closed and read to its end first, for a bounded time (:func:`linger`).
+* No close on unread data: see :mod:`zdworker.workers.lingering`.
 
 Known protocols (uvicorn 0.36 to 0.54): ``HttpToolsProtocol``, ``H11Protocol``; ``ZttpProtocol`` has the same shape.
+For HTTP/2 (``ZttpH2Protocol``, since 0.54 and only if asked for in ``CONFIG_KWARGS``) see :func:`end_with_last_stream`.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
-import enum
-import fcntl
-import termios
 import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
-Header = tuple[bytes, bytes]
-
-CLOSE: Header = (b"connection", b"close")
-
-LINGER = 5.0
-"""Seconds that the rest of a request body is read after its response was sent (nginx: ``lingering_timeout``)."""
-
-CLOSE_NOTIFY = 2.0
-"""Seconds that a client has to answer the end of a TLS connection."""
-
-
-class Standing(enum.Enum):
-    """What a connection is in the middle of."""
-
-    UNUSED = "no byte has come yet"
-    READING = "a request's head has come in part"
-    BUSY = "a request is being answered"
-    IDLE = "kept alive between two requests"
-    LEAVING = "closing, or not HTTP/1.1: ends by itself"
+from zdworker.workers.lingering import NOTICE, Header, SeeingOff, Standing, linger, unread, with_close
 
 
 def standing(protocol: Any) -> Standing:
@@ -52,6 +30,8 @@ def standing(protocol: Any) -> Standing:
         return Standing.LEAVING
     if transport.get_protocol() is not protocol:
         return Standing.LEAVING  # an upgraded or a lingering one
+    if hasattr(protocol, "cycles"):
+        return Standing.STREAMS
     cycle = protocol.cycle
     if cycle is not None and not cycle.response_complete:
         return Standing.BUSY
@@ -68,24 +48,6 @@ def _head_begun(protocol: Any, cycle: Any) -> bool:
     scope = getattr(protocol, "scope", None)
     # httptools: a new scope with the first byte of a request, a new cycle with the last byte of its head.
     return scope is not None and (cycle is None or scope is not cycle.scope)
-
-
-def unread(transport: Any) -> int:
-    """Return how many bytes the kernel holds that the worker has not read; 0 if unknown."""
-    return _bytes_in(transport, termios.FIONREAD) or 0
-
-
-def _bytes_in(transport: Any, queue: int) -> int | None:
-    """Return the bytes in a kernel's queue of a connection, None if unknown.
-
-    :param queue: ``FIONREAD``, not read yet, or ``TIOCOUTQ``, not acknowledged yet (tcp(7), SIOCINQ and SIOCOUTQ).
-    """
-    count = array.array("i", [0])
-    try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), queue, count)
-    except (AttributeError, OSError, ValueError):
-        return None
-    return count[0]
 
 
 # -- Connection: close -----------------------------------------------------------------------------------------------
@@ -119,20 +81,6 @@ def may_close(cycle: Any, protocol: Any) -> bool:
     )
 
 
-def with_close(headers: list[Header]) -> list[Header]:
-    """Return ``headers`` with one ``Connection: close``; those of an upgrade as they are (RFC 9110 7.8)."""
-    kept = []
-    for name, value in headers:
-        if name.lower() == b"connection":
-            tokens = [token.strip().lower() for token in value.split(b",")]
-            if b"close" in tokens or b"upgrade" in tokens:
-                return headers
-            if tokens == [b"keep-alive"]:
-                continue  # clients that read the first Connection header only would believe it
-        kept.append((name, value))
-    return [*kept, CLOSE]
-
-
 def announce(cycle: Any, protocol: Any) -> None:
     """Have the response of ``cycle``, if its head is not written yet, end the connection as a client expects it to."""
     if not isinstance(cycle.default_headers, ClosingHeaders):
@@ -145,8 +93,11 @@ def announce_standing(protocol: Any) -> None:
 
     Of pipelined requests only the last may end the connection; it is not begun yet, and gets it when it is.
     """
-    if standing(protocol) is Standing.BUSY and not getattr(protocol, "pipeline", None):
+    what = standing(protocol)
+    if what is Standing.BUSY and not getattr(protocol, "pipeline", None):
         announce(protocol.cycle, protocol)
+    elif what is Standing.STREAMS:
+        end_with_last_stream(protocol)
 
 
 def cycle_of(send: Any) -> tuple[Any, Any] | None:
@@ -157,6 +108,48 @@ def cycle_of(send: Any) -> tuple[Any, Any] | None:
     if not all(hasattr(cycle, name) for name in needed) or not hasattr(protocol, "timeout_keep_alive_task"):
         return None
     return cycle, protocol
+
+
+def end_with_last_stream(protocol: Any) -> None:
+    """Have an HTTP/2 connection end, with GOAWAY, when its last stream does; until then new ones are answered.
+
+    uvicorn's own ``shutdown()`` refuses them with 503. The GOAWAY names the last stream that was answered: what a
+    client has sent since, it may send again elsewhere (RFC 9113 6.8).
+    """
+    if "on_stream_closed" in vars(protocol):
+        return
+    on_stream_closed = protocol.on_stream_closed
+
+    def closed() -> None:
+        if not protocol.cycles and not unread(protocol.transport):
+            protocol.shutdown_requested = True
+        on_stream_closed()
+
+    protocol.on_stream_closed = closed
+
+
+def patient(protocol_class: Any) -> Any:
+    """Return a protocol class like this one, whose idle connections do not end when a request has come.
+
+    A loop that was held up (by a slow call, or because the process stood still) looks at its timers first: it would end
+    a connection whose next request has been in the kernel for long, and reset the client.
+    """
+    if not hasattr(protocol_class, "timeout_keep_alive_handler"):
+        return protocol_class
+
+    class Patient(protocol_class):  # type: ignore[misc]  # whichever uvicorn was told to take
+        """uvicorn's protocol."""
+
+        def timeout_keep_alive_handler(self) -> None:
+            if unread(self.transport):
+                # With the data it is cancelled, or it was no request.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+            else:
+                super().timeout_keep_alive_handler()
+
+    return Patient
 
 
 # -- closing ---------------------------------------------------------------------------------------------------------
@@ -177,46 +170,15 @@ class CarefulTransport:
         """Close, but read what the client is still sending first."""
         sending = self._cycle.more_body and not self._cycle.disconnected
         if not self._transport.is_closing() and (sending or unread(self._transport)):
-            linger(self._protocol, self._transport)
+            _linger(self._protocol, self._transport)
         else:
             self._transport.close()
 
 
-def linger(protocol: Any, transport: Any) -> None:
-    """Close the writing half, and all of it once the client has closed or :data:`LINGER` seconds have passed.
-
-    With TLS there is no half (asyncio and uvloop): the client ends it, since the response said so.
-    """
-    sink = _Sink(protocol)
-    transport.set_protocol(sink)
-    if transport.can_write_eof():
-        transport.write_eof()
-    flow = getattr(protocol, "flow", None)
-    if flow is not None:
-        flow.resume_reading()
-    loop = asyncio.get_running_loop()
-    sink.timer = loop.call_later(LINGER, transport.close)
+def _linger(protocol: Any, transport: Any) -> None:
+    linger(protocol, transport)
     # uvicorn arms the keep-alive timer behind the close, as for any transport that is still open.
-    loop.call_soon(_disarm, protocol)
-
-
-class _Sink(asyncio.Protocol):
-    """Reads on for a protocol that is done, and lets it know of the end."""
-
-    def __init__(self, protocol: Any) -> None:
-        self._protocol = protocol
-        self.timer: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        self._protocol.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._protocol.resume_writing()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self._protocol.connection_lost(exc)
+    asyncio.get_running_loop().call_soon(_disarm, protocol)
 
 
 def _disarm(protocol: Any) -> None:
@@ -231,35 +193,35 @@ class Tending:
 
     uvicorn ends a kept connection after its keep-alive time, but not one on which something came that was no
     request (an empty line, the rest of a body that the application did not want), nor one that was never used.
-
-    :param unused_until: when connections on which no byte ever came have had their time, by ``time.monotonic()``.
     """
 
-    def __init__(self, unused_until: float) -> None:
-        self._unused_until = unused_until
-        self._leaving: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()
+    def __init__(self) -> None:
+        self._seeing_off = SeeingOff()
+        self._noticed: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def tend(self, protocol: Any, now: float) -> None:
-        """Do for a connection what there is to do at ``now``, by ``time.monotonic()``."""
+    def tend(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
+        """Do for a connection what there is to do at ``now``, by ``time.monotonic()``.
+
+        :param unused_until: when connections on which no byte ever came have had their time.
+        :param notice_at: when HTTP/2 connections on which streams overlap all the time are told to open no more.
+        """
         what = standing(protocol)
         if what is Standing.IDLE and protocol.timeout_keep_alive_task is None:
             protocol.timeout_keep_alive_task = asyncio.get_running_loop().call_later(
                 protocol.timeout_keep_alive, protocol.timeout_keep_alive_handler
             )
-        elif what is Standing.UNUSED and now >= self._unused_until and not unread(protocol.transport):
+        elif what is Standing.UNUSED and now >= unused_until and not unread(protocol.transport):
             protocol.transport.close()
         elif what is Standing.LEAVING:
-            self._see_off(protocol, now)
+            self._seeing_off.look(protocol, now)
+        elif what is Standing.STREAMS:
+            self._tend_streams(protocol, now, unused_until, notice_at)
 
-    def _see_off(self, protocol: Any, now: float) -> None:
-        # With TLS, asyncio and uvloop wait half a minute for the client's close_notify, and a client that keeps the
-        # connection in a pool sends none before it looks. All it was sent has been acknowledged: nothing gets lost.
-        transport = getattr(protocol, "transport", None)
-        if transport is None or not transport.is_closing() or transport.get_extra_info("sslcontext") is None:
-            return
-        if now - self._leaving.setdefault(protocol, now) > CLOSE_NOTIFY and _is_quiet(transport):
-            transport.abort()
-
-
-def _is_quiet(transport: Any) -> bool:
-    return _bytes_in(transport, termios.TIOCOUTQ) == 0 and _bytes_in(transport, termios.FIONREAD) == 0
+    def _tend_streams(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
+        end_with_last_stream(protocol)  # it may have been in its TLS handshake as the drain began
+        if protocol.cycles and now >= notice_at and protocol not in self._noticed:
+            self._noticed.add(protocol)
+            protocol.transport.write(NOTICE)
+        idle = not protocol.cycles and protocol.timeout_keep_alive_task is None
+        if idle and now >= unused_until and not unread(protocol.transport):
+            protocol.shutdown()  # there is nothing to refuse: it says GOAWAY and closes

@@ -2,7 +2,6 @@
 
 Rules:
 
-* The application is wrapped once, where Gunicorn loads it. A request costs one plain call more.
 * Whether a connection ends with a response is decided when the head is sent, not when the request begins, nor when the
   application calls ``start_response``: a drain that begins in between counts, and what the head says is what is done.
 * A response does not end the connection while further requests are there already (HTTP/1.1 pipelining): they would be
@@ -15,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -30,11 +31,18 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
+BEAT = 0.1
+"""Seconds between two heartbeats, at least."""
+
+_default_headers = Response.default_headers
+
 
 class WsgiDrain(ZeroDowntime):
     """Mixin for workers on Gunicorn's own WSGI responses (``gunicorn.http.wsgi.Response``)."""
 
     wsgi: Application
+
+    _zd_next_beat = 0.0
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
@@ -49,20 +57,16 @@ class WsgiDrain(ZeroDowntime):
             importlib.import_module("gunicorn.uwsgi.parser")
 
     def load_wsgi(self) -> None:
-        """Load the application, as Gunicorn does, and wrap it."""
+        """Load the application, as Gunicorn does; and see to the heads of its responses."""
         super().load_wsgi()  # type: ignore[misc]
-        application = self.wsgi
-        ending = _ending_response(self)
+        _end_connections_of(self)
 
-        def wrapped(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-            # Gunicorn calls this with a method of the response, before anything is sent. Another class for it and not
-            # an attribute with a function of ours: that would be a reference cycle for each request.
-            response = getattr(start_response, "__self__", None)
-            if type(response) is Response:
-                response.__class__ = ending
-            return application(environ, start_response)
-
-        self.wsgi = wrapped
+    def notify(self) -> None:
+        """Beat the heart, at most ten times a second: Gunicorn's loops do so in each turn, with each request."""
+        now = time.monotonic()
+        if now >= self._zd_next_beat:
+            self._zd_next_beat = now + BEAT
+            super().notify()
 
     def zd_warm_up(self, paths: Sequence[str]) -> None:
         """Answer each of ``paths`` once, whole.
@@ -75,18 +79,19 @@ class WsgiDrain(ZeroDowntime):
                 raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
 
 
-def _ending_response(worker: ZeroDowntime) -> type[Response]:
-    """Return the class of responses that end their connections once ``worker`` is told to leave."""
+def _end_connections_of(worker: ZeroDowntime) -> None:
+    """Have responses end their connections once ``worker`` is told to leave.
 
-    class EndingResponse(Response):  # type: ignore[misc]  # Gunicorn has no types
-        """Says ``Connection: close``, and Gunicorn does that behind it."""
+    Gunicorn's class is changed, in a worker's own process: a wrapper around the application could only mark a response
+    when it begins, or cost each request the change of an object.
+    """
 
-        def default_headers(self) -> list[str]:
-            if worker.zd_leaving and not _more_has_come(self):
-                self.force_close()
-            return super().default_headers()  # type: ignore[no-any-return]
+    def default_headers(response: Response) -> list[str]:
+        if worker.zd_deadline != math.inf and not _more_has_come(response):
+            response.force_close()
+        return _default_headers(response)  # type: ignore[no-any-return]
 
-    return EndingResponse
+    Response.default_headers = default_headers
 
 
 def _more_has_come(response: Response) -> bool:

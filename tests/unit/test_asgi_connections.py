@@ -1,0 +1,323 @@
+"""What the drain knows of connections of Gunicorn's ASGI stack, asked of the real protocol on a socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import gunicorn
+import pytest
+from gunicorn.config import Config
+
+from zdworker.workers import lingering
+from zdworker.workers.asgi_connections import Connection
+from zdworker.workers.lingering import Standing
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+CALLBACKS = gunicorn.version_info >= (25, 2)  # parsers with callbacks; before, a stream reader
+
+
+class Log(logging.Logger):
+    """What Gunicorn's logger has that the protocol asks for."""
+
+    access_log_enabled = False
+
+    def access(self, *arguments: Any) -> None:
+        """No access log."""
+
+
+class Stage:
+    """One connection, its client's end, and an application that answers when it is told to.
+
+    It stands for the server and the worker too.
+    """
+
+    alive = True
+    nr = nr_conns = 0
+    max_requests = 1000
+
+    def __init__(self, theirs: socket.socket) -> None:
+        self.theirs = theirs
+        self.cfg = Config()
+        self.cfg.set("keepalive", 5)
+        self.log = Log("test")
+        self.keepalive = 5.0
+        self.state: dict[str, Any] = {}
+        self.draining = False
+        self.open: set[Any] = set()
+        self.reads = True
+        self.go = asyncio.Event()
+        self.after = asyncio.Event()
+        self.after.set()
+        self.finished = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.loop = asyncio.get_running_loop()
+        self.connection: Any = Connection(self, self)  # type: ignore[arg-type]
+
+    async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
+        while self.reads and (await receive()).get("more_body"):
+            pass
+        await self.go.wait()
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2"), *self.headers]}
+        )
+        await send({"type": "http.response.body", "body": b"ok"})
+        await self.after.wait()
+        self.finished += 1
+
+    async def feed(self, data: bytes) -> None:
+        self.theirs.send(data)
+        await self.turn()
+
+    async def turn(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+
+    async def answer(self) -> bytes:
+        """Let the application answer; return what the client has got."""
+        self.go.set()
+        await self.turn()
+        return self.got()
+
+    def got(self) -> bytes:
+        try:
+            return self.theirs.recv(65536)
+        except BlockingIOError:
+            return b""
+
+    def ended(self) -> bool:
+        """Whether the client sees the end."""
+        try:
+            return self.theirs.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+
+    def standing(self) -> Standing:
+        standing: Standing = self.connection.zd_standing()
+        return standing
+
+    def tend(self, later: float, unused_until: float = 0.0) -> None:
+        now = time.monotonic()
+        self.connection.zd_tend(now + later, now + unused_until)
+
+
+Scenario = Callable[[Stage], Awaitable[None]]
+Play = Callable[[Scenario], None]
+
+
+@pytest.fixture
+def play() -> Iterator[Play]:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            stage = Stage(theirs)
+            await asyncio.get_running_loop().create_unix_connection(lambda: stage.connection, sock=ours)
+            await stage.turn()
+            await scenario(stage)
+            stage.after.set()
+            stage.go.set()
+            stage.connection.transport.abort()
+            await stage.turn()
+
+        asyncio.run(main())
+
+    yield run
+    theirs.close()
+
+
+def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert stage.standing() is Standing.UNUSED
+        await stage.feed(HEAD[:1])
+        assert stage.standing() is Standing.READING
+        await stage.feed(HEAD[1:])
+        assert stage.standing() is Standing.BUSY
+        assert stage.connection.zd_running() == 1
+        assert b"200 OK" in await stage.answer()
+        assert stage.standing() is Standing.IDLE
+        assert stage.connection.zd_running() == 0
+        await stage.feed(HEAD[:10])
+        assert stage.standing() is Standing.READING
+        stage.connection.transport.close()
+        assert stage.standing() is Standing.LEAVING
+
+    play(scenario)
+
+
+def test_a_response_ends_the_connection_once_the_drain_has_begun(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(HEAD)
+        stage.draining = True
+        assert (await stage.answer()).lower().count(b"connection: close") == 1
+        assert stage.ended()
+        stage.theirs.close()
+        await stage.turn()
+        assert not stage.open
+
+    play(scenario)
+
+
+def test_nobody_is_told_before_the_drain(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(POST + b"abcd")
+        assert b"connection" not in (await stage.answer()).lower()
+        await stage.feed(HEAD)
+        assert b"200 OK" in stage.got()
+        assert not stage.ended()
+
+    play(scenario)
+
+
+def test_the_application_s_keep_alive_is_not_believed(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.headers = [(b"Connection", b"keep-alive")]
+        await stage.feed(HEAD)
+        stage.draining = True
+        answer = (await stage.answer()).lower()
+        assert answer.count(b"connection:") == 1
+        assert b"connection: close" in answer
+        assert stage.ended()
+
+    play(scenario)
+
+
+def test_a_client_that_still_sends_is_read_to_its_end(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.reads = False
+        stage.draining = True
+        await stage.feed(POST + b"ab")
+        assert b"200 OK" in await stage.answer()
+        assert stage.ended()
+        assert stage.open
+        await stage.feed(b"cd")
+        stage.theirs.close()
+        await stage.turn()
+        assert not stage.open
+
+    play(scenario)
+
+
+def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lingering, "LINGER", 0.01)
+
+    async def scenario(stage: Stage) -> None:
+        stage.reads = False
+        stage.draining = True
+        await stage.feed(POST + b"ab")
+        await stage.answer()
+        await stage.turn()
+        assert not stage.open
+
+    play(scenario)
+
+
+@pytest.mark.skipif(
+    (25, 2) <= gunicorn.version_info < (27,), reason="what is sent behind a request is dropped there, drain or not"
+)
+def test_pipelined_requests_are_all_answered_the_last_as_the_last(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(HEAD + HEAD + HEAD)
+        stage.draining = True
+        answers = (await stage.answer()).lower()
+        assert answers.count(b"200 ok") == 3
+        assert answers.count(b"connection: close") == 1
+        assert b"connection: close" in answers.rpartition(b"http/1.1 200 ok")[2]
+        assert stage.ended()
+
+    play(scenario)
+
+
+def test_an_idle_connection_ends_with_its_time_and_a_half_read_one_does_not(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(HEAD)
+        await stage.answer()
+        stage.draining = True
+        stage.tend(0.0)
+        stage.tend(4.9)
+        assert stage.open
+        stage.theirs.send(b"G")  # not read yet: it is no longer idle
+        stage.tend(5.1)
+        await stage.turn()
+        assert stage.standing() is Standing.READING
+        stage.tend(60.0)
+        assert stage.open
+        await stage.feed(HEAD[1:])
+        assert b"connection: close" in stage.got().lower()
+
+    play(scenario)
+
+
+def test_an_idle_connection_that_is_left_alone(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(HEAD)
+        await stage.answer()
+        stage.draining = True
+        stage.tend(0.0)
+        stage.tend(5.1)
+        await stage.turn()
+        assert stage.ended()
+        assert not stage.open
+
+    play(scenario)
+
+
+def test_an_unused_connection_has_its_time(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.draining = True
+        stage.tend(6.9, 7.0)
+        await stage.turn()
+        assert stage.open
+        stage.tend(7.1, 7.0)
+        await stage.turn()
+        assert not stage.open
+
+    play(scenario)
+
+
+@pytest.mark.skipif(not CALLBACKS, reason="an empty line is taken for nothing at all")
+def test_empty_lines_are_no_request(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(HEAD)
+        await stage.answer()
+        await stage.feed(b"\r\n")
+        assert stage.standing() in (Standing.IDLE, Standing.LEAVING)  # 26 takes it for a bad request
+
+    play(scenario)
+
+
+def test_the_call_goes_on_when_the_client_has_left_as_it_was_told(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        stage.cfg.set("asgi_disconnect_grace_period", 1)
+        stage.after.clear()
+        stage.draining = True
+        await stage.feed(HEAD)
+        assert b"connection: close" in (await stage.answer()).lower()
+        stage.theirs.close()
+        await stage.turn()
+        await asyncio.sleep(1.1)
+        assert stage.open
+        assert stage.connection.zd_running() == 1
+        stage.after.set()
+        await stage.turn()
+        assert stage.finished == 1
+        assert not stage.open
+
+    play(scenario)
+
+
+def test_the_application_hears_of_the_cut(play: Play) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.feed(POST + b"ab")
+        stage.go.set()
+        stage.connection.zd_tell_disconnected()
+        await stage.turn()
+        assert stage.finished == 1
+
+    play(scenario)

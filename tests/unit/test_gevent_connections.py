@@ -1,0 +1,167 @@
+"""How long a gevent worker keeps which connection, and what its listener leaves alone; without monkey patching."""
+
+from __future__ import annotations
+
+import math
+import socket
+import ssl
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+import gevent.socket
+import pytest
+from gevent.pool import Pool
+
+from zdworker.workers.gevent_connections import Listener, Standing, silence
+from zdworker.workers.gevent_http2 import name_last_stream
+from zdworker.workers.gevent_worker import DrainingGeventWorker
+
+ACCEPTED = 100.0
+BEGUN = 102.0
+KEEPALIVE = 2
+TIMEOUT = 30
+PATIENCE = 5.0
+"""The longer of ``keepalive`` and 5."""
+
+LIGHT = """
+import sys
+import zdworker
+
+zdworker.GeventWorker, zdworker.TornadoWorker
+heavy = {name.partition(".")[0] for name in sys.modules} & {"gevent", "greenlet", "tornado", "asyncio", "ssl"}
+print(sorted(heavy - set(sys.argv[1:])))
+"""
+
+
+def limit(leaving: bool, **facts: Any) -> float:
+    """Return until when a connection accepted at ``ACCEPTED`` is kept, in a drain from ``BEGUN`` on or in none."""
+    standing = Standing(ACCEPTED)
+    cfg = SimpleNamespace(keepalive=KEEPALIVE, timeout=facts.pop("timeout", TIMEOUT))
+    for name, value in facts.items():
+        setattr(standing, name, value)
+    worker: Any = SimpleNamespace(cfg=cfg, zd_leaving=leaving, _patience=PATIENCE, _begun=BEGUN if leaving else 0.0)
+    return DrainingGeventWorker._limit(worker, standing)  # noqa: SLF001  # of this very class
+
+
+def test_a_connection_never_used_has_patience() -> None:
+    assert limit(False) == ACCEPTED + KEEPALIVE + 5
+    assert limit(True) == max(ACCEPTED + KEEPALIVE + 5, BEGUN + PATIENCE)
+    assert limit(True, since=BEGUN - 60) == BEGUN + PATIENCE
+
+
+def test_an_idle_connection_has_its_keep_alive_time() -> None:
+    for leaving in (False, True):
+        assert limit(leaving, answered=True, since=103.0, heard=102.9) == 103.0 + KEEPALIVE
+
+
+def test_a_head_has_timeout_and_in_a_drain_patience_from_its_last_byte() -> None:
+    assert limit(False, heard=101.0) == limit(True, heard=101.0) == ACCEPTED + TIMEOUT
+    assert limit(True, heard=129.0) == 129.0 + PATIENCE
+    assert limit(True, answered=True, since=103.0, heard=104.0, timeout=2) == 104.0 + PATIENCE
+    assert limit(False, heard=101.0, timeout=0) == math.inf
+
+
+def test_what_came_behind_a_request_counts_as_begun() -> None:
+    alone, pipelined = Standing(ACCEPTED), Standing(ACCEPTED)
+    for standing, more in ((alone, False), (pipelined, True)):
+        standing.busy = True
+        standing.end(more)
+    assert (alone.busy, alone.answered, alone.begun) == (False, True, False)
+    assert (pipelined.busy, pipelined.answered, pipelined.begun) == (False, True, True)
+
+
+class Connection:
+    """What is used of Gunicorn's ``HTTP2ServerConnection``."""
+
+    def __init__(self) -> None:
+        self.h2_conn = SimpleNamespace(highest_inbound_stream_id=7)
+        self.closed: list[tuple[int, int | None]] = []
+
+    def close(self, error_code: int = 0, last_stream_id: int | None = None) -> None:
+        self.closed.append((error_code, last_stream_id))
+
+
+def test_goaway_names_the_last_stream_unless_gunicorn_knows_better() -> None:
+    connection = Connection()
+    name_last_stream(connection)
+    connection.close()
+    connection.close(error_code=1)
+    connection.close(last_stream_id=5)
+    assert connection.closed == [(0, 7), (1, 7), (0, 5)]
+
+
+def echo(client: Any, _address: Any) -> None:
+    while data := client.recv(100):
+        client.sendall(data)
+
+
+@pytest.fixture
+def listener() -> Any:
+    bound = gevent.socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    bound.listen()
+    made = Listener(bound, echo, spawn=Pool(10))
+    made.start()
+    yield made
+    made.pool.kill()
+    made.close()
+
+
+def test_a_retired_listener_accepts_no_more_and_leaves_its_connections_alone(listener: Any) -> None:
+    with gevent.socket.create_connection(listener.address, 5) as client:
+        client.sendall(b"a")
+        assert client.recv(1) == b"a"
+        listener.retire()
+        with pytest.raises(ConnectionRefusedError):
+            gevent.socket.create_connection(listener.address, 5)
+        client.sendall(b"b")
+        assert client.recv(1) == b"b"
+    with gevent.Timeout(5):
+        listener.pool.join()
+
+
+def test_a_connection_accepted_just_before_is_handled(listener: Any) -> None:
+    """With TLS too its handler is looked up only when its greenlet begins: ``close()`` would have deleted it."""
+    handled = []
+    listener._handle = lambda client, address: handled.append(address)  # noqa: SLF001
+    ours, theirs = socket.socketpair()
+    listener.do_handle(gevent.socket.socket(fileno=theirs.detach()), "address")
+    listener.retire()
+    with gevent.Timeout(5):
+        listener.pool.join()
+    ours.close()
+    assert handled == ["address"]
+
+
+def test_tls_is_begun_by_the_handler(listener: Any) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    made = Listener(gevent.socket.socket(), echo, ssl_context=context)
+    made.socket.close()
+    assert made.ssl_args == {"server_side": True, "do_handshake_on_connect": False}
+    assert context.sslsocket_class.__name__ == "TLSClientSocket"
+
+
+def test_silence_ends_what_waits_and_loses_nothing_that_has_come() -> None:
+    ours, theirs = socket.socketpair()
+    client = gevent.socket.socket(fileno=theirs.detach())
+    ours.sendall(b"late")
+    silence(client)
+    assert client.recv(100) == b"late"
+    assert client.recv(100) == b""
+    client.close()
+    silence(client)
+    ours.close()
+
+
+def test_the_light_halves_load_nothing_heavy() -> None:
+    before = subprocess.run(
+        [sys.executable, "-c", "import sys, gunicorn.workers.base\nprint(*{n.partition('.')[0] for n in sys.modules})"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    out = subprocess.run([sys.executable, "-c", LIGHT, *before], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

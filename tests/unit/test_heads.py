@@ -1,0 +1,147 @@
+"""Whether a request has come: asked of real sockets, since that is what the kernel has to say."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.http.body import Body, ChunkedReader, LengthReader
+from gunicorn.http.unreader import IterUnreader
+
+from zdworker.workers.heads import (
+    HEAD_LIMIT,
+    body_has_come,
+    has_come,
+    patience,
+    read_ahead,
+    read_head,
+    shows_heads,
+    unread,
+)
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """The two ends of a connection: the client's, the worker's."""
+    client, worker = socket.socketpair()
+    with client, worker:
+        yield client, worker
+
+
+def test_head_that_comes_in_parts(pair: Pair) -> None:
+    client, worker = pair
+    head = bytearray()
+    assert not read_head(worker, head)
+    for part in (b"GET / HTTP/1.1\r\n", b"Host: a\r\n\r"):
+        client.sendall(part)
+        assert not read_head(worker, head)
+    client.sendall(b"\n")
+    assert read_head(worker, head)
+    assert head == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def test_head_behind_which_the_client_ends(pair: Pair) -> None:
+    client, worker = pair
+    head = bytearray()
+    client.sendall(b"GET /")
+    client.shutdown(socket.SHUT_WR)
+    assert not read_head(worker, head)
+    assert read_head(worker, head)
+    assert head == b"GET /"
+
+
+def test_head_that_is_too_long_for_us(pair: Pair) -> None:
+    """Gunicorn reads it on, and knows what is too long for it."""
+    client, worker = pair
+    head = bytearray()
+    client.sendall(b"x" * (HEAD_LIMIT - 1))
+    assert not read_head(worker, head)
+    client.sendall(b"x")
+    assert read_head(worker, head)
+
+
+def test_closed_socket_is_left_to_who_serves_it(pair: Pair) -> None:
+    _client, worker = pair
+    worker.close()
+    assert read_head(worker, bytearray())
+    assert has_come(worker)
+    assert unread(worker) == 0
+
+
+def test_look_takes_nothing_and_waits_for_nothing(pair: Pair) -> None:
+    client, worker = pair
+    worker.settimeout(30)  # Python would wait that long before it asks the kernel
+    asked = time.monotonic()
+    assert not has_come(worker)
+    assert time.monotonic() - asked < 5
+    client.sendall(b"abc")
+    assert has_come(worker)
+    assert unread(worker) == 3
+    assert worker.recv(10) == b"abc"
+    client.close()
+    assert has_come(worker)
+
+
+def config(**settings: Any) -> SimpleNamespace:
+    defaults = {"is_ssl": False, "protocol": "http", "http_protocols": ["h1"], "keepalive": 2, "timeout": 30}
+    return SimpleNamespace(**{**defaults, **settings})
+
+
+def test_where_heads_can_be_seen() -> None:
+    assert shows_heads(config())
+    assert not shows_heads(config(is_ssl=True))
+    assert not shows_heads(config(protocol="uwsgi"))
+    assert not shows_heads(config(http_protocols=["h2", "h1"]))
+
+
+def request(reader: Any) -> SimpleNamespace:
+    return SimpleNamespace(body=Body(reader))
+
+
+def test_body_of_known_length() -> None:
+    empty = request(LengthReader(IterUnreader([]), 0))
+    assert body_has_come(empty)
+    upload = request(LengthReader(IterUnreader([b"ab", b"cd"]), 4))
+    assert not body_has_come(upload)
+    assert upload.body.read() == b"abcd"
+    assert body_has_come(upload)
+
+
+def test_chunked_body() -> None:
+    chunks = [b"2\r\nab\r\n", b"0\r\n\r\n"]
+    upload = request(ChunkedReader(SimpleNamespace(), IterUnreader(chunks)))
+    assert not body_has_come(upload)
+    assert upload.body.read() == b"ab"
+    assert body_has_come(upload)
+
+
+def test_unsure_is_no() -> None:
+    assert not body_has_come(None)
+    assert not body_has_come(SimpleNamespace(body=None))
+    assert not body_has_come(request(SimpleNamespace()))
+
+
+def test_what_was_read_ahead(pair: Pair) -> None:
+    unreader = IterUnreader([])
+    assert not read_ahead(unreader, pair[1])
+    unreader.unread(b"GET")
+    assert read_ahead(unreader, pair[1])
+    decrypted: Any = SimpleNamespace(pending=lambda: 3)
+    assert read_ahead(IterUnreader([]), decrypted)
+
+
+def test_patience() -> None:
+    """Never used: 5 seconds and ``keepalive``, in a drain until its bound. Half-read: ``timeout`` from each byte."""
+    now = time.monotonic()
+    assert patience(config(), False, math.inf) == pytest.approx(now + 7, abs=1)
+    assert patience(config(), False, now + 4) == pytest.approx(now + 4, abs=1)
+    assert patience(config(keepalive=9), False, now + 4) == pytest.approx(now + 9, abs=1)
+    assert patience(config(), True, now + 4) == pytest.approx(now + 30, abs=1)
+    assert patience(config(timeout=0), True, math.inf) == math.inf

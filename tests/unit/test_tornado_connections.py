@@ -1,0 +1,193 @@
+"""What the drain knows of Tornado's connections, asked of its real server over a pair of sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+from tornado.iostream import IOStream
+from tornado.web import Application, RequestHandler, stream_request_body
+
+from zdworker.workers import tornado_connections
+from zdworker.workers.lingering import Standing
+from zdworker.workers.tornado_connections import Request, Server, standing, unread
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
+REFUSED = b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n"
+Scenario = Callable[["Connection"], Awaitable[None]]
+
+
+class Plain(RequestHandler):
+    """Answers at once."""
+
+    def get(self) -> None:
+        self.finish("ok")
+
+
+class Slow(RequestHandler):
+    """Answers when it is told to."""
+
+    async def get(self) -> None:
+        await self.application.settings["go_on"].wait()
+        self.finish("ok")
+
+
+@stream_request_body
+class Refuse(RequestHandler):
+    """Answers before the body has come."""
+
+    def prepare(self) -> None:
+        self.set_status(413)
+        self.finish("no")
+
+    def data_received(self, chunk: bytes) -> None:
+        """Do nothing with it."""
+
+
+class Connection:
+    """A client's end, and the server's object for it."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+        self.server = Server(Application([("/", Plain), ("/slow", Slow), ("/refuse", Refuse)], go_on=self.go_on))
+        ours, theirs = socket.socketpair()
+        self.client = IOStream(ours)
+        self.server.handle_stream(IOStream(theirs), ("127.0.0.1", 0))
+        (self.connection,) = self.server.connections
+
+    @property
+    def standing(self) -> Standing:
+        return standing(self.connection)
+
+    async def until(self, what: Standing) -> None:
+        """Let the server work until the connection is in the middle of ``what``."""
+        while self.standing is not what:  # noqa: ASYNC110  # there is no event: the state is asked of Tornado
+            await asyncio.sleep(0.001)
+
+    async def reply(self) -> tuple[int, str]:
+        """Return status and ``Connection`` of the next answer."""
+        head = (await self.client.read_until(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:])}
+        await self.client.read_bytes(int(headers["content-length"]))
+        return int(head[0].split()[1]), headers.get("connection", "")
+
+
+def play(scenario: Scenario) -> None:
+    """Run a scenario on a connection of its own."""
+
+    async def run() -> None:
+        connection = Connection()
+        try:
+            await asyncio.wait_for(scenario(connection), 10)
+        finally:
+            connection.client.close()
+            await connection.server.close_all_connections()
+
+    asyncio.run(run())
+
+
+@pytest.fixture(autouse=True)
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No drain to begin with, and none behind."""
+    monkeypatch.setattr(Request, "draining", False)
+    yield
+    Request.draining = False
+
+
+def test_standings() -> None:
+    async def scenario(it: Connection) -> None:
+        assert it.standing is Standing.UNUSED
+        await it.client.write(SLOW[:10])
+        await it.until(Standing.READING)
+        await it.client.write(SLOW[10:])
+        await it.until(Standing.BUSY)
+        it.go_on.set()
+        assert await it.reply() == (200, "")
+        await it.until(Standing.IDLE)
+        assert it.server.answered == 1
+
+    play(scenario)
+
+
+def test_a_drain_begins_before_the_connection_has_run() -> None:
+    async def scenario(it: Connection) -> None:
+        it.server.begin_drain()
+        assert it.standing is Standing.UNUSED
+        await it.client.write(GET)
+        assert await it.reply() == (200, "close")
+
+    play(scenario)
+
+
+def test_a_request_under_way_ends_its_connection() -> None:
+    async def scenario(it: Connection) -> None:
+        await it.client.write(SLOW)
+        await it.until(Standing.BUSY)
+        it.server.begin_drain()
+        it.go_on.set()
+        assert await it.reply() == (200, "close")
+        assert await it.client.read_until_close() == b""
+
+    play(scenario)
+
+
+def test_of_pipelined_requests_the_last_ends_the_connection() -> None:
+    async def scenario(it: Connection) -> None:
+        await it.client.write(SLOW + GET + GET)
+        await it.until(Standing.BUSY)
+        it.server.begin_drain()
+        it.go_on.set()
+        assert [await it.reply() for _ in range(3)] == [(200, ""), (200, ""), (200, "close")]
+
+    play(scenario)
+
+
+def test_an_early_answer_waits_for_the_body() -> None:
+    async def scenario(it: Connection) -> None:
+        await it.client.write(REFUSED + b"abc")
+        assert await it.reply() == (413, "")
+        await it.client.write(b"def" + GET)
+        assert await it.reply() == (200, "")
+
+    play(scenario)
+
+
+def test_an_early_answer_to_a_client_that_ends_the_connection_waits_too() -> None:
+    async def scenario(it: Connection) -> None:
+        await it.client.write(REFUSED.replace(b"Host: a", b"Host: a\r\nConnection: close") + b"abc")
+        assert (await it.reply())[0] == 413
+        await it.client.write(b"def")
+        assert await it.client.read_until_close() == b""
+
+    play(scenario)
+
+
+def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tornado_connections, "LINGER", 0.05)
+
+    async def scenario(it: Connection) -> None:
+        await it.client.write(REFUSED)
+        assert await it.reply() == (413, "")
+        assert await it.client.read_until_close() == b""
+
+    play(scenario)
+
+
+def test_what_comes_behind_the_last_request_does_not_reset_its_answer() -> None:
+    async def scenario(it: Connection) -> None:
+        await it.client.write(SLOW)
+        await it.until(Standing.BUSY)
+        it.server.begin_drain()
+        request: Any = it.connection.zd_request
+        request._nothing_follows = lambda: True  # noqa: SLF001  # as if the next had come a moment later
+        await it.client.write(GET)
+        assert unread(it.connection.stream) == len(GET)
+        it.go_on.set()
+        assert await it.reply() == (200, "close")
+        assert await it.client.read_until_close() == b""
+
+    play(scenario)
