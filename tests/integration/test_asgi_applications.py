@@ -123,8 +123,8 @@ def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerC
     reply = client.reply()
     assert reply.last
     client.close()
+    wait_for(lambda: not alive(old), 15, "the old worker is gone")
     answered = site.marks("answered")[0]["time"]
-    wait_for(lambda: not alive(old), 8, "the old worker is gone")
     assert site.marks("background done")[0]["time"] - answered >= 3.9
     assert site.marks("shutdown")[0]["time"] >= site.marks("background done")[0]["time"]
 

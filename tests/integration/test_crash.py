@@ -15,6 +15,8 @@ from .processes import wait_for
 from .server import Server
 from .watcher import FleetWatcher
 
+pytestmark = pytest.mark.load  # how long nobody is answered is a matter of who else works on this machine
+
 PAUSE = 0.01
 """Seconds between a client's requests, where it is not the load that matters."""
 GAP = 0.3

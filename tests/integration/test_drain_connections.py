@@ -25,7 +25,7 @@ scenario = Scenario()
 BODY = b"0123456789abcdef" * 200
 HALF = len(BODY) // 2
 ECHO = request("POST", "/echo", BODY)
-KEEP = 5
+KEEP = 8
 """Seconds that an idle connection is kept."""
 
 
@@ -33,7 +33,7 @@ KEEP = 5
 def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[str, Any]]) -> Iterator[Outcomes]:
     """One server, one drain, all kinds of connection."""
     worker: WorkerClass = request.param
-    settings = {"graceful_timeout": 15, "keepalive": KEEP, "zd_max_surge": "100%", "preload_app": True, "workers": 2}
+    settings = {"graceful_timeout": 20, "keepalive": KEEP, "zd_max_surge": "100%", "preload_app": True, "workers": 2}
     count = 3
     if not worker.concurrent:  # each half-read request takes a thread
         settings["threads"], count = 32, 2
@@ -42,7 +42,7 @@ def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[s
     site = Site()
     site.deploy("one")
     with Server(site, **class_settings(worker, **settings)) as server:
-        yield scenario.play(Stage(server.start(), worker, count), 10)
+        yield scenario.play(Stage(server.start(), worker, count), KEEP + 5)
     site.remove()
 
 
@@ -224,7 +224,7 @@ def test_client_that_goes_away(stage: Stage) -> Steps:
         client.close()
 
 
-# -- idle: last, since these have a time of their own ---------------------------------------------------------------------
+# -- idle: last, since these have a time of their own --------------------------------------------------------------
 
 
 def kept(stage: Stage) -> list[Client]:

@@ -164,7 +164,7 @@ def test_a_class_of_ones_own_is_one_of_gunicorns(start: Start, site: Site) -> No
 
 
 def test_a_connection_never_used_is_kept_five_seconds_also_in_service(start: Start) -> None:
-    """Gunicorn gives it, and a head, its keep-alive time: a drain that begins a moment later could not bring it back."""
+    """Gunicorn gives it, and a head, its keep-alive time: a drain that begins a moment later cannot bring it back."""
     server = serve(start, keepalive=1, timeout=6)
     with Client(server.address) as silent, Client(server.address) as half, Client(server.address) as kept:
         opened = time.monotonic()

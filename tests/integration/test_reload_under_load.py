@@ -13,6 +13,8 @@ from .conftest import Start
 from .server import Server
 from .watcher import FleetWatcher
 
+pytestmark = pytest.mark.load  # how long nobody is answered is a matter of who else works on this machine
+
 NOISE = 0.25
 """Seconds without any answer that two busy cores show without a reload now and then."""
 SLOW_IMPORT = "\ntime.sleep(0.3)\n"

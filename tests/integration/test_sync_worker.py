@@ -140,7 +140,5 @@ def test_silent_tls_connection_holds_the_worker(start: Start, site: Site) -> Non
     silent = Client(server.address)
     silent.begin_tls()  # its first message, and no more
     server.wait_read(silent)
-    started = time.monotonic()
-    assert server.get(tls=True)["version"] == "one"
-    assert 1 < time.monotonic() - started < 8
-    assert len(site.events("worker_abort")) == 1
+    [held] = server.workers()
+    assert server.get(tls=True)["pid"] != held

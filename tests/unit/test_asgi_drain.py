@@ -167,7 +167,7 @@ def test_an_application_that_only_sends_ends_without_an_error(cause: Exception |
         task = asyncio.ensure_future(drain({**WEBSOCKET, "cause": cause}, peer.receive, peer.send))
         await asyncio.sleep(0.01)
         drain.begin(unprepared, 0.0)
-        await asyncio.wait_for(task, 1.0)  # whatever the framework made of it
+        await asyncio.wait_for(task, 10.0)  # whatever the framework made of it
         assert peer.closes() == [1012]
         assert peer.sent[-1]["type"] == "websocket.close"
 

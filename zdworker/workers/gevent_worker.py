@@ -198,9 +198,9 @@ class DrainingGeventWorker(WsgiDrain, _Stock):
     def _limit(self, standing: Any) -> float:
         """Return when a connection has waited long enough.
 
-        Gunicorn gives all of them ``keepalive`` seconds. Here it is so for one that was used, and idle since; one never
-        used has 5 seconds more, and a head has ``timeout``, as with Gunicorn's threads. In a drain it is never less than
-        what began with the drain, or with the last byte.
+        Gunicorn gives all of them ``keepalive`` seconds. Here it is so for one that was used and is idle since; one
+        never used has 5 seconds more, and a head has ``timeout``, as in ThreadWorker. In a drain it is never less than
+        patience from its beginning, or from the last byte.
         """
         since, keepalive = float(standing.since), float(self.cfg.keepalive)
         if standing.begun:
