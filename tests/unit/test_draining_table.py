@@ -4,7 +4,8 @@ Rules:
 
 * Files of tests are read, not imported: nothing runs here.
 * A test shows a cell when it runs with the cell's class: its ``@for_each(...)`` names the class, or its kind of
-  connection (``@scenario.kind(...)``) is not kept from it; else the test, or at least its file, names the class.
+  connection (``@scenario.kind(...)``) is not kept from it; else the test, or at least its file, names the class. What
+  names none has a server as the fixture ``start`` begins it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def shown_by(test: str) -> set[str]:
     known = _constants(body)
     drained = tuple(_params_of(functions["drained"], known)) if "drained" in functions else ()
     runs_with = _runs_with(functions[name], known, drained)
-    return runs_with or {worker.name for worker in classes.ALL if re.search(rf"\b{worker.name}\b", text)}
+    named = {worker.name for worker in classes.ALL if re.search(rf"\b{worker.name}\b", text)}
+    return runs_with or named or {classes.UVICORN.name}
 
 
 def _constants(body: list[ast.stmt]) -> dict[str, Any]:
