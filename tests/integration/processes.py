@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from .sockets import LISTENING, OPEN, tcp
+
 PF_FORKNOEXEC = 0x40
-LISTEN = "0A"
-"""The state of a listening socket in /proc/net/tcp (include/net/tcp_states.h)."""
 UNIX_ACCEPTS = 0x10000
 """The flag of a listening socket in /proc/net/unix (``__SO_ACCEPTCON``)."""
 
@@ -115,12 +115,12 @@ def descriptors(pid: int) -> dict[int, str]:
 def listeners(pid: int) -> set[int]:
     """Return the inodes of the listening sockets (TCP and Unix) that ``pid`` holds."""
     held = {int(target[8:-1]) for target in descriptors(pid).values() if target.startswith("socket:[")}
-    return held & (_listening_tcp() | _listening_unix())
+    return held & ({known.inode for known in tcp(LISTENING)} | _listening_unix())
 
 
 def ports(pid: int) -> list[int]:
     """Return the TCP ports on which ``pid`` listens, in the order of its descriptors."""
-    by_inode = {inode: port for name in ("tcp", "tcp6") for inode, port in _tcp_listeners(name)}
+    by_inode = {known.inode: known.port for known in tcp(LISTENING)}
     inodes = [int(target[8:-1]) for target in descriptors(pid).values() if target.startswith("socket:[")]
     return [by_inode[inode] for inode in inodes if inode in by_inode]
 
@@ -184,16 +184,13 @@ def tree(pid: int, depth: int = 0) -> Iterator[str]:
 
 
 def receive_queues(port: int) -> Iterator[tuple[int | None, int]]:
-    """Yield the length of the receive queue of each IPv4 socket on the local ``port``, and the port of its peer.
+    """Yield the length of the receive queue of each TCP socket on the local ``port``, and the port of its peer.
 
     Of a connection that is the bytes that nobody has read; of a listener (peer None) the connections that nobody has
-    accepted (``get_tcp4_sock`` in net/ipv4/tcp_ipv4.c).
+    accepted.
     """
-    for line in _text("/proc/net/tcp").splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1].rpartition(":")[2], 16) == port:
-            peer = None if fields[3] == LISTEN else int(fields[2].rpartition(":")[2], 16)
-            yield peer, int(fields[4].rpartition(":")[2], 16)
+    for known in tcp(OPEN, port):
+        yield known.peer or None, known.queue
 
 
 def _works_in(pid: int, directory: Path) -> bool:
@@ -202,17 +199,6 @@ def _works_in(pid: int, directory: Path) -> bool:
     except OSError:
         return False
     return Path(place).is_relative_to(directory.resolve())
-
-
-def _tcp_listeners(name: str) -> Iterator[tuple[int, int]]:
-    for line in _text(f"/proc/net/{name}").splitlines()[1:]:
-        fields = line.split()
-        if fields[3] == LISTEN:
-            yield int(fields[9]), int(fields[1].rpartition(":")[2], 16)
-
-
-def _listening_tcp() -> set[int]:
-    return {inode for name in ("tcp", "tcp6") for inode, _ in _tcp_listeners(name)}
 
 
 def _listening_unix() -> set[int]:
