@@ -58,6 +58,7 @@ class AdoptingArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
             exit_on_crash=settings.on_crash == "exit",
             development=bool(self.cfg.reload),
             rollback_window=settings.rollback_window,
+            shutdown_delay=settings.shutdown_delay,
         )
 
     def zd_hook(self, name: str, *arguments: Any) -> None:

@@ -271,9 +271,8 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
             self.num_workers = 0
 
     def _zd_stop(self, quick: bool) -> None:
-        self._zd_halt_by = time.monotonic() + self.cfg.graceful_timeout + KILL_MARGIN
-        if self.dirty_arbiter_pid:
-            self.kill_dirty_arbiter(signal.SIGQUIT if quick else signal.SIGTERM)
+        if quick and self.dirty_arbiter_pid:
+            self.kill_dirty_arbiter(signal.SIGQUIT)
         self._zd.tell(events.Stop(quick=quick))
 
     # -- for the supervisor --------------------------------------------------------------------------------------
@@ -302,6 +301,13 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
     def zd_hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on the arbiter."""
         return {n: v for n, v in vars(self).items() if n not in self._zd_own_names and not hasattr(Arbiter, n)}
+
+    def zd_end(self, quick: bool) -> None:
+        """The workers leave: close the listening sockets, and end Gunicorn's dirty arbiter."""
+        self.zd_close_listeners()
+        self._zd_halt_by = time.monotonic() + self.cfg.graceful_timeout + KILL_MARGIN
+        if self.dirty_arbiter_pid:
+            self.kill_dirty_arbiter(signal.SIGQUIT if quick else signal.SIGTERM)
 
     def zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path."""

@@ -154,7 +154,7 @@ class Control:
     def _carry_out(self, client: Client, order: Order) -> None:
         if order.command == "status":
             return
-        if self._supervisor.stopping:
+        if self._supervisor.core.fleet.stopping:
             raise GenerationError("the master is stopping")
         if order.command == "reload":
             client.after = self._supervisor.core.fleet.numbers if order.wait else None

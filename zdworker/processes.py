@@ -15,7 +15,7 @@ from gunicorn.workers.base import Worker
 
 from zdworker import launch
 from zdworker.channel import Channel
-from zdworker.core.messages import Begin
+from zdworker.core.messages import Begin, Stopping
 
 READS = 16
 """Reads at a time from a fork server's standard error: one that prints without end must not hold the master."""
@@ -115,12 +115,20 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.since = time.monotonic()
         self.connections = 0
         self.requests = 0
+        self.told_of_end = False
         self.own_names = {*vars(self), "own_names"}
 
     @property
     def born(self) -> bool:
         """Whether it has said who it is."""
         return isinstance(self.pid, int)
+
+    def tell_of_end(self) -> None:
+        """Tell it, once, that the master is about to end. Not while it boots: its first word from here is ``Go``."""
+        if self.booted and not self.told_of_end and self.channel is not None:
+            self.told_of_end = True
+            with contextlib.suppress(OSError):
+                self.channel.send(Stopping())
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""

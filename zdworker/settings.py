@@ -5,7 +5,6 @@ Rules of this module:
 * ``SPECS`` is the one list of settings; checks and error lines follow from it, defaults are in ``Settings``.
 * A value is checked once, in ``read``; every ``Settings`` that exists is valid (its constructor checks too).
 * A wrong setting is one line that names the setting, where it stands, and the values allowed.
-* A setting of a feature that is not built yet is refused, never silently accepted.
 * Pure: mappings in, a frozen value out. Nothing is imported but the standard library and ``zdworker.errors``,
   because the master, the fork server and every worker import this.
 """
@@ -25,14 +24,6 @@ from zdworker.errors import SettingError
 PREFIX = "zd_"
 ENVIRONMENT_PREFIX = "ZD_"
 
-# Names of the design whose feature is not there yet; each leaves this set with the change that builds it.
-NOT_YET = frozenset(
-    {
-        "zd_health_path",
-        "zd_shutdown_delay",
-    }
-)
-
 HOOKS: Mapping[str, str] = {
     "zd_worker_ready": "(server, worker)",
     "zd_reload_started": "(server)",
@@ -47,7 +38,8 @@ class Settings:
 
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
     ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``: seconds.
-    ``warmup``: paths or URLs. ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
+    ``shutdown_delay``: likewise. ``health_path``: a path, or empty. ``warmup``: paths or URLs.
+    ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
     ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory.
     Raises ``SettingError`` for a bad value.
     """
@@ -60,6 +52,8 @@ class Settings:
     websocket_drain: float = 5.0
     max_rss: int | None = None
     on_crash: str = "respawn"
+    health_path: str = ""
+    shutdown_delay: float = 0.0
     rollback_window: float = 0.0
     control_socket: str = ""
 
@@ -135,7 +129,7 @@ def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Setting
     for name in sorted(name for name in namespace if name.startswith(PREFIX) and name not in HOOKS):
         _refuse_unless_known(name, name)
         values[name] = SPECS[name].checked(namespace[name], name)
-    for name in sorted(SPECS.keys() | NOT_YET):
+    for name in sorted(SPECS):
         variable = name.upper()
         if variable in environ:
             label = f"{variable} (environment)"
@@ -169,13 +163,11 @@ def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
 
 def unknown_environment(environ: Mapping[str, str]) -> list[str]:
     """The ``ZD_`` variables that are no setting, sorted: another program's, or a slip worth a warning."""
-    known = {name.upper() for name in SPECS.keys() | NOT_YET}
+    known = {name.upper() for name in SPECS}
     return sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
 
 
 def _refuse_unless_known(name: str, label: str) -> None:
-    if name in NOT_YET:
-        raise SettingError(f"{label} is not available in this version; available: {', '.join(SPECS)}")
     if name not in SPECS:
         raise SettingError(f"{label} is not a setting of zdworker; available: {', '.join([*SPECS, *HOOKS])}")
 
@@ -233,6 +225,15 @@ def _paths(value: object) -> tuple[str, ...]:
     return paths
 
 
+def _path(value: object) -> str:
+    """One path without a query, or nothing."""
+    if value in (None, ""):
+        return ""
+    if not isinstance(value, str) or not re.fullmatch(r"/[^\s?#]*", value, re.ASCII):
+        raise ValueError
+    return value
+
+
 def _bytes(value: object) -> int | None:
     """A number of bytes above 0, or None; ``"512M"`` is 512 times 1024 times 1024."""
     if value is None:
@@ -273,6 +274,8 @@ SPECS: Mapping[str, Spec] = {
     "zd_websocket_drain": _SECONDS,
     "zd_max_rss": Spec('a number of bytes above 0, such as "512M" or 536870912, or None', _bytes),
     "zd_on_crash": Spec('"respawn" or "exit"', _on_crash),
+    "zd_health_path": Spec('a path such as "/health", or None', _path),
+    "zd_shutdown_delay": _SECONDS,
     "zd_rollback_window": _SECONDS,
     "zd_control_socket": Spec('an absolute path of at most 100 bytes, "none", or "" for the default', _socket_path),
 }

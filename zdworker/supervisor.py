@@ -85,9 +85,16 @@ class Supervisor(Effects):
         self.steer()
         self.notifier.look(self.core.fleet)
         self.control.look(self.core.fleet)
+        if self.core.fleet.stopping:
+            self._end()
+
+    def _end(self) -> None:
+        """Let the workers know that all of this ends, and when it begins to, the rest of the master."""
+        for record in self.records.values():
+            record.tell_of_end()
         if self.stopping and self._arbiter.LISTENERS:
-            # The workers have been told by now: who connects from here on is to be refused, not kept waiting.
-            self._arbiter.zd_close_listeners()
+            # The workers have been told to leave by now: who connects from here on is to be refused, not kept waiting.
+            self._arbiter.zd_end(self.core.fleet.quick)
 
     def signal_servers(self, signum: int) -> None:
         """Send a signal to every fork server."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import array
 import ctypes
+import fcntl
 import os
 import resource
 import signal
 import socket
 import struct
 import sys
+import termios
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -49,6 +51,14 @@ def set_death_signal(signum: int) -> bool:
     ended before is not noticed: look at ``getppid()`` afterwards.
     """
     return _prctl(PR_SET_PDEATHSIG, signum)
+
+
+def unread(sock: socket.socket) -> int:
+    """Return how many bytes the kernel holds that nobody has read (tcp(7), SIOCINQ); 0 if the socket is closed."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):
+        return 0
 
 
 def resident_memory(pid: int | None = None) -> int | None:

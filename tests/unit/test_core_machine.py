@@ -62,6 +62,7 @@ def policies(draw: st.DrawFn) -> Policy:
         boot_timeout=draw(st.sampled_from([5.0, 60.0])),
         min_ready=draw(st.sampled_from([0.0, 0.0, 3.0, 15.0])),
         graceful_timeout=draw(st.sampled_from([1.0, 30.0])),
+        shutdown_delay=draw(st.sampled_from([0.0, 0.0, 10.0])),
         rollback_window=draw(st.sampled_from([0.0, 20.0, 300.0])),
         exit_on_crash=draw(st.sampled_from([False, False, False, True])),
     )

@@ -13,6 +13,7 @@ import pytest
 from gunicorn.http.body import Body, ChunkedReader, LengthReader
 from gunicorn.http.unreader import IterUnreader
 
+from zdworker.system import unread
 from zdworker.workers.heads import (
     HEAD_LIMIT,
     body_has_come,
@@ -21,7 +22,6 @@ from zdworker.workers.heads import (
     read_ahead,
     read_head,
     shows_heads,
-    unread,
 )
 
 Pair = tuple[socket.socket, socket.socket]

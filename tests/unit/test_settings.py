@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zdworker.errors import SettingError
-from zdworker.settings import NOT_YET, SPECS, Settings, hooks, read, unknown_environment
+from zdworker.settings import SPECS, Settings, hooks, read, unknown_environment
 
 shares = st.integers(0, 300) | st.integers(0, 100).map(lambda percent: f"{percent}%")
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -39,7 +39,6 @@ def test_defaults_are_those_of_the_design() -> None:
 
 def test_every_field_has_a_spec_and_every_spec_a_field() -> None:
     assert {f"zd_{field.name}" for field in fields(Settings)} == SPECS.keys()
-    assert not SPECS.keys() & NOT_YET
 
 
 def test_the_file_gives_values_and_other_names_are_not_ours() -> None:
@@ -133,10 +132,12 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
     assert text.startswith("zd_max_serge is not a setting of zdworker; available: zd_max_surge, ")
 
 
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_what_is_not_built_yet_is_refused(name: str) -> None:
-    assert refusal({name: None}).startswith(f"{name} is not available in this version")
-    assert refusal({}, {name.upper(): "x"}).startswith(f"{name.upper()} (environment) is not available in this version")
+def test_the_health_path() -> None:
+    assert read({"zd_health_path": "/health"}, {}).health_path == "/health"
+    assert read({"zd_health_path": None}, {}).health_path == ""
+    assert read({}, {"ZD_HEALTH_PATH": "/up"}).health_path == "/up"
+    for bad in ("health", "/health?x=1", "/a b", 5, ["/health"]):
+        assert "it must be a path such as" in refusal({"zd_health_path": bad})
 
 
 def test_unknown_variables_are_listed_not_refused() -> None:

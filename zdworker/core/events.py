@@ -30,6 +30,7 @@ class Policy:
     exit_on_crash: bool = False
     development: bool = False
     rollback_window: float = 0.0
+    shutdown_delay: float = 0.0
     queue_per_slot: bool = False
 
 
@@ -62,7 +63,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Stop:
-    """The master shall end, at once when ``quick``."""
+    """The master shall end: at once when ``quick``, else when ``shutdown_delay`` has passed."""
 
     quick: bool = False
     status: int = 0

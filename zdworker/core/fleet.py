@@ -204,6 +204,7 @@ class Fleet:
     ``previous`` is what is left of it when that reload is done, for a rollback.
     ``proven`` says that a worker of the newest has lasted: until then one single worker tries it out, and ``shrink_to``
     is the smaller number of workers that it will bring. ``reloading`` is the generation that is being rolled out.
+    ``stop_at`` is when the master, told to end, begins to: until then it serves on.
     """
 
     policy: Policy
@@ -231,13 +232,14 @@ class Fleet:
     ages: int = 0
     numbers: int = 0
     quick: bool = False
+    stop_at: float | None = None
     exit_status: int = 0
     exit_reason: str = ""
 
     @property
     def state(self) -> str:
         """The public state: ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
-        if self.phase in (Phase.STOPPING, Phase.STOPPED):
+        if self.stopping:
             return "stopping"
         if self.loading is not None and self.loading.purpose != "restore":
             return "rolling"
@@ -246,6 +248,11 @@ class Fleet:
         if self.phase is not Phase.STEADY:
             return "rolling"
         return self.trouble.kind if self.trouble else "steady"
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the master was told to end."""
+        return self.stop_at is not None or self.phase in (Phase.STOPPING, Phase.STOPPED)
 
     @property
     def degraded(self) -> bool:

@@ -156,6 +156,11 @@ class Go:
     """The master knows the worker's pid: it may become one."""
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """The master was told to end. The worker does not read it: that it was said is all (``zd_stopping()``)."""
+
+
 # -- command to master -------------------------------------------------------------------------------------------
 
 
@@ -223,6 +228,7 @@ Message = (
     | Tired
     | Counts
     | Go
+    | Stopping
     | Order
     | Report
     | Progress

@@ -93,6 +93,7 @@ class Rollout:
         times = [w.deadline for w in fleet.workers.values()]
         times += [g.deadline for g in fleet.generations.values()]
         if fleet.running:
+            times.append(fleet.stop_at)
             times.append(plan.next_retry(fleet))
             times.append(fleet.restore_at if self._lacks_source() else None)
             times.append(fleet.previous.until if fleet.previous else None)
@@ -107,7 +108,7 @@ class Rollout:
 
     def _on_reload(self, event: Reload, now: float) -> None:
         # A flag, not a queue: however often it is asked for, one load that begins after the last request has it all.
-        if self.fleet.phase not in (Phase.STOPPING, Phase.STOPPED):
+        if not self.fleet.stopping:
             self.fleet.reload_again = True
 
     def _on_rollback(self, event: Rollback, now: float) -> None:
@@ -129,8 +130,8 @@ class Rollout:
         back one that is done. Code that is to be run again has to be in memory: that on disk may be another by now.
         """
         fleet = self.fleet
-        if fleet.phase in (Phase.NEW, Phase.STARTING, Phase.STOPPING, Phase.STOPPED):
-            return f"the master is {fleet.state if fleet.phase is Phase.STOPPING else fleet.phase.value}"
+        if fleet.stopping or fleet.phase in (Phase.NEW, Phase.STARTING):
+            return f"the master is {'stopping' if fleet.stopping else fleet.phase.value}"
         if self._reload_is_loading():
             return ""
         if fleet.reloading is not None:
@@ -156,9 +157,16 @@ class Rollout:
         self.fleet.size, self.fleet.shrink_to = event.workers, None
 
     def _on_stop(self, event: Stop, now: float) -> None:
-        self._steps.stop(event, now)
+        fleet = self.fleet
+        # Where nothing has ever served, no balancer sends anything. Asked again, it does not begin anew.
+        if event.quick or fleet.policy.shutdown_delay == 0 or fleet.untried or not fleet.running:
+            self._steps.stop(event, now)
+        elif fleet.stop_at is None:
+            fleet.stop_at, fleet.reload_again = now + fleet.policy.shutdown_delay, False
 
     def _on_tick(self, event: Tick, now: float) -> None:
+        if self.fleet.stop_at is not None and self.fleet.stop_at <= now:
+            self._steps.stop(Stop(), now)
         for worker in list(self.fleet.workers.values()):
             if worker.deadline is not None and worker.deadline <= now:
                 self._expire(worker, now)

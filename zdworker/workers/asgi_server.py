@@ -25,6 +25,7 @@ from gunicorn.workers import gasgi
 from zdworker.workers.asgi_connections import Connection
 from zdworker.workers.asgi_drain import AsgiDrain, Event, Send
 from zdworker.workers.base import BOOT_FAILURE
+from zdworker.workers.health import asgi_with_health
 from zdworker.workers.lingering import SeeingOff
 from zdworker.workers.loop_serving import Serving, ToldToLeave, shares, wind_up
 
@@ -101,7 +102,7 @@ class AsgiServer(Serving):
         self.keepalive = float(worker.cfg.keepalive)
         self._lifespan: Lifespan | None = None
         self._seeing_off = SeeingOff()
-        self.asgi = AsgiDrain(worker.asgi, _tell_closed)
+        self.asgi = AsgiDrain(asgi_with_health(worker.asgi, worker), _tell_closed)
         worker.asgi = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
 
     async def serve(self) -> None:

@@ -26,7 +26,7 @@ from zdworker import takeover
 from zdworker.core.messages import Counts, Draining, Failed, Message, Ready, Tired, encode
 from zdworker.errors import WarmupFailed
 from zdworker.settings import Settings
-from zdworker.system import HELD, resident_memory, set_death_signal
+from zdworker.system import HELD, resident_memory, set_death_signal, unread
 
 PATIENCE = 1.0
 """Seconds that a report of state may wait for room in the channel: only a stopped master leaves none."""
@@ -78,6 +78,11 @@ class Reporter:
                 return
         self._pending += encode(message)
         self._flush(0.0 if expendable else PATIENCE)
+
+    def was_told(self) -> bool:
+        """Whether the master has said something since birth: that can only be :class:`Stopping`."""
+        # Not read, only looked at: a socket patched by gevent would wait, and another one may be asked again.
+        return self._channel is not None and unread(self._channel) > 0
 
     def _flush(self, patience: float) -> None:
         try:
@@ -259,6 +264,12 @@ class ZeroDowntime:
         By default as Gunicorn's classes know it: ``alive`` gets false.
         """
         super().handle_exit(signal.SIGTERM, None)  # type: ignore[misc]
+
+    def zd_stopping(self) -> bool:
+        """Whether the site is about to end, as balancers should know; not so of a worker that is replaced."""
+        if not self.zd_master_pid:
+            return self.zd_leaving
+        return self.zd_reporter.was_told() or self.zd_parent_lost()
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import gevent
 
+from zdworker.system import unread
 from zdworker.workers.gevent_connections import Standing, silence
-from zdworker.workers.heads import unread
 
 PAUSE = 0.2
 """Seconds without a request after which a connection that was answered in the drain is told goodbye."""

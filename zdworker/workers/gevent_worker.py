@@ -27,10 +27,11 @@ from gunicorn.sock import ssl_context
 from gunicorn.workers import ggevent
 from gunicorn.workers.base_async import AsyncWorker
 
+from zdworker.system import unread
 from zdworker.workers.base import UNUSED
 from zdworker.workers.gevent_connections import Listener, linger, silence
 from zdworker.workers.gevent_http2 import Farewell, name_last_stream
-from zdworker.workers.heads import body_has_come, unread
+from zdworker.workers.heads import body_has_come
 from zdworker.workers.wsgi import WsgiDrain
 
 READY = 0.001

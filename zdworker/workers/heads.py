@@ -10,12 +10,9 @@ Rules:
 
 from __future__ import annotations
 
-import fcntl
 import math
 import select
 import socket
-import sys
-import termios
 import time
 from typing import Any
 
@@ -62,14 +59,6 @@ def has_come(sock: socket.socket) -> bool:
     except ValueError:  # it is closed
         return True
     return bool(poll.poll(0))
-
-
-def unread(sock: socket.socket) -> int:
-    """Return how many bytes the kernel holds that nobody has read (tcp(7), SIOCINQ); 0 if the socket is closed."""
-    try:
-        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
-    except (OSError, ValueError):
-        return 0
 
 
 def body_has_come(request: Any) -> bool:

@@ -27,6 +27,7 @@ from typing import Any
 from gunicorn.workers import sync
 
 from zdworker.errors import GenerationError
+from zdworker.system import unread
 from zdworker.workers.base import UNUSED
 from zdworker.workers.heads import (
     LINGER,
@@ -36,7 +37,6 @@ from zdworker.workers.heads import (
     patience,
     read_head,
     shows_heads,
-    unread,
 )
 from zdworker.workers.wsgi import WsgiDrain
 

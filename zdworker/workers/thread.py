@@ -29,6 +29,7 @@ from typing import Any
 from gunicorn import http
 from gunicorn.workers import gthread
 
+from zdworker.system import unread
 from zdworker.workers import poller
 from zdworker.workers.base import UNUSED
 from zdworker.workers.heads import (
@@ -40,7 +41,6 @@ from zdworker.workers.heads import (
     read_ahead,
     read_head,
     shows_heads,
-    unread,
 )
 from zdworker.workers.thread_http2 import PAUSE, last_stream, open_streams, readable, settle
 from zdworker.workers.wsgi import WsgiDrain

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from zdworker.workers.heads import has_come, unread
+from zdworker.system import unread
+from zdworker.workers.heads import has_come
 
 PAUSE = 0.2
 """Seconds without a request after which an HTTP/2 connection that was answered in the drain is told so with GOAWAY.

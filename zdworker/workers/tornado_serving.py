@@ -31,6 +31,7 @@ from tornado.wsgi import WSGIContainer
 
 from zdworker.errors import WarmupFailed
 from zdworker.workers.base import UNUSED
+from zdworker.workers.health import tornado_with_health
 from zdworker.workers.lingering import Standing
 from zdworker.workers.loop_serving import wind_up
 from zdworker.workers.tornado_connections import Server, standing, unread
@@ -249,7 +250,7 @@ class TornadoServing:
 
 
 def _make_server(worker: TornadoWorker) -> Server:
-    cfg, app = worker.cfg, worker.wsgi
+    cfg, app = worker.cfg, tornado_with_health(worker.wsgi, worker)
     if "h2" in cfg.http_protocols:
         worker.log.warning("Tornado knows no HTTP/2: http_protocols has no effect")
     if not isinstance(app, (WSGIContainer, Application)):

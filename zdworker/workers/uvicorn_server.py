@@ -24,6 +24,7 @@ from uvicorn import Config, Server
 
 from zdworker.workers.asgi_drain import AsgiDrain, Receive, Scope, Send
 from zdworker.workers.base import BOOT_FAILURE
+from zdworker.workers.health import asgi_with_health
 from zdworker.workers.loop_serving import TICK, Serving, ToldToLeave, shares, wind_up
 from zdworker.workers.uvicorn_connections import Tending, announce, announce_standing, cycle_of, patient
 
@@ -122,7 +123,7 @@ class DrainingServer(Serving, Server):
 
     def _wrap(self) -> None:
         config = self.config
-        self.asgi = AsgiDrain(config.loaded_app)
+        self.asgi = AsgiDrain(asgi_with_health(config.loaded_app, self.worker))
         config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
         protocol_class: Any = patient(config.http_protocol_class)
         config.http_protocol_class = protocol_class

@@ -24,8 +24,10 @@ from wsgiref.util import setup_testing_defaults
 from gunicorn.http.wsgi import Response
 
 from zdworker.errors import WarmupFailed
+from zdworker.system import unread
 from zdworker.workers.base import ZeroDowntime
-from zdworker.workers.heads import body_has_come, read_ahead, unread
+from zdworker.workers.heads import body_has_come, read_ahead
+from zdworker.workers.health import wsgi_with_health
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
@@ -59,6 +61,7 @@ class WsgiDrain(ZeroDowntime):
     def load_wsgi(self) -> None:
         """Load the application, as Gunicorn does; and see to the heads of its responses."""
         super().load_wsgi()  # type: ignore[misc]
+        self.wsgi = wsgi_with_health(self.wsgi, self)
         _end_connections_of(self)
 
     def notify(self) -> None:

@@ -1,0 +1,73 @@
+"""``zd_health_path`` and ``zd_shutdown_delay``: what a balancer sees of a deploy (nothing) and of the end (in time)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from .classes import ALL, UVICORN, WorkerClass, for_each
+from .clients import Client, Load
+from .conftest import Start
+from .processes import wait_for
+from .server import Server
+
+DELAY = 2.0
+
+
+def health(server: Server) -> tuple[int, bytes]:
+    """Ask as a balancer does, with a connection of its own."""
+    with Client(server.address) as client:
+        reply = client.ask("GET", "/health")
+        return reply.status, reply.body
+
+
+@for_each(ALL)
+def test_balancers_are_told_before_the_end(start_class: Start, worker: WorkerClass) -> None:
+    """Until the delay is over everything is answered as before, but for the health path."""
+    server = start_class(worker, workers=2, zd_health_path="/health", zd_shutdown_delay=DELAY)
+    assert health(server) == (200, b"ok\n")
+    with Load(server.address, "new", clients=2, pause=0.02) as clients:
+        told = time.monotonic()
+        server.signal(signal.SIGTERM)
+        wait_for(lambda: health(server) == (503, b"stopping\n"), DELAY, "the health path says so")
+        server.signal(signal.SIGTERM)  # once more, as some platforms do
+        while time.monotonic() < told + DELAY / 2:
+            assert health(server) == (503, b"stopping\n")
+        results = clients.stop()  # the balancer looks away
+    assert results.failures == []
+    assert server.wait_exit(10 + DELAY) == 0
+    assert time.monotonic() - told >= DELAY
+
+
+@for_each(ALL)
+def test_a_reload_is_no_news_for_balancers(start_class: Start, worker: WorkerClass) -> None:
+    """A worker that drains says 200 as well: the site takes traffic."""
+    server = start_class(worker, workers=2, zd_health_path="/health", zd_max_surge="100%", keepalive=2)
+    with Client(server.address) as kept:
+        server.wait_taken()
+        server.begin_reload("two")
+        assert kept.ask("GET", "/health").body == b"ok\n"
+    server.wait_only("two")
+    assert health(server) == (200, b"ok\n")
+
+
+def test_int_does_not_wait(start_class: Start) -> None:
+    server = start_class(UVICORN, workers=1, zd_shutdown_delay=60)
+    server.signal(signal.SIGTERM)
+    server.signal(signal.SIGINT)
+    assert server.wait_exit(10) == 0
+
+
+def test_status_says_that_it_stops(start_class: Start) -> None:
+    """A worker that dies meanwhile is replaced, and told as well."""
+    server = start_class(UVICORN, workers=1, zd_health_path="/health", zd_shutdown_delay=60)
+    server.signal(signal.SIGTERM)
+    wait_for(lambda: health(server)[0] == 503, 10, "the health path says so")
+    (old,) = server.workers()
+    os.kill(old, signal.SIGKILL)
+    wait_for(lambda: server.workers() and server.workers() != [old], 10, "it is replaced")
+    wait_for(server.accepting, 10, "the replacement accepts")
+    wait_for(lambda: health(server)[0] == 503, 10, "it says so too")
+    server.signal(signal.SIGQUIT)
+    assert server.wait_exit(10) == 0
