@@ -21,6 +21,8 @@ from .conftest import Start
 from .processes import descriptors, wait_for
 from .server import Server
 
+CGROUPS = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
+
 
 @pytest.fixture
 def server(start: Start, site: Site) -> Server:
@@ -36,6 +38,31 @@ def limited(pid: int, kind: int, limit: int) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(pid, kind, before)
+
+
+@pytest.fixture
+def processes_of(server: Server) -> Iterator[Path]:
+    """A control group of ``server``'s own (cgroups(7), "pids"): the number of root's processes has no other limit."""
+    group = next(
+        (parent / f"zdworker-{server.master}" for parent in CGROUPS if (parent / "cgroup.procs").exists()), None
+    )
+    try:
+        assert group is not None
+        group.mkdir()
+        (group / "pids.max").write_text("max")
+    except (AssertionError, OSError):
+        pytest.skip("no control group may be made here")
+    for pid in [server.master, *server.fork_servers(), *server.workers()]:
+        (group / "cgroup.procs").write_text(str(pid))
+    yield group
+    server.stop()
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), 10, "the group is empty")
+    group.rmdir()
+
+
+def no_more(group: Path) -> None:
+    """Refuse ``group`` each further process."""
+    (group / "pids.max").write_text((group / "pids.current").read_text())
 
 
 def last_reload(server: Server) -> dict[str, Any]:
@@ -94,6 +121,30 @@ def test_the_new_code_gets_no_memory(server: Server, site: Site) -> None:
     site.deploy("two")
     with limited(server.master, resource.RLIMIT_AS, 64 << 20):
         fails(server)
+    succeeds(server)
+
+
+def test_the_new_code_gets_no_process(server: Server, site: Site, processes_of: Path) -> None:
+    site.deploy("two")
+    no_more(processes_of)
+    assert "no fork server can be started" in fails(server)
+    (processes_of / "pids.max").write_text("max")
+    succeeds(server)
+
+
+def test_a_dead_worker_s_replacement_gets_no_process(server: Server, processes_of: Path) -> None:
+    """It is tried again until there is one; the others serve."""
+    victim, *others = server.workers()
+    no_more(processes_of)
+    with Load(server.address, "new", clients=2) as load:
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: "could not be forked" in server.log, 20, "the kernel has refused")
+        assert server.workers() == others
+        (processes_of / "pids.max").write_text("max")
+        server.wait_full()
+        failures = load.stop().failures
+    assert [failure for failure in failures if failure.how not in ("reset", "cut", "closed")] == []
+    assert len(failures) <= 2  # each client may have had one with the worker that was killed
     succeeds(server)
 
 
