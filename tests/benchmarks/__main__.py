@@ -66,7 +66,7 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 * One worker each, a small application, {CONNECTIONS:,} connections: `wrk` keeps them where the class does (`sync` does
   not), `ab` makes a new one for each request. A run of stock's in which a
   request failed was done again; none of ours failed.
-* Ratios: median (least to most) of neighbouring runs, {THOROUGH.rounds} pairs of servers with {THOROUGH.pairs} pairs of
+* Ratios: median (least to most) of neighbouring runs, {THOROUGH["ab"].rounds} pairs of servers with {THOROUGH["ab"].pairs} (`wrk`: {THOROUGH["wrk"].pairs}) pairs of
   runs each; more than 1: zdworker is the better one. Beside them the medians, stock → zdworker.
 * Processor time: of the worker, microseconds per request. It depends least on what else the machine does.
 
