@@ -35,6 +35,9 @@ PACKAGES = (
 )
 
 
+WRK, AB = THOROUGH["wrk"], THOROUGH["ab"]
+
+
 def machine() -> dict[str, str]:
     """What the figures were taken on."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -66,8 +69,8 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 * One worker each, a small application, {CONNECTIONS:,} connections: `wrk` keeps them where the class does (`sync` does
   not), `ab` makes a new one for each request. A run of stock's in which a
   request failed was done again; none of ours failed.
-* Ratios: median (least to most) of neighbouring runs, {THOROUGH["ab"].rounds} pairs of servers with {THOROUGH["ab"].pairs} (`wrk`: {THOROUGH["wrk"].pairs}) pairs of
-  runs each; more than 1: zdworker is the better one. Beside them the medians, stock → zdworker.
+* Ratios: median (least to most) of neighbouring runs, {AB.rounds} pairs of servers with {WRK.pairs} pairs of
+  runs of `wrk` ({WRK.seconds} s each) or {AB.pairs} of `ab`; more than 1: zdworker is the better one. Beside them the medians, stock → zdworker.
 * Processor time: of the worker, microseconds per request. It depends least on what else the machine does.
 
 ## Reload, replacement, memory

@@ -9,6 +9,7 @@ import pytest
 from tests.unit.stage import Stage, give_time, roll_on, started, steady
 from zdworker.core.events import (
     Degraded,
+    GenerationGone,
     Halt,
     Reload,
     ReloadFinished,
@@ -18,6 +19,7 @@ from zdworker.core.events import (
     WorkerFailed,
     WorkerGone,
     WorkerLeaving,
+    WorkerReady,
 )
 from zdworker.core.fleet import Trouble
 from zdworker.core.rollout import ROLL_ATTEMPTS
@@ -66,6 +68,10 @@ def first_worker_that_is_late() -> Stage:
     return steady(2).reload().born().passes(60.0)
 
 
+def first_worker_that_is_never_forked() -> Stage:
+    return steady(2).reload().passes(10.0)
+
+
 def later_workers_that_fail() -> Stage:
     stage = steady(2, preloaded=True).reload(preloaded=True)
     stage.boot().gone()
@@ -95,6 +101,7 @@ def load_that_is_called_off() -> Stage:
         ),
         (first_worker_that_dies_too_soon, "the first new worker failed: was killed by SIGKILL too soon", ""),
         (first_worker_that_is_late, "the first new worker failed: not ready within 60 s (zd_boot_timeout)", ""),
+        (first_worker_that_is_never_forked, "the first new worker failed: not forked within 10 s", ""),
         (
             later_workers_that_fail,
             f"{ROLL_ATTEMPTS} new workers in a row failed, the last one: lifespan failed",
@@ -170,6 +177,10 @@ def test_refusals() -> None:
     with pytest.raises(IllegalEvent) as refusal:
         stage.core.handle(Scale(-1), stage.now)
     assert str(refusal.value) == "a fleet of -1 workers"
+    with pytest.raises(IllegalEvent, match="no worker 9"):
+        stage.core.handle(WorkerReady(9), stage.now)
+    with pytest.raises(IllegalEvent, match="no generation 9"):
+        stage.core.handle(GenerationGone(9), stage.now)
     assert roll_on(stage.reload()).fleet.state == "steady"
     stage = steady(2).reload()
     stage.boot()

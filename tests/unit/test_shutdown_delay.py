@@ -22,7 +22,9 @@ def told(window: float = 0.0) -> Stage:
 
 
 def test_it_serves_on_for_the_delay_and_then_ends() -> None:
-    stage = told().passes(DELAY - 0.1)
+    stage = told()
+    assert stage.core.next_deadline() == stage.now + DELAY
+    stage.passes(DELAY - 0.1)
     assert stage.took() == []
     assert stage.slots() == [1, 1]
     assert stage.passes(0.1).took(Drain) == [Drain(1), Drain(2)]
