@@ -70,7 +70,8 @@ the same run. Only the ratios and differences mean something elsewhere; take you
   not), `ab` makes a new one for each request. A run of stock's in which a
   request failed was done again; none of ours failed.
 * Ratios: median (least to most) of neighbouring runs, {AB.rounds} pairs of servers with {WRK.pairs} pairs of
-  runs of `wrk` ({WRK.seconds} s each) or {AB.pairs} of `ab`; more than 1: zdworker is the better one. Beside them the medians, stock → zdworker.
+  runs of `wrk` ({WRK.seconds} s each) or {AB.pairs} of `ab`; more than 1: zdworker is the better one.
+  Beside them the medians, stock → zdworker.
 * Processor time: of the worker, microseconds per request. It depends least on what else the machine does.
 
 ## Reload, replacement, memory
