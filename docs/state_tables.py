@@ -3,6 +3,7 @@
 ``python docs/state_tables.py`` rewrites the document; ``--check`` only tells, by its exit code, whether that is due.
 
 Rules: the tables come from ``zdworker.core.fleet``, nothing is said twice; what is outside the markers is not touched.
+The pictures beside them are drawn by ``pictures.py``, from the same tables.
 """
 
 # ruff: noqa: INP001 (a script, no package)
@@ -21,32 +22,21 @@ DOCUMENT = Path(__file__).with_name("architecture.md")
 BEGIN = "<!-- state tables: written by docs/state_tables.py, not by hand -->"
 END = "<!-- end of state tables -->"
 
-TABLES: Mapping[str, tuple[str, Mapping[tuple[Any, str], Any]]] = {
-    "The fleet": ("`converged`: each slot has the worker it shall have; `empty`: no worker is left", PHASES),
-    "A worker": ("`expire`: its deadline is over; after `gone` it is struck off", WORKERS),
-    "A generation": ("`gone`: its fork server's process has ended", GENERATIONS),
+TABLES: Mapping[str, tuple[str, str, Mapping[tuple[Any, str], Any]]] = {
+    "The fleet": ("fleet", "`converged`: each slot has the worker it shall have; `empty`: no worker is left", PHASES),
+    "A worker": ("worker", "`expire`: its deadline is over; after `gone` it is struck off", WORKERS),
+    "A generation": ("generation", "`gone`: its fork server's process has ended", GENERATIONS),
 }
 
 
 def text() -> str:
     """Return what stands between the markers."""
-    parts = [_section(title, note, table) for title, (note, table) in TABLES.items()]
+    parts = [_section(title, picture, note, table) for title, (picture, note, table) in TABLES.items()]
     return "\n\n".join([BEGIN, *parts, END])
 
 
-def _section(title: str, note: str, table: Mapping[tuple[Enum, str], Enum]) -> str:
-    return f"### {title}\n\n{note}.\n\n{_diagram(table)}\n\n{_grid(table)}"
-
-
-def _diagram(table: Mapping[tuple[Enum, str], Enum]) -> str:
-    """Return the table as a diagram; what leads back to the same state is left to the grid."""
-    causes: dict[tuple[str, str], list[str]] = {}
-    for (before, cause), after in table.items():
-        if before is not after:
-            causes.setdefault((before.value, after.value), []).append(cause)
-    first = next(iter(table))[0].value
-    lines = [f"    {before} --> {after}: {', '.join(c)}" for (before, after), c in causes.items()]
-    return "\n".join(["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *lines, "```"])
+def _section(title: str, picture: str, note: str, table: Mapping[tuple[Enum, str], Enum]) -> str:
+    return f"### {title}\n\n{note}.\n\n![{title}: its states](pictures/state-{picture}.svg)\n\n{_grid(table)}"
 
 
 def _grid(table: Mapping[tuple[Enum, str], Enum]) -> str:

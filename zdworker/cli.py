@@ -1,11 +1,12 @@
-"""The ``zdworker`` command: reload, status, rollback.
+"""The ``zdworker`` command: reload, status, rollback, metrics.
 
 Rules:
 
 * Exit codes are fixed, scripts rely on them (:class:`Exit`). What is for a person goes to a terminal, what is for a
   program is one JSON object on standard output; errors go to standard error.
 * It talks to the master and does nothing else: whatever it says is what the master has said.
-* ``click`` and ``rich`` are imported here and nowhere else.
+* ``click`` and ``rich`` are imported here and nowhere else; ``prometheus_client`` only by ``openmetrics.py``, for
+  ``metrics``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from click.shell_completion import get_completion_class
@@ -121,6 +122,18 @@ def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool
 
 
 @main.command()
+@_naming
+def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
+    """Print the metrics of a master in the OpenMetrics text format (needs zdworker[metrics])."""
+    with _exit_codes(as_json=False):
+        try:
+            from zdworker.openmetrics import exposition
+        except ModuleNotFoundError as error:
+            _end(Exit.MISUSE, f"{error.name} is not installed: pip install 'zdworker[metrics]'", as_json=False)
+        click.echo(exposition(instances.status(instances.find(pid, pidfile, path))), nl=False)
+
+
+@main.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print what makes a shell complete this command; for bash: eval "$(zdworker completion bash)"."""
@@ -212,7 +225,7 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _end(code: Exit, text: str, as_json: bool) -> None:
+def _end(code: Exit, text: str, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps({"result": code.name.lower(), "error": text}))
     click.echo(f"Error: {text}", err=True)

@@ -25,6 +25,7 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.journal import Journal
 from zdworker.listeners import HANDSHAKE
 from zdworker.localfork import LocalGeneration
+from zdworker.metrics import Meter
 from zdworker.processes import ForkServer, WorkerRecord
 from zdworker.reactor import Reactor
 from zdworker.settings import Settings
@@ -52,6 +53,7 @@ class Effects(ABC):
         self.records: dict[int, WorkerRecord] = {}
         self.halt: events.Halt | None = None
         self.journal = Journal()
+        self.meter = Meter(lambda: arbiter.log)
         self._arbiter = arbiter
         self._command = command
         self._servers: dict[int, ForkServer] = {}
@@ -268,12 +270,14 @@ class Effects(ABC):
 
     def _do_reloadstarted(self, action: events.ReloadStarted) -> None:
         self.journal.reload_started(action.generation)
+        self.meter.reload_started()
         self._arbiter.zd_count("reloads")
         self._arbiter.log.info("Reload: loading generation %s", action.generation)
         self._arbiter.zd_hook("zd_reload_started")
 
     def _do_reloadfinished(self, action: events.ReloadFinished) -> None:
         ended = self.journal.reload_finished(action.generation, action.outcome, action.reason, action.traceback)
+        self.meter.reload_finished(action.outcome, ended.lasted())
         if action.outcome != "superseded":
             self.control.finished(ended, self.core.fleet)
         if action.outcome != "superseded" and self.core.fleet.reloading is None:

@@ -23,12 +23,11 @@ import runpy
 import signal
 import socket
 import sys
-import threading
 import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from zdworker import birth, system
+from zdworker import birth, inherited, system
 from zdworker.channel import Channel
 from zdworker.core.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
 from zdworker.errors import GenerationError, ZdError
@@ -201,12 +200,15 @@ class Generation:
         signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
         if self.cfg.preload_app:
             self.worker_class.zd_prepare(self.cfg)
+        before = inherited.descriptors()
+        if self.cfg.preload_app:
             self.app.wsgi()
+        warnings = inherited.warnings(before)
         # The worker class's own libraries are the generation's in any case: the workers share them.
         self.worker_class.zd_preload(self.cfg)
         # What is here stays here: a collector that looks at it would copy its pages into every worker.
         gc.freeze()
-        return _warn_of_threads()
+        return warnings
 
     def _fix_paths(self) -> None:
         """``--chdir`` and ``--pythonpath`` may have brought links into ``sys.path``."""
@@ -264,15 +266,6 @@ class Generation:
     def _answer(self, message: Forked | NotForked) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(message)
-
-
-def _warn_of_threads() -> list[str]:
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if not others:
-        return []
-    names = ", ".join(others)
-    advice = "they do not exist in the workers; start them in the lifespan, or in post_fork"
-    return [f"the application started threads at import ({names}): {advice}"]
 
 
 if __name__ == "__main__":

@@ -58,11 +58,15 @@ class Reload:
 
 
 class Journal:
-    """The master's memory of its reloads and of its workers' deaths."""
+    """The master's memory of its reloads, and of its workers' births and deaths. What it counts only grows."""
 
     def __init__(self) -> None:
         self.reloads = 0
         self.crashes = 0
+        self.boots = 0
+        self.boot_seconds = 0.0
+        self.ended = {"done": 0, "failed": 0, "superseded": 0}
+        self.reload_seconds = 0.0
         self.last: Reload | None = None
 
     def reload_started(self, generation: int) -> None:
@@ -77,7 +81,23 @@ class Journal:
             last = Reload(generation, time.time(), time.monotonic())
         last.duration = time.monotonic() - last.began
         last.result, last.error, last.traceback = result, error or None, traceback or None
+        self.ended[result] += 1
+        self.reload_seconds += last.duration
         return last
+
+    def booted(self, seconds: float) -> None:
+        """Note that a worker has become ready, so many seconds after it was asked for."""
+        self.boots += 1
+        self.boot_seconds += seconds
+
+    def totals(self) -> dict[str, int | float]:
+        """Return what metrics need beside ``reloads`` and ``crashes``; seconds are those of all together."""
+        return {
+            "boots": self.boots,
+            "boot_duration_s": round(self.boot_seconds, 3),
+            **{f"reloads_{result}": number for result, number in self.ended.items()},
+            "reload_duration_s": round(self.reload_seconds, 3),
+        }
 
     def status(
         self,
@@ -109,6 +129,7 @@ class Journal:
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
+            "totals": self.totals(),
             "settings": {f"zd_{name}": value for name, value in settings.to_plain().items()},
         }
 

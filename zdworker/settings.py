@@ -24,12 +24,25 @@ from zdworker.errors import SettingError
 PREFIX = "zd_"
 ENVIRONMENT_PREFIX = "ZD_"
 
-HOOKS: Mapping[str, str] = {
-    "zd_worker_ready": "(server, worker)",
-    "zd_reload_started": "(server)",
-    "zd_reload_finished": "(server, report)",
+
+@dataclass(frozen=True)
+class Hook:
+    """A server hook in Gunicorn's style: its arguments, and when it is called, for the documentation."""
+
+    arguments: str
+    meaning: str
+
+
+HOOKS: Mapping[str, Hook] = {
+    "zd_worker_ready": Hook("(server, worker)", "when a worker accepts"),
+    "zd_reload_started": Hook("(server)", "when a reload begins"),
+    "zd_reload_finished": Hook(
+        "(server, report)",
+        "when it has ended; `report` is a dictionary with `result` (`done`, `failed`, `superseded`), `generation`, "
+        "`started_at`, `duration_s`, `error` and `traceback`",
+    ),
 }
-"""Server hooks in Gunicorn's style, with their arguments; in the configuration file only."""
+"""In the configuration file only."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +117,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a setting may be: ``allowed`` in words, ``parse`` gives the normal form or a ``ValueError``."""
+    """What a setting may be: ``allowed`` in words, ``parse`` gives the normal form or a ``ValueError``; and its
+    ``meaning``, for the documentation.
+    """
 
     allowed: str
     parse: Callable[[object], object]
+    meaning: str
 
     def checked(self, value: object, label: str) -> object:
         """The value in its normal form; ``SettingError`` with ``label`` (the name as its user wrote it)."""
@@ -144,15 +160,15 @@ def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
     :raises SettingError: one is no function, or takes other arguments.
     """
     found: dict[str, Callable[..., object]] = {}
-    for name, arguments in HOOKS.items():
+    for name, known in HOOKS.items():
         hook = namespace.get(name)
         if hook is None:
             continue
-        wanted = f"{name} must be a function of {arguments}"
+        wanted = f"{name} must be a function of {known.arguments}"
         if not callable(hook):
             raise SettingError(f"{wanted}, not {reprlib.repr(hook)}")
         try:
-            inspect.signature(hook).bind(*arguments.strip("()").split(", "))
+            inspect.signature(hook).bind(*known.arguments.strip("()").split(", "))
         except TypeError as error:
             raise SettingError(f"{wanted}: {error}") from None
         except ValueError:
@@ -262,20 +278,66 @@ def _is_zero(share: int | str) -> bool:
     return _amount(share)[0] == 0
 
 
-_SHARE = Spec('a whole number from 0 up, or a percentage from "0%" to "100%"', _share)
-_SECONDS = Spec("a number of seconds from 0 up", _seconds)
+_SHARE = 'a whole number from 0 up, or a percentage from "0%" to "100%"'
+_SECONDS = "a number of seconds from 0 up"
 
 SPECS: Mapping[str, Spec] = {
-    "zd_max_surge": _SHARE,
-    "zd_max_unavailable": _SHARE,
-    "zd_boot_timeout": Spec("a number of seconds above 0", _positive_seconds),
-    "zd_min_ready_seconds": _SECONDS,
-    "zd_warmup": Spec('paths such as ["/health"], or URLs such as ["http://example.org/health"]', _paths),
-    "zd_websocket_drain": _SECONDS,
-    "zd_max_rss": Spec('a number of bytes above 0, such as "512M" or 536870912, or None', _bytes),
-    "zd_on_crash": Spec('"respawn" or "exit"', _on_crash),
-    "zd_health_path": Spec('a path such as "/health", or None', _path),
-    "zd_shutdown_delay": _SECONDS,
-    "zd_rollback_window": _SECONDS,
-    "zd_control_socket": Spec('an absolute path of at most 100 bytes, "none", or "" for the default', _socket_path),
+    "zd_max_surge": Spec(
+        _SHARE,
+        _share,
+        'processes above `workers` during a reload: a number, or a percentage (`"25%"`, rounded up)',
+    ),
+    "zd_max_unavailable": Spec(
+        _SHARE,
+        _share,
+        "workers that may be missing during a reload; with `zd_max_surge = 0` and 1 here an old worker leaves before "
+        "its successor starts",
+    ),
+    "zd_boot_timeout": Spec(
+        "a number of seconds above 0",
+        _positive_seconds,
+        "seconds a new worker, or the process it is forked from, has to get ready",
+    ),
+    "zd_min_ready_seconds": Spec(_SECONDS, _seconds, "seconds a new worker must stay up before the next is replaced"),
+    "zd_warmup": Spec(
+        'paths such as ["/health"], or URLs such as ["http://example.org/health"]',
+        _paths,
+        'paths (`["/health"]`) or URLs (which give scheme and host) that a new worker has to answer itself, with a '
+        "status below 400, before it is ready",
+    ),
+    "zd_websocket_drain": Spec(
+        _SECONDS, _seconds, "seconds over which a retiring worker closes its WebSockets (with code 1012)"
+    ),
+    "zd_max_rss": Spec(
+        'a number of bytes above 0, such as "512M" or 536870912, or None',
+        _bytes,
+        'memory (`"512M"`) above which a worker is replaced, as by `max_requests`: its replacement is ready first',
+    ),
+    "zd_on_crash": Spec(
+        '"respawn" or "exit"',
+        _on_crash,
+        '`"exit"` ends the master when a worker crashes, for those who leave restarting to their supervisor',
+    ),
+    "zd_health_path": Spec(
+        'a path such as "/health", or None',
+        _path,
+        'a path (`"/health"`) that every worker answers itself, for balancers and probes: 200 while the site takes '
+        "traffic, 503 once the master was told to end; a worker that is replaced says 200 to its last",
+    ),
+    "zd_shutdown_delay": Spec(
+        _SECONDS,
+        _seconds,
+        "seconds between `TERM` to the master and the end of accepting, in which `zd_health_path` says 503, so that "
+        "balancers look away first; a platform's own patience has to be longer than this and `graceful_timeout`",
+    ),
+    "zd_rollback_window": Spec(
+        _SECONDS,
+        _seconds,
+        "seconds for which the generation before is kept, so that a reload can be undone; needs `--preload`",
+    ),
+    "zd_control_socket": Spec(
+        'an absolute path of at most 100 bytes, "none", or "" for the default',
+        _socket_path,
+        'a path for the control socket, or `"none"`',
+    ),
 }

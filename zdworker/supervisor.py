@@ -85,6 +85,7 @@ class Supervisor(Effects):
         self.steer()
         self.notifier.look(self.core.fleet)
         self.control.look(self.core.fleet)
+        self.meter.look(self.core.fleet, time.monotonic())
         if self.core.fleet.stopping:
             self._end()
 
@@ -150,6 +151,7 @@ class Supervisor(Effects):
         known = self.core.fleet.workers.get(record.age)
         if known is not None and known.state is WorkerState.READY:
             self.journal.crashes += 1
+            self.meter.crashed()
         if code:
             log = self._arbiter.log.info if code == -signal.SIGTERM else self._arbiter.log.error
             hint = " Perhaps out of memory?" if code == -signal.SIGKILL else ""
@@ -182,6 +184,9 @@ class Supervisor(Effects):
             return  # a child of the application holds a copy of the channel
         elif isinstance(message, Ready):
             record.booted = True
+            took = time.monotonic() - record.since
+            self.journal.booted(took)
+            self.meter.booted(took)
             self._arbiter.zd_hook("zd_worker_ready", record)
             self.tell(events.WorkerReady(record.age))
         elif isinstance(message, Draining):

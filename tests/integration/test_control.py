@@ -104,6 +104,7 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
         "last_reload",
         "reloads",
         "crashes",
+        "totals",
         "settings",
     ]
     assert (status["pid"], status["state"], status["generation"]) == (server.master, "steady", 1)

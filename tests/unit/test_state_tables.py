@@ -46,5 +46,5 @@ def test_a_document_without_markers_is_refused(script: ModuleType) -> None:
 
 def test_every_transition_is_shown(script: ModuleType) -> None:
     text = script.text()
-    assert "    booting --> ready: ready" in text
+    assert "![A worker: its states](pictures/state-worker.svg)" in text
     assert "| **new** | starting | stopping |" in text

@@ -1,0 +1,299 @@
+"""Write the reference into ``docs/reference/*.md``, between the markers there, from the code.
+
+``python docs/reference_tables.py`` rewrites the pages; ``--check`` only tells, by its exit code, whether that is due.
+
+Rules: names, defaults, options, exit codes and fields are the code's; so are the meanings where the code has them
+(settings, hooks, the command's help, the handlers of signals). The meaning of a field of the JSON stands here, and a
+field without one is an error. What is outside the markers is not touched.
+"""
+
+# ruff: noqa: INP001 (a script, no package)
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from zdworker import cli, journal, settings
+from zdworker.core import events, messages
+from zdworker.core.fleet import Fleet
+from zdworker.core.rollout import Rollout
+
+DIRECTORY = Path(__file__).with_name("reference")
+BEGIN = "<!-- {}: written by docs/reference_tables.py, not by hand -->"
+END = "<!-- end of {} -->"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(head)]
+    lines.append(["---"] * len(lines[0]))
+    lines += [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+# -- settings and hooks --------------------------------------------------------------------------------------------
+
+
+def setting_rows() -> str:
+    """Return the table of settings."""
+    defaults = settings.Settings()
+    return _table(
+        ("name", "default", "may be", "meaning"),
+        (
+            (
+                f"`{name}`",
+                _default(getattr(defaults, name.removeprefix(settings.PREFIX)), spec),
+                spec.allowed,
+                spec.meaning,
+            )
+            for name, spec in settings.SPECS.items()
+        ),
+    )
+
+
+def _default(value: object, spec: settings.Spec) -> str:
+    if value in (None, ()) or (value == "" and '""' not in spec.allowed):
+        return "none"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`"
+
+
+def hook_rows() -> str:
+    """Return the table of our hooks."""
+    rows = ((f"`{name}{hook.arguments}`", hook.meaning) for name, hook in settings.HOOKS.items())
+    return _table(("hook", "is called"), rows)
+
+
+# -- signals -------------------------------------------------------------------------------------------------------
+
+
+def master_signals() -> str:
+    """Return what each signal does to the master, by the docstrings of its handlers."""
+    from zdworker.arbiter import ZeroDowntimeArbiter
+
+    said: dict[str, list[str]] = {}
+    for number in ZeroDowntimeArbiter.SIGNALS:
+        name = number.name.removeprefix("SIG")
+        words = inspect.getdoc(getattr(ZeroDowntimeArbiter, f"handle_{name.lower()}")) or ""
+        # Ours begin with the name and a colon, Gunicorn's have a line "SIGX handling." before what they say.
+        _, _, meaning = words.partition(": ") if words.startswith(f"{name}: ") else words.rpartition("\n")
+        said.setdefault(_sentence(meaning), []).append(f"`{name}`")
+    return _table(("signal", "what the master does"), ((", ".join(names), words) for words, names in said.items()))
+
+
+def worker_signals() -> str:
+    """Return what each signal does to a worker."""
+    from zdworker.workers.base import ZeroDowntime
+
+    rows = []
+    for handler in (ZeroDowntime.handle_exit, ZeroDowntime.handle_quit):
+        names, _, meaning = (inspect.getdoc(handler) or "").partition(": ")
+        rows.append((_names(names), _sentence(meaning)))
+    quiet = re.search(
+        r"((?:[A-Z0-9]+(?:, | and ))+[A-Z0-9]+) change nothing", inspect.getdoc(ZeroDowntime.init_signals) or ""
+    )
+    if quiet is None:
+        raise ValueError("ZeroDowntime.init_signals does not say which signals change nothing")
+    rows.append(
+        (_names(quiet[1]), "Nothing, so that a signal to the whole process group is an order to the master alone.")
+    )
+    rows.append(("`USR1`", "It opens its log files anew."))
+    return _table(("signal", "what a worker does"), rows)
+
+
+def _names(words: str) -> str:
+    return ", ".join(f"`{name.removeprefix('SIG')}`" for name in re.findall(r"\b[A-Z][A-Z0-9]+\b", words))
+
+
+def _sentence(words: str) -> str:
+    plain = re.split(r"(?<=[.]) ", words.replace("``", "`").strip())[0]
+    return plain[:1].upper() + plain[1:]
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def command_pages() -> str:
+    """Return each command with its options."""
+    return "\n\n".join(_command(name, command) for name, command in cli.main.commands.items())
+
+
+def _command(name: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=name)
+    usage = " ".join(["zdworker", name, *command.collect_usage_pieces(context)])
+    parts = [f"### `zdworker {name}`", (command.help or "").strip(), f"    {usage}"]
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    rows = [(f"`{' '.join([*option.opts, option.metavar or '']).strip()}`", option.help or "") for option in options]
+    return "\n\n".join([*parts, *([_table(("option", ""), rows)] if rows else [])])
+
+
+def exit_codes() -> str:
+    """Return the exit codes, with the words that the command's own help has for them."""
+    words = dict(re.findall(r"(\d) ([^,.]+)", (cli.main.help or "").partition("Exit codes:")[2]))
+    return _table(("exit code", ""), ((f"`{code.value}`", words[str(code.value)].strip()) for code in cli.Exit))
+
+
+# -- JSON ----------------------------------------------------------------------------------------------------------
+
+STATUS = {
+    "pid": "the master's",
+    "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before serves on), "
+    "`degraded` (something is amiss for which no new code is to blame), or `stopping`",
+    "generation": "the newest one that has proved itself",
+    "target_generation": "the one that is loading or being rolled out, or null",
+    "workers": "a list, by slot; the old and the new worker of a slot stand beside each other",
+    "workers[].pid": "null while it is being forked",
+    "workers[].slot": "0 to `workers` - 1; a replacement keeps it",
+    "workers[].generation": "whose code it runs",
+    "workers[].state": "`booting`, `ready` or `draining`",
+    "workers[].age_s": "seconds since it was asked for",
+    "workers[].rss_bytes": "resident memory, shared pages included; null if it cannot be read",
+    "workers[].connections": "open connections, as last reported",
+    "workers[].requests": "requests answered since its birth, as last reported",
+    "fork_servers": "a list, by generation",
+    "fork_servers[].pid": "its own",
+    "fork_servers[].generation": "whose code it has",
+    "fork_servers[].preloaded": "whether it has imported the application",
+    "last_reload": "null before the first one",
+    "last_reload.result": "`done`, `failed`, `superseded`, or null while it goes on",
+    "last_reload.generation": "the one that it loads",
+    "last_reload.started_at": "UTC, ISO 8601",
+    "last_reload.duration_s": "so far, or in all",
+    "last_reload.error": "a line, or null",
+    "last_reload.traceback": "the application's own, or null",
+    "reloads": "how many there were, rollbacks included",
+    "crashes": "how many workers died that were ready",
+    "totals": "since the master's start, for metrics",
+    "totals.boots": "workers that became ready",
+    "totals.boot_duration_s": "seconds that they took for it, all together",
+    "totals.reloads_done": "reloads that have ended well, rollbacks included",
+    "totals.reloads_failed": "reloads that have failed",
+    "totals.reloads_superseded": "reloads that a newer one has overtaken",
+    "totals.reload_duration_s": "seconds that all of these took together",
+    "settings": "all `zd_` settings in force",
+}
+
+OUTCOME = {
+    "result": "`done`, `failed`, or `degraded` (it goes on, but without success, and there is no way back)",
+    "generation": "the one that was loaded",
+    "duration_s": "seconds",
+    "serving": "the generation that serves now",
+    "error": "a line, empty when it is done",
+    "traceback": "the application's own, empty when there is none",
+}
+
+
+def status_fields() -> str:
+    """Return the fields of ``status --json``."""
+    return _fields(STATUS, _paths(_status()))
+
+
+def status_example() -> str:
+    """Return an example of ``status --json``."""
+    example = _status()
+    example["settings"] = {"zd_max_surge": example["settings"]["zd_max_surge"], "…": "…"}
+    return f"```json\n{json.dumps(example, indent=2, ensure_ascii=False)}\n```"
+
+
+def outcome_fields() -> str:
+    """Return the fields of ``reload --json`` and ``rollback --json``."""
+    return _fields(OUTCOME, (field.name for field in dataclasses.fields(messages.Outcome)))
+
+
+def report_fields() -> str:
+    """Return the keys of the report that ``zd_reload_finished`` gets."""
+    keys = journal.Reload(1, 0.0, 0.0).to_plain()
+    return _fields({name: STATUS[f"last_reload.{name}"] for name in keys}, keys)
+
+
+def _fields(meanings: Mapping[str, str], names: Iterable[str]) -> str:
+    names = list(names)
+    if set(names) != meanings.keys():
+        raise ValueError(f"fields without a meaning, or meanings without a field: {sorted({*names} ^ {*meanings})}")
+    rows = (
+        (f"{'&emsp;' * len(re.findall(r'[.]', name))}`{re.split(r'[.]', name)[-1]}`", meanings[name]) for name in names
+    )
+    return _table(("field", ""), rows)
+
+
+def _paths(value: Any, before: str = "") -> Iterable[str]:
+    """Yield the path of each field in ``value``, but for the settings, which have a page of their own."""
+    if isinstance(value, list):
+        yield from _paths(value[0], f"{before}[]")
+    elif isinstance(value, dict) and before != "settings":
+        for name, inner in value.items():
+            path = f"{before}.{name}" if before else name
+            yield path
+            yield from _paths(inner, path)
+
+
+def _status() -> dict[str, Any]:
+    """Return what the master would say after a first reload, as the code makes it; what changes is set fixed."""
+    policy = events.Policy(workers=1)
+    core = Rollout(Fleet(policy=policy, size=1), lambda: 0.0)
+    for number in (1, 2):
+        core.handle(events.Start() if number == 1 else events.Reload(), 0.0)
+        core.handle(events.GenerationLoaded(number, preloaded=True, policy=policy), 0.0)
+        core.handle(events.WorkerBorn(number, 4711 + number), 0.0)
+        core.handle(events.WorkerReady(number), 0.0)
+    core.handle(events.WorkerGone(1, "exited with code 0", 0), 0.0)
+    log = journal.Journal()
+    log.reload_started(2)
+    log.reload_finished(2, "done", "", "")
+    record = SimpleNamespace(age=2, slot=0, pid=0, born=False, generation=2, since=0.0, connections=3, requests=120)
+    found = log.status(core.fleet, {2: record}, {2: 4712}, settings.Settings())  # type: ignore[dict-item]  # a stand-in
+    found["pid"] = 4711
+    found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)
+    found["totals"].update(boots=2, boot_duration_s=0.618, reload_duration_s=1.204)
+    found["last_reload"].update(started_at="2026-11-21T07:10:12.345+00:00", duration_s=1.204)
+    return found
+
+
+# -- pages ---------------------------------------------------------------------------------------------------------
+
+SECTIONS: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "settings.md": {"settings": setting_rows},
+    "signals.md": {"master": master_signals, "worker": worker_signals},
+    "command.md": {"commands": command_pages, "exit codes": exit_codes},
+    "json.md": {"status": status_fields, "example": status_example, "outcome": outcome_fields},
+    "hooks.md": {"hooks": hook_rows, "report": report_fields},
+}
+
+
+def renewed(page: str, document: str) -> str:
+    """Return a page with the sections of today.
+
+    :raises ValueError: a section's markers are missing.
+    """
+    for name, section in SECTIONS[page].items():
+        begin, end = BEGIN.format(name), END.format(name)
+        head, found, rest = document.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{page} lacks the markers of {name!r}")
+        document = f"{head}{begin}\n\n{section()}\n\n{end}{tail}"
+    return document
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite the pages, or check them; 1 when one is out of date."""
+    stale = False
+    for page in SECTIONS:
+        before = (DIRECTORY / page).read_text(encoding="utf-8")
+        after = renewed(page, before)
+        stale = stale or before != after
+        if "--check" not in arguments:
+            (DIRECTORY / page).write_text(after, encoding="utf-8")
+    return int(stale and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,19 @@
+"""The demonstration of the README, as it is run there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.load
+def test_no_request_fails() -> None:
+    words = [sys.executable, "example_app/demo.py"]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.rstrip().endswith("No request failed.")

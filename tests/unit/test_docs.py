@@ -1,0 +1,297 @@
+"""The documentation keeps its word: its links lead somewhere, what it names exists, what it shows is run.
+
+Rules:
+
+* A block of code counts as run when a test takes it out of its page: the pages in ``FOLLOWED`` are followed from top to
+  bottom by ``tests/integration/test_docs_pages.py``, and those of the recipes are asked for the block that begins with
+  some words (``commands(page, "some words")``). Else its text has to stand, word for word, in a file of
+  ``example_app/``, which other tests run; or each of its lines in a block that is run.
+* What is left stands in ``SHOWN``, with the test that runs the same, or with the reason for which none does.
+* Output (``text``) and diagrams are not for anybody to type. What zdworker prints is compared with its code.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import click
+import pytest
+
+from tests import documents
+from tests.documents import FOLLOWED, ROOT
+from zdworker import cli, settings
+from zdworker.workers.base import ZeroDowntime
+
+PAGES = documents.pages()
+OUTPUT = ("text", "json", "mermaid")
+
+DEMO = "tests/integration/test_demo.py::test_no_request_fails"
+PROXIES = "tests/integration/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
+DRAWING = "not run: a drawing"
+MACHINES = "tests/integration/test_recipe_machines.py::"
+
+SHOWN = {
+    ("README.md", "$ .venv/bin/python example_app/demo.py"): DEMO,
+    ("README.md", "python3 -m venv .venv && .venv/bin/pip install -q -e '.[demo]'"): DEMO,
+    (
+        "README.md",
+        "python3 -m venv .venv && .venv/bin/pip install -q tox",
+    ): "not run: it runs the tests, as .ci/run does",
+    ("docs/architecture.md", "steady                        gunicorn master"): DRAWING,
+    ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
+    ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
+    ("docs/draining.md", "backend gunicorn"): PROXIES,
+    ("docs/draining.md", "# my_worker.py"): "tests/integration/test_third_party_class.py::test_reloads_under_load",
+    (
+        "docs/recipes/docker.md",
+        "docker compose up",
+    ): "not run: it takes a Docker daemon; the container's life is tested without",
+    (
+        "docs/recipes/github-actions.md",
+        "ssh-keygen",
+    ): "not run: it changes who may log in; the workflow's steps are tested",
+    (
+        "docs/recipes/kubernetes.md",
+        "kubectl apply",
+    ): "not run: it takes a cluster; the manifests are checked by the API's types",
+    ("docs/recipes/proxies.md", "nginx -t"): "not run: the machine's own nginx; its file is tested with one of ours",
+    (
+        "docs/recipes/proxies.md",
+        "caddy validate",
+    ): "not run: the machine's own Caddy; its file is tested with one of ours",
+    ("docs/recipes/several-machines.md", 'bind = "0.0.0.0:8000"'): f"{MACHINES}test_replaced_one_after_the_other",
+    ("docs/recipes/systemd.md", "useradd"): "not run: it makes a user and a service; systemd-analyze verifies the unit",
+    ("docs/recipes/systemd.md", "systemctl reload"): "not run: it takes systemd; the test runs the unit's ExecReload",
+}
+"""By page and the beginning of a block's first line."""
+
+BLOCKS = [block for page in PAGES for block in documents.blocks(page) if block.language not in OUTPUT]
+EXAMPLES = [path for path in sorted((ROOT / "example_app").rglob("*")) if path.is_file()]
+
+parametrize_pages = pytest.mark.parametrize("page", PAGES)
+
+
+# -- links ---------------------------------------------------------------------------------------------------------
+
+
+def dead(page: str) -> Iterator[str]:
+    """Yield the links of a page that lead nowhere, or (from the site) out of the site."""
+    for target in documents.links(page):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        within = path.is_relative_to(ROOT / "docs") or not page.startswith("docs/")
+        found = path.exists() and within
+        if not found or (anchor and anchor not in documents.anchors(str(path.relative_to(ROOT)))):
+            yield target
+
+
+@parametrize_pages
+def test_links_lead_somewhere(page: str) -> None:
+    assert list(dead(page)) == []
+
+
+def test_a_dead_link_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text(
+        "# A `b` c\n[1](#a-b-c) [2](#b) [3](c.md) [4](../x.md) ![5](https://x.org/y)\n"
+    )
+    (tmp_path / "x.md").touch()
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert list(dead("docs/a.md")) == ["#b", "c.md", "../x.md"]
+
+
+# -- blocks --------------------------------------------------------------------------------------------------------
+
+
+def taken() -> Iterator[tuple[str, str, str]]:
+    """Yield page, beginning and file of each ``commands(page, "beginning")`` in the integration tests."""
+    for path in sorted((ROOT / "tests" / "integration").glob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
+        names = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assigned}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "commands" and len(node.args) == 2:
+                page, beginning = (names.get(ast.unparse(word), ast.unparse(word)) for word in node.args)
+                yield f"docs/recipes/{ast.literal_eval(page)}", ast.literal_eval(beginning), str(path.relative_to(ROOT))
+
+
+TAKEN = list(taken())
+
+
+def taken_by(block: documents.Block) -> str:
+    """Return the test that takes a block out of its page, or "" when none does."""
+    if block.page in FOLLOWED:
+        return "tests/integration/test_docs_pages.py"
+    return next((file for page, words, file in TAKEN if page == block.page and block.text.startswith(words)), "")
+
+
+RUN_LINES = {line for block in BLOCKS if taken_by(block) for line in block.text.splitlines()}
+
+
+def run_by(block: documents.Block) -> str:
+    """Return what runs a block, or the reason for which nothing does; "" when nobody knows."""
+    for (page, opening), test in SHOWN.items():
+        if block.page == page and block.opening.startswith(opening):
+            return test
+    if taken_by(block):
+        return taken_by(block)
+    if set(block.text.splitlines()) <= RUN_LINES:
+        return "another block"
+    for path in EXAMPLES:
+        if block.text.strip() in path.read_text(encoding="utf-8", errors="replace"):
+            return str(path.relative_to(ROOT))
+    return ""
+
+
+@parametrize_pages
+def test_each_block_is_run(page: str) -> None:
+    left = [f"{page}:{block.line}: {block.opening}" for block in BLOCKS if block.page == page and not run_by(block)]
+    assert left == [], "have a test run them, or say in SHOWN why there is none"
+
+
+@pytest.mark.parametrize(("place", "test"), SHOWN.items(), ids=[f"{page}: {opening}" for page, opening in SHOWN])
+def test_what_is_said_to_run_a_block_exists(place: tuple[str, str], test: str) -> None:
+    assert any(block.page == place[0] and block.opening.startswith(place[1]) for block in BLOCKS), "no such block"
+    if not test.startswith("not run: "):
+        file, _, name = test.partition("::")
+        nodes = ast.walk(ast.parse((ROOT / file).read_text()))
+        assert name in {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+
+
+# -- names ---------------------------------------------------------------------------------------------------------
+
+
+@parametrize_pages
+def test_zd_names_exist(page: str) -> None:
+    known = {*settings.SPECS, *settings.HOOKS, *dir(ZeroDowntime)}
+    named = set(re.findall(r"\bzd_[a-z_]+[a-z]\b", documents.text(page)))
+    variables = {name.lower() for name in re.findall(r"\bZD_[A-Z_]+[A-Z]\b", documents.text(page))}
+    assert (named | variables) - known == set()
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """Yield the words of each ``zdworker`` command that a page shows, in its prose and in its blocks."""
+    lines = documents.spans(page)
+    lines += [
+        line for block in documents.blocks(page) if block.language not in OUTPUT for line in block.text.splitlines()
+    ]
+    for line in lines:
+        for found in re.findall(r"(?:^|(?<!from)[\s;&(=/'\"])zdworker((?: +[^\s;&|()#'\"`]+)+)", line):
+            words = found.split()
+            if re.fullmatch(r"--?[a-z-]+|[a-z]+", words[0]):
+                yield words
+
+
+@parametrize_pages
+def test_commands_are_the_commands(page: str) -> None:
+    for words in commands(page):
+        known: click.Command = cli.main
+        if not words[0].startswith("-"):
+            assert words[0] in cli.main.commands, words
+            known = cli.main.commands[words[0]]
+        options = {option for parameter in known.get_params(click.Context(known)) for option in parameter.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options, words
+
+
+def test_commands_are_found() -> None:
+    assert ["status", "--json"] in list(commands("docs/troubleshooting.md"))
+    assert ["reload"] in list(commands("docs/first-deploy.md"))
+
+
+# -- what zdworker prints ------------------------------------------------------------------------------------------
+
+
+def literals() -> Iterator[str]:
+    """Yield the texts in the package's code, with ``…`` for what is filled in."""
+    for path in sorted((ROOT / "zdworker").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield re.sub(r"%[sdr]", "…", node.value)
+
+
+def pattern(line: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part) for part in line.split("…")), re.DOTALL)
+
+
+LITERALS = [text for text in literals() if sum(map(str.isalpha, text)) >= 8]
+
+
+def printed(line: str) -> bool:
+    """Whether zdworker prints ``line``, or a line of which it is a part."""
+    return any(pattern(line).search(text) or pattern(text).fullmatch(line) for text in LITERALS)
+
+
+LINES = [
+    line
+    for block in documents.blocks("docs/troubleshooting.md")
+    if block.language == "text"
+    for line in block.text.splitlines()
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_are_those_that_are_printed(line: str) -> None:
+    assert printed(line)
+
+
+def test_other_lines_are_noticed() -> None:
+    assert len(LINES) > 25
+    assert not printed("Reload to generation … succeeded, the code that was running serves on: …")
+
+
+# -- pictures, and the site's own check ----------------------------------------------------------------------------
+
+
+def loaded(name: str) -> ModuleType:
+    """Return a script of ``docs/``."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where a dataclass looks for its own
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pictures() -> ModuleType:
+    return loaded("pictures")
+
+
+def test_pictures_are_up_to_date(pictures: ModuleType) -> None:
+    assert pictures.main(["--check"]) == 0, "run: python docs/pictures.py"
+    assert {path for path, _ in pictures.drawn()} == set((ROOT / "docs" / "pictures").glob("*.svg"))
+
+
+def test_pictures_are_drawn_in_light_and_dark_and_load_nothing(pictures: ModuleType) -> None:
+    for path, text in pictures.drawn():
+        assert "prefers-color-scheme: dark" in text, path
+        assert re.findall(r"(?:href|url\()[^#]*//", text) == [], path
+
+
+@pytest.mark.parametrize(
+    ("output", "warns"),
+    [
+        ('<a href="https://x.org">', False),
+        ('<link rel="stylesheet" href="assets/a.css"><script src="b.js"></script>', False),
+        ('<script src="https://x.org/b.js"></script>', True),
+        ('<link href="//x.org/a.css" rel="stylesheet">', True),
+        ("<img alt='' src=https://x.org/c.svg>", True),
+    ],
+)
+def test_a_page_that_loads_from_elsewhere_is_warned_of(
+    output: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    loaded("site_checks").on_post_page(output, page)
+    assert bool(caplog.records) is warns

@@ -1,0 +1,270 @@
+"""What is counted, what a statsd is told, and what ``zdworker metrics`` makes of a status."""
+
+from __future__ import annotations
+
+import ast
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.instrument.statsd import Statsd
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
+
+from zdworker import metrics
+from zdworker.core.events import Policy
+from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
+from zdworker.journal import Journal
+from zdworker.metrics import Lossy, Meter, gauges_of
+from zdworker.openmetrics import exposition
+from zdworker.settings import Settings
+
+PACKAGE = Path(metrics.__file__).parent
+
+
+def fleet(**states: WorkerState) -> Fleet:
+    """A fleet of workers ``g7a=READY``: generation 7."""
+    made = Fleet(Policy(workers=2), 2, Phase.STEADY, current=[7])
+    for age, (name, state) in enumerate(states.items(), 1):
+        made.workers[age] = Worker(age, age - 1, int(name[1]), state, None)
+    return made
+
+
+class Statistics:
+    """A statsd that hears what a logger says."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(str(path))
+        self.socket.setblocking(False)
+        cfg = Config()
+        cfg.set("statsd_host", f"unix://{path}")
+        cfg.set("statsd_prefix", "shop")
+        cfg.set("dogstatsd_tags", "env:test")
+        self.logger = Statsd(cfg)
+        self.meter = Meter(lambda: self.logger)
+
+    def heard(self) -> dict[str, str]:
+        """Return what was said since the last time, by name."""
+        found: dict[str, str] = {}
+        while True:
+            try:
+                name, _, value = self.socket.recv(4096).decode().partition(":")
+            except BlockingIOError:
+                return found
+            assert value.endswith("|#env:test")
+            found[name] = value.removesuffix("|#env:test")
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.logger.sock is not None:
+            vars(self.logger.sock).get("_datagrams", self.logger.sock).close()
+
+
+@pytest.fixture
+def statistics(tmp_path: Path) -> Iterator[Statistics]:
+    made = Statistics(tmp_path / "statsd")
+    yield made
+    made.close()
+
+
+def test_what_happens_is_told(statistics: Statistics) -> None:
+    meter = statistics.meter
+    meter.reload_started()
+    meter.booted(0.25)
+    meter.reload_finished("failed", 1.5)
+    assert statistics.heard() == {
+        "shop.zdworker.reloads": "1|c|@1.0",
+        "shop.zdworker.boots": "1|c|@1.0",
+        "shop.zdworker.boot_duration": "250|ms",
+        "shop.zdworker.failed_reloads": "1|c|@1.0",
+        "shop.zdworker.reload_duration": "1500|ms",
+    }
+    meter.reload_finished("done", 2.25)
+    meter.crashed()
+    assert set(statistics.heard()) == {"shop.zdworker.reload_duration", "shop.zdworker.crashes"}
+
+
+def test_workers_by_state_and_generation() -> None:
+    known = fleet(g6a=WorkerState.DRAINING, g7a=WorkerState.READY, g7b=WorkerState.READY, g7c=WorkerState.FORKING)
+    assert gauges_of(known) == {
+        "zdworker.workers.booting": 1,
+        "zdworker.workers.ready": 2,
+        "zdworker.workers.draining": 1,
+        "zdworker.generation.6.draining": 1,
+        "zdworker.generation.7.ready": 2,
+        "zdworker.generation.7.booting": 1,
+        "gunicorn.workers": 4,
+    }
+
+
+def test_gauges_are_told_when_they_change_and_are_taken_back(statistics: Statistics) -> None:
+    statistics.meter.look(fleet(g6a=WorkerState.READY), 100.0)
+    assert len(statistics.heard()) == 5
+    statistics.meter.look(fleet(g6a=WorkerState.READY), 100.0)
+    assert statistics.heard() == {}
+    statistics.meter.look(fleet(g7a=WorkerState.READY), 100.0)
+    assert statistics.heard() == {
+        "shop.zdworker.generation.6.ready": "0|g",
+        "shop.zdworker.generation.7.ready": "1|g",
+    }
+
+
+def test_gauges_are_repeated_and_old_generations_forgotten(statistics: Statistics) -> None:
+    statistics.meter.look(fleet(g6a=WorkerState.READY), 100.0)
+    statistics.meter.look(fleet(g7a=WorkerState.READY), 100.1)
+    statistics.heard()
+    # Once more that nobody of generation 6 is left, in case that was lost; then no more of it.
+    for now, told in ((109.0, 0), (110.1, 6), (110.2, 0), (120.2, 5)):
+        statistics.meter.look(fleet(g7a=WorkerState.READY), now)
+        assert len(statistics.heard()) == told
+
+
+def test_a_statsd_that_does_not_read_holds_nobody(statistics: Statistics) -> None:
+    begin = time.monotonic()
+    for _ in range(5000):
+        statistics.meter.crashed()
+    statistics.logger.error("counted, too")  # Gunicorn's own metric, through the same socket
+    assert time.monotonic() - begin < 5
+    assert statistics.heard() == {"shop.zdworker.crashes": "1|c|@1.0"}
+
+
+def test_a_statsd_that_is_gone_is_nothing_to_speak_of(
+    statistics: Statistics, capfd: pytest.CaptureFixture[str]
+) -> None:
+    statistics.socket.close()
+    statistics.meter.crashed()
+    assert isinstance(statistics.logger.sock, Lossy)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_statsd_nothing_is_told() -> None:
+    meter = Meter(lambda: None)
+    meter.look(fleet(g7a=WorkerState.READY), 100.0)
+    meter.booted(1.0)
+
+
+def test_a_logger_that_raises_is_let_be(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics.logger, "increment", None)
+    statistics.meter.crashed()
+
+
+def test_the_journal_counts() -> None:
+    journal = Journal()
+    journal.booted(0.25)
+    journal.booted(0.5)
+    journal.reload_started(2)
+    journal.reload_finished(2, "failed", "reason", "")
+    totals = journal.status(fleet(), {}, {}, Settings())["totals"]
+    assert 0 <= totals.pop("reload_duration_s") < 1
+    assert totals == {
+        "boots": 2,
+        "boot_duration_s": 0.75,
+        "reloads_done": 0,
+        "reloads_failed": 1,
+        "reloads_superseded": 0,
+    }
+
+
+# -- OpenMetrics ---------------------------------------------------------------------------------------------------
+
+STATUS: dict[str, Any] = {
+    "pid": 10,
+    "state": "rolling",
+    "generation": 1,
+    "target_generation": 2,
+    "workers": [
+        {
+            "pid": 11,
+            "slot": 0,
+            "generation": 1,
+            "state": "draining",
+            "age_s": 61.5,
+            "rss_bytes": 1000,
+            "connections": 3,
+            "requests": 5,
+        },
+        {
+            "pid": None,
+            "slot": 1,
+            "generation": 2,
+            "state": "booting",
+            "age_s": 0.1,
+            "rss_bytes": None,
+            "connections": 0,
+            "requests": 0,
+        },
+    ],
+    "last_reload": {"started_at": "2026-01-02T03:04:05.500+00:00"},
+    "crashes": 4,
+    "totals": {
+        "boots": 9,
+        "boot_duration_s": 2.5,
+        "reloads_done": 2,
+        "reloads_failed": 1,
+        "reloads_superseded": 0,
+        "reload_duration_s": 8.0,
+    },
+}
+
+
+def samples(text: str) -> dict[tuple[str, ...], float]:
+    """Return the samples: name and labels' values, in the order of the labels' names."""
+    return {
+        (sample.name, *(value for _name, value in sorted(sample.labels.items()))): sample.value
+        for family in openmetrics_parser.text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+    }
+
+
+def test_a_status_as_openmetrics() -> None:
+    found = samples(exposition(STATUS))
+    assert found["zdworker_state", "rolling"] == 1
+    assert found["zdworker_state", "steady"] == 0
+    assert found["zdworker_generation",] == 1
+    assert found["zdworker_last_reload_timestamp_seconds",] == 1767323045.5
+    assert found["zdworker_workers", "1", "draining"] == 1
+    assert found["zdworker_workers", "1", "ready"] == 0
+    assert found["zdworker_workers", "2", "booting"] == 1
+    assert found["zdworker_reloads_total", "failed"] == 1
+    assert found["zdworker_reload_duration_seconds_sum",] == 8
+    assert found["zdworker_reload_duration_seconds_count",] == 3
+    assert found["zdworker_boots_total",] == 9
+    assert found["zdworker_boot_duration_seconds_sum",] == 2.5
+    assert found["zdworker_crashes_total",] == 4
+    assert found["zdworker_worker_resident_memory_bytes", "1", "11", "0"] == 1000
+    assert found["zdworker_worker_requests_total", "1", "11", "0"] == 5
+    assert not [key for key in found if "None" in key]
+
+
+def test_before_the_first_generation_serves() -> None:
+    found = samples(exposition({**STATUS, "generation": None, "target_generation": None, "last_reload": None}))
+    assert ("zdworker_generation",) not in found
+    assert ("zdworker_last_reload_timestamp_seconds",) not in found
+
+
+def test_readers_of_the_older_format_understand_it() -> None:
+    text = exposition(STATUS)
+    assert set(re.findall(r"^# TYPE \S+ (\S+)$", text, re.MULTILINE)) <= {"counter", "gauge", "summary"}
+    older = {s.name for f in parser.text_string_to_metric_families(text) for s in f.samples}
+    assert {"zdworker_reloads_total", "zdworker_workers"} <= older
+
+
+def test_only_the_command_needs_prometheus_client() -> None:
+    users = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom) and "prometheus_client" in ast.unparse(node)
+    }
+    assert users == {"openmetrics.py"}
+    code = "import sys, zdworker.arbiter, zdworker.cli; print('prometheus_client' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"

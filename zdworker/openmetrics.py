@@ -1,0 +1,103 @@
+"""The metrics of a master in the OpenMetrics text format, from its status.
+
+Rules: this is the command's; it needs ``prometheus_client``, which the master never imports. Only types that the older
+Prometheus text format has, too: other programs read files of this (node_exporter's textfile collector, say).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest
+from prometheus_client.registry import Collector
+
+STATES = ("steady", "rolling", "failed", "degraded", "stopping")
+WORKER_STATES = ("booting", "ready", "draining")
+WORKER = ("slot", "generation", "pid")
+"""Labels that tell a worker from all others."""
+
+
+def exposition(status: dict[str, Any]) -> str:
+    """Return the metrics that a master's ``status`` holds."""
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(status))
+    generate: Any = generate_latest  # it has no types
+    text: bytes = generate(registry)
+    return text.decode()
+
+
+class _Snapshot(Collector):
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics."""
+        yield from _of_master(self._status)
+        yield from _of_totals(self._status)
+        yield from _of_workers(self._status["workers"])
+
+
+def _of_master(status: dict[str, Any]) -> Iterator[Metric]:
+    state = GaugeMetricFamily("zdworker_state", "1 for the master's state, 0 for all others.", labels=["state"])
+    for name in STATES:
+        state.add_metric([name], float(name == status["state"]))
+    yield state
+    if status["generation"] is not None:
+        yield GaugeMetricFamily("zdworker_generation", "The generation that serves.", value=status["generation"])
+    if status["last_reload"] is not None:
+        started = datetime.fromisoformat(status["last_reload"]["started_at"]).timestamp()
+        yield GaugeMetricFamily(
+            "zdworker_last_reload_timestamp_seconds", "When the last reload began.", value=started, unit="seconds"
+        )
+    workers = GaugeMetricFamily("zdworker_workers", "Workers by state.", labels=["generation", "state"])
+    for generation in _generations(status):
+        for name in WORKER_STATES:
+            found = [w for w in status["workers"] if (w["generation"], w["state"]) == (generation, name)]
+            workers.add_metric([str(generation), name], len(found))
+    yield workers
+
+
+def _generations(status: dict[str, Any]) -> list[int]:
+    """Return those that have workers or should have some: of what is not there no alert could be made."""
+    named = {status["generation"], status["target_generation"], *(w["generation"] for w in status["workers"])}
+    return sorted(named - {None})
+
+
+def _of_totals(status: dict[str, Any]) -> Iterator[Metric]:
+    totals = status["totals"]
+    results = [name.removeprefix("reloads_") for name in totals if name.startswith("reloads_")]
+    reloads = CounterMetricFamily("zdworker_reloads", "Reloads that have ended.", labels=["result"])
+    for result in results:
+        reloads.add_metric([result], totals[f"reloads_{result}"])
+    yield reloads
+    ended = sum(totals[f"reloads_{result}"] for result in results)
+    yield _durations("reload", "How long reloads took.", ended, totals["reload_duration_s"])
+    yield CounterMetricFamily("zdworker_boots", "Workers that became ready.", value=totals["boots"])
+    yield _durations("boot", "How long workers took to become ready.", totals["boots"], totals["boot_duration_s"])
+    yield CounterMetricFamily("zdworker_crashes", "Workers that died while they were ready.", value=status["crashes"])
+
+
+def _durations(what: str, meaning: str, count: int, seconds: float) -> Metric:
+    name = f"zdworker_{what}_duration_seconds"
+    return SummaryMetricFamily(name, meaning, count_value=count, sum_value=seconds, unit="seconds")
+
+
+def _of_workers(workers: list[dict[str, Any]]) -> Iterator[Metric]:
+    memory = GaugeMetricFamily(
+        "zdworker_worker_resident_memory_bytes", "Memory, shared memory included.", labels=WORKER, unit="bytes"
+    )
+    age = GaugeMetricFamily("zdworker_worker_age_seconds", "Time since its start.", labels=WORKER, unit="seconds")
+    connections = GaugeMetricFamily("zdworker_worker_connections", "Open connections.", labels=WORKER)
+    requests = CounterMetricFamily("zdworker_worker_requests", "Requests answered.", labels=WORKER)
+    for worker in (worker for worker in workers if worker["pid"] is not None):
+        labels = [str(worker[name]) for name in WORKER]
+        if worker["rss_bytes"] is not None:
+            memory.add_metric(labels, worker["rss_bytes"])
+        age.add_metric(labels, worker["age_s"])
+        connections.add_metric(labels, worker["connections"])
+        requests.add_metric(labels, worker["requests"])
+    yield from (memory, age, connections, requests)
