@@ -16,7 +16,6 @@ import contextlib
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,4 +278,5 @@ def directory_of(uid: int) -> Path:
     for parent in (runtime, f"/run/user/{uid}", "/run" if uid == 0 else None):
         if parent and os.path.isdir(parent):
             return Path(parent) / "zdworker"
-    return Path(tempfile.gettempdir()) / f"zdworker-{uid}"
+    # Not tempfile.gettempdir(): that raises where nothing can be written, and there is no control socket then, no more.
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"zdworker-{uid}"  # noqa: S108  # made for this user alone

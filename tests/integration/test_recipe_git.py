@@ -13,10 +13,30 @@ import pytest
 from .clients import Load
 from .conftest import Start
 from .processes import children, command, wait_for
-from .recipes import DEPLOY, EXAMPLE, adapted, changed, commands, environment_of, find, find_master, run, versions
+from .recipes import (
+    DEPLOY,
+    EXAMPLE,
+    adapted,
+    changed,
+    commands,
+    environment_of,
+    find,
+    find_master,
+    path_with,
+    run,
+    versions,
+)
 from .server import Server
 
 PAGE = "git.md"
+QUICK = """\
+#!/bin/sh
+[ "$*" = "-m venv venv" ] || exit
+{python} -m venv --without-pip venv
+echo '#!/bin/sh\nexec {python} -m pip --python venv/bin/python "$@"' > venv/bin/pip
+chmod +x venv/bin/pip
+"""
+"""What is python3 for a release that borrows pip."""
 
 pytestmark = pytest.mark.skipif(find("git") is None, reason="git is not installed")
 
@@ -32,6 +52,7 @@ class Push:
         self.root = self.site.directory / "srv"
         self.work = self.site.directory / "work"
         self.socket = self.root / "control.sock"
+        self.quick: Path | None = None
         self.root.mkdir()
         self.work.mkdir()
         self.wheel = packages_as_a_wheel(self.site.directory)
@@ -47,7 +68,8 @@ class Push:
     def shell(self, script: str, directory: Path, code: int = 0) -> str:
         who = {f"GIT_{role}_{what}": "test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         quiet = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, "PIP_NO_INDEX": "1"}
-        done = run(["sh", "-ec", script], directory, {**who, **quiet})
+        path = path_with(*([self.quick] if self.quick else []))
+        done = run(["sh", "-ec", script], directory, {"PATH": path, **who, **quiet})
         assert done.returncode == code, done.stdout
         return done.stdout
 
@@ -59,6 +81,14 @@ class Push:
         (self.work / "gunicorn.conf.py").write_text((EXAMPLE / "gunicorn.conf.py").read_text() + own)
         (self.work / "requirements.txt").write_text(f"{self.wheel}\n")
         self.shell(f"git add -A && git commit -q -m {version}", self.work)
+
+    def borrow_pip(self) -> None:
+        """From now on a new environment gets pip from that of these tests: to install it anew takes seconds."""
+        self.quick = self.site.directory / "quick"
+        self.quick.mkdir()
+        python = self.quick / "python3"
+        python.write_text(QUICK.format(python=sys.executable))
+        python.chmod(0o755)
 
     def push(self, code: int = 0) -> str:
         return self.shell(commands(PAGE, "git push"), self.work, code)
@@ -108,6 +138,7 @@ def test_pushes(push: Push) -> None:
     push.commit("one")
     assert "nothing runs: start the service" in push.push()
     push.start()
+    push.borrow_pip()
     assert versions(push.server.address) == {"one"}
     with Load(push.server.address, "new", clients=4, pause=0.02) as load:
         push.commit("two")

@@ -18,7 +18,7 @@ import pytest
 from .applications import Site
 from .clients import Load
 from .processes import children, command, wait_for
-from .recipes import DEPLOY, EXAMPLE, adapted, commands, path_with, run, versions
+from .recipes import DEPLOY, EXAMPLE, adapted, changed, commands, path_with, run, versions
 
 PAGE = "systemd.md"
 SYSTEMD = "/lib/systemd/systemd"
@@ -63,6 +63,12 @@ class Manager:
         (self.units / "basic.target").write_text("[Unit]\nDescription=Nothing of the machine's own units\n")
         (self.units / "app.socket").write_text(adapted("systemd/app.socket", {"/run/app.sock": self.socket}))
         self._process: subprocess.Popen[bytes] | None = None
+
+    def change(self, changes: dict[str, str]) -> None:
+        """Change the service; before it is started for the first time."""
+        file = self.units / "app.service"
+        file.write_text(changed(file.read_text(), changes))
+        self.must("daemon-reload")
 
     def start(self) -> None:
         environment = {
@@ -170,6 +176,24 @@ def test_a_service_under_systemd(manager: Manager, site: Site) -> None:
         assert load.stop().failures == []
     manager.must("stop", "app.service", "app.socket")
     assert (manager.fact("Result"), manager.fact("ExecMainStatus")) == ("success", "0")
+
+
+def test_a_reload_may_take_longer_than_systemd_waits(manager: Manager, site: Site) -> None:
+    """As long as the master says that something with a deadline of its own goes on."""
+    manager.change({"TimeoutStartSec=90": "TimeoutStartSec=6"})
+    manager.must("start", "app.socket", "app.service")
+    site.deploy("two", extra="\ntime.sleep(8)\n")
+    manager.must("reload", "app.service")
+    assert versions(manager.socket) == {"two"}
+
+
+def test_a_master_that_hangs_is_replaced(manager: Manager) -> None:
+    manager.change({"WatchdogSec=30": "WatchdogSec=1"})
+    manager.must("start", "app.socket", "app.service")
+    master = manager.fact("MainPID")
+    manager.must("kill", "--kill-who=main", "--signal=STOP", "app.service")
+    wait_for(lambda: manager.fact("MainPID") not in ("0", master), 30, "systemd has started another")
+    assert versions(manager.socket) == {"one"}
 
 
 def test_the_notify_reload_variant(manager: Manager, site: Site) -> None:

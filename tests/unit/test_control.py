@@ -67,8 +67,10 @@ def test_without_a_runtime_directory_it_is_a_temporary_one(
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setattr("os.path.isdir", lambda _path: False)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert directory_of(1234) == tmp_path / "zdworker-1234"
+    monkeypatch.delenv("TMPDIR")
+    assert directory_of(1234) == Path("/tmp/zdworker-1234")  # noqa: S108  # where everybody may write
 
 
 def test_sockets_that_nobody_listens_on_are_swept(runtime: Path) -> None:

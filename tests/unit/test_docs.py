@@ -53,10 +53,6 @@ SHOWN = {
         "docker compose up",
     ): "not run: it takes a Docker daemon; the container's life is tested without",
     (
-        "docs/recipes/github-actions.md",
-        "ssh-keygen",
-    ): "not run: it changes who may log in; the workflow's steps are tested",
-    (
         "docs/recipes/kubernetes.md",
         "kubectl apply",
     ): "not run: it takes a cluster; the manifests are checked by the API's types",
@@ -67,7 +63,6 @@ SHOWN = {
     ): "not run: the machine's own Caddy; its file is tested with one of ours",
     ("docs/recipes/several-machines.md", 'bind = "0.0.0.0:8000"'): f"{MACHINES}test_replaced_one_after_the_other",
     ("docs/recipes/systemd.md", "useradd"): "not run: it makes a user and a service; systemd-analyze verifies the unit",
-    ("docs/recipes/systemd.md", "systemctl reload"): "not run: it takes systemd; the test runs the unit's ExecReload",
 }
 """By page and the beginning of a block's first line."""
 
