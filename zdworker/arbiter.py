@@ -25,7 +25,7 @@ from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
-from zdworker import configuration, launch, system
+from zdworker import configuration, launch, logs, system
 from zdworker.adoption import AdoptingArbiter
 from zdworker.core import events
 from zdworker.core.steps import KILL_MARGIN
@@ -82,6 +82,7 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd = Supervisor(self, self._zd_command(), self.zd_policy())
         self.zd_environment = Environment()
+        logs.guard(self.log)
         self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
         self._zd_previous: tuple[Any, Settings, list[Any]] | None = None
         self._zd_halt_by = 0.0

@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -144,18 +145,24 @@ class Effects(ABC):
         except (OSError, RuntimeError) as error:
             self.tell(events.WorkerGone(action.age, f"got no heartbeat file: {error}"))
             return
+        try:
+            record.channel, theirs = Channel.pair()
+        except OSError as error:  # no descriptors are left: not for the fork server to pay for
+            record.close()
+            self.tell(events.WorkerGone(action.age, f"got no channel: {error}"))
+            return
         self.records[action.age] = record
         self._arbiter.zd_hook("pre_fork", record)
         try:
-            self._ask_for(record)
+            self._ask_for(record, theirs)
         except OSError as error:
             if record.generation in self._servers:
                 # It is dead, or does not read, or has got half of a message: whichever, it is of no use any more.
                 self._servers[record.generation].end()
             self._never_born(record, f"could not be asked for: {error}")
 
-    def _ask_for(self, record: WorkerRecord) -> None:
-        record.channel, theirs = Channel.pair()
+    def _ask_for(self, record: WorkerRecord, theirs: socket.socket) -> None:
+        assert record.channel is not None  # noqa: S101 (for the type checker: the caller has made the pair)
         with contextlib.closing(theirs):
             listeners = [listener.fileno() for listener in record.sockets]
             message = Spawn(

@@ -27,7 +27,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from zdworker import birth, inherited, system
+from zdworker import birth, inherited, logs, system
 from zdworker.channel import Channel
 from zdworker.core.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
 from zdworker.errors import GenerationError, ZdError
@@ -196,6 +196,7 @@ class Generation:
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
+        logs.guard(self.log)
         # A rotation: the workers do that for themselves, but the old file takes its space until all have let go of it.
         signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
         if self.cfg.preload_app:

@@ -5,7 +5,7 @@ Rules:
 * What is run is captured once, when the master starts: ``sys.orig_argv``, the environment as it was before the
   configuration touched it, the logical start directory (``current``, not where the link pointed then).
 * The interpreter is the present one of the command's ``#!`` line when the command is a script: a virtual environment
-  inside ``current/`` changes with the link. Otherwise it is the master's own.
+  inside ``current/`` changes with the link. Otherwise it is the master's own, by the path it was called by: likewise.
 * ``posix_spawn``, never ``fork``: the master may have threads (Gunicorn's control server is one) and is never copied.
 * Signals that end a process by default are blocked until the new interpreter has handlers: a ``kill`` of the whole
   process group must not hit it half-made.
@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -68,9 +69,23 @@ def capture(environment: Mapping[str, str], directory: str) -> Command:
         # Not os.path.abspath: it would write the release of today into the command, not the link to it.
         target[0] = os.path.normpath(os.path.join(directory, target[0]))
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
-    return Command(
-        sys.executable, options, target, dict(environment), directory, safe_path, time.time_ns() - SAME_DEPLOY
-    )
+    started = time.time_ns() - SAME_DEPLOY
+    own = _interpreter_as_called(directory)
+    return Command(own, options, target, dict(environment), directory, safe_path, started)
+
+
+def _interpreter_as_called(directory: str) -> str:
+    """Return the path of this interpreter by way of the logical start directory, if it was called that way.
+
+    ``sys.executable`` is relative to where the link led at the start: a virtual environment in the release that is
+    called as ``venv/bin/python`` would stay that of the first release.
+    """
+    called = sys.orig_argv[0] if "/" in sys.orig_argv[0] else sys.executable
+    path = os.path.normpath(os.path.join(directory, called))
+    with contextlib.suppress(OSError):
+        if os.path.samefile(path, sys.executable):
+            return path
+    return sys.executable
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -18,6 +18,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+from urllib.parse import urlsplit
 
 from zdworker.errors import SettingError
 
@@ -80,6 +81,13 @@ class Settings:
                 "zd_max_surge and zd_max_unavailable are both 0, so no worker could ever be replaced: "
                 "one of them must be at least 1 (or a percentage above 0%)"
             )
+
+        for url in self.warmup:
+            if urlsplit(url).path == self.health_path:
+                raise SettingError(
+                    f"zd_warmup names {url}, which is zd_health_path: zdworker answers that itself, so nothing of the "
+                    "application would be tried; name a path of its own"
+                )
 
     def surge(self, workers: int) -> int:
         """Processes that may exist above ``workers`` during a reload; a percentage rounds up."""
@@ -300,9 +308,9 @@ SPECS: Mapping[str, Spec] = {
     ),
     "zd_min_ready_seconds": Spec(_SECONDS, _seconds, "seconds a new worker must stay up before the next is replaced"),
     "zd_warmup": Spec(
-        'paths such as ["/health"], or URLs such as ["http://example.org/health"]',
+        'paths such as ["/"], or URLs such as ["http://example.org/"]',
         _paths,
-        'paths (`["/health"]`) or URLs (which give scheme and host) that a new worker has to answer itself, with a '
+        'paths (`["/"]`) or URLs (which give scheme and host) that a new worker has to answer itself, with a '
         "status below 400, before it is ready",
     ),
     "zd_websocket_drain": Spec(
@@ -328,7 +336,8 @@ SPECS: Mapping[str, Spec] = {
         _SECONDS,
         _seconds,
         "seconds between `TERM` to the master and the end of accepting, in which `zd_health_path` says 503, so that "
-        "balancers look away first; a platform's own patience has to be longer than this and `graceful_timeout`",
+        "balancers look away first; a platform's own patience has to be longer than this and `graceful_timeout`, and "
+        "it has to tell the master alone (systemd: `KillMode=mixed`): a worker that gets `TERM` itself drains at once",
     ),
     "zd_rollback_window": Spec(
         _SECONDS,

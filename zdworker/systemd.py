@@ -41,7 +41,7 @@ class Stage(str, Enum):
 
 def stage_of(fleet: Fleet) -> Stage:
     """Return what the facts mean to systemd."""
-    if fleet.phase in (Phase.STOPPING, Phase.STOPPED):
+    if fleet.stopping:
         return Stage.STOPPING
     if fleet.phase is Phase.NEW or (fleet.phase is Phase.STARTING and not fleet.degraded):
         return Stage.STARTING

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_a_failed_reload_leaves_the_files(server: Server, site: Site, error_log:
     server.signal(signal.SIGUSR2)
     wait_for(lambda: lines(error_log, "failed, the code that was running serves on"), 30, "it has failed")
     assert not lines(error_log, r"\[DEBUG\]")
-    assert not holders(server, other)
+    wait_for(lambda: not holders(server, other), 5, "the new code's interpreter is gone")
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
@@ -108,6 +109,25 @@ def test_rotation_in_the_middle_of_a_reload(
         assert load.stop().failures == []
     assert not [*holders(server, rotated[0]), *holders(server, rotated[1])]
     assert lines(error_log, "all workers are new")
+
+
+def test_a_rotation_into_a_directory_that_is_gone(make_server: Start, tmp_path: Path) -> None:
+    """Whoever cannot open the new file goes on with the old one: no log is worth the site."""
+    place = tmp_path / "logs"
+    place.mkdir()
+    server = make_server(errorlog=str(place / "error.log"), preload_app=True, workers=2).start()
+    everyone = {server.master, *server.fork_servers(), *server.workers()}
+    with Load(server.address, "new", clients=2) as load:
+        shutil.rmtree(place)
+        server.signal(signal.SIGUSR1)
+        assert {server.get()["version"] for _ in range(20)} == {"one"}
+        place.mkdir()
+        server.signal(signal.SIGUSR1)
+        wait_for((place / "error.log").exists, 5, "the file is there")
+        assert {server.master, *server.fork_servers(), *server.workers()} == everyone
+        server.reload("two")
+        assert load.stop().failures == []
+    assert lines(place / "error.log", "all workers are new")
 
 
 def test_a_crash_loop_leaves_the_log_readable(start: Start, site: Site, error_log: Path) -> None:

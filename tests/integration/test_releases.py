@@ -50,7 +50,13 @@ def own_environment(site: Site) -> list[str]:
     ]
 
 
-WAYS: tuple[Way, ...] = (relative_chdir, absolute_chdir_without_pwd, within, own_environment)
+def own_interpreter(site: Site) -> list[str]:
+    """The virtual environment is in the release, and its interpreter is called from there, by a relative path."""
+    words = ["venv/bin/python", "-m", "gunicorn"]
+    return ["sh", "-c", 'cd "$0" && exec "$@"', str(site.directory / "current"), *words]
+
+
+WAYS: tuple[Way, ...] = (relative_chdir, absolute_chdir_without_pwd, within, own_environment, own_interpreter)
 
 
 def release(site: Site, version: str) -> Path:

@@ -117,6 +117,17 @@ def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site)
     succeeds(server)
 
 
+def test_there_are_no_descriptors_for_a_channel(start: Start) -> None:
+    """That is not for the fork server to pay for: preloaded code would be lost with it."""
+    server = start(preload_app=True)
+    before = server.fork_servers()
+    with limited(server.master, resource.RLIMIT_NOFILE, len(descriptors(server.master))):
+        os.kill(server.workers()[0], signal.SIGKILL)
+        wait_for(lambda: "got no" in server.log, 20, "no replacement can be asked for")
+    server.wait_full()
+    assert server.fork_servers() == before
+
+
 def test_the_new_code_gets_no_memory(server: Server, site: Site) -> None:
     site.deploy("two")
     with limited(server.master, resource.RLIMIT_AS, 64 << 20):

@@ -36,7 +36,7 @@ def assert_refused(server: Server, name: str) -> None:
         ("zd_no_such_setting", 1),
         ("zd_warmup", ["health"]),
         ("zd_max_rss", "much"),
-        ("zd_health_path", "/health"),
+        ("zd_health_path", "health"),
     ],
 )
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])

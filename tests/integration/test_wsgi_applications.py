@@ -115,10 +115,11 @@ def test_warm_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     assert (url["HTTP_HOST"], url["wsgi.url_scheme"], url["SERVER_NAME"]) == ("example.org", "https", "example.org")
     for bad in ("/warm?status=503 No", "/warm?raise=1"):
         server.configure(zd_warmup=[bad.replace(" ", "%20")])
-        before = len(site.events("child_exit"))
+        before, serving = len(site.events("child_exit")), server.workers()
         server.signal(signal.SIGUSR2)
         wait_for(lambda: len(site.events("child_exit")) > before, 10, "the new worker is gone")  # noqa: B023  # at once
-        assert server.get()["version"] == "one"
+        assert server.workers() == serving
+        assert server.get()["pid"] == serving[0]
     assert "RuntimeError: cold" in server.log
 
 

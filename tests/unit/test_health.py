@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tornado.wsgi import WSGIContainer
 
 from zdworker.core.messages import Stopping, encode
 from zdworker.settings import Settings
 from zdworker.workers.base import Reporter, ZeroDowntime
-from zdworker.workers.health import STOPS, TAKES_TRAFFIC, asgi_with_health, verdict, wsgi_with_health
+from zdworker.workers.health import (
+    STOPS,
+    TAKES_TRAFFIC,
+    asgi_with_health,
+    tornado_with_health,
+    verdict,
+    wsgi_with_health,
+)
 
 
 @pytest.fixture
@@ -70,6 +78,16 @@ def test_wsgi(worker: ZeroDowntime) -> None:
     assert by_wsgi(wrapped, "GET", "/healthy") == ("200 OK", b"the application")
     worker.zd_settings = Settings()
     assert wsgi_with_health(application, worker) is application
+
+
+def test_tornado_s_container_of_a_wsgi_application(worker: ZeroDowntime) -> None:
+    def application(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"the application"]
+
+    container = tornado_with_health(WSGIContainer(application), worker)
+    assert by_wsgi(container.wsgi_application, "GET", "/health") == ("200 OK", b"ok\n")
+    assert by_wsgi(container.wsgi_application, "GET", "/") == ("200 OK", b"the application")
 
 
 def by_asgi(application: Any, **scope: Any) -> list[Any]:

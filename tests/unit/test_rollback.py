@@ -77,6 +77,31 @@ def test_without_preload_nothing_is_kept() -> None:
     assert "not preloaded (--preload)" in refused(stage)
 
 
+def test_what_was_to_make_up_for_the_undone_code_s_fork_server_is_not_run() -> None:
+    """It loads what is on disk: the very code that is to be undone."""
+    stage = deployed()
+    stage.lose_server(2)
+    while not stage.loads():
+        stage.until_due()
+    stage.tell(Rollback())
+    assert not stage.loads()
+    roll_on(stage)
+    assert stage.slots() == [1, 1]
+    assert stage.servers == {1: True}
+
+
+def test_what_was_to_make_up_for_failed_code_s_fork_server_is_not_run() -> None:
+    stage = steady(workers=3, preloaded=True)
+    stage.reload(preloaded=True).boot().gone()
+    stage.lose_server(2)
+    while not stage.loads():
+        stage.until_due()
+    stage.tell(Rollback())
+    assert not stage.loads()
+    roll_on(stage)
+    assert stage.slots() == [1, 1, 1]
+
+
 def test_a_reload_that_fails_leaves_the_way_back_open() -> None:
     stage = deployed()
     stage.reload(preloaded=True)

@@ -140,6 +140,12 @@ def test_the_health_path() -> None:
         assert "it must be a path such as" in refusal({"zd_health_path": bad})
 
 
+def test_a_warm_up_by_the_health_path_would_try_nothing() -> None:
+    for url in ("/health", "http://example.org/health?x=1"):
+        text = refusal({"zd_health_path": "/health", "zd_warmup": ["/", url]})
+        assert text.startswith(f"zd_warmup names {url}, which is zd_health_path")
+
+
 def test_unknown_variables_are_listed_not_refused() -> None:
     environ = {
         "ZD_MAX_SERGE": "1",
@@ -249,7 +255,7 @@ def test_warmup_takes_paths_and_urls(given: object, paths: tuple[str, ...]) -> N
 )
 def test_warmup_refuses_what_is_no_path(bad: object) -> None:
     assert "zd_warmup = " in refusal({"zd_warmup": bad})
-    assert '["/health"]' in refusal({"zd_warmup": bad})
+    assert '["/"]' in refusal({"zd_warmup": bad})
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,13 @@ def test_the_phase_tells_the_stage(phase: Phase, stage: Stage) -> None:
     assert stage_of(fleet(phase)) is stage
 
 
+def test_the_delay_before_the_end_is_part_of_the_end() -> None:
+    """Systemd's patience for it is as long as what still has to come."""
+    fleet = Fleet(Policy(), 1, Phase.STEADY)
+    fleet.stop_at = 5.0
+    assert stage_of(fleet) is Stage.STOPPING
+
+
 def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
     started = fleet(Phase.STARTING)
     started.trouble = Trouble("degraded", "a worker failed to boot")

@@ -132,6 +132,7 @@ class Steps:
         """Make a loaded generation the one that all slots shall have."""
         fleet = self.fleet
         self.finish_reload("superseded")
+        self._call_off_restore()
         if fleet.proven:
             fleet.fallback, fleet.fallback_policy, fleet.fallback_size = fleet.current, fleet.policy, fleet.size
         before = fleet.size
@@ -147,6 +148,7 @@ class Steps:
     def turn_back(self, reason: str, traceback: str) -> None:
         """Give the newest generation up for good and go back to what served before it."""
         fleet = self.fleet
+        self._call_off_restore()
         for number in fleet.current:
             self.end(number)
         fleet.trouble = Trouble("failed", reason, traceback)
@@ -155,6 +157,13 @@ class Steps:
         self._restore_policy()
         self._forgive()
         self.finish_reload("failed", reason, traceback)
+
+    def _call_off_restore(self) -> None:
+        """End a fork server that is to make up for a lost one: what it loads is not what shall run from now on."""
+        loading = self.fleet.loading
+        if loading is not None and loading.purpose == "restore":
+            self.fleet.loading = None
+            self.end(loading.generation)
 
     def _restore_policy(self) -> None:
         """Go by the old configuration again; only a number of workers that was asked for since then stays."""

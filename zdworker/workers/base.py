@@ -132,6 +132,9 @@ class ZeroDowntime:
     zd_ready_at_first_beat: ClassVar[bool] = True
     """Whether the first heartbeat after boot says that the worker accepts; False for a class that says so itself."""
 
+    zd_answers_health: ClassVar[bool] = False
+    """Whether the class answers ``zd_health_path``, by :meth:`zd_stopping` (see :mod:`zdworker.workers.health`)."""
+
     zd_deadline: float = math.inf
     """When the drain has to be over, by ``time.monotonic()``; infinite until the worker is told to leave."""
 
@@ -168,6 +171,8 @@ class ZeroDowntime:
         if self.zd_master_pid:
             # No worker leaves by itself: it asks for a replacement, and is told to leave when that is ready.
             self.zd_max_requests, self.max_requests = self.max_requests, sys.maxsize
+        if self.zd_settings.health_path and not self.zd_answers_health:
+            self.log.warning("%s does not answer zd_health_path: the application has to", type(self).__name__)
         super().init_process()  # type: ignore[misc]
 
     # -- reports -----------------------------------------------------------------------------------------------------

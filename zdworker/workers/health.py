@@ -77,9 +77,13 @@ def tornado_with_health(application: Any, worker: ZeroDowntime) -> Any:
     """Return ``application``, a Tornado or a WSGI one, with the health path before it, if there is one."""
     from tornado.routing import PathMatches, Rule
     from tornado.web import Application, RequestHandler
+    from tornado.wsgi import WSGIContainer
 
     path = worker.zd_settings.health_path
     if not path:
+        return application
+    if isinstance(application, WSGIContainer):
+        application.wsgi_application = wsgi_with_health(application.wsgi_application, worker)
         return application
     if not isinstance(application, Application):
         return wsgi_with_health(application, worker)

@@ -27,6 +27,7 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
     """A worker whose server is a :class:`zdworker.workers.loop_serving.Serving`."""
 
     zd_ready_at_first_beat: ClassVar[bool] = False
+    zd_answers_health: ClassVar[bool] = True
 
     zd_serving: Serving | None = None
     """The server, from its making in ``run()`` on."""

@@ -17,7 +17,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote_to_bytes, urlsplit
 from wsgiref.util import setup_testing_defaults
 
@@ -41,6 +41,8 @@ _default_headers = Response.default_headers
 
 class WsgiDrain(ZeroDowntime):
     """Mixin for workers on Gunicorn's own WSGI responses (``gunicorn.http.wsgi.Response``)."""
+
+    zd_answers_health: ClassVar[bool] = True
 
     wsgi: Application
 
