@@ -73,7 +73,7 @@ def test_a_death_at_birth_is_made_good(start: Start, site: Site, step: str, vict
     kill_at_next_birth(server, site)
     assert other in server.wait_full()
     assert len(wait_for(server.fork_servers, 10, "there is a fork server")) == 1
-    assert not server.zombies()
+    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
     server.reload("two")
 
 

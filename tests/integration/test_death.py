@@ -188,5 +188,5 @@ def test_the_master_is_not_hurt_by_a_storm_of_kills(start: Start, site: Site, pr
         os.kill(pid, signal.SIGKILL)
         wait_for(functools.partial(dead, pid), 5, "it is dead")
     server.reload("two")
-    assert not server.zombies()
+    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
     assert server.stop() == 0

@@ -96,7 +96,12 @@ class Fleet:
 
         :param before: reloads that had begun before.
         """
-        wait_for(lambda: self.reloads() > before and not self.is_rolling(), SETTLED, "the reload is over")
+        # Not by the state alone: that is "degraded" when somebody cannot be replaced meanwhile, whatever goes on.
+        wait_for(
+            lambda: self.reloads() > before and self.status()["last_reload"]["result"] and not self.is_rolling(),
+            SETTLED,
+            "the reload is over",
+        )
         result = self.status()["last_reload"]["result"]
         if result == "done":
             self.size = self.configured  # what TTIN and TTOU have changed is forgotten, as in Gunicorn
