@@ -1,1 +1,1 @@
-"""What a deploy costs with each server that can do one without stopping: ``tox -e bench -- deploys``."""
+"""What a deploy costs with each server that can do one without stopping: ``tox -e deploys``."""

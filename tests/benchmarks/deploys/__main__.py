@@ -1,6 +1,6 @@
 """Measure the contenders; write ``deploys.json``, ``deploys.md`` and ``pictures/deploys-*.svg``.
 
-``tox -e bench -- deploys``, or ``python -m tests.benchmarks.deploys [--quick] [--only NAME ...] [--into DIRECTORY]``.
+``tox -e deploys``, or ``python -m tests.benchmarks.deploys [--quick] [--only NAME ...] [--into DIRECTORY]``.
 """
 
 from __future__ import annotations

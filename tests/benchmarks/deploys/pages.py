@@ -23,7 +23,7 @@ HEAD = """\
 # Deploys, measured
 
 What a deploy does to those who are being served, with each server that can do one without stopping. Written by
-`tox -e bench -- deploys` (`tests/benchmarks/deploys/`); the same as data in `deploys.json`. Take your own on your own
+`tox -e deploys` (`tests/benchmarks/deploys/`); the same as data in `deploys.json`. Take your own on your own
 machine.
 
 * {workers} workers each. The application's import is one second of work; without load it also keeps 150 MB of objects.
