@@ -101,6 +101,11 @@ def memory(pid: int) -> int:
     return 0
 
 
+def threads(pid: int) -> int:
+    """Return how many threads ``pid`` has."""
+    return len(_entries(f"/proc/{pid}/task"))
+
+
 def descriptors(pid: int) -> dict[int, str]:
     """Return the open descriptors of ``pid`` and what each leads to."""
     found = {}

@@ -77,6 +77,20 @@ def reload_in_vain(server: Server) -> None:
     wait_for(lambda: server.fork_servers() == before, 20, "the further generation has been given up")
 
 
+def test_timeouts_of_the_configuration_file(start: Start, site: Site) -> None:
+    """The new workers have the new ones, and the master goes by them."""
+    server = start(workers=2, timeout=60, graceful_timeout=60)
+    server.configure(timeout=2, graceful_timeout=1)
+    server.reload("two")
+    os.kill(server.workers()[0], signal.SIGSTOP)
+    wait_for(lambda: site.events("worker_abort") or len(site.events("child_exit")) == 3, 20, "it was ended")
+    server.wait_full()
+    with Client(server.address) as slow:
+        slow.send(request("GET", "/sleep?seconds=50"))
+        wait_for(lambda: site.marks("request"), 10, "a worker has the request")
+        server.reload("three", 30)
+
+
 LOGGER = """
 from gunicorn.glogging import Logger
 

@@ -76,6 +76,25 @@ def test_new_files_and_levels_come_with_a_reload(server: Server, site: Site, err
     assert lines(other, "Shutting down: Master")
 
 
+def test_a_log_configuration_comes_with_a_reload(server: Server, site: Site) -> None:
+    """For the workers and for the master."""
+    server.start()
+    path = site.directory / "configured.log"
+    server.configure(
+        logconfig_dict={
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": "configured: %(message)s"}},
+            "handlers": {"file": {"class": "logging.FileHandler", "filename": str(path), "formatter": "plain"}},
+            "root": {"handlers": []},
+            "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["file"], "propagate": False}},
+        }
+    )
+    server.reload("two")
+    assert len(lines(path, "configured: Booting worker")) == server.expected
+    assert lines(path, "configured: Reload: .* all workers are new")
+
+
 def test_a_failed_reload_leaves_the_files(server: Server, site: Site, error_log: Path) -> None:
     server.start()
     site.break_("raise")
@@ -109,6 +128,8 @@ def test_rotation_in_the_middle_of_a_reload(
         assert load.stop().failures == []
     assert not [*holders(server, rotated[0]), *holders(server, rotated[1])]
     assert lines(error_log, "all workers are new")
+    booted = [line for path in (error_log, rotated[0]) for line in lines(path, "Booting worker")]
+    assert len(booted) == len(site.events("post_fork")), "each line once, in one of the files"
 
 
 def test_a_rotation_into_a_directory_that_is_gone(make_server: Start, tmp_path: Path) -> None:

@@ -24,7 +24,14 @@ def main() -> None:
         seed = options.seed if options.seed is not None else secrets.randbelow(1 << 32)
         done.append(Soak(seed, options.operations, end - time.monotonic()).run())
         print(
-            json.dumps({**asdict(done[-1]), "memory": done[-1].memory[-1:], "descriptors": done[-1].descriptors[-1:]})
+            json.dumps(
+                {
+                    **asdict(done[-1]),
+                    "memory": done[-1].memory[-1:],
+                    "descriptors": done[-1].descriptors[-1:],
+                    "threads": done[-1].threads[-1:],
+                }
+            )
         )
     operations, answers = sum(f.operations for f in done), sum(f.answers for f in done)
     print(f"{operations} operations, {answers} answers, no failure unexplained")

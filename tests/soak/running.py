@@ -38,6 +38,7 @@ class Figures:
     restarts: int = 0
     memory: list[int] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
 
 
 class Soak:
@@ -124,6 +125,8 @@ class Soak:
         first = self.figures.descriptors[0]
         # The connection of who asked for the status may not have been closed yet.
         processes.wait_for(lambda: held() == first, 5, f"the master has {first} descriptors beside two for each worker")
+        self.figures.threads.append(processes.threads(fleet.server.master))
+        assert len(set(self.figures.threads)) == 1, f"threads of the master: {self.figures.threads}"
 
     def _finish(self, watch: Watch, seconds: float) -> None:
         figures = self.figures
