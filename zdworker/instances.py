@@ -149,7 +149,8 @@ class Conversation:
         :raises OrderRefused: it does not carry it out.
         :raises TimeoutError: there is none in time.
         """
-        self._socket.sendall(encode(order))
+        with contextlib.suppress(ConnectionError):  # it has closed the connection at once: hear() says so
+            self._socket.sendall(encode(order))
         return self.hear(time.monotonic() + patience)
 
     def hear(self, until: float | None) -> Message:
