@@ -175,7 +175,7 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
 
     def manage_workers(self) -> None:
         """Follow a changed number of workers (TTIN, TTOU, WINCH, ``gunicornc worker add``)."""
-        if not self._zd.stopping and self.num_workers != self._zd_workers_told:
+        if not self._zd.core.fleet.ending and self.num_workers != self._zd_workers_told:
             self._zd_workers_told = self.num_workers
             self._zd.tell(events.Scale(self.num_workers))
 
@@ -190,7 +190,7 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
 
     def manage_dirty_arbiter(self) -> None:
         """Gunicorn's, unless the end is near."""
-        if not self._zd.stopping:
+        if not self._zd.core.fleet.ending:
             super().manage_dirty_arbiter()
 
     def kill_worker(self, pid: int, sig: int) -> None:

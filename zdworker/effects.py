@@ -64,11 +64,6 @@ class Effects(ABC):
 
     control: Control
 
-    @property
-    @abstractmethod
-    def stopping(self) -> bool:
-        """Whether the master is about to end."""
-
     @abstractmethod
     def tell(self, event: events.Event) -> None:
         """Tell the core, after the actions that are being carried out."""
@@ -146,12 +141,14 @@ class Effects(ABC):
             self.tell(events.WorkerGone(action.age, f"got no heartbeat file: {error}"))
             return
         try:
-            record.channel, theirs = Channel.pair()
+            channel, theirs = Channel.pair()
         except OSError as error:  # no descriptors are left: not for the fork server to pay for
             record.close()
             self.tell(events.WorkerGone(action.age, f"got no channel: {error}"))
             return
+        record.channel = channel
         self.records[action.age] = record
+        self.reactor.add(channel.fileno(), lambda: self._hear_worker(record))
         self._arbiter.zd_hook("pre_fork", record)
         try:
             self._ask_for(record, theirs)
@@ -162,7 +159,6 @@ class Effects(ABC):
             self._never_born(record, f"could not be asked for: {error}")
 
     def _ask_for(self, record: WorkerRecord, theirs: socket.socket) -> None:
-        assert record.channel is not None  # noqa: S101 (for the type checker: the caller has made the pair)
         with contextlib.closing(theirs):
             listeners = [listener.fileno() for listener in record.sockets]
             message = Spawn(
@@ -175,7 +171,6 @@ class Effects(ABC):
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._arbiter.num_workers,
             )
-            self.reactor.add(record.channel.fileno(), lambda: self._hear_worker(record))
             self._hand_to_generation(record, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
 
     def _hand_to_generation(self, record: WorkerRecord, message: Spawn, descriptors: list[int]) -> None:
@@ -207,7 +202,7 @@ class Effects(ABC):
 
     def _do_drain(self, action: events.Drain) -> None:
         signum = signal.SIGQUIT if action.quick else signal.SIGTERM
-        if self._takes_socket_along(action.age) and not action.quick and not self.stopping:
+        if self._takes_socket_along(action.age) and not action.quick and not self.core.fleet.ending:
             self._leave_slot(action.age, time.monotonic())
         else:
             self._leave(action.age, signum)
@@ -224,7 +219,7 @@ class Effects(ABC):
         passed = time.monotonic() - since
         empty = not self._arbiter.zd_listeners.waiting(record.slot)
         over = passed >= self._arbiter.cfg.graceful_timeout
-        if self.stopping or over or (empty and passed >= HANDSHAKE):
+        if self.core.fleet.ending or over or (empty and passed >= HANDSHAKE):
             self._leave(age, signal.SIGTERM)
         else:
             self.reactor.later(HANDSHAKE / 5, lambda: self._leave_slot(age, since))

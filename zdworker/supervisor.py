@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from zdworker.control import Control
 from zdworker.core import events
-from zdworker.core.fleet import GenerationState, Phase, WorkerState
+from zdworker.core.fleet import GenerationState, WorkerState
 from zdworker.core.messages import (
     PROTOCOL,
     Counts,
@@ -57,11 +57,6 @@ class Supervisor(Effects):
         self.notifier = Notifier(os.environ)
         self.control = Control(self, arbiter.zd_roll_back)
 
-    @property
-    def stopping(self) -> bool:
-        """Whether the master is about to end."""
-        return self.core.fleet.phase in (Phase.STOPPING, Phase.STOPPED)
-
     def poll(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds or the core's next deadline, and handle what came."""
         deadline = self.core.next_deadline()
@@ -93,7 +88,7 @@ class Supervisor(Effects):
         """Let the workers know that all of this ends, and when it begins to, the rest of the master."""
         for record in self.records.values():
             record.tell_of_end()
-        if self.stopping and self._arbiter.LISTENERS:
+        if self.core.fleet.ending and self._arbiter.LISTENERS:
             # The workers have been told to leave by now: who connects from here on is to be refused, not kept waiting.
             self._arbiter.zd_end(self.core.fleet.quick)
 

@@ -251,8 +251,13 @@ class Fleet:
 
     @property
     def stopping(self) -> bool:
-        """Whether the master was told to end."""
-        return self.stop_at is not None or self.phase in (Phase.STOPPING, Phase.STOPPED)
+        """Whether the master was told to end; it may serve on for a while (``zd_shutdown_delay``)."""
+        return self.stop_at is not None or self.ending
+
+    @property
+    def ending(self) -> bool:
+        """Whether the workers have been told to leave because the master ends."""
+        return self.phase in (Phase.STOPPING, Phase.STOPPED)
 
     @property
     def degraded(self) -> bool:

@@ -160,10 +160,8 @@ class Steps:
 
     def _call_off_restore(self) -> None:
         """End a fork server that is to make up for a lost one: what it loads is not what shall run from now on."""
-        loading = self.fleet.loading
-        if loading is not None and loading.purpose == "restore":
-            self.fleet.loading = None
-            self.end(loading.generation)
+        if self.fleet.loading is not None and self.fleet.loading.purpose == "restore":
+            self._stop_loading()
 
     def _restore_policy(self) -> None:
         """Go by the old configuration again; only a number of workers that was asked for since then stays."""
@@ -209,10 +207,14 @@ class Steps:
 
     def call_off(self, reason: str) -> None:
         """End the reload whose generation is loading."""
+        self.refuse_reload(self._stop_loading(), reason, "")
+
+    def _stop_loading(self) -> int:
+        """End the fork server that loads; return its generation."""
         loading, self.fleet.loading = self.fleet.loading, None
-        assert loading is not None  # noqa: S101 (for the type checker: the caller has seen it)
+        assert loading is not None  # noqa: S101 (for the type checker: the callers have seen it)
         self.end(loading.generation)
-        self.refuse_reload(loading.generation, reason, "")
+        return loading.generation
 
     def finish_reload(self, outcome: str, reason: str = "", traceback: str = "") -> None:
         """End the rollout that is under way, if one is: each has one outcome."""
