@@ -1,56 +1,24 @@
 """Measure, print, and (unless ``--quick``) write ``docs/benchmarks.md`` and ``docs/benchmarks.json``.
 
-``tox -e bench``, or ``python -m tests.benchmarks [--quick] [--only NAME ...]``; exit code 1: a goal missed.
+``tox -e bench``, or ``python -m tests.benchmarks [--quick] [--only NAME ...]``; exit code 1: a goal missed. The names
+of contenders are handed on to :mod:`tests.benchmarks.deploys`, which writes pages of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
-from pathlib import Path
 
-import psutil
-
+from tests.benchmarks.deploys.__main__ import NAMES as DEPLOYS
+from tests.benchmarks.deploys.__main__ import main as deploys
 from tests.benchmarks.figures import Figure, Rate, rate_table, table
+from tests.benchmarks.machine import DOCS, machine
 from tests.benchmarks.measures import MEASURES
 from tests.benchmarks.rates import CONNECTIONS, RATES, THOROUGH
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-PACKAGES = (
-    "zdworker",
-    "gunicorn",
-    "uvicorn",
-    "uvicorn-worker",
-    "uvloop",
-    "httptools",
-    "gevent",
-    "tornado",
-    "starlette",
-)
-
-
 WRK, AB = THOROUGH["wrk"], THOROUGH["ab"]
-
-
-def machine() -> dict[str, str]:
-    """What the figures were taken on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "processor": f"{models[0] if models else platform.machine()}, {os.cpu_count()} logical cores",
-        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
-        "system": f"{platform.system()} {platform.release()}",
-        "Python": platform.python_version(),
-        "load average at the start": f"{os.getloadavg()[0]:.2f}",
-        **{name: version(name) for name in PACKAGES},
-    }
 
 
 def page(facts: dict[str, str], rates: list[Rate], figures: list[Figure]) -> str:
@@ -91,13 +59,13 @@ Taken on: {"; ".join(f"{name} {value}" for name, value in facts.items())}.
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short runs, nothing written: does it work at all")
-    names = [*RATES, *MEASURES]
+    names = [*RATES, *MEASURES, *DEPLOYS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     options = parser.parse_args()
     facts = machine()
     wanted = options.only or names
     rates, figures = list[Rate](), list[Figure]()
-    for name in wanted:
+    for name in (name for name in wanted if name not in DEPLOYS):
         print(f"measuring {name} ...", flush=True)
         if name in RATES:
             rates.append(RATES[name](options.quick))
@@ -114,6 +82,8 @@ def main() -> int:
         }
         (DOCS / "benchmarks.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         (DOCS / "benchmarks.md").write_text(page(facts, rates, figures), encoding="utf-8")
+    if chosen := [name for name in wanted if name in DEPLOYS]:
+        deploys(["--only", *chosen, *(["--quick"] if options.quick else [])])
     return 0 if all([*(rate.good for rate in rates), *(figure.good for figure in figures)]) else 1
 
 

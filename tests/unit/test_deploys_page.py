@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.benchmarks.deploys import applications
 from tests.benchmarks.deploys.contenders import CONTENDERS, Contender
-from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Turn
+from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Storm, Turn
+from tests.benchmarks.deploys.growth import Grown
 from tests.benchmarks.deploys.measures import QUICK
 from tests.benchmarks.deploys.pages import store
+from tests.benchmarks.deploys.servers import Lost
+from tests.benchmarks.deploys.storms import TOOLS, read
 
 BEFORE = Span(100, {}, 0.001, 0.002, 0.003, 0.05)
 DURING = Span(100, {"reset": 3}, 0.001, 0.02, 0.03, 0.5)
@@ -50,6 +56,52 @@ def test_a_later_run_keeps_what_it_did_not_measure(tmp_path: Path) -> None:
     assert set(known) == {"uvicorn", "granian"}
     assert set(known["uvicorn"]["loads"]) == {"new", "websocket"}
     assert "4 closed 1012" in text
+
+
+def test_all_failures_are_counted_at_a_glance(tmp_path: Path) -> None:
+    storm = Storm(1000, 500.0, 900.0, {"receive": 4}, None, "")
+    text = written(tmp_path, replace(MEASURED, storms={"wrk": storm}))
+    assert "| uvicorn --workers | **10** | 20 | 500 | 4.0 | 2.0 | 3 | version 1 | down |" in text
+    assert "| uvicorn --workers | - | - | **4 receive** | - | 900 → 500 |" in text
+
+
+def test_growth_and_memory_are_drawn(tmp_path: Path) -> None:
+    grown = [
+        Grown(number, preload, [1.0], [0.5], [0.01], [2.0], 2**20, [2**21])
+        for number in (1, 2)
+        for preload in (False, True)
+    ]
+    quiet = Quiet([2.0], [3.0], 2**20, [3 * 2**20], [2**20], curve=[(0.0, 2**20), (0.1, 3 * 2**20)])
+    store(tmp_path, {}, QUICK, [replace(MEASURED, quiet=quiet)], grown)
+    text = (tmp_path / "deploys.md").read_text(encoding="utf-8")
+    assert "| 2 | yes | 1.00 | 0.50 | 10 | 2.00 | 1 | 2 |" in text
+    for name in ("memory", "growth"):
+        assert f"(pictures/deploys-{name}.svg)" in text
+        ET.parse(tmp_path / "pictures" / f"deploys-{name}.svg")  # noqa: S314 (written by ourselves)
+
+
+AB = """\
+Complete requests:      1000
+Failed requests:        7
+   (Connect: 1, Receive: 2, Length: 0, Exceptions: 4)
+Non-2xx responses:      5
+Requests per second:    123.40 [#/sec] (mean)
+"""
+WRK = """\
+  2400 requests in 2.00s, 1.00MB read
+  Socket errors: connect 0, read 3, write 0, timeout 6
+Requests/sec:   1200.50
+"""
+
+
+def test_what_the_tools_say_is_read() -> None:
+    seen = read(TOOLS["ab"], AB, "")
+    assert (seen.answered, seen.rate) == (1000, 123.4)
+    assert seen.failures == {"connect": 1, "receive": 2, "exception": 4, "not 2xx": 5}
+    seen = read(TOOLS["wrk"], WRK, "")
+    assert (seen.answered, seen.rate, seen.failures) == (2400, 1200.5, {"read": 3, "timeout": 6})
+    with pytest.raises(Lost, match="ab gave up: apr_pollset_poll"):
+        read(TOOLS["ab"], "", "apr_pollset_poll: The timeout specified has expired (70007)\n")
 
 
 def test_every_contender_is_whole() -> None:

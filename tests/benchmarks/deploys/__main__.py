@@ -1,6 +1,6 @@
 """Measure the contenders; write ``deploys.json``, ``deploys.md`` and ``pictures/deploys-*.svg``.
 
-``tox -e deploys``, or ``python -m tests.benchmarks.deploys [--quick] [--only NAME ...] [--into DIRECTORY]``.
+A part of ``tox -e bench``; ``python -m tests.benchmarks.deploys`` knows more options.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tests.benchmarks.__main__ import DOCS, machine
 from tests.benchmarks.deploys.contenders import CONTENDERS, found
 from tests.benchmarks.deploys.figures import Report, kinds
+from tests.benchmarks.deploys.growth import WORKERS, Grown, growth
 from tests.benchmarks.deploys.loads import TITLES
 from tests.benchmarks.deploys.measures import FULL, QUICK, Timeline, report
 from tests.benchmarks.deploys.pages import store
 from tests.benchmarks.deploys.pictures import timeline
+from tests.benchmarks.deploys.storms import TOOLS
+from tests.benchmarks.machine import DOCS, machine
+
+GROWTH = "growth"
+NAMES = [*CONTENDERS, GROWTH]
 
 
 def facts() -> dict[str, str]:
@@ -36,25 +41,28 @@ def facts() -> dict[str, str]:
     return known
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
+    """Measure what ``words`` say; None: the command line."""
     parser = argparse.ArgumentParser(prog="deploys", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short deploy of each, nothing in docs/: does it work")
-    parser.add_argument("--only", nargs="+", choices=[*CONTENDERS], metavar="NAME", help=f"of {', '.join(CONTENDERS)}")
+    parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--into", type=Path, help="where to write (docs/; with --quick a new directory)")
-    parser.add_argument(
-        "--loads", nargs="+", choices=[*TITLES], default=[*TITLES], metavar="LOAD", help=", ".join(TITLES)
-    )
+    styles = [*TITLES, *TOOLS]
+    parser.add_argument("--loads", nargs="+", choices=styles, default=styles, metavar="LOAD", help=", ".join(styles))
     parser.add_argument(
         "--deploys", type=int, help=f"under each load (with --quick {QUICK.deploys}, else {FULL.deploys})"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that every server is stopped on the way out
     size = QUICK if options.quick else FULL
     size = replace(size, deploys=options.deploys or size.deploys)
     into: Path = options.into or (Path(tempfile.mkdtemp(prefix="zdworker-deploys-")) if options.quick else DOCS)
     (into / "pictures").mkdir(parents=True, exist_ok=True)
     known = facts()
-    for name in options.only or CONTENDERS:
+    for name in options.only or NAMES:
+        if name == GROWTH:
+            store(into, known, size, grown=grow(options.quick))
+            continue
         contender = CONTENDERS[name]
         print(f"{contender.title} ...", flush=True)
         done, timelines = report(contender, size, tuple(options.loads), lambda words: print(words, flush=True))
@@ -63,6 +71,16 @@ def main() -> int:
         draw(into, done, timelines)
     print(f"written into {into}")
     return 0
+
+
+def grow(quick: bool) -> list[Grown]:
+    """Measure reloads with more and more workers."""
+    grown: list[Grown] = []
+    for workers in WORKERS[:3] if quick else WORKERS:
+        for preload in (False, True):
+            print(f"{workers} workers {'with' if preload else 'without'} --preload ...", flush=True)
+            grown.append(growth(workers, 1 if quick else 3, preload=preload))
+    return grown
 
 
 def draw(into: Path, done: Report, timelines: dict[str, Timeline]) -> None:
@@ -82,6 +100,7 @@ def summary(done: Report) -> str:
         f"{''.join(f'; {turn.lost}' for turn in loaded.turns if turn.lost)}"
         for style, loaded in done.loads.items()
     ]
+    lines += [f"  {name}: failed {kinds([each.failures])}; {each.lost}" for name, each in done.storms.items()]
     lines += [f"  broken: {done.broken}", f"  crash: {done.crash}", *(f"  problem: {each}" for each in done.problems)]
     return "\n".join(lines)
 

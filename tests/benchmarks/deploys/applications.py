@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["asgi", "wsgi", "tornado", "node", "rack"]
-Work = Literal["trivial", "import", "large", "broken"]
-"""What the import does: nothing; a second of processor time; that and 150 MB of objects; it raises."""
+Work = Literal["trivial", "light", "import", "large", "broken"]
+"""What the import does: nothing; a fifth of a second or a second of processor time; that and 150 MB; it raises."""
 
 PYTHON = """\
 import hashlib, json, os, time
@@ -178,6 +178,7 @@ class Language:
 
 _PYTHON: dict[Work, str] = {
     "trivial": "",
+    "light": BURN.replace("1.0", "0.2"),
     "import": BURN,
     "large": f"{BURN}\nheld = [[number] for number in range(1_450_000)]",
     "broken": 'raise RuntimeError("a broken deploy")',

@@ -80,8 +80,28 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Storm:
+    """A deploy under a load that never rests.
+
+    :param rate: requests per second with the deploy among them.
+    :param steady: without one; None: not measured.
+    :param seconds: from the signal until the old workers were gone; None: not while the load lasted.
+    """
+
+    answered: int
+    rate: float
+    steady: float | None
+    failures: dict[str, int]
+    seconds: float | None
+    lost: str
+
+
+@dataclass(frozen=True)
 class Quiet:
-    """Deploys without load: processor seconds of each, and the memory of all processes."""
+    """Deploys without load: processor seconds of each, and the memory of all processes.
+
+    :param curve: of the first deploy: seconds since the signal, and bytes.
+    """
 
     cpu: list[float]
     seconds: list[float]
@@ -89,6 +109,7 @@ class Quiet:
     peak: list[int]
     after: list[int]
     lost: str = ""
+    curve: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,7 @@ class Report:
     version: str
     missing: str = ""
     loads: dict[str, Loaded] = field(default_factory=dict)
+    storms: dict[str, Storm] = field(default_factory=dict)
     quiet: Quiet | None = None
     broken: str = ""
     crash: str = ""

@@ -1,4 +1,4 @@
-"""What is done to a contender: deploys under each load, deploys without load, a broken deploy, a crash.
+"""What is done to a contender: deploys under each load and each storm, without load, a broken deploy, a crash.
 
 Rules:
 
@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
 from tests.benchmarks.deploys.contenders import Contender, Style
-from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Report, outside, span, turn
+from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Report, Storm, outside, span, turn
 from tests.benchmarks.deploys.loads import Seen, Traffic
 from tests.benchmarks.deploys.servers import Lost, Server, serve
+from tests.benchmarks.deploys.storms import storm
 from tests.benchmarks.deploys.trees import Watch, cpu, pss
 
 
@@ -31,18 +32,22 @@ class Size:
 
     workers: int = 4
     deploys: int = 3
-    before: float = 10.0
-    between: float = 2.0
+    before: float = 5.0
+    between: float = 1.0
     patience: float = 60.0
     """For a deploy to be over."""
-    watched: float = 15.0
+    watched: float = 6.0
     """After a broken deploy, and after a crash."""
+    requests: int = 100_000
+    """Of ``ab``."""
+    storm: int = 20
+    """Of ``wrk``, with the deploy; half of it before, without one."""
 
 
 FULL = Size()
 FAILED = (Lost, OSError, ValueError, AssertionError, subprocess.SubprocessError)
 """What may come of a contender that does not do what it should: the others are measured all the same."""
-QUICK = Size(workers=2, deploys=1, before=1.0, between=0.5, patience=20.0, watched=4.0)
+QUICK = Size(workers=2, deploys=1, before=1.0, between=0.5, patience=20.0, watched=4.0, requests=10_000, storm=6)
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,14 @@ def quiet(contender: Contender, size: Size) -> Quiet:
         time.sleep(1)
         before = pss(server.tree())
         seconds, costs, peaks, after = list[float](), list[float](), list[int](), list[int]()
-        lost = ""
+        lost, curve = "", list[tuple[float, int]]()
         for number in range(size.deploys):
             version = f"{number + 2}"
             server.write(version, "large")
             began = _cpu(server)
             with Watch(server.keeper) as watch:
                 done = deploy(server, version, old, size.patience)
+            curve = curve or [(round(moment - done.told, 2), held) for moment, held in watch.samples]
             if done.over is None:
                 lost = done.lost
                 break
@@ -117,7 +123,7 @@ def quiet(contender: Contender, size: Size) -> Quiet:
             after.append(pss(server.tree()))
             old = server.pids(version)
             time.sleep(size.between)
-    return Quiet(costs, seconds, before, peaks, after, lost)
+    return Quiet(costs, seconds, before, peaks, after, lost, curve)
 
 
 def _cpu(server: Server) -> float:
@@ -163,7 +169,7 @@ def _watched(server: Server, seconds: float) -> str:
 
 
 def report(
-    contender: Contender, size: Size, styles: tuple[Style, ...], say: Callable[[str], None]
+    contender: Contender, size: Size, styles: tuple[str, ...], say: Callable[[str], None]
 ) -> tuple[Report, dict[str, Timeline]]:
     """Measure all of a contender; also what its pictures are drawn from, by load."""
     begun = Report(
@@ -186,6 +192,14 @@ def report(
             loads[style], timelines[style] = loaded(contender, style, size)
         except FAILED as error:
             problems.append(f"{style}: {type(error).__name__} {error}")
+    storms = dict[str, Storm]()
+    for name, much in (("ab", size.requests), ("wrk", size.storm)):
+        if name in styles:
+            say(f"  {name}")
+            try:
+                storms[name] = storm(contender, name, much, size.workers, size.patience)
+            except FAILED as error:
+                problems.append(f"{name}: {error}")
     say("  without load")
     memory: Quiet | None = None
     words = {"broken": "", "crash": ""}
@@ -196,7 +210,7 @@ def report(
         words["crash"] = crash(contender, size)
     except FAILED as error:
         problems.append(f"without load, broken code or crash: {type(error).__name__} {error}")
-    done = replace(begun, loads=loads, quiet=memory, problems=problems, **words)
+    done = replace(begun, loads=loads, storms=storms, quiet=memory, problems=problems, **words)
     return done, timelines
 
 

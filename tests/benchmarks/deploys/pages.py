@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.deploys.contenders import CONTENDERS, Style
-from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Turn, kinds, spread
+from tests.benchmarks.deploys.curves import growing, memory
+from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Storm, Turn, kinds, spread
+from tests.benchmarks.deploys.growth import Grown
 from tests.benchmarks.deploys.loads import TITLES
 from tests.benchmarks.deploys.measures import Size
 
@@ -23,7 +26,7 @@ HEAD = """\
 # Deploys, measured
 
 What a deploy does to those who are being served, with each server that can do one without stopping. Written by
-`tox -e deploys` (`tests/benchmarks/deploys/`); the same as data in `deploys.json`. Take your own on your own
+`tox -e bench` (`tests/benchmarks/deploys/`); the same as data in `deploys.json`. Take your own on your own
 machine.
 
 * {workers} workers each. The application's import is one second of work; without load it also keeps 150 MB of objects.
@@ -36,29 +39,59 @@ machine.
 * *Over*: from the signal. *Last old answer*: from the signal to the last answer of the version before.
 """
 
+STORM = """\
+`ab -n 100000 -c 1000` (a connection for each request) and `wrk -c 1000` (kept where the server keeps them), one deploy
+in the middle. The machine has nothing left meanwhile. *Gone*: from the signal until the last old worker was gone, "-":
+not while the load lasted.
+"""
+GROWTH = """\
+`zdworker.UvicornWorker`, an import of a fifth of a second, no load. *Limit*: in the same run, one import in a fresh
+interpreter and then a fork for each worker, one after the other. *Master*: its processor time for a reload.
+"""
 
-def store(directory: Path, machine: dict[str, str], size: Size, reports: Iterable[Report]) -> None:
-    """Write both files; contenders and loads that were not measured now keep what was measured before."""
+
+def store(
+    directory: Path, machine: dict[str, str], size: Size, reports: Iterable[Report] = (), grown: Sequence[Grown] = ()
+) -> None:
+    """Write page, data and those pictures that show all; what was not measured now stays as it was measured before."""
     data = directory / "deploys.json"
-    known: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {"contenders": {}}
-    known |= {"machine": machine, "size": dataclasses.asdict(size)}
+    known: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
+    known = {"contenders": {}, "growth": [], **known, "machine": machine, "size": dataclasses.asdict(size)}
     for report in reports:
-        before = known["contenders"].get(report.name, {"loads": {}})
+        before = known["contenders"].get(report.name, {"loads": {}, "storms": {}})
         now = dataclasses.asdict(report)
-        known["contenders"][report.name] = now | {"loads": before["loads"] | now["loads"]}
-    data.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        known["contenders"][report.name] = now | {each: before[each] | now[each] for each in ("loads", "storms")}
+    if grown:
+        known["growth"] = [dataclasses.asdict(one) for one in grown]
+    data.write_text(json.dumps(known, separators=(",", ":")).replace('"name":', '\n"name":') + "\n", encoding="utf-8")
     (directory / "deploys.md").write_text(page(known), encoding="utf-8")
+    _draw(directory / "pictures", known)
+
+
+def _draw(directory: Path, known: dict[str, Any]) -> None:
+    directory.mkdir(exist_ok=True)
+    reports = _reports(known)
+    if any(report.quiet is not None and report.quiet.curve for report in reports):
+        (directory / "deploys-memory.svg").write_text(memory(reports), encoding="utf-8")
+    if known["growth"]:
+        (directory / "deploys-growth.svg").write_text(growing(_grown(known)), encoding="utf-8")
 
 
 def page(known: dict[str, Any]) -> str:
     """The whole of ``docs/deploys.md``."""
-    reports = [_report(known["contenders"][name]) for name in CONTENDERS if name in known["contenders"]]
+    reports = _reports(known)
     there = [report for report in reports if not report.missing]
-    parts = [HEAD.format(**known["size"])]
+    parts = [HEAD.format(**known["size"]), f"## At a glance\n\n{_glance(there)}\n"]
     for style, title in TITLES.items():
         parts.append(f"## {title[0].upper()}{title[1:]}\n\n{_load_table(style, there)}\n")
+    parts.append(f"## A thousand connections that never rest\n\n{STORM}\n{_storm_table(there)}\n")
     parts.append(f"## Processor time and memory, without load\n\n{_quiet_table(there)}\n")
+    if any(report.quiet is not None and report.quiet.curve for report in there):
+        parts.append("![Memory of each over its first deploy](pictures/deploys-memory.svg)\n")
     parts.append(f"## Broken code, and a crash\n\n{_broken_table(there)}\n")
+    if known["growth"]:
+        parts.append(f"## Growth\n\n{GROWTH}\n{_growth_table(_grown(known))}\n")
+        parts.append("![Seconds of a reload by the number of workers](pictures/deploys-growth.svg)\n")
     parts.append(_timelines(there))
     parts.append(f"## Configurations\n\n{_configurations(reports)}\n")
     if problems := [f"* {report.title}: {problem}" for report in reports for problem in report.problems]:
@@ -71,6 +104,38 @@ def table(heads: list[str], rows: Iterable[list[str]]) -> str:
     """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _glance(reports: list[Report]) -> str:
+    heads = ["", "failed, all loads", "p99 of new connections, ms", "longest gap, ms", "over, s"]
+    heads += ["processor, s", "peak, MiB", "after broken code", "after a crash beside it"]
+    rows: list[list[str]] = []
+    for report in reports:
+        failures = [one.span.failures for loaded in report.loads.values() for one in loaded.turns]
+        failures += [loaded.outside for loaded in report.loads.values()]
+        failures += [storm.failures for storm in report.storms.values()]
+        failed = sum(sum(counts.values()) for counts in failures)
+        new = report.loads["new"].turns if "new" in report.loads else []
+        quiet = report.quiet or Quiet([], [], 0, [], [])
+        rows.append(
+            [
+                report.title,
+                f"**{failed:,}**" if failed else "0",
+                spread([_median([one.span.p99 for one in new])], 0, 1000),
+                spread([_median([one.span.gap for one in new])], 0, 1000),
+                spread([_median([one.seconds for one in new])], 1),
+                spread([_median(quiet.cpu)], 1),
+                spread([_median(quiet.peak)], 0, 2**-20),
+                report.broken.partition(";")[0] or "-",
+                report.crash.partition(";")[0] or "-",
+            ]
+        )
+    return table(heads, rows)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _load_table(style: Style, reports: list[Report]) -> str:
@@ -100,6 +165,43 @@ def _load_row(report: Report, loaded: Loaded, style: Style) -> list[str]:
     if style == "websocket":
         row.append(kinds([loaded.closed]))
     return row
+
+
+def _storm_table(reports: list[Report]) -> str:
+    heads = ["", "`ab`: failed", "gone, s", "`wrk`: failed", "gone, s", "requests/s: without a deploy → with it"]
+    rows: list[list[str]] = []
+    for report in reports:
+        if not report.storms:
+            continue
+        row = [report.title]
+        for name in ("ab", "wrk"):
+            if (storm := report.storms.get(name)) is None:
+                row += ["-", "-"]
+                continue
+            failed = kinds([storm.failures])
+            row += [failed if failed == "0" else f"**{failed}**", storm.lost or spread([storm.seconds], 1)]
+        wrk = report.storms.get("wrk")
+        rows.append([*row, f"{wrk.steady or 0:,.0f} → {wrk.rate:,.0f}" if wrk else "-"])
+    return table(heads, rows)
+
+
+def _growth_table(grown: list[Grown]) -> str:
+    heads = ["workers", "`--preload`", "over, s", "limit, s", "master, ms", "all processes, s"]
+    heads += ["memory before, MiB", "peak, MiB"]
+    rows = [
+        [
+            str(one.workers),
+            "yes" if one.preload else "no",
+            spread(one.seconds),
+            spread(one.limit),
+            spread(one.master, 0, 1000),
+            spread(one.spent),
+            spread([one.before], 0, 2**-20),
+            spread(one.peak, 0, 2**-20),
+        ]
+        for one in grown
+    ]
+    return table(heads, rows)
 
 
 def _quiet_table(reports: list[Report]) -> str:
@@ -153,10 +255,19 @@ def _version(report: Report) -> str:
 # -- from JSON -----------------------------------------------------------------------------------------------------
 
 
+def _reports(known: dict[str, Any]) -> list[Report]:
+    return [_report(known["contenders"][name]) for name in CONTENDERS if name in known["contenders"]]
+
+
+def _grown(known: dict[str, Any]) -> list[Grown]:
+    return [Grown(**one) for one in known["growth"]]
+
+
 def _report(plain: dict[str, Any]) -> Report:
     loads = {style: _loaded(one) for style, one in plain["loads"].items()}
+    storms = {name: Storm(**one) for name, one in plain["storms"].items()}
     quiet = None if plain["quiet"] is None else Quiet(**plain["quiet"])
-    return Report(**(plain | {"loads": loads, "quiet": quiet}))
+    return Report(**(plain | {"loads": loads, "storms": storms, "quiet": quiet}))
 
 
 def _loaded(plain: dict[str, Any]) -> Loaded:

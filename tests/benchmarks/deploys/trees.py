@@ -37,13 +37,13 @@ def pss(pids: list[int]) -> int:
     return total * 1024
 
 
-def cpu(pids: list[int]) -> float:
+def cpu(pids: list[int], *, children: bool = True) -> float:
     """Their processor seconds, with those of all children that were reaped (proc(5), ``stat``, fields 14 to 17)."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            ticks += sum(int(field) for field in fields[11:15])
+            ticks += sum(int(field) for field in fields[11 : 15 if children else 13])
     return ticks / TICKS
 
 
