@@ -34,7 +34,7 @@ PATIENCE = 1.0
 ORPHAN_DRAIN = 1.0
 """Seconds that a worker goes on with its requests when its master is dead; it has to be gone within two."""
 
-ORPHAN_END = 1.6
+ORPHAN_END = 1.4
 """Seconds after which the kernel ends a worker whose master is dead, whatever its code does."""
 
 UNUSED = 5.0
