@@ -23,7 +23,8 @@ from collections.abc import Callable
 import psutil
 
 from tests.benchmarks.figures import Figure, Sample
-from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, pss, serve, until
+from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, serve, until
+from tests.benchmarks.trees import pss
 
 
 def reload(quick: bool) -> Figure:

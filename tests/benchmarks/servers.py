@@ -26,6 +26,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.benchmarks.trees import descendants
+
 STOCK = "uvicorn_worker.UvicornWorker"
 OURS = "zdworker.UvicornWorker"
 
@@ -80,6 +82,29 @@ HEAVY = "until = time.process_time() + 1.0\nwhile time.process_time() < until:\n
 LARGE = "import starlette.applications\nheld = [[number] for number in range(500_000)]"
 
 
+def ask(port: int, path: str, timeout: float) -> tuple[str, int]:
+    """Version and pid of who answers, by a connection of its own.
+
+    :raises OSError: there is no answer.
+    :raises http.client.HTTPException: it is none.
+    :raises ValueError: it is no JSON.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request("GET", path, headers={"connection": "close"})
+        answer = json.loads(connection.getresponse().read())
+        return str(answer["version"]), int(answer["pid"])
+    finally:
+        connection.close()
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @dataclass
 class Server:
     """A running Gunicorn; ``directory`` holds ``application.py``, of ``kind``, and the log."""
@@ -90,14 +115,8 @@ class Server:
     kind: str
 
     def get(self, path: str = "/", timeout: float = 30.0) -> tuple[str, int]:
-        """Version and pid of the worker that answers; raises ``OSError`` or ``HTTPException``."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request("GET", path, headers={"connection": "close"})
-            answer = json.loads(connection.getresponse().read())
-            return str(answer["version"]), int(answer["pid"])
-        finally:
-            connection.close()
+        """Version and pid of the worker that answers; raises as :func:`ask` does."""
+        return ask(self.port, path, timeout)
 
     def workers(self, number: int) -> set[int]:
         """The pids of all workers, found by keeping each one busy for a moment."""
@@ -115,10 +134,7 @@ class Server:
 
     def tree(self) -> list[int]:
         """The pids of the master and all that descends from it."""
-        return [
-            self.process.pid,
-            *(child.pid for child in psutil.Process(self.process.pid).children(recursive=True)),
-        ]
+        return [self.process.pid, *descendants(self.process.pid)]
 
     def deploy(self, version: str, work: str = "") -> None:
         """Change the code on disk, in one moment."""
@@ -137,7 +153,7 @@ def serve(worker_class: str, workers: int, work: str = "", *options: str, kind: 
     with tempfile.TemporaryDirectory(prefix="zdworker-bench-") as name:
         directory = Path(name)
         (directory / "application.py").write_text(APPLICATIONS[kind].format(version="1", work=work), encoding="utf-8")
-        port = _free_port()
+        port = free_port()
         server = Server(_start(directory, port, worker_class, workers, options), directory, port, kind)
         try:
             until(lambda: _answers(server), 60, "the server answers")
@@ -156,15 +172,6 @@ def until(condition: Callable[[], bool], seconds: float, what: str, pause: float
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds} s in vain: {what}")
         time.sleep(pause)
-
-
-def pss(pids: list[int]) -> int:
-    """The processes' proportional set size in bytes (proc(5), ``smaps_rollup``)."""
-    total = 0
-    for pid in pids:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total * 1024
 
 
 def _start(
@@ -205,9 +212,3 @@ def _answers(server: Server) -> bool:
     except (OSError, http.client.HTTPException):
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

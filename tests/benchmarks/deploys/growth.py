@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.benchmarks.deploys.contenders import CONTENDERS
 from tests.benchmarks.deploys.servers import Server, alive, serve, until
-from tests.benchmarks.deploys.trees import Watch, cpu, pss
+from tests.benchmarks.trees import Watch, cpu, pss
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 PATIENCE = 180.0

@@ -23,7 +23,7 @@ from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Repor
 from tests.benchmarks.deploys.loads import Seen, Traffic
 from tests.benchmarks.deploys.servers import Lost, Server, serve
 from tests.benchmarks.deploys.storms import storm
-from tests.benchmarks.deploys.trees import Watch, cpu, pss
+from tests.benchmarks.trees import Watch, cpu, pss
 
 
 @dataclass(frozen=True)

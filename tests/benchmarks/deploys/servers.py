@@ -10,10 +10,8 @@ Rules:
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.deploys import applications, keeper
-from tests.benchmarks.deploys.trees import descendants
+from tests.benchmarks.servers import ask, free_port
+from tests.benchmarks.trees import descendants
 
 if TYPE_CHECKING:
     from tests.benchmarks.deploys.contenders import Contender
@@ -58,14 +57,8 @@ class Server:
         return descendants(self.keeper)
 
     def get(self, path: str = "/", timeout: float = 5.0) -> tuple[str, int]:
-        """Version and pid of the worker that answers; raises ``OSError``, ``HTTPException`` or ``ValueError``."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request("GET", path, headers={"connection": "close"})
-            answer = json.loads(connection.getresponse().read())
-            return str(answer["version"]), int(answer["pid"])
-        finally:
-            connection.close()
+        """Version and pid of the worker that answers; raises as :func:`ask` does."""
+        return ask(self.port, path, timeout)
 
     def try_get(self, path: str = "/") -> tuple[str, int] | None:
         """Likewise; None when there is no answer."""
@@ -186,7 +179,7 @@ def serve(contender: Contender, workers: int, work: applications.Work) -> Iterat
         directory = Path(name)
         path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", os.defpath)])
         environment = os.environ | {"PATH": path, "HOME": name, "PWD": name, "XDG_RUNTIME_DIR": name}
-        server = Server(contender, directory, _free_port(), workers, environment)
+        server = Server(contender, directory, free_port(), workers, environment)
         environment |= {"PORT": str(server.port), "PM2_HOME": str(directory / "pm2"), "WORKERS": str(workers)}
         server.write("1", work)
         for file, text in contender.files.items():
@@ -238,9 +231,3 @@ def _stop(server: Server, process: subprocess.Popen[bytes]) -> None:
                 os.kill(pid, signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
