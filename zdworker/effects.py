@@ -20,7 +20,7 @@ from zdworker import configuration
 from zdworker.channel import Channel
 from zdworker.core import events
 from zdworker.core.fleet import WorkerState
-from zdworker.core.messages import Spawn
+from zdworker.core.messages import Leave, Spawn
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError, SettingError
 from zdworker.journal import Journal
@@ -242,6 +242,8 @@ class Effects(ABC):
         if record is None:
             return
         if record.born and record.forked:
+            if signum == signal.SIGTERM:
+                record.say(Leave)
             self._arbiter.kill_worker(record.pid, signum)
         else:
             self._call_off(record, "was not needed any more")

@@ -15,7 +15,7 @@ from gunicorn.workers.base import Worker
 
 from zdworker import launch
 from zdworker.channel import Channel
-from zdworker.core.messages import Begin, Stopping
+from zdworker.core.messages import Begin, Leave, Stopping
 
 READS = 16
 """Reads at a time from a fork server's standard error: one that prints without end must not hold the master."""
@@ -115,7 +115,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.since = time.monotonic()
         self.connections = 0
         self.requests = 0
-        self.told_of_end = False
+        self.said: set[type[Stopping | Leave]] = set()
         self.own_names = {*vars(self), "own_names"}
 
     @property
@@ -123,12 +123,12 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         """Whether it has said who it is."""
         return isinstance(self.pid, int)
 
-    def tell_of_end(self) -> None:
-        """Tell it, once, that the master is about to end. Not while it boots: its first word from here is ``Go``."""
-        if self.booted and not self.told_of_end and self.channel is not None:
-            self.told_of_end = True
+    def say(self, word: type[Stopping | Leave]) -> None:
+        """Say something, once, that the worker only looks for. Not while it boots: then it waits for ``Go``."""
+        if self.booted and word not in self.said and self.channel is not None:
+            self.said.add(word)
             with contextlib.suppress(OSError):
-                self.channel.send(Stopping())
+                self.channel.send(word())
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""

@@ -336,8 +336,7 @@ SPECS: Mapping[str, Spec] = {
         _SECONDS,
         _seconds,
         "seconds between `TERM` to the master and the end of accepting, in which `zd_health_path` says 503, so that "
-        "balancers look away first; a platform's own patience has to be longer than this and `graceful_timeout`, and "
-        "it has to tell the master alone (systemd: `KillMode=mixed`): a worker that gets `TERM` itself drains at once",
+        "balancers look away first; a platform's own patience has to be longer than this and `graceful_timeout`",
     ),
     "zd_rollback_window": Spec(
         _SECONDS,

@@ -55,6 +55,35 @@ def test_a_reload_is_no_news_for_balancers(start_class: Start, worker: WorkerCla
     assert health(server) == (200, b"ok\n")
 
 
+@for_each(ALL)
+def test_a_term_to_the_whole_group_is_the_master_s(start_class: Start, worker: WorkerClass) -> None:
+    """As Heroku sends it, and systemd without KillMode=mixed: the workers wait for what the master says."""
+    server = start_class(worker, workers=2, zd_health_path="/health", zd_shutdown_delay=DELAY)
+    with Load(server.address, "new", clients=2, pause=0.02) as clients:
+        told = time.monotonic()
+        server.signal_group(signal.SIGTERM)
+        wait_for(lambda: health(server) == (503, b"stopping\n"), DELAY, "the health path says so")
+        while time.monotonic() < told + DELAY - LOOK:
+            assert health(server) == (503, b"stopping\n")
+        results = clients.stop()
+    assert results.failures == []
+    assert server.wait_exit(10 + DELAY) == 0
+    assert time.monotonic() - told >= DELAY
+
+
+@for_each(ALL)
+def test_a_term_to_one_worker_has_it_replaced(start_class: Start, worker: WorkerClass) -> None:
+    server = start_class(worker, workers=2, zd_shutdown_delay=60)
+    old = server.workers()[0]
+    with Load(server.address, "new", clients=2, pause=0.02) as clients:
+        os.kill(old, signal.SIGTERM)
+        wait_for(lambda: old not in server.workers(), 20, "it has gone")
+        server.wait_full()
+        assert clients.stop().failures == []
+    server.signal(signal.SIGQUIT)
+    assert server.wait_exit(10) == 0
+
+
 def test_int_does_not_wait(start_class: Start) -> None:
     server = start_class(UVICORN, workers=1, zd_shutdown_delay=60)
     server.signal(signal.SIGTERM)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tornado.wsgi import WSGIContainer
 
-from zdworker.core.messages import Stopping, encode
+from zdworker.core.messages import Leave, Stopping, encode
 from zdworker.settings import Settings
 from zdworker.workers.base import Reporter, ZeroDowntime
 from zdworker.workers.health import (
@@ -47,6 +47,14 @@ def test_stopping_is_what_the_master_says(worker: ZeroDowntime, ends: tuple[sock
     assert verdict(worker) == TAKES_TRAFFIC
     ends[0].send(encode(Stopping()))
     assert [verdict(worker), verdict(worker)] == [STOPS, STOPS]
+
+
+def test_to_be_replaced_is_not_stopping(worker: ZeroDowntime, ends: tuple[socket.socket, socket.socket]) -> None:
+    ends[0].send(encode(Leave()))
+    assert verdict(worker) == TAKES_TRAFFIC
+    ends[0].send(encode(Stopping()))
+    assert verdict(worker) == STOPS
+    assert worker.zd_reporter.was_told(Leave)
 
 
 def test_a_master_that_is_gone_has_stopped(worker: ZeroDowntime) -> None:

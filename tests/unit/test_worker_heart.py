@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from zdworker.core.messages import Counts, Message, Ready, Tired
+from zdworker.core.messages import Counts, Leave, Message, Ready, Stopping, Tired
 from zdworker.errors import WarmupFailed
 from zdworker.settings import Settings
 from zdworker.system import resident_memory
@@ -27,9 +27,13 @@ class Log(Reporter):
     def __init__(self) -> None:
         super().__init__(None)
         self.sent: list[Message] = []
+        self.words: set[type[Stopping | Leave]] = set()
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
+
+    def was_told(self, word: type[Stopping | Leave]) -> bool:
+        return word in self.words
 
 
 class Base:
@@ -167,6 +171,40 @@ def test_to_leave_is_told_to_a_class_once() -> None:
     worker.handle_exit(signal.SIGTERM, None)
     assert worker.told == 1
     assert worker.alive
+
+
+def test_with_a_shutdown_delay_the_master_s_term_is_followed_at_once() -> None:
+    worker = booted(Settings(shutdown_delay=10))
+    worker.reports.words = {Stopping, Leave}
+    worker.handle_exit(signal.SIGTERM, None)
+    assert not worker.alive
+
+
+def test_with_a_shutdown_delay_a_term_to_the_whole_group_is_the_master_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "WORD", 0.0)
+    worker = booted(Settings(shutdown_delay=10))
+    worker.handle_exit(signal.SIGTERM, None)
+    assert worker.alive
+    worker.reports.words = {Stopping}
+    worker.beat()
+    worker.handle_exit(signal.SIGTERM, None)
+    worker.beat()
+    assert worker.alive
+    worker.reports.words = {Stopping, Leave}
+    worker.handle_exit(signal.SIGTERM, None)
+    assert not worker.alive
+
+
+def test_with_a_shutdown_delay_a_term_of_somebody_else_is_followed_a_little_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = booted(Settings(shutdown_delay=10))
+    worker.handle_exit(signal.SIGTERM, None)
+    worker.beat()
+    assert worker.alive
+    monkeypatch.setattr(base, "WORD", 0.0)
+    worker.beat()
+    assert not worker.alive
 
 
 def test_the_heart_notices_that_the_master_has_died(monkeypatch: pytest.MonkeyPatch) -> None:

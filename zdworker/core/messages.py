@@ -161,6 +161,11 @@ class Stopping:
     """The master was told to end. The worker does not read it: that it was said is all (``zd_stopping()``)."""
 
 
+@dataclass(frozen=True)
+class Leave:
+    """The ``TERM`` that follows is the master's: drain. Not read either; a ``TERM`` without it is somebody else's."""
+
+
 # -- command to master -------------------------------------------------------------------------------------------
 
 
@@ -229,6 +234,7 @@ Message = (
     | Counts
     | Go
     | Stopping
+    | Leave
     | Order
     | Report
     | Progress

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
 from zdworker import takeover
-from zdworker.core.messages import Counts, Draining, Failed, Message, Ready, Tired, encode
+from zdworker.core.messages import Counts, Draining, Failed, Leave, Message, Ready, Stopping, Tired, encode
 from zdworker.errors import WarmupFailed
 from zdworker.settings import Settings
 from zdworker.system import HELD, resident_memory, set_death_signal, unread
@@ -36,6 +36,9 @@ ORPHAN_DRAIN = 1.0
 
 ORPHAN_END = 1.4
 """Seconds after which the kernel ends a worker whose master is dead, whatever its code does."""
+
+WORD = 1.0
+"""Seconds in which a master that got ``TERM`` as well will have said so."""
 
 UNUSED = 5.0
 """Seconds from the drain's beginning, at least, that a connection on which nothing came yet is kept."""
@@ -53,6 +56,9 @@ TEXT_LIMIT = 64 * 1024
 # Not O_NONBLOCK: that is a property of the open file, which others may share. macOS has no MSG_NOSIGNAL, and Python
 # ignores SIGPIPE anyway.
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+_LENGTHS = {word: len(encode(word())) for word in (Stopping, Leave)}
 
 
 class Reporter:
@@ -79,10 +85,11 @@ class Reporter:
         self._pending += encode(message)
         self._flush(0.0 if expendable else PATIENCE)
 
-    def was_told(self) -> bool:
-        """Whether the master has said something since birth: that can only be :class:`Stopping`."""
-        # Not read, only looked at: a socket patched by gevent would wait, and another one may be asked again.
-        return self._channel is not None and unread(self._channel) > 0
+    def was_told(self, word: type[Stopping | Leave]) -> bool:
+        """Whether the master has said ``word`` since birth. It says each once at most."""
+        # Not read, only measured: a socket patched by gevent would wait, and another one may be asked again.
+        waiting = 0 if self._channel is None else unread(self._channel)
+        return waiting in (_LENGTHS[word], sum(_LENGTHS.values()))
 
     def _flush(self, patience: float) -> None:
         try:
@@ -144,6 +151,7 @@ class ZeroDowntime:
     _zd_counted: Counts | None = None
     _zd_said: frozenset[str] = frozenset()
     _zd_orphaned = False
+    _zd_termed_at = math.inf
     _zd_next_look = 0.0
     _zd_memory_limit: int | None = None
 
@@ -220,6 +228,7 @@ class ZeroDowntime:
         if self.zd_ready_at_first_beat:
             self.zd_ready()
         self.zd_look_for_parent()
+        self._zd_weigh_term(now)
         connections, requests = self.zd_load()
         self.zd_counts(connections, requests)
         if self.zd_master_pid:
@@ -274,7 +283,7 @@ class ZeroDowntime:
         """Whether the site is about to end, as balancers should know; not so of a worker that is replaced."""
         if not self.zd_master_pid:
             return self.zd_leaving
-        return self.zd_reporter.was_told() or self.zd_parent_lost()
+        return self.zd_reporter.was_told(Stopping) or self.zd_parent_lost()
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 
@@ -364,7 +373,18 @@ class ZeroDowntime:
             self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
         self.zd_look_for_parent()
-        self.zd_leave(self.cfg.graceful_timeout)
+        delayed = bool(self.zd_master_pid and self.zd_settings.shutdown_delay)
+        if delayed and not self.zd_leaving and not self.zd_reporter.was_told(Leave):
+            self._zd_termed_at = min(self._zd_termed_at, time.monotonic())
+        else:
+            self.zd_leave(self.cfg.graceful_timeout)
+
+    def _zd_weigh_term(self, now: float) -> None:
+        """With ``zd_shutdown_delay``, follow a ``TERM`` that the master has not announced, but not one that went to the
+        whole process group: the master has got that too, and says when its workers leave.
+        """
+        if now >= self._zd_termed_at + WORD and not self.zd_reporter.was_told(Stopping):
+            self.zd_leave(self.cfg.graceful_timeout)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT and SIGQUIT: end now; the hook ``worker_int`` is for workers that have booted."""
