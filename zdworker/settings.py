@@ -314,7 +314,9 @@ SPECS: Mapping[str, Spec] = {
         "status below 400, before it is ready",
     ),
     "zd_websocket_drain": Spec(
-        _SECONDS, _seconds, "seconds over which a retiring worker closes its WebSockets (with code 1012)"
+        _SECONDS,
+        _seconds,
+        "seconds over which a retiring worker closes its WebSockets (with code 1012), if they are many; few take less",
     ),
     "zd_max_rss": Spec(
         'a number of bytes above 0, such as "512M" or 536870912, or None',

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from zdworker.workers.websocket_drain import SERVICE_RESTART, late, moments
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-SERVICE_RESTART = 1012
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -112,15 +111,14 @@ class AsgiDrain:
         """Begin the drain.
 
         :param prepare: gets the server's ``send`` of each further HTTP request.
-        :param spread: seconds over which the WebSockets are closed, evenly; one that is accepted later is closed within
-            as many seconds of that, at most one.
+        :param spread: seconds over which the WebSockets are closed (``websocket_drain.py``).
         """
         self._prepare = prepare
         self._spread = max(0.0, spread)
         standing = list(self.websockets)
-        for place, websocket in enumerate(standing):
+        for websocket, delay in zip(standing, moments(len(standing), self._spread), strict=True):
             websocket.on_accept = self._close_accepted
-            self._close_later(websocket, place * self._spread / len(standing))
+            self._close_later(websocket, delay)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         websocket = LiveWebSocket(send, self._on_closed)
@@ -138,8 +136,7 @@ class AsgiDrain:
             self.websockets.discard(websocket)
 
     def _close_accepted(self, websocket: LiveWebSocket) -> None:
-        # A random moment: all the clients of a worker that closed before may come back within the same one.
-        self._close_later(websocket, random.uniform(0.0, min(1.0, self._spread)))  # noqa: S311  # no secret
+        self._close_later(websocket, late(self._spread))
 
     def _close_later(self, websocket: LiveWebSocket, delay: float) -> None:
         # A task for each: with some protocols closing takes until the peer has answered.

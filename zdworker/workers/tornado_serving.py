@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
 import time
 import warnings
@@ -35,6 +34,7 @@ from zdworker.workers.health import tornado_with_health
 from zdworker.workers.lingering import Standing
 from zdworker.workers.loop_serving import wind_up
 from zdworker.workers.tornado_connections import Server, standing, unread
+from zdworker.workers.websocket_drain import SERVICE_RESTART, late, moments
 
 if TYPE_CHECKING:
     from zdworker.workers.tornado import TornadoWorker
@@ -47,9 +47,6 @@ GLANCE = 0.02
 
 CUT = 0.05
 """Seconds that what is cut at the deadline has to notice before the loop is wound up."""
-
-SERVICE_RESTART = 1012
-"""WebSocket close code (RFC 6455 7.4.1 and the IANA registry)."""
 
 gtornado.TornadoWorker.setup()  # Gunicorn adds itself to the header ``Server``; once is enough
 
@@ -141,8 +138,7 @@ class TornadoServing:
         async def accept_connection(protocol: Any, handler: Any) -> None:
             serving.websockets.add(handler)
             if serving._spread is not None:
-                # A random moment: the clients of a worker that closed before may all come back within the same one.
-                serving._close_later(handler, random.uniform(0.0, min(1.0, serving._spread)))  # noqa: S311
+                serving._close_later(handler, late(serving._spread))
             try:
                 await accept(protocol, handler)
             finally:
@@ -210,8 +206,8 @@ class TornadoServing:
         left = self.worker.zd_deadline - time.monotonic() - 1.0
         self._spread = max(0.0, min(self.worker.zd_settings.websocket_drain, left))
         standing_now = list(self.websockets)
-        for place, handler in enumerate(standing_now):
-            self._close_later(handler, place * self._spread / len(standing_now))
+        for handler, delay in zip(standing_now, moments(len(standing_now), self._spread), strict=True):
+            self._close_later(handler, delay)
 
     def _close_later(self, handler: Any, delay: float) -> None:
         asyncio.get_running_loop().call_later(delay, handler.close, SERVICE_RESTART)
