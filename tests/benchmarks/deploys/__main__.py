@@ -47,7 +47,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one short deploy of each, nothing in docs/: does it work")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--into", type=Path, help="where to write (docs/; with --quick a new directory)")
-    styles = [*TITLES, *TOOLS]
+    styles = [*TITLES, *TOOLS, "memory", "broken"]
     parser.add_argument("--loads", nargs="+", choices=styles, default=styles, metavar="LOAD", help=", ".join(styles))
     parser.add_argument(
         "--deploys", type=int, help=f"under each load (with --quick {QUICK.deploys}, else {FULL.deploys})"

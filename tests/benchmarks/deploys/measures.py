@@ -200,14 +200,16 @@ def report(
                 storms[name] = storm(contender, name, much, size.workers, size.patience)
             except FAILED as error:
                 problems.append(f"{name}: {error}")
-    say("  without load")
     memory: Quiet | None = None
     words = {"broken": "", "crash": ""}
     try:
-        memory = quiet(contender, size)
-        say("  broken code")
-        words["broken"] = broken(contender, size)
-        words["crash"] = crash(contender, size)
+        if "memory" in styles:
+            say("  memory")
+            memory = quiet(contender, size)
+        if "broken" in styles:
+            say("  broken")
+            words["broken"] = broken(contender, size)
+            words["crash"] = crash(contender, size)
     except FAILED as error:
         problems.append(f"without load, broken code or crash: {type(error).__name__} {error}")
     done = replace(begun, loads=loads, storms=storms, quiet=memory, problems=problems, **words)

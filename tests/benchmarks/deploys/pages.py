@@ -60,7 +60,11 @@ def store(
     for report in reports:
         before = known["contenders"].get(report.name, {"loads": {}, "storms": {}})
         now = dataclasses.asdict(report)
-        known["contenders"][report.name] = now | {each: before[each] | now[each] for each in ("loads", "storms")}
+        for each in ("loads", "storms"):
+            now[each] = before[each] | now[each]
+        for each in ("quiet", "broken", "crash"):
+            now[each] = now[each] or before.get(each, now[each])
+        known["contenders"][report.name] = now
     if grown:
         known["growth"] = [dataclasses.asdict(one) for one in grown]
     data.write_text(json.dumps(known, separators=(",", ":")).replace('"name":', '\n"name":') + "\n", encoding="utf-8")
