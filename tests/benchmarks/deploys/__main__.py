@@ -18,10 +18,9 @@ from tests.benchmarks.deploys.contenders import CONTENDERS, found
 from tests.benchmarks.deploys.figures import Report, kinds
 from tests.benchmarks.deploys.growth import WORKERS, Grown, growth
 from tests.benchmarks.deploys.loads import TITLES
-from tests.benchmarks.deploys.measures import FULL, QUICK, Timeline, report
+from tests.benchmarks.deploys.measures import FULL, PARTS, QUICK, Timeline, report
 from tests.benchmarks.deploys.pages import store
 from tests.benchmarks.deploys.pictures import timeline
-from tests.benchmarks.deploys.storms import TOOLS
 from tests.benchmarks.machine import DOCS, machine
 
 GROWTH = "growth"
@@ -47,8 +46,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="one short deploy of each, nothing in docs/: does it work")
     parser.add_argument("--only", nargs="+", choices=NAMES, metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--into", type=Path, help="where to write (docs/; with --quick a new directory)")
-    styles = [*TITLES, *TOOLS, "memory", "broken"]
-    parser.add_argument("--loads", nargs="+", choices=styles, default=styles, metavar="LOAD", help=", ".join(styles))
+    parser.add_argument("--loads", nargs="+", choices=PARTS, default=PARTS, metavar="LOAD", help=", ".join(PARTS))
     parser.add_argument(
         "--deploys", type=int, help=f"under each load (with --quick {QUICK.deploys}, else {FULL.deploys})"
     )

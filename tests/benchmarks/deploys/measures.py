@@ -8,6 +8,7 @@ Rules:
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import statistics
@@ -17,13 +18,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Any
 
 from tests.benchmarks.deploys.contenders import Contender, Style
 from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Report, Storm, outside, span, turn
-from tests.benchmarks.deploys.loads import Seen, Traffic
+from tests.benchmarks.deploys.loads import TITLES, Seen, Traffic
 from tests.benchmarks.deploys.servers import Lost, Server, serve
-from tests.benchmarks.deploys.storms import storm
+from tests.benchmarks.deploys.storms import TOOLS, storm
 from tests.benchmarks.trees import Watch, cpu, pss
+
+PARTS = (*TITLES, *TOOLS, "memory", "broken")
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,12 @@ def _watched(server: Server, seconds: float) -> str:
 
 
 def report(
-    contender: Contender, size: Size, styles: tuple[str, ...], say: Callable[[str], None]
+    contender: Contender, size: Size, wanted: tuple[str, ...], say: Callable[[str], None]
 ) -> tuple[Report, dict[str, Timeline]]:
-    """Measure all of a contender; also what its pictures are drawn from, by load."""
+    """Measure all of a contender; also what its pictures are drawn from, by load.
+
+    :param wanted: of :data:`PARTS`.
+    """
     begun = Report(
         name=contender.name,
         title=contender.title,
@@ -186,34 +193,25 @@ def report(
         return begun, {}
     problems: list[str] = []
     loads, timelines = dict[str, Loaded](), dict[str, Timeline]()
-    for style in (style for style in contender.loads if style in styles):
-        say(f"  {style}")
+    storms, rest = dict[str, Storm](), dict[str, Any]()
+
+    def under(style: Style) -> None:
+        loads[style], timelines[style] = loaded(contender, style, size)
+
+    def stormed(name: str, much: int) -> None:
+        storms[name] = storm(contender, name, much, size.workers, size.patience)
+
+    parts: dict[str, Callable[[], object]] = {style: functools.partial(under, style) for style in contender.loads}
+    parts |= {"ab": lambda: stormed("ab", size.requests), "wrk": lambda: stormed("wrk", size.storm)}
+    parts["memory"] = lambda: rest.update(quiet=quiet(contender, size))
+    parts["broken"] = lambda: rest.update(broken=broken(contender, size), crash=crash(contender, size))
+    for name in (name for name in parts if name in wanted):
+        say(f"  {name}")
         try:
-            loads[style], timelines[style] = loaded(contender, style, size)
+            parts[name]()
         except FAILED as error:
-            problems.append(f"{style}: {type(error).__name__} {error}")
-    storms = dict[str, Storm]()
-    for name, much in (("ab", size.requests), ("wrk", size.storm)):
-        if name in styles:
-            say(f"  {name}")
-            try:
-                storms[name] = storm(contender, name, much, size.workers, size.patience)
-            except FAILED as error:
-                problems.append(f"{name}: {error}")
-    memory: Quiet | None = None
-    words = {"broken": "", "crash": ""}
-    try:
-        if "memory" in styles:
-            say("  memory")
-            memory = quiet(contender, size)
-        if "broken" in styles:
-            say("  broken")
-            words["broken"] = broken(contender, size)
-            words["crash"] = crash(contender, size)
-    except FAILED as error:
-        problems.append(f"without load, broken code or crash: {type(error).__name__} {error}")
-    done = replace(begun, loads=loads, storms=storms, quiet=memory, problems=problems, **words)
-    return done, timelines
+            problems.append(f"{name}: {type(error).__name__} {error}")
+    return replace(begun, loads=loads, storms=storms, problems=problems, **rest), timelines
 
 
 def _shown(contender: Contender, size: Size) -> str:
