@@ -33,8 +33,8 @@ text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 """
 WIDTH, HEIGHT = 910, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 890, 64, 252
-LEAD = 2.0
-"""Seconds that are shown before the signal."""
+LEAD = 0.9
+"""Seconds that are shown before the signal. Further away the workers are counted, which holds them up."""
 DECADES = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 NAMES = ("0.1 ms", "1 ms", "10 ms", "100 ms", "1 s", "10 s")
 NOTICED = 0.25
@@ -46,7 +46,7 @@ def timeline(title: str, load: str, shown: Timeline) -> str:
     """The picture's text: the deploy of median length."""
     deploy = middle(shown)
     begin = max(deploy.told - LEAD, shown.begin)
-    end = min(deploy.end + 1.0, shown.end)
+    end = min(deploy.end, shown.end)
 
     def across(moment: float) -> float:
         return LEFT + (moment - begin) / (end - begin) * (RIGHT - LEFT)
