@@ -6,10 +6,13 @@ blocks, headings, links; no more.
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 FOLLOWED = {
@@ -91,3 +94,13 @@ def anchors(page: str) -> set[str]:
         if github == site:
             found.add(site)
     return found
+
+
+def script(name: str) -> ModuleType:
+    """Return ``docs/<name>.py`` as a module; what writes the pages is no package."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where a dataclass looks for its own
+    spec.loader.exec_module(module)
+    return module

@@ -13,9 +13,7 @@ Rules:
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -248,19 +246,9 @@ def test_other_lines_are_noticed() -> None:
 # -- pictures, and the site's own check ----------------------------------------------------------------------------
 
 
-def loaded(name: str) -> ModuleType:
-    """Return a script of ``docs/``."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where a dataclass looks for its own
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def pictures() -> ModuleType:
-    return loaded("pictures")
+    return documents.script("pictures")
 
 
 def test_pictures_are_up_to_date(pictures: ModuleType) -> None:
@@ -288,5 +276,5 @@ def test_a_page_that_loads_from_elsewhere_is_warned_of(
     output: str, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
-    loaded("site_checks").on_post_page(output, page)
+    documents.script("site_checks").on_post_page(output, page)
     assert bool(caplog.records) is warns

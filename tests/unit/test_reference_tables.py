@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests import documents
 from zdworker import settings
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "docs" / "reference_tables.py"
-README = (ROOT / "README.md").read_text()
+README = (documents.ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_tables", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return documents.script("reference_tables")
 
 
 def test_the_pages_are_up_to_date(script: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
 Rules:
 
-* The page says nothing that the data does not: it is written anew from the JSON each time.
+* The page is written anew from the JSON each time, but for what people have made of it (``found.md``).
 * Who is missing stands in the table with the reason; what could not be measured stands below it.
 """
 
@@ -38,6 +38,9 @@ machine.
 * *Ready*: workers that were between their first and their last answer at the same time, at least, for 0.1 s or longer.
 * *Over*: from the signal. *Last old answer*: from the signal to the last answer of the version before.
 """
+
+FOUND = Path(__file__).with_name("found.md")
+"""What people have made of the figures: the one part of the page that is written by hand."""
 
 STORM = """\
 `ab -n 100000 -c 1000` (a connection for each request) and `wrk -c 1000` (kept where the server keeps them), one deploy
@@ -86,6 +89,7 @@ def page(known: dict[str, Any]) -> str:
     reports = _reports(known)
     there = [report for report in reports if not report.missing]
     parts = [HEAD.format(**known["size"]), f"## At a glance\n\n{_glance(there)}\n"]
+    parts.append(FOUND.read_text(encoding="utf-8"))
     for style, title in TITLES.items():
         parts.append(f"## {title[0].upper()}{title[1:]}\n\n{_load_table(style, there)}\n")
     parts.append(f"## A thousand connections that never rest\n\n{STORM}\n{_storm_table(there)}\n")
@@ -245,7 +249,7 @@ def _configurations(reports: list[Report]) -> str:
         for each in reports
     ]
     files = [
-        f"`{file}` of {each.title}:\n\n```\n{text}```"
+        f"`{file}` of {each.title}:\n\n```text\n{text}```"
         for each in reports
         for file, text in CONTENDERS[each.name].files.items()
     ]
