@@ -187,7 +187,7 @@ def drain() -> Picture:
         ("kept, used again", [(0, 2.5, "boot"), (2.5, 3.0, "new")], "answered, told to close"),
         ("kept, left alone", [(0, kept, "boot")], "closed when keepalive is over"),
         ("connecting now", [], "another worker's"),
-        ("WebSocket", [(0, 1.9, "new")], "closed with 1012, spread over zd_websocket_drain"),
+        ("WebSocket", [(0, 1.9, "new")], "closed with 1012, one after the other"),
         ("too slow", [(0.8, over, "new")], "cut"),
     ]
     _mark(picture, told, 28, 268, "told to leave")

@@ -316,7 +316,8 @@ SPECS: Mapping[str, Spec] = {
     "zd_websocket_drain": Spec(
         _SECONDS,
         _seconds,
-        "seconds over which a retiring worker closes its WebSockets (with code 1012), if they are many; few take less",
+        "seconds over which a retiring worker closes its WebSockets (with code 1012), at most: one each 0.05 s, faster "
+        "if they are many",
     ),
     "zd_max_rss": Spec(
         'a number of bytes above 0, such as "512M" or 536870912, or None',
@@ -337,8 +338,9 @@ SPECS: Mapping[str, Spec] = {
     "zd_shutdown_delay": Spec(
         _SECONDS,
         _seconds,
-        "seconds between `TERM` to the master and the end of accepting, in which `zd_health_path` says 503, so that "
-        "balancers look away first; a platform's own patience has to be longer than this and `graceful_timeout`",
+        "seconds between `TERM` (to the master, or to its whole process group, as on Heroku) and the end of accepting, "
+        "in which `zd_health_path` says 503, so that balancers look away first; a platform's own patience has to be "
+        "longer than this and `graceful_timeout` together",
     ),
     "zd_rollback_window": Spec(
         _SECONDS,

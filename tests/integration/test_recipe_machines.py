@@ -34,7 +34,7 @@ case $1 in
 {places}
 esac
 shift
-exec $(echo "$*" | sed "s|/run/app|$place|")
+exec $(echo "$*" | sed "s|/srv/app/current/venv/bin/||; s|/run/app|$place|")
 """
 """The command is run here, with the control socket of the machine that it was for."""
 
