@@ -90,12 +90,13 @@ class AdoptingArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
         self.zd_environment.note()
         file = configuration.file_of(self.cfg)
         try:
-            cfg = configuration.evaluate(self.app, self._zd_start_environment, values, str(Chdir.default))
-            settings = settings or configuration.zd_settings(cfg)
-            configuration.refuse_missing_file(cfg, file)
-            configuration.refuse_foreign_class(cfg)
-            configuration.refuse_new_logger(self.cfg, cfg)
-            self._zd_take(cfg, settings, self._zd_open(cfg))
+            with configuration.on_trial():
+                cfg = configuration.evaluate(self.app, self._zd_start_environment, values, str(Chdir.default))
+                settings = settings or configuration.zd_settings(cfg)
+                configuration.refuse_missing_file(cfg, file)
+                configuration.refuse_foreign_class(cfg)
+                configuration.refuse_new_logger(self.cfg, cfg)
+                self._zd_take(cfg, settings, self._zd_open(cfg))
         finally:
             self._zd_close_unused()
             self.zd_environment.pass_over()  # what the configuration has set is no hook's doing

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from zdworker import system
 from zdworker.channel import Channel
-from zdworker.core.messages import Failed, Go, Hello, Spawn
+from zdworker.core.messages import Go, Hello, Spawn
 
 if TYPE_CHECKING:
     from zdworker.forkserver import Generation
@@ -44,6 +44,7 @@ def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[
     code = 3
     try:
         report = _Socket(fileno=descriptors["report"][0])
+        report.setblocking(True)  # whatever socket.setdefaulttimeout() of a preloaded application says
         _wait_for_go(report, spawn)
         _tie_to(generation.master)
         _take_no_signal_yet()
@@ -53,7 +54,7 @@ def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[
     except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
-        _leave(code)
+        _leave(code, generation.master)
 
 
 def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
@@ -132,8 +133,8 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
 
 def _exit_code(error: SystemExit, worker: Any) -> int:
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    if code and worker.zd_failure is None:
-        worker.zd_reporter.send(Failed(f"the worker exited with code {error.code}", "", code))
+    if code:
+        worker.zd_failed(f"the worker exited with code {error.code}", "", code)
     return code
 
 
@@ -186,10 +187,15 @@ def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
     return server
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, master: int) -> NoReturn:
     """Run what the application registered for its end, within bounds, and be gone."""
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
-    signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
+    if os.getppid() == master:
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+        signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
+    else:  # with the master dead nobody would kill a worker that hangs in C, where no handler runs: the kernel has to
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIME, EXIT_HANDLERS_TIME))
     try:
         # Not sys.exit: it would join the threads of executors first, however long they take.
         atexit._run_exitfuncs()

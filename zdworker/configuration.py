@@ -13,7 +13,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 from zdworker import settings
@@ -78,19 +77,13 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
     :raises GenerationError: the configuration raised, or ended the evaluation; the text says what.
     """
     trial = copy.copy(app)
-    module = sys.modules.pop("__config__", None)
-    before = os.open(".", os.O_RDONLY)
     try:
         with _started_in(directory):
             trial.do_load_config()
     except SystemExit as error:
-        _put_back(module, before)
         raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
     except Exception as error:
-        _put_back(module, before)
         raise GenerationError(f"the configuration cannot be evaluated in the master: {error!r}") from error
-    finally:
-        os.close(before)
     cfg = trial.cfg
     for name, value in values.items():
         if name in cfg.settings:
@@ -116,10 +109,20 @@ def _started_in(directory: str) -> Iterator[None]:
         Chdir.default = default
 
 
-def _put_back(module: ModuleType | None, directory: int) -> None:
-    os.fchdir(directory)
-    if module is not None:
-        sys.modules["__config__"] = module
+@contextlib.contextmanager
+def on_trial() -> Iterator[None]:
+    """Have the configuration's module and directory as they were, should the new one be refused."""
+    module = sys.modules.pop("__config__", None)
+    before = os.open(".", os.O_RDONLY)
+    try:
+        yield
+    except BaseException:
+        os.fchdir(before)
+        if module is not None:
+            sys.modules["__config__"] = module
+        raise
+    finally:
+        os.close(before)
 
 
 def refuse_foreign_class(cfg: Any) -> None:

@@ -185,7 +185,8 @@ class Control:
     def finished(self, reload: journal.Reload, fleet: Fleet) -> None:
         """Tell those who wait for a reload how it has ended."""
         for client in list(self._clients.values()):
-            if client.after is not None and reload.generation > client.after:
+            # A rollback calls off what loads, and the reload that was to come after it: whoever waits for that, too.
+            if client.after is not None and (reload.generation > client.after or reload.error == CALLED_OFF):
                 client.after = None
                 self._say(client, _outcome(reload, fleet, client.rolls_back))
 

@@ -243,7 +243,7 @@ class Effects(ABC):
             return
         if record.born and record.forked:
             if signum == signal.SIGTERM:
-                record.say(Leave)
+                record.say(Leave)  # one that boots may read it along with ``Go``: for that one any TERM is an order
             self._arbiter.kill_worker(record.pid, signum)
         else:
             self._call_off(record, "was not needed any more")

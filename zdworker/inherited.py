@@ -61,8 +61,19 @@ def _of_connections(opened: dict[int, str]) -> Iterator[str]:
 
 def _peer(number: int) -> str:
     """Return the other end of a connection, "" if there is none or it is not known."""
-    # A duplicate: closing it closes nothing of the application's.
-    with contextlib.suppress(OSError), _Socket(fileno=os.dup(number)) as connection:
+    # A duplicate: closing it closes nothing of the application's. A default timeout would make its connection another.
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    try:
+        return _name_of_peer(os.dup(number))
+    except OSError:
+        return ""
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _name_of_peer(number: int) -> str:
+    with _Socket(fileno=number) as connection:
         if connection.type == socket.SOCK_STREAM:  # a datagram is whole, whoever sends it: syslog, statsd
             peer = connection.getpeername()
             return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else os.fsdecode(peer)

@@ -63,7 +63,7 @@ def _of_process(pid: int) -> str:
     except OSError:
         raise NoInstance(f"no process has the pid {pid}") from None
     default = directory_of(owner) / f"{pid}.sock"
-    if default.exists():
+    if os.path.exists(default):  # not Path.exists(): in another user's directory that raises
         return str(default)
     for path in _listening(pid):
         with contextlib.suppress(NoInstance, MessageError, OrderRefused, TimeoutError):
@@ -94,7 +94,7 @@ def _running() -> Iterator[str]:
     named = os.environ.get("ZD_CONTROL_SOCKET", "")
     candidates = [Path(named)] if named.startswith("/") else []
     candidates += sorted(directory_of(os.geteuid()).glob("*.sock"))
-    for path in candidates:
+    for path in dict.fromkeys(candidates):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.connect(str(path))
             yield str(path)

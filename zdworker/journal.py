@@ -68,22 +68,21 @@ class Journal:
         self.ended = {"done": 0, "failed": 0, "superseded": 0}
         self.reload_seconds = 0.0
         self.last: Reload | None = None
+        self._going: dict[int, Reload] = {}
 
     def reload_started(self, generation: int) -> None:
         """Note that a reload has begun."""
         self.reloads += 1
-        self.last = Reload(generation, time.time(), time.monotonic())
+        self.last = self._going[generation] = Reload(generation, time.time(), time.monotonic())
 
     def reload_finished(self, generation: int, result: str, error: str, traceback: str) -> Reload:
         """Note how a reload has ended, and return it; one that a newer one has overtaken is not the last any more."""
-        last = self.last
-        if last is None or last.generation != generation:
-            last = Reload(generation, time.time(), time.monotonic())
-        last.duration = time.monotonic() - last.began
-        last.result, last.error, last.traceback = result, error or None, traceback or None
+        ended = self._going.pop(generation, None) or Reload(generation, time.time(), time.monotonic())
+        ended.duration = time.monotonic() - ended.began
+        ended.result, ended.error, ended.traceback = result, error or None, traceback or None
         self.ended[result] += 1
-        self.reload_seconds += last.duration
-        return last
+        self.reload_seconds += ended.duration
+        return ended
 
     def booted(self, seconds: float) -> None:
         """Note that a worker has become ready, so many seconds after it was asked for."""

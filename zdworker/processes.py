@@ -124,8 +124,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         return isinstance(self.pid, int)
 
     def say(self, word: type[Stopping | Leave]) -> None:
-        """Say something, once, that the worker only looks for. Not while it boots: then it waits for ``Go``."""
-        if self.booted and word not in self.said and self.channel is not None:
+        """Say something, once, that the worker only looks for."""
+        if word not in self.said and self.channel is not None:
             self.said.add(word)
             with contextlib.suppress(OSError):
                 self.channel.send(word())

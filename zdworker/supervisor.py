@@ -88,7 +88,8 @@ class Supervisor(Effects):
     def _end(self) -> None:
         """Let the workers know that all of this ends, and when it begins to, the rest of the master."""
         for record in self.records.values():
-            record.say(Stopping)
+            if record.booted:  # until then it may still read what comes: it waits for ``Go``
+                record.say(Stopping)
         if self.core.fleet.ending and self._arbiter.LISTENERS:
             # The workers have been told to leave by now: who connects from here on is to be refused, not kept waiting.
             self._arbiter.zd_end(self.core.fleet.quick)

@@ -146,6 +146,37 @@ def test_a_reload_that_is_called_off_is_a_rollback_done_and_a_reload_failed(
     server.wait_only("one")
 
 
+def test_a_reload_that_was_to_come_next_is_called_off_too(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two", extra="\ntime.sleep(20)\n")
+    command("reload", "--no-wait")
+    wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+    with command.start("reload") as waiting:
+        assert waiting.stderr is not None
+        assert "rolling" in waiting.stderr.readline(), "it is told how far the first one is"
+        assert command.json("rollback")["result"] == "done"
+        _out, error = waiting.communicate(timeout=10)
+    assert waiting.returncode == FAILED
+    assert "called off: a rollback was asked for" in error
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_users_pid_is_refused_in_a_line(server: Server) -> None:
+    words = [sys.executable, "-c", SOMEBODY_ELSE, str(server.master)]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    assert refused.returncode == NO_INSTANCE
+    assert "is another user's" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+SOMEBODY_ELSE = """
+import os, sys
+from zdworker.cli import main
+os.setgid(65534)
+os.setuid(65534)
+main(["status", "--pid", sys.argv[1]])
+"""
+
+
 @pytest.mark.parametrize("naming", ["--pid", "--pidfile", "--socket"])
 def test_a_master_can_be_named(server: Server, site: Site, command: Command, naming: str) -> None:
     names = {

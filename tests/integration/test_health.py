@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+from .applications import Site
 from .classes import ALL, UVICORN, WorkerClass, for_each
 from .clients import Client, Load
 from .conftest import Start
@@ -82,6 +83,25 @@ def test_a_term_to_one_worker_has_it_replaced(start_class: Start, worker: Worker
         assert clients.stop().failures == []
     server.signal(signal.SIGQUIT)
     assert server.wait_exit(10) == 0
+
+
+SLOW_STARTUP = """
+lifespan_of_all = lifespan
+
+async def lifespan(receive, send):
+    mark("starting")
+    await asyncio.sleep(2)
+    await lifespan_of_all(receive, send)
+"""
+
+
+def test_a_worker_that_still_starts_leaves_with_the_others(start_class: Start, site: Site) -> None:
+    server = start_class(UVICORN, workers=1, zd_shutdown_delay=1, graceful_timeout=30)
+    site.deploy("two", extra=SLOW_STARTUP)
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: site.marks("starting", "two"), 20, "a new worker has begun to start")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(15) == 0
 
 
 def test_int_does_not_wait(start_class: Start) -> None:

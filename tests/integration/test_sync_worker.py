@@ -60,6 +60,41 @@ def start_one(start: Start, **settings: object) -> Server:
     return start(worker_class=WSGI.path, workers=1, **settings)
 
 
+SLOW_TO_ANSWER = """
+answered = app
+
+
+def app(environ, start_response):
+    mark("warming")
+    time.sleep(2)
+    return answered(environ, start_response)
+"""
+
+
+def test_told_to_leave_while_it_warms_up(start: Start, site: Site) -> None:
+    """It ends as it was told, and no error is made of it."""
+    server = start_one(start, zd_warmup=["/"])
+    site.deploy("two", extra=SLOW_TO_ANSWER)
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: site.marks("warming", "two"), 20, "a new worker warms up")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(10) == 0
+    assert len(site.events("worker_exit")) == 2
+    assert "Traceback" not in server.log
+
+
+def test_a_quick_end_does_not_wait_for_silent_connections(start: Start, site: Site) -> None:
+    """Nor where the exit is caught on its way, as Gunicorn does around the application."""
+    server = start_one(start)
+    silent, busy = Client(server.address), Client(server.address)
+    busy.send(request("GET", "/sleep?seconds=20"))
+    wait_for(lambda: site.marks("request"), 10, "a request is in flight")
+    server.signal(signal.SIGINT)
+    assert server.wait_exit(10) == 0
+    assert len(site.events("worker_exit")) == 1
+    silent.close()
+
+
 def test_silent_connections_take_nothing_from_the_others(start: Start) -> None:
     """Gunicorn's class would wait for the first of them, until its master kills it."""
     server = start_one(start, timeout=3)
@@ -71,6 +106,20 @@ def test_silent_connections_take_nothing_from_the_others(start: Start) -> None:
     assert time.monotonic() - asked < 2
     for client in silent:
         assert client.ask("GET", "/").status == 200
+
+
+def test_silent_connections_take_nothing_where_sockets_have_a_timeout(start: Start) -> None:
+    """``socket.setdefaulttimeout()`` of the application would have each of them waited for."""
+    server = start_one(start, timeout=10, extra="\nimport socket\nsocket.setdefaulttimeout(30)\n")
+    silent = [Client(server.address) for _ in range(3)]
+    server.wait_taken()
+    asked = time.monotonic()
+    for _ in range(3):
+        server.get()
+    assert time.monotonic() - asked < 2
+    for client in silent:
+        assert client.ask("GET", "/").status == 200
+    server.reload("two")
 
 
 def test_silent_connection_ends_when_its_time_is_over(start: Start) -> None:

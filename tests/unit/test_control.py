@@ -152,6 +152,11 @@ class TestFind:
             own.listen()
             assert instances.find() == str(tmp_path / "own.sock")
 
+    def test_one_that_is_named_and_found_is_one(self, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with self.listen(runtime, "1.sock"):
+            monkeypatch.setenv("ZD_CONTROL_SOCKET", str(runtime / "zdworker" / "1.sock"))
+            assert instances.find() == str(runtime / "zdworker" / "1.sock")
+
     def test_a_name_is_taken_as_it_is(self, runtime: Path) -> None:
         assert instances.find(path="/some/where") == "/some/where"
 

@@ -156,6 +156,20 @@ def test_a_logger_that_raises_is_let_be(statistics: Statistics, monkeypatch: pyt
     statistics.meter.crashed()
 
 
+def test_a_reload_that_a_newer_one_overtakes_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    journal = Journal()
+    journal.reload_started(2)
+    now = 120.0
+    journal.reload_started(3)
+    now = 121.0
+    assert journal.reload_finished(2, "superseded", "", "").lasted() == 21.0
+    assert journal.last is not None
+    assert journal.last.result is None
+    assert journal.reload_finished(3, "done", "", "").lasted() == 1.0
+
+
 def test_the_journal_counts() -> None:
     journal = Journal()
     journal.booted(0.25)

@@ -167,14 +167,17 @@ def test_states_are_reported_once_and_counts_when_they_change(
         worker.zd_counts(1, 5)
         worker.zd_tired("max_requests")
         worker.zd_draining()
+        worker.zd_failed("who has been ready is not one that cannot boot")
+    assert received(theirs) == [Ready(), Counts(1, 5), Tired("max_requests"), Draining()]
+
+
+def test_a_boot_that_fails_is_reported_once(channel: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = channel
+    worker = Worker()
+    worker.zd_reporter = Reporter(ours)
+    for _ in range(2):
         worker.zd_failed("reason", "text", 4)
-    assert received(theirs) == [
-        Ready(),
-        Counts(1, 5),
-        Tired("max_requests"),
-        Draining(),
-        Failed("reason", "text", 4),
-    ]
+    assert received(theirs) == [Failed("reason", "text", 4)]
     assert worker.zd_failure == Failed("reason", "text", 4)
 
 

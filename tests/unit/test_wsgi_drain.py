@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from gunicorn.http.wsgi import Response
 
 from zdworker.errors import WarmupFailed
 from zdworker.workers import wsgi
+from zdworker.workers.sync import WSGIWorker
 from zdworker.workers.wsgi import WsgiDrain, answer
 
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -179,3 +181,19 @@ def test_answer_is_closed_even_when_it_raises() -> None:
 def test_application_that_starts_no_response() -> None:
     with pytest.raises(WarmupFailed, match="start_response"):
         answer(lambda environ, start_response: [], "/")
+
+
+def test_told_to_leave_between_the_poll_and_the_accept() -> None:
+    """The listener has been closed meanwhile: Gunicorn's has no socket then."""
+    worker = WSGIWorker(1, 1, [], None, 30, Config(), logging.getLogger("test"))
+
+    class Closed:
+        def accept(self) -> None:
+            worker.alive = False
+            raise AttributeError("'NoneType' object has no attribute 'accept'")
+
+    with pytest.raises(BlockingIOError):
+        worker.accept(Closed())
+    with pytest.raises(BlockingIOError):
+        worker.accept(Closed())
+    worker.tmp.close()

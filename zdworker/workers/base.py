@@ -198,8 +198,11 @@ class ZeroDowntime:
         self._say_once(Tired(reason))
 
     def zd_failed(self, reason: str, traceback: str = "", exit_code: int = 3) -> None:
-        """Report, once, that this worker cannot boot; the caller then ends it with ``SystemExit(exit_code)``."""
-        if self.zd_failure is None:
+        """Report, once, that this worker cannot boot; the caller then ends it with ``SystemExit(exit_code)``.
+
+        Nothing of one that has been ready: how that ends is for the master to see.
+        """
+        if self.zd_failure is None and "Ready" not in self._zd_said:
             self.zd_failure = Failed(reason[-TEXT_LIMIT:], traceback[-TEXT_LIMIT:], exit_code)
             self.zd_reporter.send(self.zd_failure)
 
@@ -391,6 +394,7 @@ class ZeroDowntime:
         if not self.booted:
             self.alive = False
             raise SystemExit(0)
+        self.zd_deadline = min(self.zd_deadline, time.monotonic())  # no drain either, should the exit be caught
         super().handle_quit(sig, frame)  # type: ignore[misc]
 
 

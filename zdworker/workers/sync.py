@@ -19,7 +19,6 @@ import select
 import signal
 import socket
 import ssl
-import sys
 import time
 from types import FrameType
 from typing import Any
@@ -43,9 +42,6 @@ from zdworker.workers.wsgi import WsgiDrain
 PROMPT = 0.01
 """Seconds that the request of a new connection has to come before others are served first. Most come at once; and a
 connection that is put aside stays with this worker, however long the next request takes."""
-
-INHERITED = sys.platform != "linux"
-"""Whether an accepted socket does not block when its listener does not (accept(2))."""
 
 AGAIN = 0.2
 """Seconds after which the alarm of the deadline comes again, to an application that has caught it."""
@@ -86,6 +82,7 @@ class Accepted(Careful):
     def __init__(self, worker: WSGIWorker, listener: Listener, client: socket.socket, address: Any) -> None:
         family, kind, protocol = listener.kind
         super().__init__(family, kind, protocol, client.detach())
+        self.setblocking(True)  # whatever accept(2) inherits here, and socket.setdefaulttimeout() of the application's
         self.zd_worker, self.zd_listener, self.zd_address = worker, listener, address
         self.zd_head = bytearray()
 
@@ -143,6 +140,8 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         :raises SystemExit: (3) ``zd_warmup`` failed, which is reported.
         """
         self.zd_warmed_up()
+        if self.zd_leaving:
+            return
         if self.cfg.is_ssl:
             self._close_tls_carefully()
         self._poll.register(self.PIPE[0], select.POLLIN)
@@ -185,8 +184,10 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
             raise BlockingIOError(errno.EAGAIN, "not now")
         try:
             client, address = listener.accept()
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._aside():
+        except (OSError, AttributeError) as error:
+            if not self.alive:  # told to leave in this very moment: the listener is closed
+                raise BlockingIOError(errno.EAGAIN, "not now") from error
+            if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) or not self._aside():
                 raise
             self._most = self._aside()
             self.log.warning("Out of file descriptors: from now on at most %d connections wait", self._most)
@@ -259,8 +260,6 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         return read_head(client, client.zd_head) if self._shows_heads else has_come(client)
 
     def _serve(self, client: Accepted) -> None:
-        if INHERITED:
-            client.setblocking(True)
         self.handle(client.zd_listener, client, client.zd_address)
 
     def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> None:
@@ -361,7 +360,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
     def _log_cut(self) -> None:
         if self._cut or self._aside():
             self.log.warning(
-                "graceful_timeout is over: %d requests and %d waiting connections are cut", self._cut, self._aside()
+                "The time is over: %d requests and %d waiting connections are cut", self._cut, self._aside()
             )
 
 

@@ -23,7 +23,7 @@ LATE = 1.0
 
 
 def moments(count: int, spread: float) -> list[float]:
-    """Return for each of ``count`` WebSockets the seconds from now until it is closed, all below ``spread``."""
+    """Return for each of ``count`` WebSockets the seconds from now until it is closed, at most ``spread``."""
     return [place * min(spread / count, PACE) for place in range(count)]
 
 
