@@ -162,7 +162,12 @@ run lambda { |env|
 """
 
 BURN = "_until = time.process_time() + 1.0\nwhile time.process_time() < _until:\n    sum(range(1000))"
-BURN_NODE = "for (const begin = process.cpuUsage().user; process.cpuUsage().user - begin < 1e6;);"
+BURN_NODE = """\
+const begin = process.cpuUsage();
+for (let spent = begin; spent.user + spent.system < 1e6;) {
+  for (let number = 0, sum = 0; number < 1e6; number++) sum += number;
+  spent = process.cpuUsage(begin);
+}"""
 CLOCK = "Process.clock_gettime(Process::CLOCK_PROCESS_CPUTIME_ID)"
 BURN_RACK = f"til = {CLOCK} + 1.0\nnil while {CLOCK} < til"
 

@@ -195,6 +195,7 @@ processes = @WORKERS@
 threads = 8
 master = true
 lazy-apps = true
+need-app = true
 strict = true
 vacuum = true
 die-on-term = true
