@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from zdworker.workers.asgi_drain import AsgiDrain, Event, LiveWebSocket, Receive, Scope, Send, WebSocketEnded
+from zdworker.workers import asgi_drain
+from zdworker.workers.asgi_drain import (
+    Application,
+    AsgiDrain,
+    Event,
+    LiveWebSocket,
+    Receive,
+    Scope,
+    Send,
+    WebSocketEnded,
+)
 
 WEBSOCKET: dict[str, Any] = {"type": "websocket"}
 
@@ -26,10 +36,12 @@ class Peer:
     def __init__(self) -> None:
         self.sent: list[Event] = []
         self.queue: asyncio.Queue[Event] = asyncio.Queue()
+        self.ended = asyncio.Event()
 
     async def send(self, message: Event) -> None:
         self.sent.append(message)
         if message["type"] == "websocket.close":
+            self.ended.set()
             self.queue.put_nowait({"type": "websocket.disconnect", "code": message.get("code", 1000)})
 
     async def receive(self) -> Event:
@@ -96,6 +108,44 @@ def test_the_drain_closes_live_websockets_and_the_application_sees_it() -> None:
 
     for peer in asyncio.run(scenario()):
         assert peer.closes() == [1012]
+
+
+async def slow_to_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] == "websocket.receive":
+        await asyncio.sleep(0.05)
+        await send({"type": "websocket.send", "text": "answer"})
+
+
+async def never_answering(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "websocket.accept"})
+    await receive()
+    await asyncio.sleep(3600)
+
+
+@pytest.mark.parametrize(
+    ("application", "said"),
+    [
+        (slow_to_answer, ["websocket.accept", "websocket.send", "websocket.close"]),
+        (never_answering, ["websocket.accept", "websocket.close"]),
+    ],
+)
+def test_a_message_is_answered_before_the_close(
+    monkeypatch: pytest.MonkeyPatch, application: Application, said: list[str]
+) -> None:
+    monkeypatch.setattr(asgi_drain, "ANSWER", 0.2)
+
+    async def scenario() -> list[str]:
+        drain, peer = AsgiDrain(application), Peer()
+        task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
+        peer.queue.put_nowait({"type": "websocket.receive", "text": "question"})
+        await asyncio.sleep(0)
+        drain.begin(unprepared, 0.0)
+        await asyncio.wait_for(peer.ended.wait(), 10.0)
+        task.cancel()
+        return [message["type"] for message in peer.sent]
+
+    assert asyncio.run(scenario()) == said
 
 
 def test_closing_is_spread_evenly() -> None:
@@ -193,7 +243,7 @@ def test_an_error_of_the_application_itself_is_not_hidden() -> None:
 def test_after_our_close_the_application_s_close_is_nothing_and_its_send_an_oserror() -> None:
     async def scenario() -> Peer:
         peer = Peer()
-        websocket = LiveWebSocket(peer.send)
+        websocket = LiveWebSocket(nothing, peer.send)
         await websocket.send({"type": "websocket.accept"})
         await websocket.close()
         await websocket.send({"type": "websocket.close", "code": 1000})
@@ -208,7 +258,7 @@ def test_after_our_close_the_application_s_close_is_nothing_and_its_send_an_oser
 def test_one_that_the_application_closed_is_let_alone() -> None:
     async def scenario() -> Peer:
         peer = Peer()
-        websocket = LiveWebSocket(peer.send)
+        websocket = LiveWebSocket(nothing, peer.send)
         await websocket.send({"type": "websocket.accept"})
         await websocket.send({"type": "websocket.close", "code": 4000})
         await websocket.close()
@@ -224,7 +274,7 @@ def test_a_close_that_fails_is_the_end_of_it(error: Exception) -> None:
             raise error
 
     async def scenario() -> None:
-        websocket = LiveWebSocket(send)
+        websocket = LiveWebSocket(nothing, send)
         await websocket.send({"type": "websocket.accept"})
         await websocket.close()
 
@@ -234,7 +284,7 @@ def test_a_close_that_fails_is_the_end_of_it(error: Exception) -> None:
 def test_the_server_may_have_to_tell_the_application() -> None:
     async def scenario() -> list[Send]:
         peer, told = Peer(), list[Send]()
-        websocket = LiveWebSocket(peer.send, told.append)
+        websocket = LiveWebSocket(nothing, peer.send, told.append)
         await websocket.send({"type": "websocket.accept"})
         assert told == []
         await websocket.close()

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -22,6 +23,9 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ANSWER = 0.5
+"""Seconds that an application gets to answer the message that it has just received, before its WebSocket is closed."""
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -36,19 +40,31 @@ class WebSocketEnded(OSError, RuntimeError):
 class LiveWebSocket:
     """A WebSocket from the application's call to its return.
 
-    :param send: the server's.
+    :param receive, send: the server's.
     :param on_closed: is called with ``send`` when we have closed, for a server that does not tell the application.
     """
 
-    def __init__(self, send: Send, on_closed: Callable[[Send], None] | None = None) -> None:
+    def __init__(self, receive: Receive, send: Send, on_closed: Callable[[Send], None] | None = None) -> None:
+        self._receive = receive
         self._send = send
         self._on_closed = on_closed
         self.accepted = False
+        self.free = asyncio.Event()
+        """The application has no message that it may be about to answer: it has asked for the next one."""
+        self.free.set()
         self.closed = False
         """The application has closed it."""
         self.cut: WebSocketEnded | None = None
         """We have closed it; what the application's ``send`` raises since."""
         self.on_accept: Callable[[LiveWebSocket], None] | None = None
+
+    async def receive(self) -> Event:
+        """Pass on what the client sends."""
+        self.free.set()
+        message = await self._receive()
+        if message["type"] == "websocket.receive":
+            self.free.clear()
+        return message
 
     async def send(self, message: Event) -> None:
         """Pass on what the application sends, until we have closed.
@@ -121,12 +137,12 @@ class AsgiDrain:
             self._close_later(websocket, delay)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        websocket = LiveWebSocket(send, self._on_closed)
+        websocket = LiveWebSocket(receive, send, self._on_closed)
         if self._prepare is not None:
             websocket.on_accept = self._close_accepted
         self.websockets.add(websocket)
         try:
-            await self.app(scope, receive, websocket.send)
+            await self.app(scope, websocket.receive, websocket.send)
         except Exception as error:
             # Frameworks make their own exception of it (Starlette: WebSocketDisconnect); uncaught, it would be a
             # traceback in the log for each WebSocket at each deploy. After a close an application returns.
@@ -147,6 +163,8 @@ class AsgiDrain:
 
 async def _close_after(websocket: LiveWebSocket, delay: float) -> None:
     await asyncio.sleep(delay)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(websocket.free.wait(), ANSWER)
     await websocket.close()
 
 

@@ -24,7 +24,7 @@ MORE = """
   .curve { stroke: #56d08a } .other { stroke: #6b8bb0 } .area { fill: #56d08a }
 }
 """
-COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 3, 300, 112
+COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 3, 300, 122
 LONGEST = 30.0
 """Seconds of a deploy that are shown."""
 MIB = 2**20
@@ -40,7 +40,7 @@ def memory(reports: Iterable[Report]) -> str:
     parts = [_head(width, height, "Memory over a deploy")]
     for number, (report, quiet) in enumerate(shown):
         left, top = 10 + number % COLUMNS * PANEL_WIDTH, 10 + number // COLUMNS * PANEL_HEIGHT
-        right, bottom, ceiling = left + PANEL_WIDTH - 20, top + PANEL_HEIGHT - 14, top + 24
+        right, bottom, ceiling = left + PANEL_WIDTH - 20, top + PANEL_HEIGHT - 14, top + 34
         spots = [
             (
                 left + min(max(second, 0.0), longest) / longest * (right - left),
@@ -52,7 +52,7 @@ def memory(reports: Iterable[Report]) -> str:
         line = " ".join(f"{x:.0f},{y:.0f}" for x, y in spots)
         parts += [
             _text(left, top + 12, report.title, "note"),
-            _text(right, top + 12, f"{max(size for _, size in quiet.curve) / MIB:,.0f} MiB", "note end"),
+            _text(right, top + 28, f"{max(size for _, size in quiet.curve) / MIB:,.0f} MiB", "note end"),
             f'<polygon class="area" points="{spots[0][0]:.0f},{bottom} {line} {spots[-1][0]:.0f},{bottom}"/>',
             f'<polyline class="curve" points="{line}"/>',
             f'<path class="mark" d="M{left} {level:.0f}H{right}"/><path class="grid" d="M{left} {bottom}H{right}"/>',

@@ -30,7 +30,7 @@ What a deploy does to those who are being served, with each server that can do o
 machine.
 
 * {workers} workers each. The application's import is one second of work; without load it also keeps 150 MB of objects.
-* {deploys} deploys per load; a figure is their median (least to most), a number of failures is their sum.
+* {deploys} deploys per load, or one fewer; a figure is their median (least to most), a number of failures is their sum.
 * *During* is from the signal until a second after the deploy was over: only the new version answers, from all workers,
   and no old one is left. *Before* is the time until the first signal.
 * *Failed*: sent and not answered whole with 200, or no connection. A WebSocket that is closed with a close frame has
