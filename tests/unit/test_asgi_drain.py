@@ -133,7 +133,7 @@ async def never_answering(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_message_is_answered_before_the_close(
     monkeypatch: pytest.MonkeyPatch, application: Application, said: list[str]
 ) -> None:
-    monkeypatch.setattr(asgi_drain, "ANSWER", 0.2)
+    monkeypatch.setattr(asgi_drain, "SOON", 0.2)
 
     async def scenario() -> list[str]:
         drain, peer = AsgiDrain(application), Peer()

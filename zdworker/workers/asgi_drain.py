@@ -16,16 +16,13 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from zdworker.workers.websocket_drain import SERVICE_RESTART, late, moments
+from zdworker.workers.websocket_drain import SERVICE_RESTART, SOON, late, moments
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-ANSWER = 0.5
-"""Seconds that an application gets to answer the message that it has just received, before its WebSocket is closed."""
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -49,9 +46,9 @@ class LiveWebSocket:
         self._send = send
         self._on_closed = on_closed
         self.accepted = False
-        self.free = asyncio.Event()
-        """The application has no message that it may be about to answer: it has asked for the next one."""
-        self.free.set()
+        self._asking = False
+        self._answered = False
+        self._moment = asyncio.Event()
         self.closed = False
         """The application has closed it."""
         self.cut: WebSocketEnded | None = None
@@ -60,11 +57,12 @@ class LiveWebSocket:
 
     async def receive(self) -> Event:
         """Pass on what the client sends."""
-        self.free.set()
-        message = await self._receive()
-        if message["type"] == "websocket.receive":
-            self.free.clear()
-        return message
+        self._asking = True
+        self._look()
+        try:
+            return await self._receive()
+        finally:
+            self._asking = False
 
     async def send(self, message: Event) -> None:
         """Pass on what the application sends, until we have closed.
@@ -79,10 +77,24 @@ class LiveWebSocket:
         if kind == "websocket.close":
             self.closed = True
         await self._send(message)
-        if kind == "websocket.accept":
+        if kind == "websocket.send":
+            self._answered = True
+            self._look()
+        elif kind == "websocket.accept":
             self.accepted = True
             if self.on_accept is not None:
                 self.on_accept(self)
+
+    def _look(self) -> None:
+        if self._answered and self._asking:
+            self._moment.set()
+
+    async def answer(self, seconds: float) -> None:
+        """Wait until the application has answered its client and asks for what comes next, at most ``seconds``."""
+        self._answered = False
+        self._moment.clear()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._moment.wait(), seconds)
 
     async def close(self) -> None:
         """Close it with 1012, unless somebody has."""
@@ -163,8 +175,7 @@ class AsgiDrain:
 
 async def _close_after(websocket: LiveWebSocket, delay: float) -> None:
     await asyncio.sleep(delay)
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(websocket.free.wait(), ANSWER)
+    await websocket.answer(SOON)
     await websocket.close()
 
 

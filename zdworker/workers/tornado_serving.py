@@ -34,7 +34,7 @@ from zdworker.workers.health import tornado_with_health
 from zdworker.workers.lingering import Standing
 from zdworker.workers.loop_serving import wind_up
 from zdworker.workers.tornado_connections import Server, standing, unread
-from zdworker.workers.websocket_drain import SERVICE_RESTART, late, moments
+from zdworker.workers.websocket_drain import SERVICE_RESTART, SOON, late, moments
 
 if TYPE_CHECKING:
     from zdworker.workers.tornado import TornadoWorker
@@ -210,7 +210,18 @@ class TornadoServing:
             self._close_later(handler, delay)
 
     def _close_later(self, handler: Any, delay: float) -> None:
-        asyncio.get_running_loop().call_later(delay, handler.close, SERVICE_RESTART)
+        asyncio.get_running_loop().call_later(delay, self._close_soon, handler)
+
+    def _close_soon(self, handler: Any) -> None:
+        """Close it right behind the next message that the application writes, or in a moment."""
+        loop, write = asyncio.get_running_loop(), handler.write_message
+
+        def write_last(*arguments: Any, **options: Any) -> Any:
+            loop.call_soon(handler.close, SERVICE_RESTART)
+            return write(*arguments, **options)
+
+        handler.write_message = write_last
+        loop.call_later(SOON, handler.close, SERVICE_RESTART)
 
     def _tend(self, connection: Any, now: float) -> None:
         """Let a connection end that waits for its client, when it has waited long enough."""

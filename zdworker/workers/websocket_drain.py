@@ -4,6 +4,8 @@ Rules:
 
 * Their clients come back at once, all of them: many are closed over ``zd_websocket_drain`` seconds, evenly. A few need
   no such time, and would hold up the reload for it: nobody waits longer than :data:`PACE` for the next one.
+* A message that crosses the close on its way is never answered. So each is closed right behind an answer of the
+  application's, if one comes soon: those who ask often have just been answered then, and not asked again yet.
 * One that is accepted during the drain is closed at a random moment: all the clients of a worker that closed before may
   come back within the same one.
 """
@@ -17,6 +19,9 @@ SERVICE_RESTART = 1012
 
 PACE = 0.05
 """Seconds from one close to the next, at most."""
+
+SOON = 0.3
+"""Seconds that an answer is waited for, to close right behind it."""
 
 LATE = 1.0
 """Seconds within which one is closed that was accepted during the drain."""
