@@ -35,11 +35,16 @@ from zdworker.core.events import (
     WorkerReady,
     WorkerTired,
 )
-from zdworker.core.fleet import Fleet, GenerationState, Phase, WorkerState
+from zdworker.core.fleet import Fleet, GenerationState, Phase, Worker, WorkerState
 from zdworker.core.rollout import Rollout, rollout
 
 UNBORN, BOOTING, READY = "unborn", "booting", "ready"
 LEAVING = (WorkerState.DRAINING, WorkerState.DYING)
+
+
+def in_slot(fleet: Fleet, number: int) -> list[Worker]:
+    """The workers of a slot that are not leaving."""
+    return [w for w in fleet.workers.values() if w.slot == number and not w.leaving]
 
 
 class Stage:
@@ -154,7 +159,7 @@ class Stage:
         if fleet.previous is not None:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
         for slot in range(fleet.size):
-            assert sum(fleet.fresh(w) for w in fleet.in_slot(slot)) <= 1, "two for one slot"
+            assert sum(fleet.fresh(w) for w in in_slot(fleet, slot)) <= 1, "two for one slot"
         if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet))):
             due = self.core.next_deadline()
             assert due is not None, "something is awaited without a deadline"
@@ -222,18 +227,18 @@ class Stage:
 
     def crash(self, slot: int, exit_code: int = -9) -> Stage:
         """Let the worker that serves in a slot die."""
-        worker = next(w for w in self.fleet.in_slot(slot) if w.state is WorkerState.READY)
+        worker = next(w for w in in_slot(self.fleet, slot) if w.state is WorkerState.READY)
         self.tell(WorkerGone(worker.age, "was killed by signal 9", exit_code))
         return self
 
     def tire(self, slot: int) -> Stage:
         """Let the worker that serves in a slot ask to be replaced."""
-        self.tell(WorkerTired(next(w.age for w in self.fleet.in_slot(slot) if not w.tired)))
+        self.tell(WorkerTired(next(w.age for w in in_slot(self.fleet, slot) if not w.tired)))
         return self
 
     def leave(self, slot: int) -> Stage:
         """Let the worker of a slot leave without having been told to by the core."""
-        self.tell(WorkerLeaving(self.fleet.in_slot(slot)[0].age))
+        self.tell(WorkerLeaving(in_slot(self.fleet, slot)[0].age))
         return self
 
     def scale(self, workers: int) -> Stage:

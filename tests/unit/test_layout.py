@@ -20,7 +20,7 @@ PACKAGE = ROOT / "zdworker"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = sorted((PACKAGE / "core").glob("*.py"))
 
-PURE = {"__future__", "collections", "dataclasses", "enum", "json", "reprlib", "typing"}
+PURE = {"__future__", "collections", "dataclasses", "enum", "functools", "json", "reprlib", "typing"}
 """What the core may use of the standard library: nothing that knows a clock, a process, a file or chance."""
 
 SIZE = 450

@@ -291,10 +291,6 @@ class Fleet:
         """Return whether ``worker`` is one that shall stay."""
         return worker.generation in self.current and not worker.tired and worker.slot < self.size
 
-    def in_slot(self, number: int) -> list[Worker]:
-        """Return the workers of a slot that are not leaving."""
-        return [w for w in self.workers.values() if w.slot == number and not w.leaving]
-
     def to_plain(self) -> dict[str, Any]:
         """Return the facts as what JSON can hold."""
         return dataclasses.asdict(self)

@@ -20,37 +20,69 @@ are not both 0), so that one which is not fresh may leave.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from zdworker.core.fleet import Fleet, Worker, WorkerState
 
 
+class _Facts:
+    """The facts as a question needs them, gathered once: it is asked of every worker, after every event."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self.source = fleet.source(fleet.current)
+        self.slots: dict[int, list[Worker]] = {}
+        """Those that are not leaving."""
+        for worker in fleet.workers.values():
+            if not worker.leaving:
+                self.slots.setdefault(worker.slot, []).append(worker)
+
+    def in_slot(self, number: int) -> list[Worker]:
+        return self.slots.get(number, [])
+
+    @cached_property
+    def served(self) -> set[int]:
+        """The slots with a worker that shall stay and has proved itself."""
+        return {n for n, workers in self.slots.items() if any(self.fleet.fresh(w) and w.proved for w in workers)}
+
+    @cached_property
+    def jammed(self) -> bool:
+        """Whether nothing makes room but a worker that serves."""
+        return not _has_room(self.fleet) and not any(w.leaving or not w.proved for w in self.fleet.workers.values())
+
+    @cached_property
+    def on_trial(self) -> bool:
+        """Whether a worker tries the new generation out."""
+        return not self.fleet.proven and any(w.generation == self.source for each in self.slots.values() for w in each)
+
+
 def next_to_leave(fleet: Fleet) -> Worker | None:
     """Return the worker that shall leave now, if one may."""
-    staying = [w for w in fleet.workers.values() if not w.leaving]
-    for worker in sorted(staying, key=lambda w: _order(fleet, w)):
-        if _superfluous(fleet, worker) and _dispensable(fleet, worker):
+    facts = _Facts(fleet)
+    staying = [worker for workers in facts.slots.values() for worker in workers]
+    for worker in sorted(staying, key=lambda w: _order(facts, w)):
+        if _superfluous(facts, worker) and _dispensable(fleet, worker):
             return worker
     return None
 
 
-def _order(fleet: Fleet, worker: Worker) -> tuple[int, int, bool, int]:
+def _order(facts: _Facts, worker: Worker) -> tuple[int, int, bool, int]:
     """From crowded slots first, so that none is emptied without need; then in order, the useless before the old."""
-    wanted = worker.generation in fleet.current or worker.generation in fleet.fallback
-    return -len(fleet.in_slot(worker.slot)), worker.slot, wanted, worker.age
+    wanted = worker.generation in facts.fleet.current or worker.generation in facts.fleet.fallback
+    return -len(facts.in_slot(worker.slot)), worker.slot, wanted, worker.age
 
 
-def _superfluous(fleet: Fleet, worker: Worker) -> bool:
-    if worker.slot >= fleet.size:
+def _superfluous(facts: _Facts, worker: Worker) -> bool:
+    if worker.slot >= facts.fleet.size:
         return True
-    if fleet.fresh(worker):
+    if facts.fleet.fresh(worker):
         return False
-    if _useless(fleet, worker):
-        return True
-    return any(fleet.fresh(w) and w.proved for w in fleet.in_slot(worker.slot)) or _may_leave_first(fleet, worker)
+    return _useless(facts, worker) or worker.slot in facts.served or _may_leave_first(facts, worker)
 
 
-def _useless(fleet: Fleet, worker: Worker) -> bool:
+def _useless(facts: _Facts, worker: Worker) -> bool:
     """Return whether a worker that has not lasted yet is of code that nobody wants (any more)."""
+    fleet = facts.fleet
     if worker.proved or worker.generation in fleet.current:
         return False
     if worker.generation not in fleet.fallback:
@@ -58,16 +90,16 @@ def _useless(fleet: Fleet, worker: Worker) -> bool:
     # What served before the reload goes on as any old worker; what still boots may be needed while the new code is on
     # trial, if it has its slot to itself.
     booting = worker.state is not WorkerState.READY
-    return booting and (fleet.proven or len(fleet.in_slot(worker.slot)) > 1)
+    return booting and (fleet.proven or len(facts.in_slot(worker.slot)) > 1)
 
 
-def _may_leave_first(fleet: Fleet, worker: Worker) -> bool:
+def _may_leave_first(facts: _Facts, worker: Worker) -> bool:
     """Return whether a worker may leave before its slot has another one."""
-    if fleet.source(fleet.current) is None:
+    if facts.source is None:
         return False
-    if fleet.proven and fleet.policy.unavailable and not worker.tired:
+    if facts.fleet.proven and facts.fleet.policy.unavailable and not worker.tired:
         return True
-    return not _has_room(fleet) and not any(w.leaving or not w.proved for w in fleet.workers.values())
+    return facts.jammed
 
 
 def _dispensable(fleet: Fleet, worker: Worker) -> bool:
@@ -87,34 +119,36 @@ def _has_room(fleet: Fleet) -> bool:
 
 def next_to_fill(fleet: Fleet, now: float) -> tuple[int, int] | None:
     """Return the slot to fill now and the generation to fill it from, if one may be filled."""
-    if not _has_room(fleet):
+    return _next_to_fill(_Facts(fleet), now)
+
+
+def _next_to_fill(facts: _Facts, now: float) -> tuple[int, int] | None:
+    if not _has_room(facts.fleet):
         return None
-    for number in _wanting(fleet):
-        if _due(fleet, number) <= now:
-            generation = _source_for(fleet, number)
+    for number in _wanting(facts):
+        if _due(facts, number) <= now:
+            generation = _source_for(facts, number)
             if generation is not None:
                 return number, generation
     return None
 
 
-def _due(fleet: Fleet, number: int) -> float:
+def _due(facts: _Facts, number: int) -> float:
     """Return when a slot's time has come; while a rollout backs off, slots that are served have to wait for it, too."""
-    return max(fleet.retry_at(number), fleet.roll_at if fleet.in_slot(number) else 0.0)
+    return max(facts.fleet.retry_at(number), facts.fleet.roll_at if facts.in_slot(number) else 0.0)
 
 
-def _wanting(fleet: Fleet) -> Iterator[int]:
+def _wanting(facts: _Facts) -> Iterator[int]:
     """Yield the slots that lack a fresh worker: the empty ones first."""
-    lacking = [n for n in range(fleet.size) if not any(fleet.fresh(w) for w in fleet.in_slot(n))]
-    yield from (n for n in lacking if not fleet.in_slot(n))
-    yield from (n for n in lacking if fleet.in_slot(n))
+    lacking = [n for n in range(facts.fleet.size) if not any(facts.fleet.fresh(w) for w in facts.in_slot(n))]
+    yield from (n for n in lacking if not facts.in_slot(n))
+    yield from (n for n in lacking if facts.in_slot(n))
 
 
-def _source_for(fleet: Fleet, number: int) -> int | None:
-    source = fleet.source(fleet.current)
-    on_trial = not fleet.proven and any(w.generation == source for w in fleet.workers.values() if not w.leaving)
-    if not on_trial:
-        return source
-    return None if fleet.in_slot(number) else fleet.source(fleet.fallback)
+def _source_for(facts: _Facts, number: int) -> int | None:
+    if not facts.on_trial:
+        return facts.source
+    return None if facts.in_slot(number) else facts.fleet.source(facts.fleet.fallback)
 
 
 def next_retry(fleet: Fleet) -> float | None:
@@ -122,8 +156,9 @@ def next_retry(fleet: Fleet) -> float | None:
 
     A slot that is due already waits for room or for a fork server, and these bring an event.
     """
-    times = sorted(_due(fleet, n) for n in _wanting(fleet))
-    return next((t for t in times if next_to_fill(fleet, t) is not None), None)
+    facts = _Facts(fleet)
+    times = sorted({_due(facts, n) for n in _wanting(facts)})
+    return next((t for t in times if _next_to_fill(facts, t) is not None), None)
 
 
 def converged(fleet: Fleet) -> bool:
