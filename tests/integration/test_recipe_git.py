@@ -60,6 +60,7 @@ class Push:
         self.shell(changed(commands(PAGE, "git init"), {"example_app/deploy/": f"{DEPLOY}/", **here}), self.root)
         activate = adapted("activate", {**here, "/run/app/control.sock": str(self.socket)})
         (self.root / "activate").write_text(activate)
+        (self.root / "activate").chmod(0o755)
         (self.root / "repository.git" / "hooks" / "update").write_text(adapted("git/update", here))
         far = {"app@app.example.org:/srv/app/repository.git": str(self.root / "repository.git")}
         self.shell("git init -q -b main .", self.work)

@@ -360,7 +360,9 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
     def _log_cut(self) -> None:
         if self._cut or self._aside():
             self.log.warning(
-                "The time is over: %d requests and %d waiting connections are cut", self._cut, self._aside()
+                "graceful_timeout is over (or the end is a quick one): %d requests and %d waiting connections are cut",
+                self._cut,
+                self._aside(),
             )
 
 
