@@ -385,6 +385,8 @@ class ZeroDowntime:
     def _zd_weigh_term(self, now: float) -> None:
         """With ``zd_shutdown_delay``, follow a ``TERM`` that the master has not announced, but not one that went to the
         whole process group: the master has got that too, and says when its workers leave.
+
+        By the heart, not by a message: that nobody has said anything only time can tell.
         """
         if now >= self._zd_termed_at + WORD and not self.zd_reporter.was_told(Stopping):
             self.zd_leave(self.cfg.graceful_timeout)

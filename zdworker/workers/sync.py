@@ -140,7 +140,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         :raises SystemExit: (3) ``zd_warmup`` failed, which is reported.
         """
         self.zd_warmed_up()
-        if self.zd_leaving:
+        if self.zd_leaving:  # told so meanwhile: the listeners are closed
             return
         if self.cfg.is_ssl:
             self._close_tls_carefully()
