@@ -23,10 +23,13 @@ from typing import Any
 
 import click
 
-from zdworker import cli, journal, settings
-from zdworker.core import events, messages
+from zdworker import settings
+from zdworker.command import cli
+from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
+from zdworker.ipc import messages
+from zdworker.master import status
 
 DIRECTORY = Path(__file__).with_name("reference")
 BEGIN = "<!-- {}: written by docs/reference_tables.py, not by hand -->"
@@ -77,7 +80,7 @@ def hook_rows() -> str:
 
 def master_signals() -> str:
     """Return what each signal does to the master, by the docstrings of its handlers."""
-    from zdworker.arbiter import ZeroDowntimeArbiter
+    from zdworker.master.arbiter import ZeroDowntimeArbiter
 
     said: dict[str, list[str]] = {}
     for number in ZeroDowntimeArbiter.SIGNALS:
@@ -210,7 +213,7 @@ def outcome_fields() -> str:
 
 def report_fields() -> str:
     """Return the keys of the report that ``zd_reload_finished`` gets."""
-    keys = journal.Reload(1, 0.0, 0.0).to_plain()
+    keys = status.Reload(1, 0.0, 0.0).to_plain()
     return _fields({name: STATUS[f"last_reload.{name}"] for name in keys}, keys)
 
 
@@ -245,7 +248,7 @@ def _status() -> dict[str, Any]:
         core.handle(events.WorkerBorn(number, 4711 + number), 0.0)
         core.handle(events.WorkerReady(number), 0.0)
     core.handle(events.WorkerGone(1, "exited with code 0", 0), 0.0)
-    log = journal.Journal()
+    log = status.Journal()
     log.reload_started(2)
     log.reload_finished(2, "done", "", "")
     record = SimpleNamespace(age=2, slot=0, pid=0, born=False, generation=2, since=0.0, connections=3, requests=120)

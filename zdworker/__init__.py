@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zdworker.workers.asgi import ASGIWorker
     from zdworker.workers.base import ZeroDowntime
-    from zdworker.workers.gevent import GeventWorker
-    from zdworker.workers.sync import WSGIWorker
-    from zdworker.workers.thread import ThreadWorker
-    from zdworker.workers.tornado import TornadoWorker
-    from zdworker.workers.uvicorn import UvicornH11Worker, UvicornWorker
+    from zdworker.workers.gevent.worker import GeventWorker
+    from zdworker.workers.gunicorn_asgi.worker import ASGIWorker
+    from zdworker.workers.thread.worker import ThreadWorker
+    from zdworker.workers.tornado.worker import TornadoWorker
+    from zdworker.workers.uvicorn.worker import UvicornH11Worker, UvicornWorker
+    from zdworker.workers.wsgi.sync import WSGIWorker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,13 +31,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ASGIWorker": "zdworker.workers.asgi",
-    "GeventWorker": "zdworker.workers.gevent",
-    "ThreadWorker": "zdworker.workers.thread",
-    "TornadoWorker": "zdworker.workers.tornado",
-    "UvicornH11Worker": "zdworker.workers.uvicorn",
-    "UvicornWorker": "zdworker.workers.uvicorn",
-    "WSGIWorker": "zdworker.workers.sync",
+    "ASGIWorker": "zdworker.workers.gunicorn_asgi.worker",
+    "GeventWorker": "zdworker.workers.gevent.worker",
+    "ThreadWorker": "zdworker.workers.thread.worker",
+    "TornadoWorker": "zdworker.workers.tornado.worker",
+    "UvicornH11Worker": "zdworker.workers.uvicorn.worker",
+    "UvicornWorker": "zdworker.workers.uvicorn.worker",
+    "WSGIWorker": "zdworker.workers.wsgi.sync",
     "ZeroDowntime": "zdworker.workers.base",
 }
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-in_generation = False
-"""Set in a fork server and in a worker that was forked from the master: there is no master to be in this process."""
+from zdworker import roles
 
 _installed = False
 
@@ -28,24 +27,23 @@ def install() -> None:
     stock_run, stock_wsgi = Arbiter.run, BaseApplication.wsgi
 
     def run(arbiter: Any) -> None:
-        if not _is_ours(arbiter.worker_class):
+        if not roles.is_zero_downtime(arbiter.worker_class):
             stock_run(arbiter)
             return
-        from zdworker.arbiter import ZeroDowntimeArbiter
+        from zdworker.master.arbiter import ZeroDowntimeArbiter
 
         arbiter.__class__ = ZeroDowntimeArbiter
         arbiter.run(stock_run)
 
     def wsgi(app: Any) -> Any:
-        if not in_generation and app.callable is None and app.cfg.preload_app and _is_ours(app.cfg.worker_class):
+        if (
+            not roles.in_generation
+            and app.callable is None
+            and app.cfg.preload_app
+            and roles.is_zero_downtime(app.cfg.worker_class)
+        ):
             return None
         return stock_wsgi(app)
 
     Arbiter.run = run
     BaseApplication.wsgi = wsgi
-
-
-def _is_ours(worker_class: Any) -> bool:
-    from zdworker.workers.base import ZeroDowntime
-
-    return isinstance(worker_class, type) and issubclass(worker_class, ZeroDowntime)

@@ -36,7 +36,7 @@ LIMIT = 8
 BODY = b"0123456789abcdef" * 200
 
 UVICORN = """
-from zdworker.workers.uvicorn import UvicornWorker
+from zdworker.workers.uvicorn.worker import UvicornWorker
 
 
 class Http2Worker(UvicornWorker):

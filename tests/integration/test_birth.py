@@ -18,7 +18,7 @@ GONE = 2.0
 KILLING = """
 import os, signal
 from pathlib import Path
-from zdworker import birth
+from zdworker.forkserver import worker_boot
 
 STEP, VICTIM = {step!r}, {victim!r}
 FORK_SERVER = os.getpid()  # the configuration is evaluated there, and its forks know

@@ -170,7 +170,7 @@ def test_another_users_pid_is_refused_in_a_line(server: Server) -> None:
 
 SOMEBODY_ELSE = """
 import os, sys
-from zdworker.cli import main
+from zdworker.command.cli import main
 os.setgid(65534)
 os.setuid(65534)
 main(["status", "--pid", sys.argv[1]])

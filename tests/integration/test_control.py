@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from zdworker.control import directory_of
+from zdworker.ipc.control_directory import directory_of
 
 from .applications import Site
 from .clients import Load

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zdworker import instances
+from zdworker.command import client
 
 from .applications import Site
 from .clients import Load
@@ -33,7 +33,7 @@ def begin(start: Start, site: Site, **settings: Any) -> Server:
 
 
 def status(server: Server) -> dict[str, Any]:
-    return instances.status(str(server.site.directory / "control.sock"))
+    return client.status(str(server.site.directory / "control.sock"))
 
 
 def deploy_what_fails_later(server: Server, state: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_gunicorn_that_lacks_something(make_server: Start, name: str) -> None:
 # -- refused at a reload -------------------------------------------------------------------------------------
 
 OTHER_PROTOCOL = """
-import zdworker.forkserver as _forkserver
+import zdworker.forkserver.server as _forkserver
 
 if _os.path.exists("other_protocol"):
     _forkserver.PROTOCOL += 1

@@ -19,7 +19,7 @@ from .server import Server
 ELSEWHERE = """
 import socket as _socket
 
-import zdworker.system as _system
+import zdworker.syscalls as _system
 
 _system.become_subreaper = lambda: False
 vars(_socket).pop("SO_PASSCRED", None)

@@ -115,7 +115,7 @@ def packages_as_a_wheel(directory: Path) -> Path:
     path = directory / "packages_of_the_tests-1-py3-none-any.whl"
     information = "packages_of_the_tests-1.dist-info"
     site_packages = next(entry for entry in sys.path if entry.endswith("site-packages"))
-    scripts = "gunicorn = gunicorn.app.wsgiapp:run\nzdworker = zdworker.cli:main\n"
+    scripts = "gunicorn = gunicorn.app.wsgiapp:run\nzdworker = zdworker.command.cli:main\n"
     files = {
         "packages_of_the_tests.pth": f"import site; site.addsitedir({site_packages!r})\n",
         f"{information}/METADATA": "Metadata-Version: 2.1\nName: packages-of-the-tests\nVersion: 1\n",

@@ -13,9 +13,9 @@ import gunicorn
 import pytest
 from gunicorn.config import Config
 
-from zdworker.workers import lingering
-from zdworker.workers.asgi_connections import Connection
-from zdworker.workers.lingering import Standing
+from zdworker.workers import closing
+from zdworker.workers.closing import Standing
+from zdworker.workers.gunicorn_asgi.connections import Connection
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
@@ -205,7 +205,7 @@ def test_a_client_that_still_sends_is_read_to_its_end(play: Play) -> None:
 
 
 def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lingering, "LINGER", 0.01)
+    monkeypatch.setattr(closing, "LINGER", 0.01)
 
     async def scenario(stage: Stage) -> None:
         stage.reads = False

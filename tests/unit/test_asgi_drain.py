@@ -7,17 +7,10 @@ from typing import Any
 
 import pytest
 
-from zdworker.workers import asgi_drain
-from zdworker.workers.asgi_drain import (
-    Application,
-    AsgiDrain,
-    Event,
-    LiveWebSocket,
-    Receive,
-    Scope,
-    Send,
-    WebSocketEnded,
-)
+from zdworker.workers.applications import AsgiApplication as Application
+from zdworker.workers.applications import Event, Receive, Scope, Send
+from zdworker.workers.asgi import drain
+from zdworker.workers.asgi.drain import AsgiDrain, LiveWebSocket, WebSocketEnded
 
 WEBSOCKET: dict[str, Any] = {"type": "websocket"}
 
@@ -133,7 +126,7 @@ async def never_answering(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_message_is_answered_before_the_close(
     monkeypatch: pytest.MonkeyPatch, application: Application, said: list[str]
 ) -> None:
-    monkeypatch.setattr(asgi_drain, "SOON", 0.2)
+    monkeypatch.setattr(drain, "SOON", 0.2)
 
     async def scenario() -> list[str]:
         drain, peer = AsgiDrain(application), Peer()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from zdworker.errors import WarmupFailed
-from zdworker.workers.asgi_drain import Application, Receive, Scope, Send
-from zdworker.workers.asgi_warmup import scope_of, warm_up
+from zdworker.workers.applications import AsgiApplication as Application
+from zdworker.workers.applications import Receive, Scope, Send
+from zdworker.workers.asgi.warmup import scope_of, warm_up
 
 BASIS: dict[str, Any] = {"asgi": {"version": "3.0"}, "root_path": "/app", "state": {"made": "at startup"}}
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from zdworker import control, instances
-from zdworker.control import Control, default_path, directory_of
+from zdworker.command import client
 from zdworker.errors import ControlError, NoInstance, SeveralInstances
-from zdworker.reactor import Reactor
+from zdworker.ipc.control_directory import directory_of
+from zdworker.master import control
+from zdworker.master.control import Control, default_path
+from zdworker.master.reactor import Reactor
 
 
 @pytest.fixture
@@ -127,21 +129,21 @@ class TestFind:
 
     def test_none(self, runtime: Path) -> None:
         with pytest.raises(NoInstance, match="no running master was found"):
-            instances.find()
+            client.find()
 
     def test_the_only_one(self, runtime: Path) -> None:
         with self.listen(runtime, "1.sock"):
-            assert instances.find() == str(runtime / "zdworker" / "1.sock")
+            assert client.find() == str(runtime / "zdworker" / "1.sock")
 
     def test_one_that_has_died_does_not_count(self, runtime: Path) -> None:
         self.listen(runtime, "1.sock").close()
         with self.listen(runtime, "2.sock"):
-            assert instances.find() == str(runtime / "zdworker" / "2.sock")
+            assert client.find() == str(runtime / "zdworker" / "2.sock")
 
     def test_several(self, runtime: Path) -> None:
         with self.listen(runtime, "1.sock"), self.listen(runtime, "2.sock"):
             with pytest.raises(SeveralInstances) as several:
-                instances.find()
+                client.find()
             assert "1.sock" in str(several.value)
             assert "2.sock" in str(several.value)
 
@@ -150,22 +152,22 @@ class TestFind:
         with socket.socket(socket.AF_UNIX) as own:
             own.bind(str(tmp_path / "own.sock"))
             own.listen()
-            assert instances.find() == str(tmp_path / "own.sock")
+            assert client.find() == str(tmp_path / "own.sock")
 
     def test_one_that_is_named_and_found_is_one(self, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with self.listen(runtime, "1.sock"):
             monkeypatch.setenv("ZD_CONTROL_SOCKET", str(runtime / "zdworker" / "1.sock"))
-            assert instances.find() == str(runtime / "zdworker" / "1.sock")
+            assert client.find() == str(runtime / "zdworker" / "1.sock")
 
     def test_a_name_is_taken_as_it_is(self, runtime: Path) -> None:
-        assert instances.find(path="/some/where") == "/some/where"
+        assert client.find(path="/some/where") == "/some/where"
 
     @pytest.mark.parametrize("text", ["", "no number", "1 2"])
     def test_a_pidfile_without_a_pid(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "pid").write_text(text)
         with pytest.raises(NoInstance, match="has no pid in it"):
-            instances.find(pidfile=str(tmp_path / "pid"))
+            client.find(pidfile=str(tmp_path / "pid"))
 
     def test_a_process_that_is_no_master(self, runtime: Path) -> None:
         with pytest.raises(NoInstance, match="has no control socket that can be reached"):
-            instances.find(pid=os.getpid())
+            client.find(pid=os.getpid())

@@ -23,7 +23,8 @@ import pytest
 
 from tests import documents
 from tests.documents import FOLLOWED, ROOT
-from zdworker import cli, settings
+from zdworker import settings
+from zdworker.command import cli
 from zdworker.workers.base import ZeroDowntime
 
 PAGES = documents.pages()

@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zdworker.freshness import is_stale
+from zdworker.forkserver.bytecode import is_stale
 
 IMPORT = "import sys; sys.path.insert(0, sys.argv[1]); {rule}import victim; print(victim.VALUE)"
-RULE = "from zdworker.freshness import distrust_stale_bytecode; distrust_stale_bytecode({since}); "
+RULE = "from zdworker.forkserver.bytecode import distrust_stale_bytecode; distrust_stale_bytecode({since}); "
 
 
 def run(directory: Path, rule: str) -> str:

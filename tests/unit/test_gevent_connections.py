@@ -15,9 +15,9 @@ import gevent.socket
 import pytest
 from gevent.pool import Pool
 
-from zdworker.workers.gevent_connections import Listener, Standing, silence
-from zdworker.workers.gevent_http2 import name_last_stream
-from zdworker.workers.gevent_worker import DrainingGeventWorker
+from zdworker.workers.gevent.connections import Listener, Standing, silence
+from zdworker.workers.gevent.http2 import name_last_stream
+from zdworker.workers.gevent.server import DrainingGeventWorker
 
 ACCEPTED = 100.0
 BEGUN = 102.0

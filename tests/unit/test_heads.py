@@ -13,8 +13,8 @@ import pytest
 from gunicorn.http.body import Body, ChunkedReader, LengthReader
 from gunicorn.http.unreader import IterUnreader
 
-from zdworker.system import unread
-from zdworker.workers.heads import (
+from zdworker.syscalls import unread
+from zdworker.workers.wsgi.request_heads import (
     HEAD_LIMIT,
     body_has_come,
     has_come,

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tornado.wsgi import WSGIContainer
 
-from zdworker.core.messages import Leave, Stopping, encode
+from zdworker.ipc.messages import Leave, Stopping, encode
+from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
-from zdworker.workers.base import Reporter, ZeroDowntime
+from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.health import (
     STOPS,
     TAKES_TRAFFIC,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zdworker import inherited
+from zdworker.forkserver import import_checks
 
 pytestmark = pytest.mark.linux
 
@@ -32,11 +32,11 @@ def connected(family: socket.AddressFamily, address: object, kind: int = socket.
 
 @pytest.fixture
 def before() -> dict[int, str]:
-    return inherited.descriptors()
+    return import_checks.descriptors()
 
 
 def test_nothing_is_said_of_nothing(before: dict[int, str]) -> None:
-    assert inherited.warnings(before) == []
+    assert import_checks.warnings(before) == []
 
 
 def test_connections_are_named(before: dict[int, str], tmp_path: Path) -> None:
@@ -44,14 +44,14 @@ def test_connections_are_named(before: dict[int, str], tmp_path: Path) -> None:
         connected(socket.AF_INET, ("127.0.0.1", 0)) as tcp,
         connected(socket.AF_UNIX, str(tmp_path / "database")) as unix,
     ):
-        (line,) = inherited.warnings(before)
+        (line,) = import_checks.warnings(before)
     assert line.startswith(f"the application opened connections at import ({unix}, {tcp}): ")
-    assert inherited.warnings(before) == []
+    assert import_checks.warnings(before) == []
 
 
 def test_connections_that_were_there_before_are_not() -> None:
     with connected(socket.AF_INET, ("127.0.0.1", 0)):
-        assert inherited.warnings(inherited.descriptors()) == []
+        assert import_checks.warnings(import_checks.descriptors()) == []
 
 
 def test_what_is_no_connection_is_none(before: dict[int, str]) -> None:
@@ -63,7 +63,7 @@ def test_what_is_no_connection_is_none(before: dict[int, str]) -> None:
         connected(socket.AF_INET, ("127.0.0.1", 0), socket.SOCK_DGRAM),
         open(os.devnull, "rb"),
     ):
-        assert inherited.warnings(before) == []
+        assert import_checks.warnings(before) == []
 
 
 def test_looking_leaves_connections_as_they_are(before: dict[int, str]) -> None:
@@ -71,7 +71,7 @@ def test_looking_leaves_connections_as_they_are(before: dict[int, str]) -> None:
         connection.connect(listener.getsockname())
         peer, _ = listener.accept()
         with peer:
-            inherited.warnings(before)
+            import_checks.warnings(before)
             connection.sendall(b"alive")
             assert peer.recv(5) == b"alive"
 
@@ -79,9 +79,9 @@ def test_looking_leaves_connections_as_they_are(before: dict[int, str]) -> None:
 def test_an_event_loop_is_noticed(before: dict[int, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "gevent", raising=False)
     with contextlib.closing(asyncio.new_event_loop()):
-        (line,) = inherited.warnings(before)
+        (line,) = import_checks.warnings(before)
     assert "an event loop" in line
-    assert inherited.warnings(before) == []
+    assert import_checks.warnings(before) == []
 
 
 def test_threads_are_named(before: dict[int, str]) -> None:
@@ -89,7 +89,7 @@ def test_threads_are_named(before: dict[int, str]) -> None:
     thread = threading.Thread(target=over.wait, name="exporter")
     thread.start()
     try:
-        (line,) = inherited.warnings(before)
+        (line,) = import_checks.warnings(before)
     finally:
         over.set()
         thread.join()
@@ -99,9 +99,9 @@ def test_threads_are_named(before: dict[int, str]) -> None:
 def test_where_nothing_can_be_seen_nothing_is_said(monkeypatch: pytest.MonkeyPatch, before: dict[int, str]) -> None:
     with connected(socket.AF_INET, ("127.0.0.1", 0)):
         monkeypatch.setattr(os, "dup", no_descriptor)
-        assert inherited.warnings(before) == []
-        monkeypatch.setattr(inherited, "DESCRIPTORS", "/nowhere")
-        assert inherited.warnings(before) == []
+        assert import_checks.warnings(before) == []
+        monkeypatch.setattr(import_checks, "DESCRIPTORS", "/nowhere")
+        assert import_checks.warnings(before) == []
 
 
 def no_descriptor(_number: int) -> int:

@@ -17,7 +17,7 @@ import pytest
 from gunicorn.sock import create_sockets
 
 from zdworker.errors import GenerationError
-from zdworker.listeners import Listeners
+from zdworker.master.listeners import Listeners
 
 LOG = logging.getLogger("test")
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="BPF and /proc are Linux's")

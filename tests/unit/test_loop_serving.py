@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from zdworker.settings import Settings
-from zdworker.workers import loop_serving
-from zdworker.workers.asgi_drain import AsgiDrain, Receive, Scope, Send
-from zdworker.workers.loop_serving import Serving, ToldToLeave, shares, wind_up
+from zdworker.workers.applications import Receive, Scope, Send
+from zdworker.workers.asgi.drain import AsgiDrain
+from zdworker.workers.event_loop import serving
+from zdworker.workers.event_loop.serving import Serving, ToldToLeave, shares, wind_up
 
 
 class Worker:
@@ -252,7 +253,7 @@ def test_the_drain_ends_at_its_deadline_even_if_that_comes_nearer(caplog: pytest
 
 
 def test_handshakes_are_waited_for_until_unused_connections_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_serving, "UNUSED", 0.2)
+    monkeypatch.setattr(serving, "UNUSED", 0.2)
 
     async def scenario() -> None:
         worker = Worker()
@@ -275,7 +276,7 @@ class Handshake:
 
 
 def test_a_farewell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_serving, "FAREWELL", 0.1)
+    monkeypatch.setattr(serving, "FAREWELL", 0.1)
 
     async def scenario() -> None:
         worker = Worker()
@@ -309,7 +310,7 @@ def test_asyncio_listens_once_and_uvloop_more_often() -> None:
         listening = loop.run_until_complete(copies())
         loop.close()
         assert listening[0] is bare
-        assert len({sock.fileno() for sock in listening}) == loop_serving.ACCEPTS
+        assert len({sock.fileno() for sock in listening}) == serving.ACCEPTS
         for copy in listening[1:]:
             copy.close()
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zdworker.core.messages import (
+from zdworker.errors import MessageError
+from zdworker.ipc.messages import (
     HINTS,
     KINDS,
     PROTOCOL,
@@ -27,7 +28,6 @@ from zdworker.core.messages import (
     decode,
     encode,
 )
-from zdworker.errors import MessageError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -18,15 +18,15 @@ from gunicorn.instrument.statsd import Statsd
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from zdworker import metrics
+import zdworker
+from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
-from zdworker.journal import Journal
-from zdworker.metrics import Lossy, Meter, gauges_of
-from zdworker.openmetrics import exposition
+from zdworker.master.statsd import Lossy, Meter, gauges_of
+from zdworker.master.status import Journal
 from zdworker.settings import Settings
 
-PACKAGE = Path(metrics.__file__).parent
+PACKAGE = Path(zdworker.__file__).parent
 
 
 def fleet(**states: WorkerState) -> Fleet:
@@ -279,6 +279,6 @@ def test_only_the_command_needs_prometheus_client() -> None:
         if isinstance(node, ast.Import | ast.ImportFrom) and "prometheus_client" in ast.unparse(node)
     }
     assert users == {"openmetrics.py"}
-    code = "import sys, zdworker.arbiter, zdworker.cli; print('prometheus_client' in sys.modules)"
+    code = "import sys, zdworker.master.arbiter, zdworker.command.cli; print('prometheus_client' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from zdworker.workers import poller
+from zdworker.workers.thread import poller
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from zdworker.reactor import Reactor
+from zdworker.master.reactor import Reactor
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Loading, Phase, Trouble, Worker, WorkerState
-from zdworker.systemd import EXTEND_EVERY, Notifier, Stage, stage_of, status_of
+from zdworker.master.systemd import EXTEND_EVERY, Notifier, Stage, stage_of, status_of
 
 
 def fleet(phase: Phase = Phase.STEADY) -> Fleet:

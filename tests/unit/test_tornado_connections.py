@@ -11,9 +11,9 @@ import pytest
 from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler, stream_request_body
 
-from zdworker.workers import tornado_connections
-from zdworker.workers.lingering import Standing
-from zdworker.workers.tornado_connections import Request, Server, standing, unread
+from zdworker.workers.closing import Standing
+from zdworker.workers.tornado import connections
+from zdworker.workers.tornado.connections import Request, Server, standing, unread
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -167,7 +167,7 @@ def test_an_early_answer_to_a_client_that_ends_the_connection_waits_too() -> Non
 
 
 def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tornado_connections, "LINGER", 0.05)
+    monkeypatch.setattr(connections, "LINGER", 0.05)
 
     async def scenario(it: Connection) -> None:
         await it.client.write(REFUSED)

@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from zdworker.workers import lingering
-from zdworker.workers.lingering import CLOSE, Standing, with_close
-from zdworker.workers.uvicorn_connections import (
+from zdworker.workers import closing
+from zdworker.workers.closing import CLOSE, Standing, with_close
+from zdworker.workers.uvicorn.connections import (
     CarefulTransport,
     ClosingHeaders,
     Tending,
@@ -237,7 +237,7 @@ def test_a_client_that_is_done_but_still_sends_is_read_to_its_end(play: Play) ->
 
 
 def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lingering, "LINGER", 0.01)
+    monkeypatch.setattr(closing, "LINGER", 0.01)
 
     async def scenario(c: Connection) -> None:
         c.early = True
@@ -408,7 +408,7 @@ def test_http2_that_never_ends_by_itself_gets_one_notice(streams: tuple[Http2Pro
     protocol.cycles = {1: None}
     for now in (4.9, 5.0, 5.1):
         tending.tend(protocol, now, UNUSED_UNTIL, 5.0)
-    assert protocol.transport.written == lingering.NOTICE
+    assert protocol.transport.written == closing.NOTICE
     assert not protocol.goaways
 
 

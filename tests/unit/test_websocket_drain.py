@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from zdworker.workers.websocket_drain import LATE, PACE, late, moments
+from zdworker.workers.asgi.websocket_schedule import LATE, PACE, late, moments
 
 
 def test_many_take_the_whole_time() -> None:

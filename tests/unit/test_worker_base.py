@@ -11,9 +11,11 @@ from types import FrameType, SimpleNamespace
 
 import pytest
 
-from zdworker.core.messages import Counts, Decoder, Draining, Failed, Message, Ready, Tired
+from zdworker.ipc import report
+from zdworker.ipc.messages import Counts, Decoder, Draining, Failed, Message, Ready, Tired
+from zdworker.ipc.report import Reporter
 from zdworker.workers import base
-from zdworker.workers.base import Reporter, ZeroDowntime
+from zdworker.workers.base import ZeroDowntime
 
 TOUCHED = [
     signal.SIGHUP,
@@ -135,7 +137,7 @@ def test_counts_are_dropped_when_the_channel_is_full(channel: tuple[socket.socke
 def test_a_state_waits_for_room_but_not_for_long(
     channel: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "PATIENCE", 0.05)
+    monkeypatch.setattr(report, "PATIENCE", 0.05)
     ours, theirs = channel
     reporter = Reporter(ours)
     filled = fill(ours)

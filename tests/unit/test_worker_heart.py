@@ -13,12 +13,13 @@ from typing import ClassVar
 
 import pytest
 
-from zdworker.core.messages import Counts, Leave, Message, Ready, Stopping, Tired
 from zdworker.errors import WarmupFailed
+from zdworker.ipc.messages import Counts, Leave, Message, Ready, Stopping, Tired
+from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
-from zdworker.system import resident_memory
+from zdworker.syscalls import resident_memory
 from zdworker.workers import base
-from zdworker.workers.base import Reporter, ZeroDowntime
+from zdworker.workers.base import ZeroDowntime
 
 
 class Log(Reporter):

@@ -15,9 +15,9 @@ from gunicorn.http import get_parser
 from gunicorn.http.wsgi import Response
 
 from zdworker.errors import WarmupFailed
-from zdworker.workers import wsgi
-from zdworker.workers.sync import WSGIWorker
-from zdworker.workers.wsgi import WsgiDrain, answer
+from zdworker.workers.wsgi import drain
+from zdworker.workers.wsgi.drain import WsgiDrain, answer
+from zdworker.workers.wsgi.sync import WSGIWorker
 
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody"
@@ -109,11 +109,11 @@ def test_further_request_that_is_in_the_kernel(worker: Worker, pair: tuple[socke
 
 def test_heart_beats_ten_times_a_second(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(wsgi, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: now))
     for _ in range(5):
         worker.notify()
     assert worker.beats == 1
-    now += wsgi.BEAT
+    now += drain.BEAT
     worker.notify()
     assert worker.beats == 2
     assert worker.zd_deadline == math.inf

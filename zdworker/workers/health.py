@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from zdworker.workers.applications import AsgiApplication, Environ, Receive, Scope, Send, StartResponse, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
-
-if TYPE_CHECKING:
-    from zdworker.workers import asgi_drain, wsgi
 
 Verdict = tuple[int, str, bytes]
 
@@ -35,13 +33,13 @@ def headers(body: bytes) -> list[tuple[str, str]]:
     return [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
 
 
-def wsgi_with_health(application: wsgi.Application, worker: ZeroDowntime) -> wsgi.Application:
+def wsgi_with_health(application: WsgiApplication, worker: ZeroDowntime) -> WsgiApplication:
     """Return ``application`` with the health path before it, if there is one (PEP 3333)."""
     path = worker.zd_settings.health_path
     if not path:
         return application
 
-    def with_health(environ: wsgi.Environ, start_response: wsgi.StartResponse) -> Iterable[bytes]:
+    def with_health(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] != path:
             return application(environ, start_response)
         status, phrase, body = verdict(worker)
@@ -51,13 +49,13 @@ def wsgi_with_health(application: wsgi.Application, worker: ZeroDowntime) -> wsg
     return with_health
 
 
-def asgi_with_health(application: asgi_drain.Application, worker: ZeroDowntime) -> asgi_drain.Application:
+def asgi_with_health(application: AsgiApplication, worker: ZeroDowntime) -> AsgiApplication:
     """Return ``application`` with the health path before it, if there is one (ASGI 3.0)."""
     path = worker.zd_settings.health_path
     if not path:
         return application
 
-    def with_health(scope: asgi_drain.Scope, receive: asgi_drain.Receive, send: asgi_drain.Send) -> Awaitable[None]:
+    def with_health(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # The root path is part of it (ASGI 2.4), but a proxy in front has taken it off: a balancer does not say it.
         if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) == path:
             return _answer(send, scope["method"], worker)
@@ -66,7 +64,7 @@ def asgi_with_health(application: asgi_drain.Application, worker: ZeroDowntime) 
     return with_health
 
 
-async def _answer(send: asgi_drain.Send, method: str, worker: ZeroDowntime) -> None:
+async def _answer(send: Send, method: str, worker: ZeroDowntime) -> None:
     status, _phrase, body = verdict(worker)
     fields = [(name.lower().encode(), value.encode()) for name, value in headers(body)]
     await send({"type": "http.response.start", "status": status, "headers": fields})

@@ -1,0 +1,1 @@
+"""The ``zdworker`` command's process: it talks to a master over its control socket."""

@@ -1,0 +1,284 @@
+"""The ``zdworker`` command: reload, status, rollback, metrics.
+
+Rules:
+
+* Exit codes are fixed, scripts rely on them (:class:`Exit`). What is for a person goes to a terminal, what is for a
+  program is one JSON object on standard output; errors go to standard error.
+* It talks to the master and does nothing else: whatever it says is what the master has said.
+* ``click`` and ``rich`` are imported here and nowhere else; ``prometheus_client`` only by ``openmetrics.py``, for
+  ``metrics``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import IntEnum
+from typing import Any, NoReturn, TypeVar
+
+import click
+from click.shell_completion import get_completion_class
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from zdworker.command import client
+from zdworker.errors import MessageError, NoInstance, OrderRefused, SeveralInstances
+from zdworker.ipc import messages
+
+REFRESH = 1.0
+"""Seconds between two looks of ``status --watch``."""
+
+STYLES = {"ready": "green", "booting": "yellow", "draining": "cyan", "steady": "green", "rolling": "yellow"}
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Exit(IntEnum):
+    """What the exit code says."""
+
+    DONE = 0
+    FAILED = 1
+    MISUSE = 2
+    NO_INSTANCE = 3
+    TIMED_OUT = 4
+
+
+def _naming(command: Command) -> Command:
+    """Add the options that name the master."""
+    for option in (
+        click.option("--socket", "path", metavar="P", help="The master with this control socket."),
+        click.option("--pidfile", metavar="F", help="The master whose pid is in this file."),
+        click.option("--pid", type=int, metavar="N", help="The master with this pid."),
+    ):
+        command = option(command)
+    return command
+
+
+def _waiting(command: Command) -> Command:
+    """Add the options of what is waited for."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end."),
+        click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up waiting after S seconds."),
+        click.option("--no-wait", is_flag=True, help="Return as soon as the master has the order."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zdworker")
+def main() -> None:
+    """Zero-downtime deploys for Gunicorn: reload a running master, see what it does, undo a reload.
+
+    The only running master of this user is found by itself; else name it with --pid, --pidfile or --socket.
+
+    Exit codes: 0 done, 1 failed (the old code serves on), 2 misuse, 3 no such master or not allowed, 4 timed out.
+    """
+
+
+@main.command()
+@_naming
+@_waiting
+def reload(**options: Any) -> None:
+    """Load the newest code and replace all workers, one after the other."""
+    _order("reload", **options)
+
+
+@main.command()
+@_naming
+@_waiting
+def rollback(**options: Any) -> None:
+    """Undo the newest reload, while the generation before it is kept (zd_rollback_window)."""
+    _order("rollback", **options)
+
+
+@main.command()
+@_naming
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--watch", is_flag=True, help="Look again every second, until interrupted.")
+def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool, watch: bool) -> None:
+    """Show state, generation, the last reload, and every worker."""
+    with _exit_codes(as_json):
+        path = client.find(pid, pidfile, path)
+        console = Console()
+        if not watch:
+            _show(console, client.status(path), as_json)
+            return
+        with Live(console=console, auto_refresh=False, screen=console.is_terminal and not as_json) as live:
+            while True:
+                found = client.status(path)
+                if as_json or not console.is_terminal:
+                    _show(console, found, as_json)
+                else:
+                    live.update(_table(found), refresh=True)
+                time.sleep(REFRESH)
+
+
+@main.command()
+@_naming
+def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
+    """Print the metrics of a master in the OpenMetrics text format (needs zdworker[metrics])."""
+    with _exit_codes(as_json=False):
+        try:
+            from zdworker.command.openmetrics import exposition
+        except ModuleNotFoundError as error:
+            _end(Exit.MISUSE, f"{error.name} is not installed: pip install 'zdworker[metrics]'", as_json=False)
+        click.echo(exposition(client.status(client.find(pid, pidfile, path))), nl=False)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete this command; for bash: eval "$(zdworker completion bash)"."""
+    kind = get_completion_class(shell)
+    assert kind is not None  # noqa: S101 (for the type checker: the choice allows known ones only)
+    click.echo(kind(main, {}, "zdworker", "_ZDWORKER_COMPLETE").source())
+
+
+# -- orders ------------------------------------------------------------------------------------------------------
+
+
+def _order(
+    command: str,
+    *,
+    pid: int | None,
+    pidfile: str | None,
+    path: str | None,
+    no_wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    with _exit_codes(as_json):
+        until = None if timeout is None else time.monotonic() + timeout
+        with client.Conversation(client.find(pid, pidfile, path)) as master:
+            first = master.order(messages.Order(command, wait=not no_wait), client.PATIENCE)
+            if isinstance(first, messages.Report):
+                _say_ordered(command, first.status, as_json)
+                return
+            outcome = _follow(master, first, until, quiet=as_json)
+        _say_outcome(command, outcome, as_json)
+
+
+def _follow(
+    master: client.Conversation, answer: messages.Message, until: float | None, quiet: bool
+) -> messages.Outcome:
+    console = Console(stderr=True, quiet=quiet)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[ready]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=1, ready="")
+        while isinstance(answer, messages.Progress):
+            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers ready"
+            bar.update(task, description=words[0], ready=words[1], completed=answer.ready, total=answer.workers)
+            if not console.is_terminal:
+                console.print(f"{answer.state}: {words[0]}, {words[1]}", soft_wrap=True)
+            answer = master.hear(until)
+    if not isinstance(answer, messages.Outcome):
+        raise MessageError(f"a strange answer: {answer!r}")
+    return answer
+
+
+def _say_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"result": None, "state": status["state"], "generation": status["target_generation"]}))
+    else:
+        click.echo(f"{command} ordered")
+
+
+def _say_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
+    done = outcome.result == "done"
+    if as_json:
+        click.echo(json.dumps(asdict(outcome)))
+    elif done:
+        click.echo(f"{command} done: generation {outcome.generation} serves, after {outcome.duration_s:.1f} s")
+    else:
+        if outcome.traceback:
+            click.echo(outcome.traceback.rstrip(), err=True)
+        click.echo(f"{command} {outcome.result}: {outcome.error}", err=True)
+        click.echo(f"generation {outcome.serving} serves on", err=True)
+    if not done:
+        raise SystemExit(Exit.FAILED)
+
+
+@contextmanager
+def _exit_codes(as_json: bool) -> Iterator[None]:
+    """Turn what went wrong into a line and an exit code."""
+    try:
+        yield
+    except OrderRefused as error:
+        _end(Exit.FAILED, str(error), as_json)
+    except SeveralInstances as error:
+        _end(Exit.MISUSE, str(error), as_json)
+    except (NoInstance, MessageError) as error:
+        _end(Exit.NO_INSTANCE, str(error), as_json)
+    except TimeoutError:
+        _end(Exit.TIMED_OUT, "timed out waiting; what was ordered goes on", as_json)
+    except KeyboardInterrupt:
+        # The order stands; 130 is what shells expect (128 + SIGINT).
+        os.write(2, b"\n")
+        raise SystemExit(130) from None
+
+
+def _end(code: Exit, text: str, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"result": code.name.lower(), "error": text}))
+    click.echo(f"Error: {text}", err=True)
+    raise SystemExit(code)
+
+
+# -- status ------------------------------------------------------------------------------------------------------
+
+
+def _show(console: Console, status: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(status))
+    else:
+        console.print(_table(status))
+
+
+def _table(status: dict[str, Any]) -> Table:
+    table = Table(
+        title=_title(status), title_justify="left", title_style="", caption=_caption(status), caption_justify="left"
+    )
+    for name in ("slot", "pid", "generation", "state", "age", "memory", "connections", "requests"):
+        table.add_column(name, justify="left" if name == "state" else "right")
+    for worker in status["workers"]:
+        memory = worker["rss_bytes"]
+        table.add_row(
+            str(worker["slot"]),
+            str(worker["pid"] or "-"),
+            str(worker["generation"]),
+            f"[{STYLES.get(worker['state'], '')}]{worker['state']}[/]"
+            if worker["state"] in STYLES
+            else worker["state"],
+            f"{worker['age_s']:.0f} s",
+            f"{memory / (1 << 20):.0f} MiB" if memory else "-",
+            str(worker["connections"]),
+            str(worker["requests"]),
+        )
+    return table
+
+
+def _title(status: dict[str, Any]) -> str:
+    state, target = status["state"], status["target_generation"]
+    going = f", to generation {target}" if target else ""
+    return f"master {status['pid']}: [{STYLES.get(state, 'red')}]{state}[/], generation {status['generation']}{going}"
+
+
+def _caption(status: dict[str, Any]) -> str:
+    lines = [f"{status['reloads']} reloads, {status['crashes']} crashes"]
+    last = status["last_reload"]
+    if last is not None:
+        result = last["result"] or "going on"
+        lines.append(
+            f"last reload: {result}, generation {last['generation']}, {last['duration_s']:.1f} s, {last['started_at']}"
+        )
+        if last["error"]:
+            lines.append(escape(last["error"]))
+    return "\n".join(lines)

@@ -1,0 +1,215 @@
+"""How a forked process becomes a worker.
+
+Rules, in their order:
+
+1. It says hello on its report channel; the kernel tells the master its pid.
+2. It waits for ``go``. The master says that only when the fork server has seen the process in between end: by then the
+   master is the parent. An end of file before ``go`` means that nobody wants this worker: it ends.
+3. Death signal, then a look at the parent: one that died just before would go unnoticed.
+4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, hooks in the same places, and leaves
+   with ``os._exit``: no thread of the application can hold it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+from zdworker import syscalls
+from zdworker.ipc.channel import Channel
+from zdworker.ipc.messages import Go, Hello, Spawn
+from zdworker.ipc.report import Reporter
+from zdworker.settings import Settings
+
+
+class Origin(Protocol):
+    """What a worker takes over from the process that it was forked from.
+
+    ``master`` is the master's pid; the others are Gunicorn's application, configuration and logger, zdworker's settings
+    and the worker class.
+    """
+
+    master: int
+    app: Any
+    cfg: Any
+    log: Any
+    settings: Settings
+    worker_class: Any
+
+
+_Socket = socket.socket
+"""As it is before a worker class monkey-patches: reports are made where gevent could not switch."""
+
+EXIT_HANDLERS_TIME = 1.0
+"""Seconds that functions registered with ``atexit`` get; less when the master's deadline comes before."""
+
+
+def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
+    """Be the worker that ``spawn`` asks for; whatever belongs to the forking process is closed already."""
+    code = 3
+    try:
+        report = _Socket(fileno=descriptors["report"][0])
+        report.setblocking(True)  # whatever socket.setdefaulttimeout() of a preloaded application says
+        _wait_for_go(report, spawn)
+        _tie_to(generation.master)
+        _take_no_signal_yet()
+        code = _live(generation, spawn, descriptors, report)
+    except SystemExit:
+        code = 0  # told to leave before there was a worker to leave
+    except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
+        traceback.print_exc()
+    finally:
+        _leave(code, generation.master)
+
+
+def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
+    channel = Channel(report)
+    with contextlib.suppress(OSError):
+        channel.send(Hello(spawn.age))
+    if not any(isinstance(message, Go) for message, _sender in channel.receive().messages):
+        os._exit(0)
+
+
+def _tie_to(master: int) -> None:
+    syscalls.set_death_signal(signal.SIGTERM)
+    if os.getppid() != master:
+        os._exit(0)
+
+
+def _take_no_signal_yet() -> None:
+    """Until the worker has handlers: what is meant for the master passes by, an order to leave ends it."""
+
+    def pass_by(signum: int, frame: FrameType | None) -> None:
+        """The whole process group was meant."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    for signum in syscalls.HELD:
+        signal.signal(signum, pass_by if signum in syscalls.HARMLESS else leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
+
+
+def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
+    """Boot, serve and run the last hook; return the exit code."""
+    from gunicorn import util
+    from gunicorn.errors import AppImportError
+
+    for name, value in spawn.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    # Before the worker is made: it draws its share of max_requests_jitter, and all forks know the same random numbers.
+    util.seed()
+    reporter = Reporter(report)
+    log = generation.log
+    generation.worker_class.zd_prepare(generation.cfg)
+    worker = _make_worker(generation, spawn, descriptors)
+    worker.zd_reporter = reporter
+    server = _server_for_hooks(generation, spawn, worker)
+    try:
+        util._setproctitle(f"worker [{generation.cfg.proc_name}]")
+        # From here on a rotation (USR1) counts, not only once Gunicorn's handlers are in place: booting can take long.
+        signal.signal(signal.SIGUSR1, lambda *_: log.reopen_files())
+        log.reopen_files()
+        log.info("Booting worker with pid: %s", worker.pid)
+        generation.cfg.post_fork(server, worker)
+        worker.init_process()
+        return 0
+    except SystemExit as error:
+        return _exit_code(error, worker)
+    except AppImportError as error:
+        log.exception("Exception while loading the application")
+        return _failed(worker, error, 4)
+    except Exception as error:
+        log.exception("Exception in worker process")
+        return _failed(worker, error, 1 if worker.booted else 3)
+    finally:
+        log.info("Worker exiting (pid: %s)", worker.pid)
+        try:
+            worker.tmp.close()
+            generation.cfg.worker_exit(server, worker)
+        except Exception:  # noqa: BLE001  # a hook may raise what it likes; Gunicorn logs it the same way
+            log.warning("Exception during worker exit:\n%s", traceback.format_exc())
+
+
+def _exit_code(error: SystemExit, worker: Any) -> int:
+    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    if code:
+        worker.zd_failed(f"the worker exited with code {error.code}", "", code)
+    return code
+
+
+def _failed(worker: Any, error: Exception, code: int) -> int:
+    text = "".join(traceback.format_exception(error))
+    worker.zd_failed(f"{type(error).__name__}: {error}", text, code)
+    return code
+
+
+def _make_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
+    cfg, log = generation.cfg, generation.log
+    sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
+    worker = generation.worker_class(spawn.age, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log)
+    # The file that the master watches, instead of the one that Gunicorn's constructor has just made.
+    worker.tmp.close()
+    worker.tmp._tmp = os.fdopen(descriptors["heartbeat"][0], "w+b", 0)
+    worker.pid = os.getpid()
+    worker.zd_settings = generation.settings
+    worker.zd_master_pid = generation.master
+    for name, value in spawn.worker_attributes.items():
+        setattr(worker, name, value)
+    return worker
+
+
+def _listener(number: int, cfg: Any, log: Any) -> Any:
+    """Wrap a listening socket as Gunicorn does, without its constructor: that would bind, or set options, anew."""
+    from gunicorn import sock
+
+    raw = socket.socket(fileno=number)
+    raw.setblocking(False)
+    kind: Any = sock._sock_type(raw.getsockname())
+    listener = kind.__new__(kind)
+    listener.sock, listener.cfg_addr, listener.conf, listener.log = raw, raw.getsockname(), cfg, log
+    return listener
+
+
+def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
+    """Return the ``server`` of hooks in the worker: an arbiter to look at, with what hooks in the master set on it."""
+    from gunicorn.arbiter import Arbiter
+
+    server: Any = Arbiter.__new__(Arbiter)
+    cfg = generation.cfg
+    server.app, server.cfg, server.log = generation.app, cfg, generation.log
+    server.pid, server.master_pid, server.reexec_pid, server.master_name = generation.master, 0, 0, "Master"
+    server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
+    server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.age, spawn.workers
+    server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
+    for name, value in spawn.server_attributes.items():
+        setattr(server, name, value)
+    return server
+
+
+def _leave(code: int, master: int) -> NoReturn:
+    """Run what the application registered for its end, within bounds, and be gone."""
+    if os.getppid() == master:
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+        signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
+    else:  # with the master dead nobody would kill a worker that hangs in C, where no handler runs: the kernel has to
+        left, _ = signal.getitimer(signal.ITIMER_REAL)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIME, EXIT_HANDLERS_TIME))
+    try:
+        # Not sys.exit: it would join the threads of executors first, however long they take.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

@@ -1,0 +1,1 @@
+"""The master's process: Gunicorn's arbiter, the supervisor of its children, and its observers."""

@@ -1,0 +1,1 @@
+"""What all worker classes for ASGI applications share."""

@@ -1,0 +1,91 @@
+"""``zd_warmup`` for ASGI applications: each path is answered in the process, before the worker accepts.
+
+Rules:
+
+* The application is called as the server would call it, with the state of its lifespan; nothing goes through a socket.
+* A status of 400 or above, an exception, no whole response, and no time left are each a failure that names the path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from zdworker.errors import WarmupFailed
+from zdworker.workers.applications import AsgiApplication, Event
+
+PORTS = {"http": 80, "https": 443}
+
+
+async def warm_up(app: AsgiApplication, paths: Sequence[str], basis: Mapping[str, Any], patience: float) -> None:
+    """Have ``app`` answer each of ``paths`` with a GET.
+
+    :param paths: ``"/health"``, asked of localhost, or URLs such as ``"https://example.org/health"``.
+    :param basis: the keys of a scope that depend on the server: ``asgi``, ``root_path``, ``state``, ``extensions``.
+    :param patience: seconds for all of them.
+    :raises WarmupFailed: the first failure, naming the path; what the application raised is its cause.
+    """
+    end = asyncio.get_running_loop().time() + patience
+    for path in paths:
+        try:
+            status = await asyncio.wait_for(_answer(app, path, basis), end - asyncio.get_running_loop().time())
+        except asyncio.TimeoutError as error:  # its cause shows where the application was waiting
+            raise WarmupFailed(f"{path} was not answered within zd_boot_timeout") from error
+        except WarmupFailed:
+            raise
+        except Exception as error:
+            raise WarmupFailed(f"{path} raised {type(error).__name__}: {error}") from error
+        if status >= 400:
+            raise WarmupFailed(f"{path} was answered with status {status}: zd_warmup wants a status below 400")
+
+
+def scope_of(path: str, basis: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ASGI scope (HTTP connection scope, specification 2.3) of a GET for ``path``, a path or a URL."""
+    parts = urlsplit(path)
+    scheme = parts.scheme or "http"
+    target = parts.path or "/"
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": scheme,
+        "path": unquote(target),
+        "raw_path": target.encode("ascii"),
+        "query_string": parts.query.encode("ascii"),
+        "headers": [(b"host", (parts.netloc or "localhost").encode("ascii")), (b"user-agent", b"zdworker-warmup")],
+        "client": ("127.0.0.1", 0),
+        "server": (parts.hostname or "localhost", parts.port or PORTS[scheme]),
+        **basis,
+    }
+
+
+async def _answer(app: AsgiApplication, path: str, basis: Mapping[str, Any]) -> int:
+    """Return the status with which ``app`` answers, once it has returned."""
+    request = _Request()
+    state = {key: dict(value) if key == "state" else value for key, value in basis.items()}
+    await app(scope_of(path, state), request.receive, request.send)
+    if request.status is None or not request.complete.is_set():
+        raise WarmupFailed(f"{path} was not answered: the application returned without a whole response")
+    return request.status
+
+
+class _Request:
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self.complete = asyncio.Event()
+        self._asked = False
+
+    async def receive(self) -> Event:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self.complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Event) -> None:
+        if message["type"] == "http.response.start":
+            self.status = int(message["status"])
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.complete.set()

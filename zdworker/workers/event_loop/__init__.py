@@ -1,0 +1,1 @@
+"""What all worker classes that serve on an event loop share."""

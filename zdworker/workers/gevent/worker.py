@@ -1,0 +1,67 @@
+"""The worker class for WSGI applications on gevent: light, because the master imports it.
+
+Rules:
+
+* Neither gevent nor Gunicorn's ``ggevent`` is imported before a worker boots (or a fork server prepares): the master is
+  never monkey-patched and knows nothing of gevent. The worker itself is in :mod:`zdworker.workers.gevent.server`.
+* Patching comes before the application, whoever imports it: the fork server with ``--preload``, each worker without.
+* A subclass of this class is one of Gunicorn's ``GeventWorker`` too, as soon as there is an object of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gunicorn.workers.base import Worker
+
+from zdworker.errors import GenerationError
+from zdworker.workers.wsgi.drain import WsgiDrain
+
+
+class GeventWorker(WsgiDrain, Worker):  # type: ignore[misc]  # Gunicorn has no types
+    """Serves a WSGI application with a greenlet per connection, and loses no request when it is replaced."""
+
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> GeventWorker:
+        """Make an object of the real class: this one and its base from ``ggevent``, which only now gets imported."""
+        made: GeventWorker = object.__new__(_real(cls))
+        return made
+
+    @classmethod
+    def zd_prepare(cls, cfg: Any) -> None:
+        """Monkey-patch this process (once), and make gevent's hub know that it was forked.
+
+        :raises GenerationError: gevent is missing or too old.
+        """
+        _require_gevent()
+        from gevent import hub, monkey
+
+        if not monkey.is_module_patched("socket"):
+            monkey.patch_all()
+        hub.reinit()
+
+    @classmethod
+    def zd_preload(cls, cfg: Any) -> None:
+        """Import gevent and what serves, without patching.
+
+        :raises GenerationError: gevent is missing or too old.
+        """
+        _require_gevent()
+        _real(cls)
+        super().zd_preload(cfg)
+
+
+def _require_gevent() -> None:
+    try:
+        import gunicorn.workers.ggevent  # noqa: F401  # it looks whether gevent is there, and new enough
+    except RuntimeError as error:
+        raise GenerationError(f"zdworker.GeventWorker: {error} (pip install 'zdworker[gevent]')") from error
+
+
+def _real(light: Any) -> Any:
+    """Return the class of which an object of ``light`` is really made."""
+    from zdworker.workers.gevent.server import DrainingGeventWorker
+
+    if "zd_real" not in vars(light):
+        names = {"__module__": light.__module__, "__doc__": light.__doc__}
+        light.zd_real = type(light.__name__, (light, DrainingGeventWorker), names)
+    return light.zd_real

@@ -1,0 +1,1 @@
+"""The worker class on Gunicorn's own ASGI stack."""

@@ -1,0 +1,238 @@
+"""A connection of Gunicorn's ASGI stack that can be drained: the one file that reads that protocol's attributes.
+
+Rules:
+
+* A subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, nothing of it copied. While nobody drains, it adds one
+  plain call for each piece of data, and one for each response.
+* A response says ``Connection: close`` only if its request has arrived whole and nothing more has come behind it. That
+  is decided when the head is written, not before: until then more may arrive.
+* A connection is over when it is lost **and** its calls of the application are: background tasks run in there.
+
+Known: Gunicorn 25.0 and 25.1 (a stream reader for each connection), 25.2 to 26.1 (parsers with callbacks), 27 (the
+same, with responses that overlap with the rest of their call, and HTTP/2 streams that overlap with each other).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.asgi.protocol import ASGIProtocol
+
+from zdworker.workers.closing import Standing, linger, unread, with_close
+from zdworker.workers.gunicorn_asgi.http2 import Http2
+
+if TYPE_CHECKING:
+    from zdworker.workers.gunicorn_asgi.server import AsgiServer
+    from zdworker.workers.gunicorn_asgi.worker import ASGIWorker
+
+
+class _LastRequest:
+    """Gunicorn's configuration as a connection sees it that ends with the present response."""
+
+    keepalive = 0
+
+    def __init__(self, cfg: Any) -> None:
+        self._cfg = cfg
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cfg, name)
+
+
+class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
+    """One connection of an ASGIWorker."""
+
+    # -- what the base tells ------------------------------------------------------------------------------------------
+
+    cfg: Any
+    transport: Any
+    reader: Any
+    _closed: bool
+    _task: asyncio.Task[Any] | None
+
+    def __init__(self, worker: ASGIWorker, server: AsgiServer) -> None:
+        super().__init__(worker)
+        self._zd_server = server
+        self._zd_heard = 0  # the number of the request during which, or before which, data came last
+        self._zd_last = False  # the present response is announced as the last one
+        self._zd_request: Any = None  # the one whose response has begun
+        self._zd_upgraded = False
+        self._zd_lost = False
+        self._zd_http2: Http2 | None = None
+        self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
+
+    def connection_made(self, transport: Any) -> None:
+        """Register, then do as the base does."""
+        self._zd_server.open.add(self)
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take note that something came, then do as the base does."""
+        self._zd_heard = self.req_count or 1
+        if self._zd_http2 is None or not self._zd_http2.said_goaway:
+            super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Do as the base does, and let its task see the end if it waits for a request.
+
+        The base leaves it waiting: until 26.1 for ever if the server has closed, in 27 for a grace period.
+        """
+        super().connection_lost(exc)
+        ready = getattr(self, "_request_ready", None)
+        if ready is not None:
+            ready.set()
+        if self.reader is not None:
+            self.reader.feed_eof()
+        self._zd_lost = True
+        task = self._task
+        if task is None or task.done():
+            self._zd_server.open.discard(self)
+        else:
+            task.add_done_callback(lambda _task: self._zd_server.open.discard(self))
+
+    async def _handle_websocket(self, *args: Any) -> None:
+        self._zd_upgraded = True
+        await super()._handle_websocket(*args)
+
+    async def _handle_http2_connection(self, *args: Any, **kwargs: Any) -> None:
+        self._zd_http2 = Http2(self)
+        await super()._handle_http2_connection(*args, **kwargs)
+
+    # -- what it is in the middle of ----------------------------------------------------------------------------------
+
+    def zd_standing(self) -> Standing:
+        """Tell what the connection is in the middle of."""
+        if self.transport is None or self._closed or self.transport.is_closing() or self._zd_upgraded:
+            return Standing.LEAVING
+        if self._zd_http2 is not None:
+            return Standing.STREAMS
+        if self.zd_running():
+            return Standing.BUSY
+        if self._zd_heard == 0:
+            return Standing.UNUSED
+        begun = self._zd_heard >= max(1, self.req_count) and not self._zd_only_empty_lines()
+        return Standing.READING if begun else Standing.IDLE
+
+    def zd_running(self) -> int:
+        """Return how many calls of the application run for this connection."""
+        if self._zd_http2 is not None:
+            return self._zd_http2.in_flight()
+        finishing = len(getattr(self, "_finishing_calls", ()))  # 27: behind their response
+        begun = (
+            self._zd_upgraded
+            or getattr(self, "_current_request", None) is not None
+            or getattr(self, "_receive_queue", None) is not None  # 25.0, 25.1
+            or (self.reader is not None and getattr(self, "_body_receiver", None) is not None)  # uwsgi
+        )
+        over = self._task is None or self._task.done()
+        last = self._zd_last and finishing  # the request is still there, but its response is not under way any more
+        return 0 if over else finishing + (0 if last else begun)
+
+    def _zd_only_empty_lines(self) -> bool:
+        # Between requests clients may send those (RFC 9112 2.2). Gunicorn's parser in C does not tell.
+        parser = getattr(self, "_callback_parser", None)
+        return getattr(parser, "_state", "") == "request_line" and not getattr(parser, "_buffer", b"-")
+
+    def _zd_body_has_arrived(self) -> bool:
+        receiver = getattr(self, "_body_receiver", None)
+        if receiver is not None:
+            return bool(receiver._complete)
+        return not getattr(self._zd_request, "_body_remaining", 0)  # 25.0, 25.1
+
+    def _zd_may_close(self, request: Any) -> bool:
+        """Tell whether the connection may end with the response to ``request``: nothing else is under way."""
+        parser = getattr(self, "_callback_parser", None)
+        if parser is not None:
+            # Before 27 what a client had sent behind a request was dropped: it had better be told that nothing follows.
+            behind = bool(parser.remaining()) if hasattr(parser, "remaining") else False
+        elif hasattr(request, "unreader"):
+            behind = bool(request._body_remaining or request.unreader.has_buffered_data() or self.reader._buffer)
+        else:
+            behind = False
+        return not behind and self._zd_body_has_arrived() and unread(self.transport) == 0
+
+    # -- what the drain does ------------------------------------------------------------------------------------------
+
+    def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Announce the end of the connection, if it may end; a coroutine in 25.0 and 25.1, a plain call since."""
+        self._zd_request = request
+        if self._zd_server.draining and self._zd_may_close(request):
+            headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
+            self._zd_last = True
+            self._keepalive = 0  # 27
+            self.cfg = _LastRequest(self.cfg)  # before
+        return super()._send_response_start(status, headers, request, *args, **kwargs)
+
+    def _close_transport(self) -> None:
+        """Close, but first read what the client is still sending: the rest of a body, its half of a WebSocket's end.
+
+        Not only during the drain: the base resets the connection of a client whose upload was refused, and the answer
+        may be lost to a drain that begins while it is on its way.
+        """
+        transport = self.transport
+        if transport is not None and not self._closed and not transport.is_closing() and self._zd_expects_more():
+            self._closed = True
+            linger(self, transport)
+        else:
+            super()._close_transport()
+
+    def _zd_expects_more(self) -> bool:
+        if not self._zd_body_has_arrived():
+            return True
+        return self._zd_server.draining and (self._zd_upgraded or unread(self.transport) > 0)
+
+    def _keepalive_timeout(self) -> None:
+        """End as idle, unless the next request has come; in a drain, unless it has begun to.
+
+        A loop that was held up finds both due at once, the timer and the request.
+        """
+        ready = getattr(self, "_request_ready", None)
+        come = ready is not None and ready.is_set()
+        begun = self._zd_server.draining and self.zd_standing() is not Standing.IDLE
+        if not come and not begun and not unread(self.transport):
+            super()._keepalive_timeout()
+
+    def _cancel_task_if_pending(self) -> None:
+        """Let a call go on whose client has left because it was told to: it has its response."""
+        if not (self._zd_last and getattr(self, "_finishing_calls", True)):
+            super()._cancel_task_if_pending()
+
+    def zd_tend(self, now: float, unused_until: float) -> None:
+        """Let the connection end if its time is over at ``now``, by ``time.monotonic()``.
+
+        The base has no timer for one that was never used, until 26.1 none that works for any other.
+
+        :param unused_until: when connections on which no byte ever came have had their time.
+        """
+        if self._zd_http2 is not None and self._zd_lost and not self._zd_http2.in_flight():
+            self._zd_server.open.discard(self)  # until 26.1 the task of one that broke the protocol never ends
+        standing = self.zd_standing()
+        if standing is Standing.IDLE:
+            if self._zd_idle is None or self._zd_idle[0] != self.req_count:
+                self._zd_idle = (self.req_count, now)
+            over = now - self._zd_idle[1] >= self._zd_server.keepalive
+        else:
+            over = standing is Standing.UNUSED and now >= unused_until
+        if over and not unread(self.transport):
+            super()._close_transport()
+
+    def zd_tell_disconnected(self) -> None:
+        """Let the application know of the end that is to come, as if the client had left."""
+        receivers = [getattr(self, "_body_receiver", None), *getattr(self, "_finishing_calls", {}).values()]
+        for receiver in receivers:
+            if receiver is not None:
+                receiver.signal_disconnect()
+        queue = getattr(self, "_receive_queue", None)
+        if queue is not None:
+            queue.put_nowait({"type": "http.disconnect"})
+        if self._zd_http2 is not None:
+            self._zd_http2.tell_disconnected()
+
+    def zd_tasks(self) -> set[asyncio.Task[Any]]:
+        """Return the tasks that serve this connection and are not done."""
+        tasks = {self._task, *getattr(self, "_h2_tasks", ()), *getattr(self, "_finishing_calls", ())}
+        return {task for task in tasks if task is not None and not task.done()}
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode("latin-1") if isinstance(text, str) else text

@@ -1,0 +1,228 @@
+"""Gunicorn's own ASGI stack, as a zero-downtime worker runs it: imported only where a worker boots.
+
+Rules:
+
+* Gunicorn's functions are used as they stand where the drain is not concerned: event loop, error page, lifespan,
+  parsers.
+* What the drain is stands in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
+  :mod:`zdworker.workers.gunicorn_asgi.connections`; here is what this stack needs for it.
+* A worker that cannot serve does not boot: where Gunicorn logs an error and serves on (a TLS file that is missing,
+  lifespan startup that failed or never ended), this fails with exit code 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import sock
+from gunicorn.asgi.lifespan import LifespanManager
+from gunicorn.workers import gasgi
+
+from zdworker.workers.applications import Event, Send
+from zdworker.workers.asgi.drain import AsgiDrain
+from zdworker.workers.base import BOOT_FAILURE
+from zdworker.workers.closing import SeeingOff
+from zdworker.workers.event_loop.serving import Serving, ToldToLeave, shares, wind_up
+from zdworker.workers.gunicorn_asgi.connections import Connection
+from zdworker.workers.health import asgi_with_health
+
+if TYPE_CHECKING:
+    from zdworker.workers.gunicorn_asgi.worker import ASGIWorker
+
+TICK = 1.0
+"""Seconds between two heartbeats while it serves, Gunicorn's own measure."""
+
+CUT = 0.05
+"""Seconds that what is cut at the deadline has to notice before its tasks are cancelled, and as many for that."""
+
+
+def preload(cfg: Any) -> None:
+    """Import what the module itself does not import at its top; for fork servers."""
+    names = ["gunicorn.asgi.websocket", "gunicorn.instrument.statsd", "gunicorn_h1c"]
+    if cfg.asgi_loop != "asyncio":
+        names.append("uvloop")
+    if "h2" in cfg.http_protocols:
+        names += ["gunicorn.http2.async_connection", "h2.config", "h2.connection", "h2.events", "h2.exceptions"]
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def set_up_loop(worker: ASGIWorker) -> None:
+    """Make the event loop that the settings ask for."""
+    gasgi.ASGIWorker._setup_event_loop(worker)
+
+
+def load(worker: ASGIWorker) -> None:
+    """Load the application; with ``reload`` a syntax error becomes a page."""
+    worker._make_error_app = lambda text: gasgi.ASGIWorker._make_error_app(worker, text)
+    gasgi.ASGIWorker.load_wsgi(worker)
+
+
+def run(worker: ASGIWorker) -> None:
+    """Serve until the drain is over.
+
+    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, told to end before it was ready.
+    """
+    server = worker.zd_serving = AsgiServer(worker)
+    try:
+        worker.loop.run_until_complete(server.serve())
+    except ToldToLeave:
+        raise SystemExit(0) from None
+    finally:
+        wind_up(worker.loop)
+
+
+class Lifespan(LifespanManager):  # type: ignore[misc]  # Gunicorn has no types
+    """Gunicorn's, which remembers whether the application said that it cannot start."""
+
+    zd_said_failed = False
+
+    async def _send(self, message: Event) -> None:
+        self.zd_said_failed |= message["type"] == "lifespan.startup.failed"
+        await super()._send(message)
+
+    @property
+    def zd_unsupported(self) -> bool:
+        """Whether a failed startup only means that the application has no lifespan: it raised, or returned."""
+        return self._startup_failed and not self.zd_said_failed
+
+
+class AsgiServer(Serving):
+    """The server of one worker."""
+
+    worker: ASGIWorker
+
+    def __init__(self, worker: ASGIWorker) -> None:
+        super().__init__(worker)
+        self.open: set[Connection] = set()
+        self.keepalive = float(worker.cfg.keepalive)
+        self._lifespan: Lifespan | None = None
+        self._seeing_off = SeeingOff()
+        self.asgi = AsgiDrain(asgi_with_health(worker.asgi, worker), _tell_closed)
+        worker.asgi = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
+
+    async def serve(self) -> None:
+        """Boot, serve, drain, and run lifespan shutdown.
+
+        :raises ToldToLeave: before connections were accepted.
+        :raises SystemExit: (3) the worker cannot serve; it is reported.
+        """
+        self.begin_boot()
+        await self.boot(self._start_lifespan)
+        listeners = await self._listen()
+        await self.opened()
+        await self.until_told(TICK)
+        if not await self.drain(listeners, self.keepalive):
+            await self._cut()
+        if self._lifespan is not None:
+            await self.until_done(self._lifespan.shutdown())
+
+    # -- booting -----------------------------------------------------------------------------------------------------
+
+    async def _start_lifespan(self) -> bool:
+        mode = self.worker.cfg.asgi_lifespan
+        if mode == "off":
+            return True
+        lifespan = Lifespan(self.asgi.app, self.worker.log, self.worker.state)
+        try:
+            await lifespan.startup()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the application did not start
+            if mode == "auto" and lifespan.zd_unsupported:
+                self.worker.log.debug("ASGI lifespan is not supported by the application: %s", error)
+                return True
+            self._fail(str(error))
+        self._lifespan = lifespan
+        return True
+
+    def _fail(self, text: str) -> None:
+        self.worker.log.error("Application startup failed: %s", text)
+        told = [line for line in text.splitlines() if line and not line.startswith(" ")]
+        self.worker.zd_failed(f"application startup failed: {told[-1] if told else ''}", text, BOOT_FAILURE)
+        raise SystemExit(BOOT_FAILURE)
+
+    async def _listen(self) -> list[Any]:
+        cfg = self.worker.cfg
+        context = sock.ssl_context(cfg) if cfg.is_ssl else None
+        return [
+            await self.worker.loop.create_server(
+                self._connection_in_tls if context else self._connection,
+                sock=listener,
+                ssl=context,
+                backlog=cfg.backlog,  # asyncio's default would shorten the queue that all workers share
+            )
+            for listener in shares(self.worker.sockets)
+        ]
+
+    def _connection(self) -> Connection:
+        return Connection(self.worker, self)
+
+    def _connection_in_tls(self) -> Connection:
+        connection = Connection(self.worker, self)
+        self.handshakes.add(connection)
+        return connection
+
+    def warm_up_basis(self) -> Mapping[str, Any]:
+        """Return what Gunicorn puts into a scope."""
+        return {
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "root_path": self.worker.cfg.root_path or "",
+            "state": self.worker.state,
+        }
+
+    # -- serving and draining ----------------------------------------------------------------------------------------
+
+    def connections(self) -> Collection[Connection]:
+        """Return those behind their handshake, until they are lost and their calls are over."""
+        return self.open
+
+    def load(self) -> tuple[int, int]:
+        """Return open connections and Gunicorn's count of requests."""
+        return len(self.open), self.worker.nr
+
+    def running(self) -> int:
+        """Return how many calls of the application run."""
+        return sum(connection.zd_running() for connection in self.open)
+
+    def announce(self, protocol: Connection) -> None:
+        """Responses under way ask for themselves, when their head is written; HTTP/2 has to be followed from now on."""
+        if protocol._zd_http2 is not None:
+            protocol._zd_http2.begin()
+
+    def prepare(self, send: Send) -> None:
+        """Nothing: see :meth:`announce`."""
+
+    def tend(self, protocol: Connection, now: float) -> None:
+        """Let a connection end whose time is over."""
+        self._seeing_off.look(protocol, now)
+        protocol.zd_tend(now, self.unused_until)
+        if protocol._zd_http2 is not None:
+            protocol._zd_http2.tend(now, self.keepalive, self.unused_until, self.notice_at)
+
+    async def _cut(self) -> None:
+        """End what the deadline has found: tell the applications, then cancel them, then close."""
+        connections = list(self.open)
+        for connection in connections:
+            connection.zd_tell_disconnected()
+        await asyncio.sleep(CUT)
+        tasks = {task for connection in connections for task in connection.zd_tasks()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CUT)
+        for connection in connections:
+            if connection._zd_http2 is not None:
+                connection._zd_http2.end()
+            if connection.transport is not None:
+                connection.transport.close()
+
+
+def _tell_closed(send: Send) -> None:
+    """Let the application see the end of its WebSocket: until 26.1 Gunicorn tells it only of an end by the client."""
+    queue = getattr(getattr(send, "__self__", None), "_receive_queue", None)
+    if queue is not None:
+        queue.put_nowait({"type": "websocket.disconnect", "code": 1012})

@@ -1,0 +1,68 @@
+"""The worker class for ASGI applications on Gunicorn's own stack: light, because the master imports it.
+
+Rules:
+
+* Nothing of ``gunicorn.asgi``, ``gunicorn.workers.gasgi`` or asyncio is imported before a worker boots (or a fork
+  server preloads). The server and its drain are in :mod:`zdworker.workers.gunicorn_asgi.server`.
+* What ``gunicorn.workers.gasgi.ASGIWorker`` has for its connections and for hooks to read, this class has by the same
+  names; it takes its place and its settings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zdworker.workers.event_loop.worker import LoopWorker
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class ASGIWorker(LoopWorker):
+    """Serves an ASGI application with Gunicorn's own parsers, and loses no request when it is replaced."""
+
+    asgi: Any
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.worker_connections = self.cfg.worker_connections
+        self.nr_conns = 0
+        self.state: dict[str, Any] = {}
+        """What lifespan startup has put there, for the scope of each request."""
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        """Warn of ``threads``, as the base does."""
+        if cfg.threads > 1:
+            log.warning("ASGIWorker makes no use of threads: its connections share one event loop")
+
+    @classmethod
+    def zd_preload(cls, cfg: Any) -> None:
+        """Import event loop, parsers, protocols and the server."""
+        from zdworker.workers.gunicorn_asgi.server import preload
+
+        preload(cfg)
+
+    def init_process(self) -> None:
+        """Boot and serve; returns when the drain is over."""
+        from zdworker.workers.gunicorn_asgi.server import set_up_loop
+
+        set_up_loop(self)  # before the application is imported, which may ask for the loop
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Load the application, as the base does."""
+        from zdworker.workers.gunicorn_asgi.server import load
+
+        load(self)
+
+    def run(self) -> None:
+        """Serve until the drain is over.
+
+        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker was told to end
+            before it was ready (code 0).
+        """
+        from zdworker.workers.gunicorn_asgi.server import run
+
+        run(self)

@@ -1,0 +1,227 @@
+"""What the drain must know about uvicorn's connections: the one file that reads its protocols' attributes.
+
+Rules:
+
+* uvicorn is asked, never changed: its classes stay as they are, only objects of a draining worker get something put in
+  front of them. Every attribute is looked up with care, so a protocol that we do not know is let alone.
+* A response says ``Connection: close`` only if nothing more will come on the connection that uvicorn has taken or the
+  kernel has acknowledged: the request's body has arrived and no further request has begun. That is decided when
+  the head is written (:class:`ClosingHeaders`), not before: until then more may arrive.
+* No close on unread data: see :mod:`zdworker.workers.closing`.
+
+Known protocols (uvicorn 0.36 to 0.54): ``HttpToolsProtocol``, ``H11Protocol``; ``ZttpProtocol`` has the same shape.
+For HTTP/2 (``ZttpH2Protocol``, since 0.54 and only if asked for in ``CONFIG_KWARGS``) see :func:`end_with_last_stream`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Iterable
+from typing import Any, cast
+
+from zdworker.workers.closing import NOTICE, Header, SeeingOff, Standing, linger, unread, with_close
+
+
+def standing(protocol: Any) -> Standing:
+    """Tell what a connection, a member of ``ServerState.connections``, is in the middle of."""
+    transport = getattr(protocol, "transport", None)
+    if transport is None or transport.is_closing() or not hasattr(protocol, "timeout_keep_alive_task"):
+        return Standing.LEAVING
+    if transport.get_protocol() is not protocol:
+        return Standing.LEAVING  # an upgraded or a lingering one
+    if hasattr(protocol, "cycles"):
+        return Standing.STREAMS
+    cycle = protocol.cycle
+    if cycle is not None and not cycle.response_complete:
+        return Standing.BUSY
+    if _head_begun(protocol, cycle):
+        return Standing.READING
+    return Standing.UNUSED if cycle is None else Standing.IDLE
+
+
+def _head_begun(protocol: Any, cycle: Any) -> bool:
+    """Tell whether bytes of a request behind ``cycle`` (None: of the first request) have been taken from the socket."""
+    connection = getattr(protocol, "conn", None)
+    if connection is not None:  # h11 keeps what it cannot parse yet; while a body arrives, that is none of a head
+        return bool(getattr(connection, "trailing_data", (b"",))[0]) and not (cycle is not None and cycle.more_body)
+    scope = getattr(protocol, "scope", None)
+    # httptools: a new scope with the first byte of a request, a new cycle with the last byte of its head.
+    return scope is not None and (cycle is None or scope is not cycle.scope)
+
+
+# -- Connection: close -----------------------------------------------------------------------------------------------
+
+
+class ClosingHeaders(list[Header]):
+    """Default headers of one response, in a draining worker.
+
+    uvicorn makes the headers of a response as ``cycle.default_headers + headers of the application`` when it writes
+    the head; the addition is where this decides whether the connection ends with this response.
+    """
+
+    def __init__(self, headers: Iterable[Header], cycle: Any, protocol: Any) -> None:
+        super().__init__(headers)
+        self._cycle = cycle
+        self._protocol = protocol
+
+    def __add__(self, other: Any) -> Any:
+        headers = [*self, *other]
+        return with_close(headers) if may_close(self._cycle, self._protocol) else headers
+
+
+def may_close(cycle: Any, protocol: Any) -> bool:
+    """Tell whether the connection may end with the response of ``cycle``: nothing of the client's is under way."""
+    return (
+        not cycle.more_body
+        and protocol.cycle is cycle
+        and not getattr(protocol, "pipeline", None)
+        and not _head_begun(protocol, cycle)
+        and unread(protocol.transport) == 0
+    )
+
+
+def announce(cycle: Any, protocol: Any) -> None:
+    """Have the response of ``cycle``, if its head is not written yet, end the connection as a client expects it to."""
+    if not isinstance(cycle.default_headers, ClosingHeaders):
+        cycle.default_headers = ClosingHeaders(cycle.default_headers, cycle, protocol)
+        cycle.transport = CarefulTransport(cycle, protocol)
+
+
+def announce_standing(protocol: Any) -> None:
+    """:func:`announce` for the request that a connection is answering as the drain begins.
+
+    Of pipelined requests only the last may end the connection; it is not begun yet, and gets it when it is.
+    """
+    what = standing(protocol)
+    if what is Standing.BUSY and not getattr(protocol, "pipeline", None):
+        announce(protocol.cycle, protocol)
+    elif what is Standing.STREAMS:
+        end_with_last_stream(protocol)
+
+
+def cycle_of(send: Any) -> tuple[Any, Any] | None:
+    """Return the cycle and the protocol behind the ``send`` that uvicorn gave to an application, if they are known."""
+    cycle = getattr(send, "__self__", None)
+    protocol = getattr(getattr(cycle, "on_response", None), "__self__", None)
+    needed = ("default_headers", "transport", "more_body")
+    if not all(hasattr(cycle, name) for name in needed) or not hasattr(protocol, "timeout_keep_alive_task"):
+        return None
+    return cycle, protocol
+
+
+def end_with_last_stream(protocol: Any) -> None:
+    """Have an HTTP/2 connection end, with GOAWAY, when its last stream does; until then new ones are answered.
+
+    uvicorn's own ``shutdown()`` refuses them with 503. The GOAWAY names the last stream that was answered: what a
+    client has sent since, it may send again elsewhere (RFC 9113 6.8).
+    """
+    if "on_stream_closed" in vars(protocol):
+        return
+    on_stream_closed = protocol.on_stream_closed
+
+    def closed() -> None:
+        if not protocol.cycles and not unread(protocol.transport):
+            protocol.shutdown_requested = True
+        on_stream_closed()
+
+    protocol.on_stream_closed = closed
+
+
+def patient(protocol_class: Any) -> Any:
+    """Return a protocol class like this one, whose idle connections do not end when a request has come.
+
+    A loop that was held up (by a slow call, or because the process stood still) looks at its timers first: it would end
+    a connection whose next request has been in the kernel for long, and reset the client.
+    """
+    if not hasattr(protocol_class, "timeout_keep_alive_handler"):
+        return protocol_class
+
+    class Patient(protocol_class):  # type: ignore[misc]  # whichever uvicorn was told to take
+        """uvicorn's protocol."""
+
+        def timeout_keep_alive_handler(self) -> None:
+            if unread(self.transport):
+                # With the data it is cancelled, or it was no request.
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+            else:
+                super().timeout_keep_alive_handler()
+
+    return Patient
+
+
+# -- closing ---------------------------------------------------------------------------------------------------------
+
+
+class CarefulTransport:
+    """The transport as one request sees it: ``close()`` loses no response."""
+
+    def __init__(self, cycle: Any, protocol: Any) -> None:
+        self._cycle = cycle
+        self._protocol = protocol
+        self._transport = protocol.transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Close, but read what the client is still sending first."""
+        sending = self._cycle.more_body and not self._cycle.disconnected
+        if not self._transport.is_closing() and (sending or unread(self._transport)):
+            _linger(self._protocol, self._transport)
+        else:
+            self._transport.close()
+
+
+def _linger(protocol: Any, transport: Any) -> None:
+    linger(protocol, transport)
+    # uvicorn arms the keep-alive timer behind the close, as for any transport that is still open.
+    asyncio.get_running_loop().call_soon(_disarm, protocol)
+
+
+def _disarm(protocol: Any) -> None:
+    timer = cast("asyncio.TimerHandle | None", getattr(protocol, "timeout_keep_alive_task", None))
+    if timer is not None:
+        timer.cancel()
+        protocol.timeout_keep_alive_task = None
+
+
+class Tending:
+    """Lets connections end that nobody uses; asked again and again during a drain.
+
+    uvicorn ends a kept connection after its keep-alive time, but not one on which something came that was no
+    request (an empty line, the rest of a body that the application did not want), nor one that was never used.
+    """
+
+    def __init__(self) -> None:
+        self._seeing_off = SeeingOff()
+        self._noticed: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def tend(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
+        """Do for a connection what there is to do at ``now``, by ``time.monotonic()``.
+
+        :param unused_until: when connections on which no byte ever came have had their time.
+        :param notice_at: when HTTP/2 connections on which streams overlap all the time are told to open no more.
+        """
+        what = standing(protocol)
+        if what is Standing.IDLE and protocol.timeout_keep_alive_task is None:
+            protocol.timeout_keep_alive_task = asyncio.get_running_loop().call_later(
+                protocol.timeout_keep_alive, protocol.timeout_keep_alive_handler
+            )
+        elif what is Standing.UNUSED and now >= unused_until and not unread(protocol.transport):
+            protocol.transport.close()
+        elif what is Standing.LEAVING:
+            self._seeing_off.look(protocol, now)
+        elif what is Standing.STREAMS:
+            self._tend_streams(protocol, now, unused_until, notice_at)
+
+    def _tend_streams(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
+        end_with_last_stream(protocol)  # it may have been in its TLS handshake as the drain began
+        if protocol.cycles and now >= notice_at and protocol not in self._noticed:
+            self._noticed.add(protocol)
+            protocol.transport.write(NOTICE)
+        idle = not protocol.cycles and protocol.timeout_keep_alive_task is None
+        if idle and now >= unused_until and not unread(protocol.transport):
+            protocol.shutdown()  # there is nothing to refuse: it says GOAWAY and closes

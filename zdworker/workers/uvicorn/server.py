@@ -1,0 +1,219 @@
+"""uvicorn's server, as a zero-downtime worker runs it: imported only where a worker boots.
+
+Rules:
+
+* A subclass of :class:`uvicorn.Server`, nothing of it copied: the base starts, ticks and cuts what is left at the end.
+* What the drain is stands in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
+  :mod:`zdworker.workers.uvicorn.connections`; here is what uvicorn needs for it.
+* Signals stay with the worker: uvicorn would raise them again behind its end, and ``worker_exit`` and exit code 0 would
+  be lost.
+* Idle connections are not closed unannounced: ``protocol.shutdown()``, which does that, is left to the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import traceback
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from uvicorn import Config, Server
+
+from zdworker.workers.applications import Receive, Scope, Send
+from zdworker.workers.asgi.drain import AsgiDrain
+from zdworker.workers.base import BOOT_FAILURE
+from zdworker.workers.event_loop.serving import TICK, Serving, ToldToLeave, shares, wind_up
+from zdworker.workers.health import asgi_with_health
+from zdworker.workers.uvicorn.connections import Tending, announce, announce_standing, cycle_of, patient
+
+if TYPE_CHECKING:
+    from zdworker.workers.uvicorn.worker import UvicornWorker
+
+CUT = 0.05
+"""Seconds that what is cut at the deadline has to notice before its tasks are cancelled."""
+
+logger = logging.getLogger("uvicorn.error")
+
+
+def run(worker: UvicornWorker) -> None:
+    """Serve for ``worker``, on a loop of its own, until the drain is over.
+
+    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, told to end before it was ready.
+    """
+    worker.config.app = worker.wsgi
+    server = worker.zd_serving = DrainingServer(worker.config, worker)
+    factory = worker.config.get_loop_factory()
+    loop = factory() if factory is not None else asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(server.serve(sockets=worker.sockets))
+    finally:
+        wind_up(loop)
+
+
+def preload(config_kwargs: Mapping[str, Any]) -> None:
+    """Import all that a worker with these keyword arguments of :class:`uvicorn.Config` needs; for fork servers."""
+    config = Config(**{**config_kwargs, "app": _no_application, "log_config": None})
+    config.load()
+    config.get_loop_factory()
+
+
+async def _no_application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stand in for the application while a configuration is loaded for its imports."""
+
+
+class DrainingServer(Serving, Server):
+    """The server of one worker.
+
+    :param config: not loaded yet; its application gets wrapped.
+    """
+
+    def __init__(self, config: Config, worker: UvicornWorker) -> None:
+        Serving.__init__(self, worker)
+        Server.__init__(self, config)
+        self._ticks = 0
+
+    def connections(self) -> Collection[Any]:
+        """Return those that uvicorn knows; with TLS, those behind their handshake."""
+        return self.server_state.connections
+
+    def load(self) -> tuple[int, int]:
+        """Return uvicorn's own counts."""
+        return len(self.server_state.connections), self.server_state.total_requests
+
+    def running(self) -> int:
+        """Return how many calls of the application run."""
+        return sum(not task.done() for task in self.server_state.tasks)  # one that is done leaves a turn later
+
+    # -- booting -----------------------------------------------------------------------------------------------------
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Run lifespan startup and warm-up, open for accepting, report ready.
+
+        :raises SystemExit: 3, one of them failed; 0, told to end meanwhile.
+        """
+        self._wrap()
+        start_lifespan = self.lifespan.startup
+
+        async def started() -> bool:
+            await start_lifespan()
+            return not self.lifespan.should_exit
+
+        self.lifespan.startup = lambda: self.boot(started)
+        with _errors() as errors:
+            try:
+                self.begin_boot()
+                await super().startup(sockets=shares(sockets or ()))
+            except ToldToLeave:
+                raise SystemExit(0) from None
+            except SystemExit:
+                self._fail(errors)
+        if not self.started:  # uvicorn before 0.40 only says should_exit
+            self._fail(errors)
+        await self.opened()
+
+    def _fail(self, errors: list[str]) -> None:
+        text = "\n".join(errors)
+        told = [line for line in text.splitlines() if line and not line.startswith((" ", "Application startup failed"))]
+        reason = f"application startup failed: {told[-1]}" if told else "application startup failed"
+        self.worker.zd_failed(reason, text, BOOT_FAILURE)  # no news behind a failed warm-up
+        raise SystemExit(BOOT_FAILURE)
+
+    def _wrap(self) -> None:
+        config = self.config
+        self.asgi = AsgiDrain(asgi_with_health(config.loaded_app, self.worker))
+        config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
+        protocol_class: Any = patient(config.http_protocol_class)
+        config.http_protocol_class = protocol_class
+        if config.ssl is None:
+            return
+        # With TLS uvicorn knows a connection only after the handshake, but its protocol is made before.
+        handshakes = self.handshakes
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            protocol = protocol_class(*args, **kwargs)
+            handshakes.add(protocol)
+            return protocol
+
+        config.http_protocol_class = counted  # type: ignore[assignment]
+
+    def warm_up_basis(self) -> Mapping[str, Any]:
+        """Return what uvicorn puts into a scope."""
+        return {
+            "asgi": {"version": self.config.asgi_version, "spec_version": "2.3"},
+            "root_path": self.config.root_path,
+            "state": self.lifespan.state,
+        }
+
+    # -- serving -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to the worker's handlers."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Tick until told to leave; the base's would look for that only with its next tick."""
+        await self.until_told(TICK)
+
+    async def tick(self) -> None:
+        """Do uvicorn's tick, too: it builds the headers anew."""
+        await super().tick()
+        if await self.on_tick(self._ticks):
+            self.worker.zd_leave(self.worker.cfg.graceful_timeout)  # it counts requests itself, in CONFIG_KWARGS
+        self._ticks = (self._ticks + 1) % 864000
+
+    # -- draining ----------------------------------------------------------------------------------------------------
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, at the deadline cut what is left, and run lifespan shutdown."""
+        self.tending = Tending()
+        if await self.drain(self.servers, self.config.timeout_keep_alive):
+            for listener in sockets or []:
+                listener.close()
+            await self.until_done(self.lifespan.shutdown())
+        else:
+            self.config.timeout_graceful_shutdown = CUT  # type: ignore[assignment]  # seconds; floats do as well
+            await self.until_done(super().shutdown(sockets=sockets))
+
+    def announce(self, protocol: Any) -> None:
+        """Have the response under way on a connection end that."""
+        announce_standing(protocol)
+
+    def prepare(self, send: Send) -> None:
+        """Have the response to a request that has just begun end its connection."""
+        known = cycle_of(send)
+        if known is not None:
+            announce(*known)
+
+    def tend(self, protocol: Any, now: float) -> None:
+        """Let a connection end that nobody uses."""
+        self.tending.tend(protocol, now, self.unused_until, self.notice_at)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[list[str]]:
+    """Collect what uvicorn logs as an error: it tells only its log why lifespan startup failed."""
+    texts: list[str] = []
+    handler = _Collector(texts)
+    # The list of handlers is Gunicorn's own; this one must not get into it.
+    before = logger.handlers
+    logger.handlers = [*before, handler]
+    try:
+        yield texts
+    finally:
+        logger.handlers = before
+
+
+class _Collector(logging.Handler):
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.ERROR)
+        self._texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage().strip())
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            self._texts.append("".join(traceback.format_exception(record.exc_info[1])))

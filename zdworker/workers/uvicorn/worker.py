@@ -1,0 +1,94 @@
+"""The worker classes for ASGI applications on uvicorn: light, because the master imports them.
+
+Rules:
+
+* Neither uvicorn nor asyncio is imported before a worker boots (or a fork server preloads): what a generation has of
+  them is always new. The server and its drain are in :mod:`zdworker.workers.uvicorn.server`.
+* Settings of Gunicorn mean what they mean to ``uvicorn_worker.UvicornWorker``, whose place this class takes, and
+  ``CONFIG_KWARGS`` of a subclass wins over them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zdworker.workers.event_loop.worker import LoopWorker
+
+if TYPE_CHECKING:
+    from uvicorn import Config
+
+
+class UvicornWorker(LoopWorker):
+    """Serves an ASGI application with uvicorn, and loses no request when it is replaced."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": "auto"}
+    """Keyword arguments of :class:`uvicorn.Config`; subclasses put their own here."""
+
+    _config: Config | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration of uvicorn, made when it is first asked for: in the worker, not in the master."""
+        if self._config is None:
+            from uvicorn import Config
+
+            self._config = Config(**self._config_kwargs())
+        return self._config
+
+    @classmethod
+    def zd_preload(cls, cfg: Any) -> None:
+        """Import event loop, protocols, lifespan and the server, without TLS files or sockets.
+
+        :raises SystemExit: a name in ``CONFIG_KWARGS`` cannot be imported (uvicorn has logged which).
+        """
+        from zdworker.workers.uvicorn.server import preload
+
+        preload(cls.CONFIG_KWARGS)
+
+    def init_process(self) -> None:
+        """Boot and serve; returns when the drain is over."""
+        self._share_log()
+        super().init_process()
+
+    def run(self) -> None:
+        """Serve until the drain is over.
+
+        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker was told to end
+            before it was ready (code 0).
+        """
+        from zdworker.workers.uvicorn.server import run
+
+        run(self)
+
+    def _share_log(self) -> None:
+        """Let uvicorn log through Gunicorn's handlers."""
+        for name, ours in (("uvicorn.error", self.log.error_log), ("uvicorn.access", self.log.access_log)):
+            logger = logging.getLogger(name)
+            logger.handlers = ours.handlers
+            logger.setLevel(ours.level)
+            logger.propagate = False
+
+    def _config_kwargs(self) -> dict[str, Any]:
+        # No limit_max_requests: a worker that has served enough asks for a replacement and serves until it is there.
+        # No callback_notify: uvicorn would call it every `timeout` seconds, the very time after which Gunicorn kills.
+        kwargs: dict[str, Any] = {
+            "app": None,
+            "log_config": None,
+            "timeout_keep_alive": self.cfg.keepalive,
+            "forwarded_allow_ips": self.cfg.forwarded_allow_ips,
+        }
+        if self.cfg.is_ssl:
+            names = ("keyfile", "certfile", "ssl_version", "cert_reqs", "ca_certs", "ciphers")
+            options = self.cfg.ssl_options
+            kwargs.update({f"ssl_{name.removeprefix('ssl_')}": options.get(name) for name in names})
+            kwargs["ssl_keyfile_password"] = options.get("password")
+        if self.cfg.backlog:
+            kwargs["backlog"] = self.cfg.backlog
+        return {**kwargs, **self.CONFIG_KWARGS}
+
+
+class UvicornH11Worker(UvicornWorker):
+    """The same on the pure Python parts: asyncio's loop and h11."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "asyncio", "http": "h11"}

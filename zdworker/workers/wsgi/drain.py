@@ -1,0 +1,140 @@
+"""What the worker classes for WSGI applications have in common.
+
+Rules:
+
+* Whether a connection ends with a response is decided when the head is sent, not when the request begins, nor when the
+  application calls ``start_response``: a drain that begins in between counts, and what the head says is what is done.
+* A response does not end the connection while further requests are there already (HTTP/1.1 pipelining): they would be
+  lost. The last one's does.
+* A warm-up request goes through the application as any other (PEP 3333): nothing of the server is involved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+from urllib.parse import unquote_to_bytes, urlsplit
+from wsgiref.util import setup_testing_defaults
+
+from gunicorn.http.wsgi import Response
+
+from zdworker.errors import WarmupFailed
+from zdworker.syscalls import unread
+from zdworker.workers.applications import Environ, WsgiApplication
+from zdworker.workers.base import ZeroDowntime
+from zdworker.workers.health import wsgi_with_health
+from zdworker.workers.wsgi.request_heads import body_has_come, read_ahead
+
+BEAT = 0.1
+"""Seconds between two heartbeats, at least."""
+
+_default_headers = Response.default_headers
+
+
+class WsgiDrain(ZeroDowntime):
+    """Mixin for workers on Gunicorn's own WSGI responses (``gunicorn.http.wsgi.Response``)."""
+
+    zd_answers_health: ClassVar[bool] = True
+
+    wsgi: WsgiApplication
+
+    _zd_next_beat = 0.0
+
+    @classmethod
+    def zd_preload(cls, cfg: Any) -> None:
+        """Import the parsers, which Gunicorn imports with the first connection that needs them."""
+        with contextlib.suppress(ImportError):
+            importlib.import_module("gunicorn_h1c")
+        if "h2" in cfg.http_protocols:
+            for name in ("config", "connection", "events", "exceptions", "settings"):
+                importlib.import_module(f"h2.{name}")
+            importlib.import_module("gunicorn.http2.connection")
+        if cfg.protocol == "uwsgi":
+            importlib.import_module("gunicorn.uwsgi.parser")
+
+    def load_wsgi(self) -> None:
+        """Load the application, as Gunicorn does; and see to the heads of its responses."""
+        super().load_wsgi()  # type: ignore[misc]
+        self.wsgi = wsgi_with_health(self.wsgi, self)
+        _end_connections_of(self)
+
+    def notify(self) -> None:
+        """Beat the heart, at most ten times a second: Gunicorn's loops do so in each turn, with each request."""
+        now = time.monotonic()
+        if now >= self._zd_next_beat:
+            self._zd_next_beat = now + BEAT
+            super().notify()
+
+    def zd_warm_up(self, paths: Sequence[str]) -> None:
+        """Answer each of ``paths`` once, whole.
+
+        :raises WarmupFailed: a status of 400 or above.
+        """
+        for path in paths:
+            status = answer(self.wsgi, path)
+            if not status[:3].isdigit() or int(status[:3]) >= 400:
+                raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
+
+
+def _end_connections_of(worker: ZeroDowntime) -> None:
+    """Have responses end their connections once ``worker`` is told to leave.
+
+    Gunicorn's class is changed, in a worker's own process: a wrapper around the application could only mark a response
+    when it begins, or cost each request the change of an object.
+    """
+
+    def default_headers(response: Response) -> list[str]:
+        if worker.zd_deadline != math.inf and not _more_has_come(response):
+            response.force_close()
+        return _default_headers(response)  # type: ignore[no-any-return]
+
+    Response.default_headers = default_headers
+
+
+def _more_has_come(response: Response) -> bool:
+    """Tell whether bytes are there that belong to a request behind the one that is being answered."""
+    request = response.req
+    if not body_has_come(request):
+        return False
+    return read_ahead(request.unreader, response.sock) or unread(response.sock) > 0
+
+
+def answer(application: WsgiApplication, url: str) -> str:
+    """Have ``application`` answer a GET for ``url``, a path or a whole URL, and return the status line's text.
+
+    :raises WarmupFailed: the application never called ``start_response``.
+    """
+    environ: Environ = {}
+    parts = urlsplit(url)
+    if parts.netloc:
+        environ["HTTP_HOST"], environ["wsgi.url_scheme"] = parts.netloc, parts.scheme
+        environ["SERVER_NAME"] = parts.hostname or ""
+        environ["SERVER_PORT"] = str(parts.port or (443 if parts.scheme == "https" else 80))
+    # PEP 3333: text that holds bytes, one character for each.
+    environ["PATH_INFO"] = unquote_to_bytes(parts.path).decode("latin-1")
+    environ["QUERY_STRING"] = parts.query
+    environ.update({"HTTP_HOST": environ.get("HTTP_HOST", "localhost"), "SERVER_PROTOCOL": "HTTP/1.1"})
+    environ["wsgi.input"] = io.BytesIO()
+    setup_testing_defaults(environ)
+    statuses: list[str] = []
+
+    def start_response(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
+        statuses.append(status)
+        return lambda data: None
+
+    body = application(environ, start_response)
+    try:
+        for _piece in body:
+            pass
+    finally:
+        close = getattr(body, "close", None)
+        if close is not None:
+            close()
+    if not statuses:
+        raise WarmupFailed(f"{url} was not answered: the application did not call start_response")
+    return statuses[-1]
