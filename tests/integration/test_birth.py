@@ -31,7 +31,7 @@ def kill(step):
     Path("armed").rename("fired")
     os.kill(target, signal.SIGKILL)
 
-class KillingChannel(birth.Channel):
+class KillingChannel(worker_boot.Channel):
     def send(self, *arguments):
         kill("before hello")
         super().send(*arguments)
@@ -40,14 +40,14 @@ class KillingChannel(birth.Channel):
         kill("before go")
         return super().receive()
 
-tie = birth._tie_to
+tie = worker_boot._tie_to
 
 def kill_and_tie(master):
     kill("before the death signal")
     tie(master)
 
-birth.Channel = KillingChannel
-birth._tie_to = kill_and_tie
+worker_boot.Channel = KillingChannel
+worker_boot._tie_to = kill_and_tie
 
 def post_worker_init(worker):
     kill("before ready")
