@@ -245,13 +245,15 @@ def _status() -> dict[str, Any]:
     for number in (1, 2):
         core.handle(events.Start() if number == 1 else events.Reload(), 0.0)
         core.handle(events.GenerationLoaded(number, preloaded=True, policy=policy), 0.0)
-        core.handle(events.WorkerBorn(number, 4711 + number), 0.0)
+        core.handle(events.WorkerForked(number, 4711 + number), 0.0)
         core.handle(events.WorkerReady(number), 0.0)
     core.handle(events.WorkerGone(1, "exited with code 0", 0), 0.0)
     log = status.Journal()
     log.reload_started(2)
     log.reload_finished(2, "done", "", "")
-    record = SimpleNamespace(age=2, slot=0, pid=0, born=False, generation=2, since=0.0, connections=3, requests=120)
+    record = SimpleNamespace(
+        worker_id=2, slot=0, pid=0, born=False, generation=2, since=0.0, connections=3, requests=120
+    )
     found = log.status(core.fleet, {2: record}, {2: 4712}, settings.Settings())  # type: ignore[dict-item]  # a stand-in
     found["pid"] = 4711
     found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)

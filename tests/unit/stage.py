@@ -28,12 +28,12 @@ from zdworker.core.events import (
     StartGeneration,
     Stop,
     Tick,
-    WorkerBorn,
     WorkerFailed,
+    WorkerForked,
     WorkerGone,
     WorkerLeaving,
     WorkerReady,
-    WorkerTired,
+    WorkerReplacementRequested,
 )
 from zdworker.core.fleet import Fleet, GenerationState, Phase, Worker, WorkerState
 from zdworker.core.rollout import Rollout, rollout
@@ -73,17 +73,17 @@ class Stage:
     def tell(self, event: Event) -> list[Action]:
         """Tell the core an event that has happened, and carry out what it orders."""
         if isinstance(event, WorkerGone):
-            self.processes.pop(event.age, None)
+            self.processes.pop(event.worker_id, None)
         elif isinstance(event, GenerationGone | GenerationFailed):
             self.servers.pop(event.generation, None)
         elif isinstance(event, GenerationLoaded) and event.generation in self.servers:
             self.servers[event.generation] = True
-        elif isinstance(event, WorkerBorn) and event.age in self.processes:
-            self.processes[event.age] = BOOTING
-        elif isinstance(event, WorkerReady) and self.processes.get(event.age) == BOOTING:
-            self.processes[event.age] = READY
+        elif isinstance(event, WorkerForked) and event.worker_id in self.processes:
+            self.processes[event.worker_id] = BOOTING
+        elif isinstance(event, WorkerReady) and self.processes.get(event.worker_id) == BOOTING:
+            self.processes[event.worker_id] = READY
         elif isinstance(event, WorkerLeaving):
-            self.leaving_only.add(event.age)
+            self.leaving_only.add(event.worker_id)
         actions = self.core.handle(event, self.now)
         for action in actions:
             self._carry_out(action)
@@ -112,12 +112,12 @@ class Stage:
         match action:
             case Spawn():
                 self._spawn(action)
-            case Drain(age=age):
-                self._check_drain(age)
-                self.leaving_only.add(age)
-            case Kill(age=age):
-                assert age in self.processes
-                self.leaving_only.add(age)
+            case Drain(worker_id=worker_id):
+                self._check_drain(worker_id)
+                self.leaving_only.add(worker_id)
+            case Kill(worker_id=worker_id):
+                assert worker_id in self.processes
+                self.leaving_only.add(worker_id)
             case Halt():
                 assert not self.processes
                 assert not self.servers
@@ -130,14 +130,14 @@ class Stage:
         assert self.servers.get(action.generation), f"{action}: no such generation to be spawned from"
         assert action.generation not in self.failed, f"{action}: the generation had failed"
         assert action.slot < self.fleet.size
-        self.processes[action.age] = UNBORN
+        self.processes[action.worker_id] = UNBORN
         assert len(self.processes) <= self.fleet.size + self.fleet.policy.surge
 
-    def _check_drain(self, age: int) -> None:
-        assert age in self.processes
-        if self.fleet.phase is Phase.STOPPING or age not in self.serving():
+    def _check_drain(self, worker_id: int) -> None:
+        assert worker_id in self.processes
+        if self.fleet.phase is Phase.STOPPING or worker_id not in self.serving():
             return
-        left = sum(self.fleet.workers[other].proved for other in self.serving() if other != age)
+        left = sum(self.fleet.workers[other].verified for other in self.serving() if other != worker_id)
         assert left >= self.fleet.size - self.fleet.policy.unavailable, f"only {left} would be ready and proved"
 
     def serving(self) -> list[int]:
@@ -151,7 +151,7 @@ class Stage:
         fleet = self.fleet
         assert set(fleet.workers) == set(self.processes)
         for worker in fleet.workers.values():
-            settled = worker.state is WorkerState.READY and worker.proved
+            settled = worker.state is WorkerState.READY and worker.verified
             assert (worker.deadline is None) == settled, worker
         for generation in fleet.generations.values():
             assert (generation.deadline is not None) == (generation.state is GenerationState.LOADING), generation
@@ -193,52 +193,56 @@ class Stage:
 
     def born(self) -> Stage:
         """Let every worker that was ordered be born."""
-        for age in [a for a, state in self.processes.items() if state == UNBORN]:
-            self.tell(WorkerBorn(age, 5000 + age))
+        for worker_id in [a for a, state in self.processes.items() if state == UNBORN]:
+            self.tell(WorkerForked(worker_id, 5000 + worker_id))
         return self
 
     def boot(self) -> Stage:
         """Let every worker that was ordered be born and get ready (not those ordered thereupon)."""
         coming = [a for a, state in self.processes.items() if state in (UNBORN, BOOTING) and not self.leaves(a)]
-        for age in coming:
-            if self.processes.get(age) == UNBORN:
-                self.tell(WorkerBorn(age, 5000 + age))
-            if not self.leaves(age):
-                self.tell(WorkerReady(age))
+        for worker_id in coming:
+            if self.processes.get(worker_id) == UNBORN:
+                self.tell(WorkerForked(worker_id, 5000 + worker_id))
+            if not self.leaves(worker_id):
+                self.tell(WorkerReady(worker_id))
         return self
 
-    def leaves(self, age: int) -> bool:
+    def leaves(self, worker_id: int) -> bool:
         """Whether a worker was told to leave, or is gone."""
-        return age not in self.fleet.workers or self.fleet.workers[age].leaving
+        return worker_id not in self.fleet.workers or self.fleet.workers[worker_id].leaving
 
     def gone(self) -> Stage:
         """Let every worker that leaves be gone."""
-        for age in [w.age for w in self.fleet.workers.values() if w.leaving]:
-            self.tell(WorkerGone(age, "exited with code 0", 0))
+        for worker_id in [w.worker_id for w in self.fleet.workers.values() if w.leaving]:
+            self.tell(WorkerGone(worker_id, "exited with code 0", 0))
         return self
 
-    def fail(self, age: int = 0, exit_code: int = 3) -> Stage:
+    def fail(self, worker_id: int = 0, exit_code: int = 3) -> Stage:
         """Let a worker, else the newest one, say that it cannot boot, and exit."""
-        age = age or max(self.fleet.workers)
+        worker_id = worker_id or max(self.fleet.workers)
         self.born()
-        self.tell(WorkerFailed(age, "lifespan failed", "Traceback ...", exit_code))
-        self.tell(WorkerGone(age, f"exited with code {exit_code}", exit_code))
+        self.tell(WorkerFailed(worker_id, "lifespan failed", "Traceback ...", exit_code))
+        self.tell(WorkerGone(worker_id, f"exited with code {exit_code}", exit_code))
         return self
 
     def crash(self, slot: int, exit_code: int = -9) -> Stage:
         """Let the worker that serves in a slot die."""
         worker = next(w for w in in_slot(self.fleet, slot) if w.state is WorkerState.READY)
-        self.tell(WorkerGone(worker.age, "was killed by signal 9", exit_code))
+        self.tell(WorkerGone(worker.worker_id, "was killed by signal 9", exit_code))
         return self
 
     def tire(self, slot: int) -> Stage:
         """Let the worker that serves in a slot ask to be replaced."""
-        self.tell(WorkerTired(next(w.age for w in in_slot(self.fleet, slot) if not w.tired)))
+        self.tell(
+            WorkerReplacementRequested(
+                next(w.worker_id for w in in_slot(self.fleet, slot) if not w.replacement_requested)
+            )
+        )
         return self
 
     def leave(self, slot: int) -> Stage:
         """Let the worker of a slot leave without having been told to by the core."""
-        self.tell(WorkerLeaving(in_slot(self.fleet, slot)[0].age))
+        self.tell(WorkerLeaving(in_slot(self.fleet, slot)[0].worker_id))
         return self
 
     def scale(self, workers: int) -> Stage:
@@ -296,7 +300,7 @@ class Stage:
     def slots(self) -> list[int]:
         """The generations that serve, slot by slot, each slot's oldest worker first."""
         staying = [w for w in self.fleet.workers.values() if w.state is WorkerState.READY]
-        return [w.generation for w in sorted(staying, key=lambda w: (w.slot, w.age))]
+        return [w.generation for w in sorted(staying, key=lambda w: (w.slot, w.worker_id))]
 
     def coming(self) -> list[tuple[int, int]]:
         """Slot and generation of each worker that is being forked or boots."""

@@ -27,28 +27,28 @@ from zdworker.core.events import (
     Start,
     Stop,
     Tick,
-    WorkerBorn,
     WorkerFailed,
+    WorkerForked,
     WorkerGone,
     WorkerLeaving,
     WorkerReady,
-    WorkerTired,
+    WorkerReplacementRequested,
 )
 from zdworker.core.fleet import Fleet, GenerationState, Phase
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
 
-numbers = st.integers(-1, 40)
+any_number = st.integers(-1, 40)
 exit_codes = st.sampled_from([None, -9, 0, 1, 3, 4])
 events: st.SearchStrategy[Event] = st.one_of(
     st.just(Start()),
     st.just(Rollback()),
     st.builds(Scale, st.integers(-3, -1)),
-    st.builds(GenerationLoaded, numbers, st.booleans()),
-    st.builds(WorkerBorn, numbers, numbers),
-    st.builds(WorkerReady, numbers),
-    st.builds(WorkerFailed, numbers, st.just("no reason")),
-    st.builds(WorkerTired, numbers),
+    st.builds(GenerationLoaded, any_number, st.booleans()),
+    st.builds(WorkerForked, any_number, any_number),
+    st.builds(WorkerReady, any_number),
+    st.builds(WorkerFailed, any_number, st.just("no reason")),
+    st.builds(WorkerReplacementRequested, any_number),
 )
 
 
@@ -85,11 +85,11 @@ class FleetMachine(RuleBasedStateMachine):
         if serves:
             self.stage.all_goes_well()
 
-    def pick(self, data: st.DataObject, ages: list[int]) -> int:
-        return data.draw(st.sampled_from(sorted(ages)))
+    def pick(self, data: st.DataObject, last_worker_id: list[int]) -> int:
+        return data.draw(st.sampled_from(sorted(last_worker_id)))
 
     def having(self, *states: str) -> list[int]:
-        return [age for age, state in self.stage.processes.items() if state in states]
+        return [worker_id for worker_id, state in self.stage.processes.items() if state in states]
 
     # -- what users do -------------------------------------------------------------------------------------------
 
@@ -143,7 +143,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.having(UNBORN))
     @rule(data=st.data())
     def is_born(self, data: st.DataObject) -> None:
-        self.stage.tell(WorkerBorn(self.pick(data, self.having(UNBORN)), 4711))
+        self.stage.tell(WorkerForked(self.pick(data, self.having(UNBORN)), 4711))
 
     @precondition(lambda self: self.having(BOOTING))
     @rule(data=st.data())
@@ -163,7 +163,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.having(READY))
     @rule(data=st.data())
     def tires(self, data: st.DataObject) -> None:
-        self.stage.tell(WorkerTired(self.pick(data, self.having(READY))))
+        self.stage.tell(WorkerReplacementRequested(self.pick(data, self.having(READY))))
 
     @precondition(lambda self: self.having(BOOTING, READY))
     @rule(data=st.data())

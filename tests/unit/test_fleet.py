@@ -17,12 +17,12 @@ from zdworker.core.events import (
     Scale,
     Start,
     Stop,
-    WorkerBorn,
     WorkerFailed,
+    WorkerForked,
     WorkerGone,
     WorkerLeaving,
     WorkerReady,
-    WorkerTired,
+    WorkerReplacementRequested,
 )
 from zdworker.core.fleet import (
     GENERATIONS,
@@ -43,10 +43,10 @@ from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
 
 WORKER_EVENTS: dict[str, Event] = {
-    "born": WorkerBorn(1, 4711),
+    "forked": WorkerForked(1, 4711),
     "ready": WorkerReady(1),
     "failed": WorkerFailed(1, "lifespan failed"),
-    "tired": WorkerTired(1),
+    "replacement requested": WorkerReplacementRequested(1),
     "leaving": WorkerLeaving(1),
     "gone": WorkerGone(1, "exited with code 0", 0),
 }
@@ -75,10 +75,12 @@ def tell(fleet: Fleet, event: Event, legal: bool) -> None:
 
 @pytest.mark.parametrize(("state", "cause"), list(itertools.product(WorkerState, WORKER_EVENTS)))
 def test_every_worker_state_with_every_event(state: WorkerState, cause: str) -> None:
-    fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, current=[1], ages=1, numbers=1, ever_ready=True)
+    fleet = Fleet(
+        Policy(), size=1, phase=Phase.STEADY, current=[1], last_worker_id=1, last_generation=1, ever_ready=True
+    )
     fleet.generations[1] = Generation(1, GenerationState.LOADED, None)
     settled = state is WorkerState.READY
-    fleet.workers[1] = Worker(1, 0, 1, state, None if settled else 200.0, proved=settled)
+    fleet.workers[1] = Worker(1, 0, 1, state, None if settled else 200.0, verified=settled)
     tell(fleet, WORKER_EVENTS[cause], (state, cause) in WORKERS)
     if (state, cause) in WORKERS and cause != "gone":
         assert fleet.workers[1].state is WORKERS[state, cause]
@@ -86,7 +88,7 @@ def test_every_worker_state_with_every_event(state: WorkerState, cause: str) -> 
 
 @pytest.mark.parametrize(("state", "cause"), list(itertools.product(GenerationState, GENERATION_EVENTS)))
 def test_every_generation_state_with_every_event(state: GenerationState, cause: str) -> None:
-    fleet = Fleet(Policy(), size=0, phase=Phase.STEADY, current=[1], numbers=1)
+    fleet = Fleet(Policy(), size=0, phase=Phase.STEADY, current=[1], last_generation=1)
     fleet.restore_at = 1000.0
     fleet.generations[1] = Generation(1, state, 200.0 if state is GenerationState.LOADING else None)
     if state is GenerationState.LOADING:
@@ -132,7 +134,7 @@ def test_what_comes_too_late_is_nothing(event: Event) -> None:
 
 
 def test_step_names_what_is_impossible() -> None:
-    assert step(WORKERS, WorkerState.FORKING, "born") is WorkerState.BOOTING
+    assert step(WORKERS, WorkerState.FORKING, "forked") is WorkerState.BOOTING
     with pytest.raises(IllegalEvent, match="'ready' is impossible in WorkerState 'forking'"):
         step(WORKERS, WorkerState.FORKING, "ready")
 

@@ -18,13 +18,13 @@ from zdworker.ipc.messages import (
     Counts,
     Decoder,
     Failed,
-    Go,
     Hello,
     Loaded,
+    LoadFailed,
     Message,
     Ready,
     Spawn,
-    Unusable,
+    Start,
     decode,
     encode,
 )
@@ -108,15 +108,15 @@ def test_what_is_wrong_is_said() -> None:
     assert "known are" in refusal(b'{"type": ["ready"]}')
     assert "known are" in refusal(b"{}")
     assert "Hello lacks a field" in refusal(b'{"type": "hello"}')
-    assert "Hello.age" in refusal(b'{"type": "hello", "age": "1"}')
+    assert "Hello.worker_id" in refusal(b'{"type": "hello", "worker_id": "1"}')
 
 
 @pytest.mark.parametrize(
     ("message", "field", "value"),
     [
-        (Hello(1), "age", True),
-        (Hello(1), "age", 1.5),
-        (Unusable("no"), "reason", None),
+        (Hello(1), "worker_id", True),
+        (Hello(1), "worker_id", 1.5),
+        (LoadFailed("no"), "reason", None),
         (Loaded(PROTOCOL, True, {}, {}), "preloaded", 1),
         (Loaded(PROTOCOL, True, {}, {}), "values", []),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", [1]),
@@ -147,8 +147,8 @@ class TestTooLong:
     def test_a_whole_line(self) -> None:
         decoder = Decoder(limit=40)
         with pytest.raises(MessageError, match="longer than 40"):
-            list(decoder.feed(b"x" * 41 + b"\n" + encode(Go())))
-        assert list(decoder.feed(b"")) == [Go()]
+            list(decoder.feed(b"x" * 41 + b"\n" + encode(Start())))
+        assert list(decoder.feed(b"")) == [Start()]
 
     def test_an_endless_line(self) -> None:
         decoder = Decoder(limit=40)
@@ -156,7 +156,7 @@ class TestTooLong:
             list(decoder.feed(b"x" * 41))
         for _ in range(3):
             assert list(decoder.feed(b"x" * 100)) == []
-        assert list(decoder.feed(b"x\n" + encode(Go()))) == [Go()]
+        assert list(decoder.feed(b"x\n" + encode(Start()))) == [Start()]
 
     def test_the_limit_itself_is_allowed(self) -> None:
         line = encode(Counts(1, 2))
@@ -167,9 +167,9 @@ def test_a_bad_line_loses_no_other() -> None:
     decoder = Decoder()
     got: list[Message] = []
     with pytest.raises(MessageError):
-        got.extend(decoder.feed(encode(Ready()) + b"nonsense\n" + encode(Go())))
+        got.extend(decoder.feed(encode(Ready()) + b"nonsense\n" + encode(Start())))
     got.extend(decoder.feed(b""))
-    assert got == [Ready(), Go()]
+    assert got == [Ready(), Start()]
 
 
 def test_every_kind_is_known_by_its_name() -> None:

@@ -32,8 +32,8 @@ PACKAGE = Path(zdworker.__file__).parent
 def fleet(**states: WorkerState) -> Fleet:
     """A fleet of workers ``g7a=READY``: generation 7."""
     made = Fleet(Policy(workers=2), 2, Phase.STEADY, current=[7])
-    for age, (name, state) in enumerate(states.items(), 1):
-        made.workers[age] = Worker(age, age - 1, int(name[1]), state, None)
+    for worker_id, (name, state) in enumerate(states.items(), 1):
+        made.workers[worker_id] = Worker(worker_id, worker_id - 1, int(name[1]), state, None)
     return made
 
 

@@ -18,16 +18,16 @@ def fleet(
     unavailable: int = 0,
     current: int = 1,
     fallback: int | None = None,
-    proven: bool = True,
+    newest_verified: bool = True,
 ) -> Fleet:
     """Facts from (slot, generation, state) of each worker; generations up to ``current`` stand."""
-    facts = Fleet(Policy(size, surge, unavailable), size=size, current=[current], proven=proven)
+    facts = Fleet(Policy(size, surge, unavailable), size=size, current=[current], newest_verified=newest_verified)
     facts.fallback = [] if fallback is None else [fallback]
     for number in range(1, current + 1):
         facts.generations[number] = Generation(number, GenerationState.LOADED, None)
-    for age, (slot, generation, word) in enumerate(workers, 1):
+    for worker_id, (slot, generation, word) in enumerate(workers, 1):
         state = WorkerState.READY if word == SOAKING else WorkerState(word)
-        facts.workers[age] = Worker(age, slot, generation, state, 0.0, proved=word == READY)
+        facts.workers[worker_id] = Worker(worker_id, slot, generation, state, 0.0, verified=word == READY)
     return facts
 
 
@@ -37,7 +37,7 @@ def old(*slots: int) -> list[tuple[int, int, str]]:
 
 def leaver(facts: Fleet) -> int | None:
     worker = next_to_leave(facts)
-    return None if worker is None else worker.age
+    return None if worker is None else worker.worker_id
 
 
 class TestLeaving:
@@ -57,25 +57,27 @@ class TestLeaving:
         assert leaver(fleet(*old(0, 1, 2), (0, 2, READY), current=2)) is None
 
     def test_one_that_soaks_is_not_counted_on(self) -> None:
-        facts = fleet((0, 1, READY), (0, 2, SOAKING), (2, 1, READY), size=2, current=2, fallback=1, proven=False)
+        facts = fleet(
+            (0, 1, READY), (0, 2, SOAKING), (2, 1, READY), size=2, current=2, fallback=1, newest_verified=False
+        )
         assert leaver(facts) is None
-        facts.workers[2].proved = True
+        facts.workers[2].verified = True
         assert leaver(facts) == 1
 
-    @pytest.mark.parametrize("proven", [False, True])
-    def test_old_ones_that_soak_leave_as_any_others(self, proven: bool) -> None:
+    @pytest.mark.parametrize("newest_verified", [False, True])
+    def test_old_ones_that_soak_leave_as_any_others(self, newest_verified: bool) -> None:
         workers = [(0, 1, SOAKING), *old(1, 2, 3), (0, 2, SOAKING)]
-        facts = fleet(*workers, current=2, fallback=1, proven=proven)
+        facts = fleet(*workers, current=2, fallback=1, newest_verified=newest_verified)
         assert leaver(facts) is None
-        facts.workers[5].proved = True
+        facts.workers[5].verified = True
         assert leaver(facts) == 1
 
     def test_unavailable_lets_one_leave_first_once_proven(self) -> None:
         assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1)) == 2
-        assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1, proven=False)) is None
+        assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1, newest_verified=False)) is None
 
     def test_stop_first_makes_room_for_the_one_on_trial(self) -> None:
-        facts = fleet(*old(0, 1, 2, 3), current=2, fallback=1, surge=0, unavailable=2, proven=False)
+        facts = fleet(*old(0, 1, 2, 3), current=2, fallback=1, surge=0, unavailable=2, newest_verified=False)
         assert leaver(facts) == 1
         facts.workers[1].state = WorkerState.DRAINING
         assert leaver(facts) is None, "one at a time"
@@ -89,24 +91,24 @@ class TestLeaving:
         assert leaver(fleet(*old(0, 1, 2, 3, 4))) == 5
 
     def test_a_booting_one_of_unwanted_code_at_once(self) -> None:
-        assert leaver(fleet(*old(0, 1), (2, 2, BOOTING), current=3, fallback=1, proven=False)) == 3
+        assert leaver(fleet(*old(0, 1), (2, 2, BOOTING), current=3, fallback=1, newest_verified=False)) == 3
 
     def test_a_stand_in_stays_as_long_as_the_new_code_is_on_trial(self) -> None:
         workers = [*old(0, 1, 2), (3, 1, BOOTING), (0, 2, BOOTING)]
-        assert leaver(fleet(*workers, current=2, fallback=1, proven=False)) is None
-        assert leaver(fleet(*workers, current=2, fallback=1, proven=True)) == 4
+        assert leaver(fleet(*workers, current=2, fallback=1, newest_verified=False)) is None
+        assert leaver(fleet(*workers, current=2, fallback=1, newest_verified=True)) == 4
 
     def test_a_soaking_one_of_superseded_code_makes_room(self) -> None:
-        facts = fleet(*old(0, 1, 2, 3), (0, 2, SOAKING), current=3, fallback=1, proven=False)
+        facts = fleet(*old(0, 1, 2, 3), (0, 2, SOAKING), current=3, fallback=1, newest_verified=False)
         assert leaver(facts) == 5
 
     def test_where_all_serve_and_none_is_fresh_a_crowded_slot_makes_room(self) -> None:
         """Two stand in slot 2, as after a reload that came between a recycled worker and its replacement."""
-        facts = fleet(*old(0, 1, 2, 3), (2, 1, READY), current=2, fallback=1, proven=False)
+        facts = fleet(*old(0, 1, 2, 3), (2, 1, READY), current=2, fallback=1, newest_verified=False)
         assert leaver(facts) == 3
 
     def test_the_useless_before_the_old(self) -> None:
-        facts = fleet(*old(0, 1, 2, 3), (2, 2, READY), current=3, fallback=1, proven=False)
+        facts = fleet(*old(0, 1, 2, 3), (2, 2, READY), current=3, fallback=1, newest_verified=False)
         assert leaver(facts) == 5
 
 
@@ -130,10 +132,10 @@ class TestFilling:
     def test_the_surge_allows_more_once_proven(self) -> None:
         workers = [*old(0, 1, 2, 3), (0, 2, BOOTING)]
         assert next_to_fill(fleet(*workers, current=2, surge=3), 0.0) == (1, 2)
-        assert next_to_fill(fleet(*workers, current=2, surge=3, proven=False, fallback=1), 0.0) is None
+        assert next_to_fill(fleet(*workers, current=2, surge=3, newest_verified=False, fallback=1), 0.0) is None
 
     def test_a_crashed_slot_is_filled_from_before_while_on_trial(self) -> None:
-        facts = fleet(*old(0, 1, 2), (0, 2, BOOTING), current=2, fallback=1, proven=False)
+        facts = fleet(*old(0, 1, 2), (0, 2, BOOTING), current=2, fallback=1, newest_verified=False)
         assert next_to_fill(facts, 0.0) == (3, 1)
         facts.generations[1].state = GenerationState.LOST
         assert next_to_fill(facts, 0.0) is None
@@ -147,7 +149,7 @@ class TestFilling:
 
     def test_a_retry_behind_one_that_waits_for_another_reason(self) -> None:
         """Slot 0 waits for the trial's outcome, slot 2 for its backoff: the second one's time is what is due."""
-        facts = fleet(*old(0, 1), (3, 2, BOOTING), current=2, fallback=1, proven=False)
+        facts = fleet(*old(0, 1), (3, 2, BOOTING), current=2, fallback=1, newest_verified=False)
         facts.slots[2] = Slot(failures=2, retry_at=50.0)
         assert next_retry(facts) == 50.0
 

@@ -24,8 +24,8 @@ from zdworker.core.events import (
     Start,
     StartGeneration,
     Stop,
-    WorkerBorn,
     WorkerFailed,
+    WorkerForked,
     WorkerGone,
     WorkerLeaving,
     WorkerReady,
@@ -78,9 +78,9 @@ class TestStart:
     def test_a_worker_that_fails_ends_the_master(self, exit_code: int, status: int) -> None:
         stage = started(workers=2).born()
         for _ in range(START_ATTEMPTS if exit_code == 0 else 1):
-            age = max(stage.processes)
-            stage.tell(WorkerFailed(age, "ImportError: no", "", exit_code))
-            stage.tell(WorkerGone(age, "exited", exit_code))
+            worker_id = max(stage.processes)
+            stage.tell(WorkerFailed(worker_id, "ImportError: no", "", exit_code))
+            stage.tell(WorkerGone(worker_id, "exited", exit_code))
             if not exit_code:
                 stage.passes(1.0).born()
         assert stage.halted is None
@@ -168,11 +168,11 @@ class TestReload:
         assert stage.tell(Reload()) == [StartGeneration(2), ReloadStarted(2)]
         assert stage.fleet.state == "rolling"
         assert stage.tell(GenerationLoaded(2, False, Policy(workers=2))) == [Spawn(3, 0, 2)]
-        assert stage.tell(WorkerBorn(3, 4711)) == []
+        assert stage.tell(WorkerForked(3, 4711)) == []
         assert stage.tell(WorkerReady(3)) == [Drain(1)]
         assert stage.tell(WorkerLeaving(1)) == []
         assert stage.tell(WorkerGone(1, "exited with code 0", 0)) == [Spawn(4, 1, 2)]
-        stage.tell(WorkerBorn(4, 4712))
+        stage.tell(WorkerForked(4, 4712))
         assert stage.tell(WorkerReady(4)) == [Drain(2)]
         assert stage.fleet.state == "rolling", "the old code still answers"
         assert stage.tell(WorkerGone(2, "exited with code 0", 0)) == [ReloadFinished(2, "done"), EndGeneration(1)]

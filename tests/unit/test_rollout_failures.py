@@ -15,8 +15,8 @@ from zdworker.core.events import (
     ReloadFinished,
     Spawn,
     StartGeneration,
-    WorkerBorn,
     WorkerFailed,
+    WorkerForked,
 )
 from zdworker.core.fleet import Phase
 from zdworker.core.rollout import ROLL_ATTEMPTS
@@ -290,5 +290,5 @@ class TestForkServerLost:
     def test_a_worker_that_is_born_although_nobody_waits_any_more(self) -> None:
         stage = steady(1).crash(0).passes(FORK_TIME)
         stage.took()
-        assert stage.tell(WorkerBorn(2, 4711)) == [Kill(2, "born too late")]
+        assert stage.tell(WorkerForked(2, 4711)) == [Kill(2, "born too late")]
         assert stage.fleet.workers[2].pid == 4711

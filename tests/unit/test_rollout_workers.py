@@ -210,5 +210,5 @@ class TestRecycling:
 
     def test_the_one_on_trial_is_tired_already(self) -> None:
         stage = steady(2, min_ready=5.0).reload().boot().tire(0)
-        stage.fleet.workers[3].tired = True
+        stage.fleet.workers[3].replacement_requested = True
         assert stage.all_goes_well().slots() == [2, 2]

@@ -12,7 +12,7 @@ from types import FrameType, SimpleNamespace
 import pytest
 
 from zdworker.ipc import report
-from zdworker.ipc.messages import Counts, Decoder, Draining, Failed, Message, Ready, Tired
+from zdworker.ipc.messages import Counts, Decoder, Draining, Failed, Message, Ready, ReplacementRequested
 from zdworker.ipc.report import Reporter
 from zdworker.workers import base
 from zdworker.workers.base import ZeroDowntime
@@ -106,7 +106,7 @@ def test_without_a_channel_reports_go_nowhere() -> None:
 def test_messages_arrive_in_order(channel: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = channel
     reporter = Reporter(ours)
-    sent: list[Message] = [Ready(), Counts(1, 2), Tired("max_requests"), Draining()]
+    sent: list[Message] = [Ready(), Counts(1, 2), ReplacementRequested("max_requests"), Draining()]
     for message in sent:
         reporter.send(message)
     assert received(theirs) == sent
@@ -167,10 +167,10 @@ def test_states_are_reported_once_and_counts_when_they_change(
     for _ in range(2):
         worker.zd_ready()
         worker.zd_counts(1, 5)
-        worker.zd_tired("max_requests")
+        worker.zd_request_replacement("max_requests")
         worker.zd_draining()
         worker.zd_failed("who has been ready is not one that cannot boot")
-    assert received(theirs) == [Ready(), Counts(1, 5), Tired("max_requests"), Draining()]
+    assert received(theirs) == [Ready(), Counts(1, 5), ReplacementRequested("max_requests"), Draining()]
 
 
 def test_a_boot_that_fails_is_reported_once(channel: tuple[socket.socket, socket.socket]) -> None:

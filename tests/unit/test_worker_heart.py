@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 
 from zdworker.errors import WarmupFailed
-from zdworker.ipc.messages import Counts, Leave, Message, Ready, Stopping, Tired
+from zdworker.ipc.messages import Counts, Leave, Message, Ready, ReplacementRequested, Stopping
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import resident_memory
@@ -113,7 +113,7 @@ def test_max_requests_is_asked_for_and_never_taken() -> None:
     worker = booted()
     assert worker.max_requests == sys.maxsize
     worker.nr = 10
-    assert worker.beat() == [Counts(0, 10), Tired("max_requests")]
+    assert worker.beat() == [Counts(0, 10), ReplacementRequested("max_requests")]
     assert worker.alive
     assert not worker.zd_leaving
 
@@ -124,7 +124,7 @@ def test_without_our_arbiter_max_requests_stays_the_base_class_own() -> None:
     worker.init_process()
     assert worker.max_requests == 10
     worker.nr = 10
-    assert Tired("max_requests") not in worker.beat()
+    assert ReplacementRequested("max_requests") not in worker.beat()
 
 
 def test_a_worker_that_has_grown_asks_to_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_a_worker_that_has_grown_asks_to_be_replaced(monkeypatch: pytest.MonkeyP
     worker = booted(Settings(max_rss=100))
     assert worker.beat() == []
     monkeypatch.setattr(base, "resident_memory", lambda: 101)
-    assert worker.beat() == [Tired("zd_max_rss: it takes 101 bytes")]
+    assert worker.beat() == [ReplacementRequested("zd_max_rss: it takes 101 bytes")]
     assert worker.beat() == []
 
 

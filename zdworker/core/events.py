@@ -102,10 +102,10 @@ class GenerationGone:
 
 
 @dataclass(frozen=True)
-class WorkerBorn:
+class WorkerForked:
     """The worker exists, is the master's child, and boots."""
 
-    age: int
+    worker_id: int
     pid: int
 
 
@@ -113,31 +113,31 @@ class WorkerBorn:
 class WorkerReady:
     """The worker accepts connections."""
 
-    age: int
+    worker_id: int
 
 
 @dataclass(frozen=True)
 class WorkerFailed:
     """The worker says that it cannot boot."""
 
-    age: int
+    worker_id: int
     reason: str
     traceback: str = ""
     exit_code: int = 3
 
 
 @dataclass(frozen=True)
-class WorkerTired:
+class WorkerReplacementRequested:
     """The worker asks to be replaced."""
 
-    age: int
+    worker_id: int
 
 
 @dataclass(frozen=True)
 class WorkerLeaving:
     """The worker has stopped accepting, asked to or not."""
 
-    age: int
+    worker_id: int
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class WorkerGone:
     ``exit_code`` is negative for a signal, as in :mod:`subprocess`.
     """
 
-    age: int
+    worker_id: int
     how: str
     exit_code: int | None = None
 
@@ -162,10 +162,10 @@ Event = (
     | GenerationLoaded
     | GenerationFailed
     | GenerationGone
-    | WorkerBorn
+    | WorkerForked
     | WorkerReady
     | WorkerFailed
-    | WorkerTired
+    | WorkerReplacementRequested
     | WorkerLeaving
     | WorkerGone
 )
@@ -191,7 +191,7 @@ class EndGeneration:
 class Spawn:
     """Have ``generation`` fork the worker ``age`` for ``slot``."""
 
-    age: int
+    worker_id: int
     slot: int
     generation: int
 
@@ -203,7 +203,7 @@ class Drain:
     One that was not born yet is kept from it (its channel is closed); ``WorkerGone`` follows for it, too.
     """
 
-    age: int
+    worker_id: int
     quick: bool = False
 
 
@@ -211,7 +211,7 @@ class Drain:
 class Kill:
     """End a worker that did not leave in time; for one that has no pid, ``WorkerGone`` follows at once."""
 
-    age: int
+    worker_id: int
     why: str
 
 

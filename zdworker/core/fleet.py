@@ -69,7 +69,7 @@ PHASES: Mapping[tuple[Phase, str], Phase] = {
 
 _W = WorkerState
 WORKERS: Mapping[tuple[WorkerState, str], WorkerState] = {
-    (_W.FORKING, "born"): _W.BOOTING,
+    (_W.FORKING, "forked"): _W.BOOTING,
     (_W.FORKING, "drain"): _W.DYING,  # it has no pid to be told anything: it ends before it boots
     (_W.FORKING, "expire"): _W.DYING,
     (_W.FORKING, "gone"): _W.DYING,
@@ -79,7 +79,7 @@ WORKERS: Mapping[tuple[WorkerState, str], WorkerState] = {
     (_W.BOOTING, "leaving"): _W.DRAINING,
     (_W.BOOTING, "expire"): _W.DYING,
     (_W.BOOTING, "gone"): _W.DYING,
-    (_W.READY, "tired"): _W.READY,
+    (_W.READY, "replacement requested"): _W.READY,
     (_W.READY, "drain"): _W.DRAINING,
     (_W.READY, "leaving"): _W.DRAINING,
     (_W.READY, "expire"): _W.READY,  # its soak time is over
@@ -87,15 +87,15 @@ WORKERS: Mapping[tuple[WorkerState, str], WorkerState] = {
     # What was on its way when the order to leave was given changes nothing any more.
     (_W.DRAINING, "ready"): _W.DRAINING,
     (_W.DRAINING, "failed"): _W.DRAINING,
-    (_W.DRAINING, "tired"): _W.DRAINING,
+    (_W.DRAINING, "replacement requested"): _W.DRAINING,
     (_W.DRAINING, "leaving"): _W.DRAINING,
     (_W.DRAINING, "drain"): _W.DRAINING,
     (_W.DRAINING, "expire"): _W.DYING,
     (_W.DRAINING, "gone"): _W.DYING,
-    (_W.DYING, "born"): _W.DYING,
+    (_W.DYING, "forked"): _W.DYING,
     (_W.DYING, "ready"): _W.DYING,
     (_W.DYING, "failed"): _W.DYING,
-    (_W.DYING, "tired"): _W.DYING,
+    (_W.DYING, "replacement requested"): _W.DYING,
     (_W.DYING, "leaving"): _W.DYING,
     (_W.DYING, "drain"): _W.DYING,
     (_W.DYING, "expire"): _W.DYING,
@@ -134,15 +134,15 @@ def step(table: Mapping[tuple[State, str], State], state: State, cause: str) -> 
 class Worker:
     """One worker process. ``age`` is its number, as Gunicorn counts them; times are those of ``now``."""
 
-    age: int
+    worker_id: int
     slot: int
     generation: int
     state: WorkerState
     deadline: float | None
     pid: int | None = None
     ready_at: float | None = None
-    proved: bool = False
-    tired: bool = False
+    verified: bool = False
+    replacement_requested: bool = False
 
     @property
     def leaving(self) -> bool:
@@ -218,7 +218,7 @@ class Fleet:
     fallback_policy: Policy | None = None
     fallback_size: int = 0
     previous: Previous | None = None
-    proven: bool = True
+    newest_verified: bool = True
     shrink_to: int | None = None
     ever_ready: bool = False
     loading: Loading | None = None
@@ -229,8 +229,8 @@ class Fleet:
     restore_failures: int = 0
     restore_at: float = 0.0
     trouble: Trouble | None = None
-    ages: int = 0
-    numbers: int = 0
+    last_worker_id: int = 0
+    last_generation: int = 0
     quick: bool = False
     stop_at: float | None = None
     exit_status: int = 0
@@ -270,7 +270,7 @@ class Fleet:
         return self.phase in (Phase.STARTING, Phase.STEADY, Phase.ROLLING)
 
     @property
-    def untried(self) -> bool:
+    def never_served(self) -> bool:
         """Whether this is the first start and nothing has ever served: a failure ends the master."""
         return self.phase is Phase.STARTING and not self.ever_ready
 
@@ -289,7 +289,7 @@ class Fleet:
 
     def fresh(self, worker: Worker) -> bool:
         """Return whether ``worker`` is one that shall stay."""
-        return worker.generation in self.current and not worker.tired and worker.slot < self.size
+        return worker.generation in self.current and not worker.replacement_requested and worker.slot < self.size
 
     def to_plain(self) -> dict[str, Any]:
         """Return the facts as what JSON can hold."""
@@ -303,7 +303,8 @@ class Fleet:
         known["fallback_policy"] = Policy(**known["fallback_policy"]) if known["fallback_policy"] else None
         known["phase"] = Phase(known["phase"])
         known["workers"] = {
-            int(age): Worker(**{**w, "state": WorkerState(w["state"])}) for age, w in known["workers"].items()
+            int(worker_id): Worker(**{**w, "state": WorkerState(w["state"])})
+            for worker_id, w in known["workers"].items()
         }
         known["generations"] = {
             int(n): Generation(**{**g, "state": GenerationState(g["state"])}) for n, g in known["generations"].items()

@@ -41,19 +41,21 @@ class _Facts:
         return self.slots.get(number, [])
 
     @cached_property
-    def served(self) -> set[int]:
+    def slots_with_stable_worker(self) -> set[int]:
         """The slots with a worker that shall stay and has proved itself."""
-        return {n for n, workers in self.slots.items() if any(self.fleet.fresh(w) and w.proved for w in workers)}
+        return {n for n, workers in self.slots.items() if any(self.fleet.fresh(w) and w.verified for w in workers)}
 
     @cached_property
-    def jammed(self) -> bool:
+    def no_room(self) -> bool:
         """Whether nothing makes room but a worker that serves."""
-        return not _has_room(self.fleet) and not any(w.leaving or not w.proved for w in self.fleet.workers.values())
+        return not _has_room(self.fleet) and not any(w.leaving or not w.verified for w in self.fleet.workers.values())
 
     @cached_property
     def on_trial(self) -> bool:
         """Whether a worker tries the new generation out."""
-        return not self.fleet.proven and any(w.generation == self.source for each in self.slots.values() for w in each)
+        return not self.fleet.newest_verified and any(
+            w.generation == self.source for each in self.slots.values() for w in each
+        )
 
 
 def next_to_leave(fleet: Fleet) -> Worker | None:
@@ -61,7 +63,7 @@ def next_to_leave(fleet: Fleet) -> Worker | None:
     facts = _Facts(fleet)
     staying = [worker for workers in facts.slots.values() for worker in workers]
     for worker in sorted(staying, key=lambda w: _order(facts, w)):
-        if _superfluous(facts, worker) and _dispensable(fleet, worker):
+        if _should_retire(facts, worker) and _availability_allows(fleet, worker):
             return worker
     return None
 
@@ -69,47 +71,47 @@ def next_to_leave(fleet: Fleet) -> Worker | None:
 def _order(facts: _Facts, worker: Worker) -> tuple[int, int, bool, int]:
     """From crowded slots first, so that none is emptied without need; then in order, the useless before the old."""
     wanted = worker.generation in facts.fleet.current or worker.generation in facts.fleet.fallback
-    return -len(facts.in_slot(worker.slot)), worker.slot, wanted, worker.age
+    return -len(facts.in_slot(worker.slot)), worker.slot, wanted, worker.worker_id
 
 
-def _superfluous(facts: _Facts, worker: Worker) -> bool:
+def _should_retire(facts: _Facts, worker: Worker) -> bool:
     if worker.slot >= facts.fleet.size:
         return True
     if facts.fleet.fresh(worker):
         return False
-    return _useless(facts, worker) or worker.slot in facts.served or _may_leave_first(facts, worker)
+    return _obsolete(facts, worker) or worker.slot in facts.slots_with_stable_worker or _may_leave_first(facts, worker)
 
 
-def _useless(facts: _Facts, worker: Worker) -> bool:
+def _obsolete(facts: _Facts, worker: Worker) -> bool:
     """Return whether a worker that has not lasted yet is of code that nobody wants (any more)."""
     fleet = facts.fleet
-    if worker.proved or worker.generation in fleet.current:
+    if worker.verified or worker.generation in fleet.current:
         return False
     if worker.generation not in fleet.fallback:
         return True
     # What served before the reload goes on as any old worker; what still boots may be needed while the new code is on
     # trial, if it has its slot to itself.
     booting = worker.state is not WorkerState.READY
-    return booting and (fleet.proven or len(facts.in_slot(worker.slot)) > 1)
+    return booting and (fleet.newest_verified or len(facts.in_slot(worker.slot)) > 1)
 
 
 def _may_leave_first(facts: _Facts, worker: Worker) -> bool:
     """Return whether a worker may leave before its slot has another one."""
     if facts.source is None:
         return False
-    if facts.fleet.proven and facts.fleet.policy.unavailable and not worker.tired:
+    if facts.fleet.newest_verified and facts.fleet.policy.unavailable and not worker.replacement_requested:
         return True
-    return facts.jammed
+    return facts.no_room
 
 
-def _dispensable(fleet: Fleet, worker: Worker) -> bool:
+def _availability_allows(fleet: Fleet, worker: Worker) -> bool:
     """Return whether enough serve without it; nobody misses one that serves nobody.
 
     Only those that have proved themselves are counted on: one that soaks may be gone a moment later.
     """
     if worker.state is not WorkerState.READY:
         return True
-    others = sum(w.state is WorkerState.READY and w.proved for w in fleet.workers.values() if w is not worker)
+    others = sum(w.state is WorkerState.READY and w.verified for w in fleet.workers.values() if w is not worker)
     return others >= fleet.size - fleet.policy.unavailable
 
 
@@ -126,14 +128,14 @@ def _next_to_fill(facts: _Facts, now: float) -> tuple[int, int] | None:
     if not _has_room(facts.fleet):
         return None
     for number in _wanting(facts):
-        if _due(facts, number) <= now:
+        if _retry_at(facts, number) <= now:
             generation = _source_for(facts, number)
             if generation is not None:
                 return number, generation
     return None
 
 
-def _due(facts: _Facts, number: int) -> float:
+def _retry_at(facts: _Facts, number: int) -> float:
     """Return when a slot's time has come; while a rollout backs off, slots that are served have to wait for it, too."""
     return max(facts.fleet.retry_at(number), facts.fleet.roll_at if facts.in_slot(number) else 0.0)
 
@@ -157,7 +159,7 @@ def next_retry(fleet: Fleet) -> float | None:
     A slot that is due already waits for room or for a fork server, and these bring an event.
     """
     facts = _Facts(fleet)
-    times = sorted({_due(facts, n) for n in _wanting(facts)})
+    times = sorted({_retry_at(facts, n) for n in _wanting(facts)})
     return next((t for t in times if _next_to_fill(facts, t) is not None), None)
 
 
@@ -166,4 +168,4 @@ def converged(fleet: Fleet) -> bool:
     staying = [w for w in fleet.workers.values() if not w.leaving]
     if any(w.leaving and w.generation not in fleet.current for w in fleet.workers.values()):
         return False
-    return len(staying) == fleet.size and all(fleet.fresh(w) and w.proved for w in staying)
+    return len(staying) == fleet.size and all(fleet.fresh(w) and w.verified for w in staying)

@@ -33,12 +33,12 @@ from zdworker.core.events import (
     Start,
     Stop,
     Tick,
-    WorkerBorn,
     WorkerFailed,
+    WorkerForked,
     WorkerGone,
     WorkerLeaving,
     WorkerReady,
-    WorkerTired,
+    WorkerReplacementRequested,
 )
 from zdworker.core.fleet import (
     GENERATIONS,
@@ -136,7 +136,7 @@ class Rollout:
             return ""
         if fleet.reloading is not None:
             back = fleet.source(fleet.fallback)
-            kept = back is not None and (fleet.generations[back].preloaded or not fleet.proven)
+            kept = back is not None and (fleet.generations[back].preloaded or not fleet.newest_verified)
             return "" if kept else "the generation before is not preloaded (--preload), or its fork server is gone"
         if fleet.previous is not None:
             return ""
@@ -159,7 +159,7 @@ class Rollout:
     def _on_stop(self, event: Stop, now: float) -> None:
         fleet = self.fleet
         # Where nothing has ever served, no balancer sends anything. Asked again, it does not begin anew.
-        if event.quick or fleet.policy.shutdown_delay == 0 or fleet.untried or not fleet.running:
+        if event.quick or fleet.policy.shutdown_delay == 0 or fleet.never_served or not fleet.running:
             self._steps.stop(event, now)
         elif fleet.stop_at is None:
             fleet.stop_at, fleet.reload_again = now + fleet.policy.shutdown_delay, False
@@ -222,7 +222,7 @@ class Rollout:
             self.fleet.previous = None  # nobody is spawned from it, nothing has to be made good
         elif before is GenerationState.LOADED:
             self._steps.count_loss(generation, now)
-            if not self.fleet.proven and self._lacks_source():
+            if not self.fleet.newest_verified and self._lacks_source():
                 self._steps.turn_back("its fork server died before the first new worker was ready", "")
 
     def _load_failed(self, event: GenerationFailed, now: float) -> None:
@@ -230,7 +230,7 @@ class Rollout:
         fleet = self.fleet
         purpose = self._loaded_for()
         self._steps.count_loss(fleet.generations[event.generation], now)
-        if fleet.untried:
+        if fleet.never_served:
             self._steps.stop(Stop(quick=True, status=event.exit_code, reason=event.reason), now)
         elif purpose == "reload":
             self._steps.refuse_reload(event.generation, event.reason, event.traceback)
@@ -243,7 +243,7 @@ class Rollout:
         return loading.purpose
 
     def _generation(self, number: int) -> Generation | None:
-        if not 0 < number <= self.fleet.numbers:
+        if not 0 < number <= self.fleet.last_generation:
             raise IllegalEvent(f"no generation {number}")
         return self.fleet.generations.get(number)
 
@@ -252,11 +252,11 @@ class Rollout:
 
     # -- workers -------------------------------------------------------------------------------------------------
 
-    def _on_workerborn(self, event: WorkerBorn, now: float) -> None:
-        worker = self._worker(event.age)
+    def _on_workerforked(self, event: WorkerForked, now: float) -> None:
+        worker = self._worker(event.worker_id)
         if worker is None:
             return
-        worker.state = step(WORKERS, worker.state, "born")
+        worker.state = step(WORKERS, worker.state, "forked")
         worker.pid = event.pid
         if worker.state is WorkerState.BOOTING:
             worker.deadline = now + self.fleet.policy.boot_timeout
@@ -264,7 +264,7 @@ class Rollout:
             self._steps.kill(worker, "born too late", now)
 
     def _on_workerready(self, event: WorkerReady, now: float) -> None:
-        worker = self._worker(event.age)
+        worker = self._worker(event.worker_id)
         if worker is None:
             return
         worker.state = step(WORKERS, worker.state, "ready")
@@ -274,15 +274,15 @@ class Rollout:
             if self.fleet.policy.min_ready == 0:
                 self._expire(worker, now)
 
-    def _on_workertired(self, event: WorkerTired, now: float) -> None:
-        worker = self._worker(event.age)
+    def _on_workerreplacementrequested(self, event: WorkerReplacementRequested, now: float) -> None:
+        worker = self._worker(event.worker_id)
         if worker is not None:
-            worker.state = step(WORKERS, worker.state, "tired")
-            worker.tired = True
+            worker.state = step(WORKERS, worker.state, "replacement requested")
+            worker.replacement_requested = True
 
     def _on_workerleaving(self, event: WorkerLeaving, now: float) -> None:
         """It stopped accepting. If nobody here told it to, that is a death to come: its slot is to be filled."""
-        worker = self._worker(event.age)
+        worker = self._worker(event.worker_id)
         if worker is None:
             return
         told = worker.leaving
@@ -290,15 +290,15 @@ class Rollout:
         if told:
             return
         self._steps.await_exit(worker, now)
-        if worker.proved:
+        if worker.verified:
             if not self.fleet.policy.development:
                 self._steps.count_failure(worker, now)
         else:
             reason = "it was told to leave before it had proved itself"
-            self._boot_failed(worker, WorkerFailed(worker.age, reason, exit_code=0), now)
+            self._boot_failed(worker, WorkerFailed(worker.worker_id, reason, exit_code=0), now)
 
     def _on_workerfailed(self, event: WorkerFailed, now: float) -> None:
-        worker = self._worker(event.age)
+        worker = self._worker(event.worker_id)
         if worker is None:
             return
         before = worker.state
@@ -308,34 +308,34 @@ class Rollout:
             self._boot_failed(worker, event, now)
 
     def _on_workergone(self, event: WorkerGone, now: float) -> None:
-        worker = self._worker(event.age)
+        worker = self._worker(event.worker_id)
         if worker is None:
             return
         before = worker.state
         worker.state = step(WORKERS, before, "gone")
-        del self.fleet.workers[event.age]
-        if before is WorkerState.READY and worker.proved:
+        del self.fleet.workers[event.worker_id]
+        if before is WorkerState.READY and worker.verified:
             self._crashed(worker, event, now)
         elif before in (WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY):
             reason = f"{event.how} {'too soon' if before is WorkerState.READY else 'before it was ready'}"
-            self._boot_failed(worker, WorkerFailed(event.age, reason, exit_code=event.exit_code or 0), now)
+            self._boot_failed(worker, WorkerFailed(event.worker_id, reason, exit_code=event.exit_code or 0), now)
 
     def _expire(self, worker: Worker, now: float) -> None:
         before = worker.state
         worker.state = step(WORKERS, before, "expire")
         if before is WorkerState.READY:
-            worker.deadline, worker.proved = None, True
+            worker.deadline, worker.verified = None, True
             if worker.generation in self.fleet.current:
-                self._steps.prove()
+                self._steps.verify_newest()
             return
         self._steps.kill(worker, before.value, now)
         if before is WorkerState.FORKING:
             # The fork server is stuck, and no use to anyone.
             self._steps.abandon(worker.generation, now)
-            self._boot_failed(worker, WorkerFailed(worker.age, f"not forked within {FORK_TIME:g} s"), now)
+            self._boot_failed(worker, WorkerFailed(worker.worker_id, f"not forked within {FORK_TIME:g} s"), now)
         elif before is WorkerState.BOOTING:
             reason = f"not ready within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
-            self._boot_failed(worker, WorkerFailed(worker.age, reason), now)
+            self._boot_failed(worker, WorkerFailed(worker.worker_id, reason), now)
 
     def _crashed(self, worker: Worker, event: WorkerGone, now: float) -> None:
         if self.fleet.policy.exit_on_crash:
@@ -346,11 +346,11 @@ class Rollout:
     def _boot_failed(self, worker: Worker, event: WorkerFailed, now: float) -> None:
         fleet = self.fleet
         self._steps.count_failure(worker, now)
-        if fleet.untried:
+        if fleet.never_served:
             self._start_failed(worker, event, now)
         elif fleet.reloading is None or worker.generation not in fleet.current:
             self._steps.degrade(f"a worker failed to boot: {event.reason}", event.traceback)
-        elif not fleet.proven:
+        elif not fleet.newest_verified:
             self._steps.turn_back(f"the first new worker failed: {event.reason}", event.traceback)
         else:
             self._roll_failed(event, now)
@@ -378,10 +378,10 @@ class Rollout:
         reason += "; there is no way back, since the generation before is not preloaded, or its fork server is gone"
         self._steps.degrade(reason, event.traceback)
 
-    def _worker(self, age: int) -> Worker | None:
-        if not 0 < age <= self.fleet.ages:
-            raise IllegalEvent(f"no worker {age}")
-        return self.fleet.workers.get(age)
+    def _worker(self, worker_id: int) -> Worker | None:
+        if not 0 < worker_id <= self.fleet.last_worker_id:
+            raise IllegalEvent(f"no worker {worker_id}")
+        return self.fleet.workers.get(worker_id)
 
     # -- what follows --------------------------------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ class Rollout:
 
     def _load_next(self, now: float) -> None:
         fleet = self.fleet
-        if fleet.reload_again and fleet.loading is None and not fleet.untried:
+        if fleet.reload_again and fleet.loading is None and not fleet.never_served:
             fleet.reload_again = False
             self._steps.load("reload", now)
         elif self._lacks_source() and fleet.restore_at <= now:

@@ -75,13 +75,13 @@ class Steps:
     def load(self, purpose: str, now: float) -> None:
         """Start the next generation's fork server."""
         fleet = self.fleet
-        fleet.numbers += 1
+        fleet.last_generation += 1
         deadline = now + fleet.policy.boot_timeout
-        fleet.generations[fleet.numbers] = Generation(fleet.numbers, GenerationState.LOADING, deadline)
-        fleet.loading = Loading(fleet.numbers, purpose)
-        self.actions.append(StartGeneration(fleet.numbers))
+        fleet.generations[fleet.last_generation] = Generation(fleet.last_generation, GenerationState.LOADING, deadline)
+        fleet.loading = Loading(fleet.last_generation, purpose)
+        self.actions.append(StartGeneration(fleet.last_generation))
         if purpose == "reload":
-            self.actions.append(ReloadStarted(fleet.numbers))
+            self.actions.append(ReloadStarted(fleet.last_generation))
 
     def end(self, number: int) -> None:
         """End a fork server that stands, for good; its workers live on."""
@@ -133,14 +133,14 @@ class Steps:
         fleet = self.fleet
         self.finish_reload("superseded")
         self._call_off_restore()
-        if fleet.proven:
+        if fleet.newest_verified:
             fleet.fallback, fleet.fallback_policy, fleet.fallback_size = fleet.current, fleet.policy, fleet.size
         before = fleet.size
         self.adopt(policy)
         # Fewer only when the new code has proved itself: until then none of the old workers can be spared.
         fleet.shrink_to = fleet.size if fleet.size < before else None
         fleet.size = max(fleet.size, before)
-        fleet.current, fleet.proven, fleet.reloading = [number], fleet.size == 0, number
+        fleet.current, fleet.newest_verified, fleet.reloading = [number], fleet.size == 0, number
         fleet.trouble, fleet.restore_failures, fleet.restore_at = None, 0, 0.0
         self._forgive()
         fleet.phase = step(PHASES, fleet.phase, "roll")
@@ -152,7 +152,7 @@ class Steps:
         for number in fleet.current:
             self.end(number)
         fleet.trouble = Trouble("failed", reason, traceback)
-        fleet.current, fleet.fallback, fleet.proven = fleet.fallback, [], True
+        fleet.current, fleet.fallback, fleet.newest_verified = fleet.fallback, [], True
         fleet.shrink_to = None
         self._restore_policy()
         self._forgive()
@@ -170,10 +170,10 @@ class Steps:
             fleet.size = fleet.fallback_size
         fleet.policy, fleet.fallback_policy = fleet.fallback_policy or fleet.policy, None
 
-    def prove(self) -> None:
+    def verify_newest(self) -> None:
         """Note that a worker of the newest generation has lasted."""
         fleet = self.fleet
-        fleet.proven, fleet.roll_failures, fleet.roll_at = True, 0, 0.0
+        fleet.newest_verified, fleet.roll_failures, fleet.roll_at = True, 0, 0.0
         if fleet.shrink_to is not None:
             fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
@@ -183,7 +183,7 @@ class Steps:
         fleet.phase = step(PHASES, fleet.phase, "converged")
         if fleet.reloading is not None:
             self._keep_previous(now)
-        fleet.fallback, fleet.fallback_policy, fleet.proven = [], None, True
+        fleet.fallback, fleet.fallback_policy, fleet.newest_verified = [], None, True
         self.finish_reload("done")
         # A failed reload is remembered until the next one, a mended fleet is not degraded any more.
         if fleet.degraded and fleet.source(fleet.current) is not None:
@@ -242,10 +242,12 @@ class Steps:
     def spawn(self, slot: int, generation: int, now: float) -> None:
         """Have a worker forked."""
         fleet = self.fleet
-        fleet.ages += 1
+        fleet.last_worker_id += 1
         deadline = now + FORK_TIME
-        fleet.workers[fleet.ages] = Worker(fleet.ages, slot, generation, WorkerState.FORKING, deadline)
-        self.actions.append(Spawn(fleet.ages, slot, generation))
+        fleet.workers[fleet.last_worker_id] = Worker(
+            fleet.last_worker_id, slot, generation, WorkerState.FORKING, deadline
+        )
+        self.actions.append(Spawn(fleet.last_worker_id, slot, generation))
 
     def drain(self, worker: Worker, now: float) -> None:
         """Tell a worker to leave; one that has served for long has mended its slot."""
@@ -253,7 +255,7 @@ class Steps:
             self.fleet.slot(worker.slot).failures = 0
         worker.state = step(WORKERS, worker.state, "drain")
         self.await_exit(worker, now)
-        self.actions.append(Drain(worker.age, self.fleet.quick))
+        self.actions.append(Drain(worker.worker_id, self.fleet.quick))
 
     def await_exit(self, worker: Worker, now: float) -> None:
         """Give a worker that leaves its deadline."""
@@ -270,7 +272,7 @@ class Steps:
     def kill(self, worker: Worker, why: str, now: float) -> None:
         """End a worker; it is asked again as long as it is there."""
         worker.deadline = now + EXIT_TIME
-        self.actions.append(Kill(worker.age, why))
+        self.actions.append(Kill(worker.worker_id, why))
 
     def count_failure(self, worker: Worker, now: float) -> None:
         """Remember that a slot's worker died or did not boot: the next one waits the longer for it."""

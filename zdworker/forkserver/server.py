@@ -32,7 +32,7 @@ from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Begin, Forked, Loaded, NotForked, Spawn, Unusable
+from zdworker.ipc.messages import PROTOCOL, Forked, Init, Loaded, LoadFailed, NotForked, Spawn
 
 # As they are before a worker class monkey-patches: gevent's own watch children from a hub that nothing turns here.
 _fork, _waitpid = os.fork, os.waitpid
@@ -61,9 +61,9 @@ def main() -> NoReturn:
         generation.give_up(error)
 
 
-def _first_word(channel: Channel) -> Begin:
+def _first_word(channel: Channel) -> Init:
     for message, _sender in channel.receive().messages:
-        if isinstance(message, Begin):
+        if isinstance(message, Init):
             return message
     os._exit(0)  # the master was gone before it could say anything
 
@@ -72,7 +72,7 @@ def _take_no_signal(signum: int, frame: FrameType | None) -> None:
     """Handle a signal that was meant for the master. Not SIG_IGN: workers would inherit that."""
 
 
-def _go_to(begin: Begin) -> None:
+def _go_to(begin: Init) -> None:
     """Take the place of the master at its start, by physical paths."""
     with contextlib.suppress(OSError):
         os.chdir(begin.directory)
@@ -129,7 +129,7 @@ def _become_generation(generation: Generation) -> None:
 class Generation:
     """One state of the code: its configuration, its worker class and, when preloaded, its application."""
 
-    def __init__(self, channel: Channel, begin: Begin) -> None:
+    def __init__(self, channel: Channel, begin: Init) -> None:
         self.channel = channel
         self.number = begin.generation
         self.master = begin.master
@@ -166,13 +166,13 @@ class Generation:
             reason = f"the new code ended its interpreter (exit {error.code}):"
             if self.app is None:
                 reason = f"the configuration was refused (exit {error.code}):"
-            unusable = Unusable(reason, "", code or 1)
+            unusable = LoadFailed(reason, "", code or 1)
         elif isinstance(error, ZdError):
-            unusable = Unusable(str(error), "", 1)
+            unusable = LoadFailed(str(error), "", 1)
         else:
             text = "".join(traceback.format_exception(error))
             code = 4 if isinstance(error, AppImportError) else 3
-            unusable = Unusable(f"{type(error).__name__}: {error}", text, code)
+            unusable = LoadFailed(f"{type(error).__name__}: {error}", text, code)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         with contextlib.suppress(OSError):
@@ -237,13 +237,13 @@ class Generation:
         try:
             pid = _fork()
         except OSError as error:
-            self._answer(NotForked(message.age, os.strerror(error.errno or 0)))
+            self._answer(NotForked(message.worker_id, os.strerror(error.errno or 0)))
         else:
             if pid == 0:
                 self._fork_worker(message, descriptors)
             _pid, status = _waitpid(pid, 0)
             refused = os.waitstatus_to_exitcode(status)
-            self._answer(NotForked(message.age, os.strerror(refused)) if refused else Forked(message.age))
+            self._answer(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
             for numbers in descriptors.values():

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Go, Hello, Spawn
+from zdworker.ipc.messages import Hello, Spawn, Start
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 
@@ -72,8 +72,8 @@ def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[
 def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
     channel = Channel(report)
     with contextlib.suppress(OSError):
-        channel.send(Hello(spawn.age))
-    if not any(isinstance(message, Go) for message, _sender in channel.receive().messages):
+        channel.send(Hello(spawn.worker_id))
+    if not any(isinstance(message, Start) for message, _sender in channel.receive().messages):
         os._exit(0)
 
 
@@ -157,7 +157,9 @@ def _failed(worker: Any, error: Exception, code: int) -> int:
 def _make_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
     cfg, log = generation.cfg, generation.log
     sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
-    worker = generation.worker_class(spawn.age, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log)
+    worker = generation.worker_class(
+        spawn.worker_id, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log
+    )
     # The file that the master watches, instead of the one that Gunicorn's constructor has just made.
     worker.tmp.close()
     worker.tmp._tmp = os.fdopen(descriptors["heartbeat"][0], "w+b", 0)
@@ -190,7 +192,7 @@ def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
     server.app, server.cfg, server.log = generation.app, cfg, generation.log
     server.pid, server.master_pid, server.reexec_pid, server.master_name = generation.master, 0, 0, "Master"
     server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
-    server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.age, spawn.workers
+    server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.worker_id, spawn.workers
     server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
     for name, value in spawn.server_attributes.items():
         setattr(server, name, value)

@@ -24,7 +24,7 @@ from typing import Any
 
 from zdworker.errors import MessageError
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of the conversation; a generation that speaks another one is refused with the reason."""
 
 LIMIT = 4 * 1024 * 1024
@@ -46,7 +46,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Unusable:
+class LoadFailed:
     """The generation failed; ``exit_code`` is what Gunicorn would have exited with."""
 
     reason: str
@@ -58,14 +58,14 @@ class Unusable:
 class Forked:
     """The worker ``age`` was forked, and its forking parent is gone: it is the master's child by now."""
 
-    age: int
+    worker_id: int
 
 
 @dataclass(frozen=True)
 class NotForked:
     """The kernel refused to fork the worker ``age``."""
 
-    age: int
+    worker_id: int
     reason: str
 
 
@@ -73,7 +73,7 @@ class NotForked:
 
 
 @dataclass(frozen=True)
-class Begin:
+class Init:
     """The first word to a fork server. ``descriptors`` names what came along: the master's own standard error.
 
     ``directory`` is the logical start directory, ``safe_path`` tells whether the master was started with ``-P``,
@@ -94,7 +94,7 @@ class Begin:
 class Spawn:
     """Fork a worker. ``descriptors`` names the descriptors that came along, in their order."""
 
-    age: int
+    worker_id: int
     slot: int
     generation: int
     descriptors: list[str]
@@ -111,7 +111,7 @@ class Spawn:
 class Hello:
     """The first word of a worker; the kernel adds who says it."""
 
-    age: int
+    worker_id: int
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Tired:
+class ReplacementRequested:
     """The worker asks to be replaced, and serves until it is."""
 
     reason: str
@@ -152,7 +152,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Go:
+class Start:
     """The master knows the worker's pid: it may become one."""
 
 
@@ -221,18 +221,18 @@ class Refused:
 
 Message = (
     Loaded
-    | Unusable
+    | LoadFailed
     | Forked
     | NotForked
-    | Begin
+    | Init
     | Spawn
     | Hello
     | Ready
     | Draining
     | Failed
-    | Tired
+    | ReplacementRequested
     | Counts
-    | Go
+    | Start
     | Stopping
     | Leave
     | Order

@@ -279,15 +279,15 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
 
     # -- for the supervisor --------------------------------------------------------------------------------------
 
-    def zd_worker_record(self, age: int, slot: int, generation: int) -> WorkerRecord:
+    def zd_worker_record(self, worker_id: int, slot: int, generation: int) -> WorkerRecord:
         """Return the record of a worker that is to be born.
 
         :raises OSError: there can be no heartbeat file, or no socket for a new slot.
         :raises RuntimeError: ``worker_tmp_dir`` does not exist.
         """
-        self.worker_age = age
+        self.worker_age = worker_id
         listeners = self.zd_listeners.of_slot(slot, self.LISTENERS)
-        arguments = (age, self.pid, listeners, self.app, self.timeout / 2.0, self.cfg, self.log)
+        arguments = (worker_id, self.pid, listeners, self.app, self.timeout / 2.0, self.cfg, self.log)
         return WorkerRecord(*arguments, slot=slot, generation=generation)
 
     def zd_local_generation(self, number: int) -> LocalGeneration:

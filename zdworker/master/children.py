@@ -14,7 +14,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Begin, Leave, Stopping
+from zdworker.ipc.messages import Init, Leave, Stopping
 from zdworker.master import launch
 
 READS = 16
@@ -40,7 +40,7 @@ class ForkServer:
         try:
             self.stderr, writer = os.pipe()
             os.set_blocking(self.stderr, False)
-            begin = Begin(
+            begin = Init(
                 generation=number,
                 master=os.getpid(),
                 directory=command.directory,
@@ -117,6 +117,11 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.requests = 0
         self.said: set[type[Stopping | Leave]] = set()
         self.own_names = {*vars(self), "own_names"}
+
+    @property
+    def worker_id(self) -> int:
+        """The worker's number, which Gunicorn calls its age."""
+        return int(self.age)
 
     @property
     def born(self) -> bool:

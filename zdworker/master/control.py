@@ -157,7 +157,7 @@ class Control:
         if self._supervisor.core.fleet.stopping:
             raise GenerationError("the master is stopping")
         if order.command == "reload":
-            client.after = self._supervisor.core.fleet.numbers if order.wait else None
+            client.after = self._supervisor.core.fleet.last_generation if order.wait else None
             self._supervisor.reload_by_order()
         else:
             # It may end at once, and always with a generation that exists already.

@@ -136,18 +136,18 @@ class Effects(ABC):
 
     def _do_spawn(self, action: events.Spawn) -> None:
         try:
-            record = self._arbiter.zd_worker_record(action.age, action.slot, action.generation)
+            record = self._arbiter.zd_worker_record(action.worker_id, action.slot, action.generation)
         except (OSError, RuntimeError) as error:
-            self.tell(events.WorkerGone(action.age, f"got no heartbeat file: {error}"))
+            self.tell(events.WorkerGone(action.worker_id, f"got no heartbeat file: {error}"))
             return
         try:
             channel, theirs = Channel.pair()
         except OSError as error:  # no descriptors are left: not for the fork server to pay for
             record.close()
-            self.tell(events.WorkerGone(action.age, f"got no channel: {error}"))
+            self.tell(events.WorkerGone(action.worker_id, f"got no channel: {error}"))
             return
         record.channel = channel
-        self.records[action.age] = record
+        self.records[action.worker_id] = record
         self.reactor.add(channel.fileno(), lambda: self._hear_worker(record))
         self._arbiter.zd_hook("pre_fork", record)
         try:
@@ -162,7 +162,7 @@ class Effects(ABC):
         with contextlib.closing(theirs):
             listeners = [listener.fileno() for listener in record.sockets]
             message = Spawn(
-                age=record.age,
+                worker_id=record.worker_id,
                 slot=record.slot,
                 generation=record.generation,
                 descriptors=[*["listener"] * len(listeners), "heartbeat", "report"],
@@ -202,27 +202,27 @@ class Effects(ABC):
 
     def _do_drain(self, action: events.Drain) -> None:
         signum = signal.SIGQUIT if action.quick else signal.SIGTERM
-        if self._takes_socket_along(action.age) and not action.quick and not self.core.fleet.ending:
-            self._leave_slot(action.age, time.monotonic())
+        if self._takes_socket_along(action.worker_id) and not action.quick and not self.core.fleet.ending:
+            self._leave_slot(action.worker_id, time.monotonic())
         else:
-            self._leave(action.age, signum)
+            self._leave(action.worker_id, signum)
 
-    def _takes_socket_along(self, age: int) -> bool:
-        slot = self.records[age].slot if age in self.records else 0
+    def _takes_socket_along(self, worker_id: int) -> bool:
+        slot = self.records[worker_id].slot if worker_id in self.records else 0
         return slot >= self.core.fleet.size and slot in self._arbiter.zd_listeners.slots()
 
-    def _leave_slot(self, age: int, since: float) -> None:
+    def _leave_slot(self, worker_id: int, since: float) -> None:
         """Tell a worker to leave when nothing waits for it any more in a socket that goes away with its slot."""
-        record = self.records.get(age)
+        record = self.records.get(worker_id)
         if record is None:
             return
         passed = time.monotonic() - since
         empty = not self._arbiter.zd_listeners.waiting(record.slot)
         over = passed >= self._arbiter.cfg.graceful_timeout
         if self.core.fleet.ending or over or (empty and passed >= HANDSHAKE):
-            self._leave(age, signal.SIGTERM)
+            self._leave(worker_id, signal.SIGTERM)
         else:
-            self.reactor.later(HANDSHAKE / 5, lambda: self._leave_slot(age, since))
+            self.reactor.later(HANDSHAKE / 5, lambda: self._leave_slot(worker_id, since))
 
     def steer(self) -> None:
         """With ``reuse_port``: have connections go where a ready worker is, and close what no slot has any more."""
@@ -231,14 +231,14 @@ class Effects(ABC):
         self._arbiter.zd_listeners.keep_slots({*range(fleet.size), *(record.slot for record in self.records.values())})
 
     def _do_kill(self, action: events.Kill) -> None:
-        record = self.records.get(action.age)
+        record = self.records.get(action.worker_id)
         if record is not None and record.born:
             what = {"booting": "did not get ready in time", "draining": "did not end in time"}
             self._arbiter.log.critical("Worker (pid:%s) %s: killed", record.pid, what.get(action.why, "is still there"))
-        self._leave(action.age, signal.SIGKILL)
+        self._leave(action.worker_id, signal.SIGKILL)
 
-    def _leave(self, age: int, signum: int) -> None:
-        record = self.records.get(age)
+    def _leave(self, worker_id: int, signum: int) -> None:
+        record = self.records.get(worker_id)
         if record is None:
             return
         if record.born and record.forked:
@@ -264,10 +264,10 @@ class Effects(ABC):
 
     def _never_born(self, record: WorkerRecord, how: str) -> None:
         self._forget(record)
-        self.tell(events.WorkerGone(record.age, how))
+        self.tell(events.WorkerGone(record.worker_id, how))
 
     def _forget(self, record: WorkerRecord) -> None:
-        self.records.pop(record.age, None)
+        self.records.pop(record.worker_id, None)
         if record.channel is not None:
             self.reactor.remove(record.channel.fileno())
         record.close()

@@ -119,7 +119,7 @@ class AdoptingArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
             self._zd_swap_back(before)
             raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
         # While a generation is on trial the way back leads past it; one that has proved itself is what to go back to.
-        if self._zd_before_reload is None or self._zd.core.fleet.proven:
+        if self._zd_before_reload is None or self._zd.core.fleet.newest_verified:
             self._zd_before_reload = before
 
     def zd_settle_configuration(self, keep: bool) -> None:

@@ -118,8 +118,8 @@ class Journal:
             "target_generation": loading or fleet.reloading,
             "workers": [
                 _worker(record, fleet)
-                for record in sorted(records.values(), key=lambda r: (r.slot, r.age))
-                if record.age in fleet.workers
+                for record in sorted(records.values(), key=lambda r: (r.slot, r.worker_id))
+                if record.worker_id in fleet.workers
             ],
             "fork_servers": [
                 {"pid": pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
@@ -135,7 +135,7 @@ class Journal:
 
 def serving(fleet: Fleet) -> int | None:
     """Return the newest generation that has proved itself, or the first one while there is no other."""
-    known = fleet.current if fleet.proven or not fleet.fallback else fleet.fallback
+    known = fleet.current if fleet.newest_verified or not fleet.fallback else fleet.fallback
     return known[-1] if known else None
 
 
@@ -144,7 +144,7 @@ def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:
         "pid": record.pid if record.born else None,
         "slot": record.slot,
         "generation": record.generation,
-        "state": STATES[fleet.workers[record.age].state],
+        "state": STATES[fleet.workers[record.worker_id].state],
         "age_s": round(time.monotonic() - record.since, 3),
         "rss_bytes": syscalls.resident_memory(record.pid) if record.born else None,
         "connections": record.connections,

@@ -27,15 +27,15 @@ from zdworker.ipc.messages import (
     Draining,
     Failed,
     Forked,
-    Go,
     Hello,
     Loaded,
+    LoadFailed,
     Message,
     NotForked,
     Ready,
+    ReplacementRequested,
+    Start,
     Stopping,
-    Tired,
-    Unusable,
 )
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.control import Control
@@ -145,7 +145,7 @@ class Supervisor(Effects):
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
         self._hear_worker(record)
-        known = self.core.fleet.workers.get(record.age)
+        known = self.core.fleet.workers.get(record.worker_id)
         if known is not None and known.state is WorkerState.READY:
             self.journal.crashes += 1
             self.meter.crashed()
@@ -155,7 +155,7 @@ class Supervisor(Effects):
             log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
         self._forget(record)
         self._arbiter.zd_hook("child_exit", record)
-        self.tell(events.WorkerGone(record.age, _how(code), code))
+        self.tell(events.WorkerGone(record.worker_id, _how(code), code))
 
     def _hear_worker(self, record: WorkerRecord) -> None:
         if record.channel is None:
@@ -185,14 +185,14 @@ class Supervisor(Effects):
             self.journal.booted(took)
             self.meter.booted(took)
             self._arbiter.zd_hook("zd_worker_ready", record)
-            self.tell(events.WorkerReady(record.age))
+            self.tell(events.WorkerReady(record.worker_id))
         elif isinstance(message, Draining):
-            self.tell(events.WorkerLeaving(record.age))
+            self.tell(events.WorkerLeaving(record.worker_id))
         elif isinstance(message, Failed):
-            self.tell(events.WorkerFailed(record.age, message.reason, message.traceback, message.exit_code))
-        elif isinstance(message, Tired):
+            self.tell(events.WorkerFailed(record.worker_id, message.reason, message.traceback, message.exit_code))
+        elif isinstance(message, ReplacementRequested):
             self._arbiter.log.info("Worker (pid:%s) is to be replaced: %s", record.pid, message.reason)
-            self.tell(events.WorkerTired(record.age))
+            self.tell(events.WorkerReplacementRequested(record.worker_id))
         elif isinstance(message, Counts):
             record.connections, record.requests = message.connections, message.requests
 
@@ -201,9 +201,9 @@ class Supervisor(Effects):
         if not (record.born and record.greeted and record.forked) or record.channel is None:
             return
         with contextlib.suppress(OSError):
-            record.channel.send(Go())
+            record.channel.send(Start())
         self._arbiter.zd_count("workers_spawned")
-        self.tell(events.WorkerBorn(record.age, record.pid))
+        self.tell(events.WorkerForked(record.worker_id, record.pid))
 
     def _hear_server(self, server: ForkServer) -> None:
         received = server.channel.receive()
@@ -220,7 +220,7 @@ class Supervisor(Effects):
             return
         if isinstance(message, Loaded):
             self._loaded(server, message)
-        elif isinstance(message, Unusable):
+        elif isinstance(message, LoadFailed):
             server.hear_stderr()
             if message.traceback:
                 self._arbiter.log.error(
@@ -231,12 +231,12 @@ class Supervisor(Effects):
             reason = f"{message.reason} {server.last_line()}" if message.reason.endswith(":") else message.reason
             self.tell(events.GenerationFailed(server.number, reason, text, message.exit_code))
         elif isinstance(message, Forked):
-            record = self.records.get(message.age)
+            record = self.records.get(message.worker_id)
             if record is not None:
                 record.forked = True
                 self._go(record)
         elif isinstance(message, NotForked):
-            record = self.records.get(message.age)
+            record = self.records.get(message.worker_id)
             if record is not None:
                 self._never_born(record, f"could not be forked: {message.reason}")
 

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NoReturn
 
 from zdworker import roles, takeover
 from zdworker.errors import WarmupFailed
-from zdworker.ipc.messages import Counts, Draining, Failed, Leave, Message, Ready, Stopping, Tired
+from zdworker.ipc.messages import Counts, Draining, Failed, Leave, Message, Ready, ReplacementRequested, Stopping
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD, resident_memory, set_death_signal
@@ -131,9 +131,13 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Report, once, that this worker has stopped accepting."""
         self._say_once(Draining())
 
-    def zd_tired(self, reason: str) -> None:
+    def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it is told to drain."""
-        self._say_once(Tired(reason))
+        self._say_once(ReplacementRequested(reason))
+
+    def zd_tired(self, reason: str) -> None:
+        """Call :meth:`zd_request_replacement`; its name before version 0.2."""
+        self.zd_request_replacement(reason)
 
     def zd_failed(self, reason: str, traceback: str = "", exit_code: int = 3) -> None:
         """Report, once, that this worker cannot boot; the caller then ends it with ``SystemExit(exit_code)``.
@@ -181,7 +185,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def _look_at_limits(self, requests: int) -> None:
         if requests >= self.zd_max_requests:
-            self.zd_tired("max_requests")
+            self.zd_request_replacement("max_requests")
         limit = self.zd_settings.max_rss
         if limit is None:
             return
@@ -197,7 +201,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
                     memory,
                 )
         if memory > self._zd_memory_limit:
-            self.zd_tired(f"zd_max_rss: it takes {memory} bytes")
+            self.zd_request_replacement(f"zd_max_rss: it takes {memory} bytes")
 
     # -- leaving -----------------------------------------------------------------------------------------------------
 
