@@ -245,7 +245,7 @@ def states(title: str, table: Mapping[Any, Enum]) -> Picture:
     causes: dict[tuple[Enum, Enum], list[str]] = {}
     for (before, cause), after in table.items():
         if before is not after:
-            causes.setdefault((before, after), []).append(cause)
+            causes.setdefault((before, after), []).append(cause.value)
     picture = Picture(640, 40 + ROW * len(order) - 30, title)
     for number, state in enumerate(order):
         picture.bar(MIDDLE - 60, 20 + ROW * number, 120, 32, "new", str(state.value))

@@ -30,6 +30,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.ipc import messages
 from zdworker.master import status
+from zdworker.master.observers import Reload
 
 DIRECTORY = Path(__file__).with_name("reference")
 BEGIN = "<!-- {}: written by docs/reference_tables.py, not by hand -->"
@@ -213,7 +214,7 @@ def outcome_fields() -> str:
 
 def report_fields() -> str:
     """Return the keys of the report that ``zd_reload_finished`` gets."""
-    keys = status.Reload(1, 0.0, 0.0).to_plain()
+    keys = Reload(1, 0.0, 0.0).to_plain()
     return _fields({name: STATUS[f"last_reload.{name}"] for name in keys}, keys)
 
 
@@ -244,17 +245,21 @@ def _status() -> dict[str, Any]:
     core = Rollout(Fleet(policy=policy, size=1), lambda: 0.0)
     for number in (1, 2):
         core.handle(events.Start() if number == 1 else events.Reload(), 0.0)
-        core.handle(events.GenerationLoaded(number, preloaded=True, policy=policy), 0.0)
-        core.handle(events.WorkerForked(number, 4711 + number), 0.0)
+        core.handle(events.GenerationLoaded(number, preloaded=True), 0.0)
+        if number == 2:
+            core.handle(events.ConfigurationTaken(2, policy), 0.0)
+        core.handle(events.WorkerForked(number), 0.0)
         core.handle(events.WorkerReady(number), 0.0)
     core.handle(events.WorkerGone(1, "exited with code 0", 0), 0.0)
     log = status.Journal()
-    log.reload_started(2)
-    log.reload_finished(2, "done", "", "")
-    record = SimpleNamespace(
-        worker_id=2, slot=0, pid=0, born=False, generation=2, since=0.0, connections=3, requests=120
+    reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204)
+    log.reload_started(reload)
+    log.reload_finished(reload, core.fleet)
+    record: Any = SimpleNamespace(
+        worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )
-    found = log.status(core.fleet, {2: record}, {2: 4712}, settings.Settings())  # type: ignore[dict-item]  # a stand-in
+    server: Any = SimpleNamespace(pid=4712)
+    found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings())
     found["pid"] = 4711
     found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)
     found["totals"].update(boots=2, boot_duration_s=0.618, reload_duration_s=1.204)

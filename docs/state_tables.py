@@ -22,10 +22,18 @@ DOCUMENT = Path(__file__).with_name("architecture.md")
 BEGIN = "<!-- state tables: written by docs/state_tables.py, not by hand -->"
 END = "<!-- end of state tables -->"
 
-TABLES: Mapping[str, tuple[str, str, Mapping[tuple[Any, str], Any]]] = {
-    "The fleet": ("fleet", "`converged`: each slot has the worker it shall have; `empty`: no worker is left", PHASES),
-    "A worker": ("worker", "`expire`: its deadline is over; after `gone` it is struck off", WORKERS),
-    "A generation": ("generation", "`gone`: its fork server's process has ended", GENERATIONS),
+TABLES: Mapping[str, tuple[str, str, Mapping[tuple[Any, Any], Any]]] = {
+    "The fleet": (
+        "fleet",
+        "`converged`: each slot has the worker that it should have; `empty`: no worker is left",
+        PHASES,
+    ),
+    "A worker": ("worker", "`expire`: its deadline is over; after `gone` it is removed", WORKERS),
+    "A generation": (
+        "generation",
+        "`configuring`: the master takes its configuration over; `gone`: its fork server's process has ended",
+        GENERATIONS,
+    ),
 }
 
 
@@ -35,15 +43,15 @@ def text() -> str:
     return "\n\n".join([BEGIN, *parts, END])
 
 
-def _section(title: str, picture: str, note: str, table: Mapping[tuple[Enum, str], Enum]) -> str:
+def _section(title: str, picture: str, note: str, table: Mapping[tuple[Enum, Enum], Enum]) -> str:
     return f"### {title}\n\n{note}.\n\n![{title}: its states](pictures/state-{picture}.svg)\n\n{_grid(table)}"
 
 
-def _grid(table: Mapping[tuple[Enum, str], Enum]) -> str:
+def _grid(table: Mapping[tuple[Enum, Enum], Enum]) -> str:
     """Return the table as state × cause; a dash is what is illegal."""
     states = list(type(next(iter(table))[0]))
     causes = list(dict.fromkeys(cause for _, cause in table))
-    rows = [["", *causes], ["---"] * (len(causes) + 1)]
+    rows = [["", *(cause.value for cause in causes)], ["---"] * (len(causes) + 1)]
     for state in states:
         cells = [table[state, cause].value if (state, cause) in table else "-" for cause in causes]
         rows.append([f"**{state.value}**", *cells])

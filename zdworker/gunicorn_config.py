@@ -110,7 +110,7 @@ def _started_in(directory: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def on_trial() -> Iterator[None]:
+def restored_on_failure() -> Iterator[None]:
     """Have the configuration's module and directory as they were, should the new one be refused."""
     module = sys.modules.pop("__config__", None)
     before = os.open(".", os.O_RDONLY)
@@ -174,7 +174,7 @@ def _class_name(setting: Any) -> str:
     return f"{setting.__module__}.{setting.__qualname__}" if isinstance(setting, type) else str(setting)
 
 
-def forget_raw_environment(cfg: Any) -> None:
+def unset_raw_environment(cfg: Any) -> None:
     """Undo what ``raw_env`` of the old configuration has set, as Gunicorn's own reload does."""
     for name in cfg.env:
         if name in cfg.env_orig:

@@ -6,9 +6,13 @@ from the core's; time stands still unless a test lets it pass.
 
 from __future__ import annotations
 
+import dataclasses
+
 from zdworker.core import plan
 from zdworker.core.events import (
     Action,
+    ConfigurationRefused,
+    ConfigurationTaken,
     Degraded,
     Drain,
     EndGeneration,
@@ -18,15 +22,18 @@ from zdworker.core.events import (
     GenerationLoaded,
     Halt,
     Kill,
+    Outcome,
     Policy,
     Reload,
     ReloadFinished,
     ReloadStarted,
+    RestoreConfiguration,
     Scale,
     Spawn,
     Start,
     StartGeneration,
     Stop,
+    TakeConfiguration,
     Tick,
     WorkerFailed,
     WorkerForked,
@@ -48,10 +55,13 @@ def in_slot(fleet: Fleet, number: int) -> list[Worker]:
 
 
 class Stage:
-    """The edge's books: fork servers, worker processes, outcomes; and short words for what happens to them.
+    """The edge's books: fork servers, worker processes, configurations, outcomes; and short words for what happens.
 
     :param core: the core to begin with; a new one otherwise.
     """
+
+    takes_at_once = True
+    """Whether a configuration is taken over as soon as that is asked for; else by :meth:`take`."""
 
     def __init__(self, policy: Policy | None = None, core: Rollout | None = None) -> None:
         self.core = core or rollout(policy or Policy(), lambda: 0.0)
@@ -63,6 +73,10 @@ class Stage:
         self.reloads: dict[int, str] = {}  # each reload's outcome, "" while there is none
         self.halted: Halt | None = None
         self.leaving_only: set[int] = set()
+        self.brought: Policy | None = None  # what the next configuration says; None: the same as before
+        self.taking: list[TakeConfiguration] = []  # what the core waits for
+        self.configurations: dict[int, Policy] = {0: self.fleet.policy}
+        self.in_force = 0
 
     @property
     def fleet(self) -> Fleet:
@@ -89,7 +103,23 @@ class Stage:
             self._carry_out(action)
         self.log += actions
         self.check()
+        if self.taking and self.takes_at_once:
+            actions += self.take()
         return actions
+
+    def take(self) -> list[Action]:
+        """Go by the configuration that the core wants, and tell it so."""
+        order = self.taking.pop(0)
+        if order.configuration == order.generation and order.generation not in self.configurations:
+            policy = self.brought or self.fleet.policy
+            self.configurations[order.generation] = dataclasses.replace(policy, configuration=order.generation)
+        self.brought, self.in_force = None, order.configuration
+        return self.tell(ConfigurationTaken(order.generation, self.configurations[order.configuration]))
+
+    def refuse(self, reason: str = "the address is in use") -> list[Action]:
+        """Refuse the configuration that the core wants."""
+        order = self.taking.pop(0)
+        return self.tell(ConfigurationRefused(order.generation, reason))
 
     def _carry_out(self, action: Action) -> None:
         match action:
@@ -98,12 +128,17 @@ class Stage:
                 self.servers[number] = False
             case EndGeneration(generation=number):
                 self.servers.pop(number, None)
+            case TakeConfiguration():
+                self.taking.append(action)
+            case RestoreConfiguration(configuration=number):
+                assert number in self.configurations, "nothing is restored that was not in force once"
+                self.in_force = number
             case ReloadStarted(generation=number):
                 self.reloads[number] = ""
             case ReloadFinished(generation=number, outcome=outcome):
                 assert self.reloads[number] == "", "a reload has one outcome"
-                self.reloads[number] = outcome
-                if outcome == "failed":
+                self.reloads[number] = outcome.value
+                if outcome is Outcome.FAILED and number not in self.kept():
                     self.failed.add(number)
             case _:
                 self._carry_out_on_workers(action)
@@ -154,7 +189,10 @@ class Stage:
             settled = worker.state is WorkerState.READY and worker.verified
             assert (worker.deadline is None) == settled, worker
         for generation in fleet.generations.values():
-            assert (generation.deadline is not None) == (generation.state is GenerationState.LOADING), generation
+            waits = generation.state in (GenerationState.LOADING, GenerationState.CONFIGURING)
+            assert (generation.deadline is not None) == waits, generation
+        if not self.taking and not fleet.ending:
+            assert self.in_force == fleet.policy.configuration, "the master goes by another configuration"
         assert {*fleet.current, *fleet.fallback} <= set(fleet.generations)
         if fleet.previous is not None:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
@@ -175,10 +213,21 @@ class Stage:
         return self.boot()
 
     def load(self, preloaded: bool = False, policy: Policy | None = None) -> Stage:
-        """Let the generation that loads stand."""
+        """Let the generation that loads stand, with a configuration that says ``policy``."""
         assert self.fleet.loading is not None
-        self.tell(GenerationLoaded(self.fleet.loading.generation, preloaded, policy))
+        self.brought = policy
+        self.tell(GenerationLoaded(self.fleet.loading.generation, preloaded))
         return self
+
+    def kept(self) -> set[int]:
+        """The generation that is kept for a rollback, if one is."""
+        return {self.fleet.previous.generation} if self.fleet.previous is not None else set()
+
+    def loading_code(self) -> bool:
+        """Whether a fork server is loading its code."""
+        loading = self.fleet.loading
+        state = self.fleet.generations[loading.generation].state if loading is not None else None
+        return state is GenerationState.LOADING
 
     def fail_load(self, reason: str = "ImportError", exit_code: int = 3) -> Stage:
         """Let the generation that loads fail."""
@@ -194,7 +243,7 @@ class Stage:
     def born(self) -> Stage:
         """Let every worker that was ordered be born."""
         for worker_id in [a for a, state in self.processes.items() if state == UNBORN]:
-            self.tell(WorkerForked(worker_id, 5000 + worker_id))
+            self.tell(WorkerForked(worker_id))
         return self
 
     def boot(self) -> Stage:
@@ -202,7 +251,7 @@ class Stage:
         coming = [a for a, state in self.processes.items() if state in (UNBORN, BOOTING) and not self.leaves(a)]
         for worker_id in coming:
             if self.processes.get(worker_id) == UNBORN:
-                self.tell(WorkerForked(worker_id, 5000 + worker_id))
+                self.tell(WorkerForked(worker_id))
             if not self.leaves(worker_id):
                 self.tell(WorkerReady(worker_id))
         return self
@@ -284,7 +333,9 @@ class Stage:
         :raises AssertionError: it does not come to an end.
         """
         for _ in range(400):
-            if self.fleet.loading is not None:
+            while self.taking:
+                self.take()
+            if self.loading_code():
                 self.load(preloaded=True)
             self.boot().gone()
             if self.fleet.loading is None and not self.coming() and not self.going():

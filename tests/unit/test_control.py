@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,8 +30,8 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server() -> Iterator[Control]:
     reactor = Reactor()
-    supervisor: Any = SimpleNamespace(reactor=reactor)
-    made = Control(supervisor, lambda: None)
+    orders: Any = None  # no client orders anything here
+    made = Control(orders, reactor, logging.getLogger())
     yield made
     made.close()
     reactor.leave_to_child()

@@ -16,6 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.unit.stage import BOOTING, READY, UNBORN, Stage
 from zdworker.core.events import (
+    ConfigurationRefused,
+    ConfigurationTaken,
     Event,
     GenerationFailed,
     GenerationGone,
@@ -45,7 +47,9 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.just(Rollback()),
     st.builds(Scale, st.integers(-3, -1)),
     st.builds(GenerationLoaded, any_number, st.booleans()),
-    st.builds(WorkerForked, any_number, any_number),
+    st.builds(ConfigurationTaken, any_number, st.just(Policy())),
+    st.builds(ConfigurationRefused, any_number, st.just("no reason")),
+    st.builds(WorkerForked, any_number),
     st.builds(WorkerReady, any_number),
     st.builds(WorkerFailed, any_number, st.just("no reason")),
     st.builds(WorkerReplacementRequested, any_number),
@@ -76,10 +80,14 @@ class FleetMachine(RuleBasedStateMachine):
     """Whatever can happen to a fleet."""
 
     @initialize(
-        policy=policies(), may_stop=st.sampled_from([False, False, True]), serves=st.sampled_from([True, True, False])
+        policy=policies(),
+        may_stop=st.sampled_from([False, False, True]),
+        serves=st.sampled_from([True, True, False]),
+        takes_at_once=st.booleans(),
     )
-    def begins(self, policy: Policy, may_stop: bool, serves: bool) -> None:
+    def begins(self, policy: Policy, may_stop: bool, serves: bool, takes_at_once: bool) -> None:
         self.stage = Stage(policy)
+        self.stage.takes_at_once = takes_at_once
         self.may_stop = may_stop
         self.stage.tell(Start())
         if serves:
@@ -99,9 +107,9 @@ class FleetMachine(RuleBasedStateMachine):
             self.stage.tell(Reload())
 
     @precondition(lambda self: not self.stage.core.rollback_refusal())
-    @rule(policy=st.none() | policies())
-    def roll_back(self, policy: Policy | None) -> None:
-        self.stage.tell(Rollback(policy))
+    @rule()
+    def roll_back(self) -> None:
+        self.stage.tell(Rollback())
 
     @rule(workers=st.integers(0, 5))
     def scale(self, workers: int) -> None:
@@ -114,10 +122,15 @@ class FleetMachine(RuleBasedStateMachine):
 
     # -- what happens to generations -----------------------------------------------------------------------------
 
-    @precondition(lambda self: self.stage.fleet.loading)
+    @precondition(lambda self: self.stage.loading_code())
     @rule(preloaded=st.booleans(), policy=st.none() | policies())
     def loads(self, preloaded: bool, policy: Policy | None) -> None:
         self.stage.load(preloaded, policy)
+
+    @precondition(lambda self: self.stage.taking)
+    @rule(refused=st.booleans())
+    def configuration_is_taken_or_refused(self, refused: bool) -> None:
+        self.stage.refuse() if refused else self.stage.take()
 
     @precondition(lambda self: self.stage.fleet.loading)
     @rule()
@@ -143,7 +156,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.having(UNBORN))
     @rule(data=st.data())
     def is_born(self, data: st.DataObject) -> None:
-        self.stage.tell(WorkerForked(self.pick(data, self.having(UNBORN)), 4711))
+        self.stage.tell(WorkerForked(self.pick(data, self.having(UNBORN))))
 
     @precondition(lambda self: self.having(BOOTING))
     @rule(data=st.data())

@@ -9,11 +9,14 @@ import pytest
 
 from tests.unit.stage import Stage, steady
 from zdworker.core.events import (
+    ConfigurationRefused,
+    ConfigurationTaken,
     Event,
     GenerationFailed,
     GenerationGone,
     GenerationLoaded,
     Policy,
+    RestoreConfiguration,
     Scale,
     Start,
     Stop,
@@ -28,34 +31,42 @@ from zdworker.core.fleet import (
     GENERATIONS,
     PHASES,
     WORKERS,
+    Cause,
     Fleet,
     Generation,
+    GenerationCause,
     GenerationState,
     Loading,
     Phase,
+    PhaseCause,
+    Previous,
+    Purpose,
     State,
     Trouble,
+    TroubleKind,
     Worker,
+    WorkerCause,
     WorkerState,
     step,
 )
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
 
-WORKER_EVENTS: dict[str, Event] = {
-    "forked": WorkerForked(1, 4711),
-    "ready": WorkerReady(1),
-    "failed": WorkerFailed(1, "lifespan failed"),
-    "replacement requested": WorkerReplacementRequested(1),
-    "leaving": WorkerLeaving(1),
-    "gone": WorkerGone(1, "exited with code 0", 0),
+WORKER_EVENTS: dict[WorkerCause, Event] = {
+    WorkerCause.FORKED: WorkerForked(1),
+    WorkerCause.READY: WorkerReady(1),
+    WorkerCause.FAILED: WorkerFailed(1, "lifespan failed"),
+    WorkerCause.REPLACEMENT_REQUESTED: WorkerReplacementRequested(1),
+    WorkerCause.LEAVING: WorkerLeaving(1),
+    WorkerCause.GONE: WorkerGone(1, "exited with code 0", 0),
 }
-GENERATION_EVENTS: dict[str, Event] = {
-    "loaded": GenerationLoaded(1, preloaded=False),
-    "failed": GenerationFailed(1, "ImportError"),
-    "gone": GenerationGone(1),
+GENERATION_EVENTS: dict[GenerationCause, Event] = {
+    GenerationCause.LOADED: GenerationLoaded(1, preloaded=False),
+    GenerationCause.CONFIGURED: ConfigurationTaken(1, Policy(workers=0, configuration=1)),
+    GenerationCause.FAILED: GenerationFailed(1, "ImportError"),
+    GenerationCause.GONE: GenerationGone(1),
 }
-PHASE_EVENTS: dict[str, Event] = {"start": Start(), "stop": Stop()}
+PHASE_EVENTS: dict[PhaseCause, Event] = {PhaseCause.START: Start(), PhaseCause.STOP: Stop()}
 
 
 def tell(fleet: Fleet, event: Event, legal: bool) -> None:
@@ -74,7 +85,7 @@ def tell(fleet: Fleet, event: Event, legal: bool) -> None:
 
 
 @pytest.mark.parametrize(("state", "cause"), list(itertools.product(WorkerState, WORKER_EVENTS)))
-def test_every_worker_state_with_every_event(state: WorkerState, cause: str) -> None:
+def test_every_worker_state_with_every_event(state: WorkerState, cause: WorkerCause) -> None:
     fleet = Fleet(
         Policy(), size=1, phase=Phase.STEADY, current=[1], last_worker_id=1, last_generation=1, ever_ready=True
     )
@@ -82,26 +93,30 @@ def test_every_worker_state_with_every_event(state: WorkerState, cause: str) -> 
     settled = state is WorkerState.READY
     fleet.workers[1] = Worker(1, 0, 1, state, None if settled else 200.0, verified=settled)
     tell(fleet, WORKER_EVENTS[cause], (state, cause) in WORKERS)
-    if (state, cause) in WORKERS and cause != "gone":
+    if (state, cause) in WORKERS and cause is not WorkerCause.GONE:
         assert fleet.workers[1].state is WORKERS[state, cause]
 
 
 @pytest.mark.parametrize(("state", "cause"), list(itertools.product(GenerationState, GENERATION_EVENTS)))
-def test_every_generation_state_with_every_event(state: GenerationState, cause: str) -> None:
+def test_every_generation_state_with_every_event(state: GenerationState, cause: GenerationCause) -> None:
     fleet = Fleet(Policy(), size=0, phase=Phase.STEADY, current=[1], last_generation=1)
     fleet.restore_at = 1000.0
-    fleet.generations[1] = Generation(1, state, 200.0 if state is GenerationState.LOADING else None)
-    if state is GenerationState.LOADING:
-        fleet.loading = Loading(1, "restore")
+    waits = state in (GenerationState.LOADING, GenerationState.CONFIGURING)
+    fleet.generations[1] = Generation(1, state, 200.0 if waits else None)
+    if waits:
+        fleet.loading = Loading(1, Purpose.RELOAD)
     tell(fleet, GENERATION_EVENTS[cause], (state, cause) in GENERATIONS)
     if (state, cause) in GENERATIONS:
         assert fleet.generations[1].state is GENERATIONS[state, cause]
 
 
 @pytest.mark.parametrize(("phase", "cause"), list(itertools.product(Phase, PHASE_EVENTS)))
-def test_every_phase_with_every_event(phase: Phase, cause: str) -> None:
+def test_every_phase_with_every_event(phase: Phase, cause: PhaseCause) -> None:
     fleet = Fleet(Policy(), size=0, phase=phase)
-    legal = (phase, cause) in PHASES or (phase, cause) == (Phase.STOPPED, "stop")  # the second TERM comes too late
+    legal = (phase, cause) in PHASES or (phase, cause) == (
+        Phase.STOPPED,
+        PhaseCause.STOP,
+    )  # the second TERM comes too late
     tell(fleet, PHASE_EVENTS[cause], legal)
 
 
@@ -122,25 +137,28 @@ def test_what_never_was_is_illegal(event: Event) -> None:
     tell(stage.fleet, event, legal=False)
 
 
-@pytest.mark.parametrize("event", [*WORKER_EVENTS.values(), *GENERATION_EVENTS.values()], ids=repr)
+@pytest.mark.parametrize(
+    "event", [*WORKER_EVENTS.values(), *GENERATION_EVENTS.values(), ConfigurationRefused(1, "too late")], ids=repr
+)
 def test_what_comes_too_late_is_nothing(event: Event) -> None:
-    """Worker 1 and generation 1 were there, and are struck off."""
+    """Worker 1 and generation 1 were there, and have been removed."""
     stage = steady(1).reload().boot().gone()
     assert 1 not in stage.fleet.workers
     assert 1 not in stage.fleet.generations
     before = stage.fleet.to_plain()
-    assert stage.tell(event) == []
+    undone = [RestoreConfiguration(2)] if isinstance(event, ConfigurationTaken) else []
+    assert stage.tell(event) == undone
     assert stage.fleet.to_plain() == before
 
 
 def test_step_names_what_is_impossible() -> None:
-    assert step(WORKERS, WorkerState.FORKING, "forked") is WorkerState.BOOTING
+    assert step(WORKERS, WorkerState.FORKING, WorkerCause.FORKED) is WorkerState.BOOTING
     with pytest.raises(IllegalEvent, match="'ready' is impossible in WorkerState 'forking'"):
-        step(WORKERS, WorkerState.FORKING, "ready")
+        step(WORKERS, WorkerState.FORKING, WorkerCause.READY)
 
 
 @pytest.mark.parametrize("table", [PHASES, WORKERS, GENERATIONS])
-def test_every_state_can_be_reached(table: dict[tuple[State, str], State]) -> None:
+def test_every_state_can_be_reached(table: dict[tuple[State, Cause], State]) -> None:
     first = next(iter(table))[0]
     reached = {first}
     while more := {after for (state, _), after in table.items() if state in reached} - reached:
@@ -165,7 +183,7 @@ STORIES = {
     "starting, one is up": lambda: half_up(begun(Policy(workers=2))),
     "steady": lambda: steady(3),
     "rolling": lambda: steady(3, preloaded=True, min_ready=5.0).reload().boot(),
-    "proven": lambda: steady(3, surge=2).reload().boot(),
+    "verified": lambda: steady(3, surge=2).reload().boot(),
     "loading while rolling": lambda: steady(2).reload().born(),
     "failed": lambda: steady(2).reload().fail(),
     "stopping": lambda: steady(2).reload().stop(),
@@ -191,7 +209,9 @@ def test_read_back_it_goes_on_identically(story: str) -> None:
 
 
 def test_trouble_and_loading_are_read_back() -> None:
-    fleet = Fleet(Policy(), size=1, loading=Loading(2, "reload"), trouble=Trouble("failed", "why", "where"))
+    fleet = Fleet(
+        Policy(), size=1, loading=Loading(2, Purpose.RELOAD), trouble=Trouble(TroubleKind.FAILED, "why", "where")
+    )
     assert Fleet.from_plain(json.loads(json.dumps(fleet.to_plain()))) == fleet
 
 
@@ -210,15 +230,30 @@ class TestState:
         }
 
     def test_trouble_shows_where_nothing_is_under_way(self) -> None:
-        fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, trouble=Trouble("failed", "why"))
+        fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, trouble=Trouble(TroubleKind.FAILED, "why"))
         assert fleet.state == "failed"
-        fleet.loading = Loading(2, "reload")
+        fleet.loading = Loading(2, Purpose.RELOAD)
         assert fleet.state == "rolling"
 
     def test_a_replaced_fork_server_is_no_reload(self) -> None:
-        fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, loading=Loading(2, "restore"))
+        fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, loading=Loading(2, Purpose.RESTORE))
         assert fleet.state == "steady"
 
     def test_degraded_shows_while_slots_are_still_tried(self) -> None:
-        fleet = Fleet(Policy(), size=1, phase=Phase.ROLLING, trouble=Trouble("degraded", "why"))
+        fleet = Fleet(Policy(), size=1, phase=Phase.ROLLING, trouble=Trouble(TroubleKind.DEGRADED, "why"))
         assert fleet.state == "degraded"
+
+
+def test_the_configurations_in_use_are_the_present_one_and_those_of_the_ways_back() -> None:
+    fleet = Fleet(Policy(configuration=5), size=1)
+    assert fleet.configurations() == {5}
+    fleet.fallback_policy = Policy(configuration=4)
+    fleet.previous = Previous(2, 100.0, Policy(configuration=2))
+    assert fleet.configurations() == {2, 4, 5}
+
+
+def test_the_wanted_number_of_workers_is_the_smaller_one_that_a_canary_brings() -> None:
+    stage = steady(3).reload(policy=Policy(workers=1))
+    assert (stage.fleet.size, stage.fleet.wanted_size) == (3, 1)
+    stage.boot()
+    assert (stage.fleet.size, stage.fleet.wanted_size) == (1, 1)

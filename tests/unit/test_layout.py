@@ -1,6 +1,7 @@
 """The layout's lines of the design, kept true by walking the imports.
 
-Rules: imports inside functions count, too; only what stands under ``TYPE_CHECKING`` does not, since it never runs.
+Rules: imports inside functions count, too. What stands under ``TYPE_CHECKING`` never runs, so it does not count where
+the question is what a process loads; it counts where the question is what a reader has to know.
 """
 
 from __future__ import annotations
@@ -23,26 +24,86 @@ CORE = sorted((PACKAGE / "core").glob("*.py"))
 PURE = {"__future__", "collections", "dataclasses", "enum", "functools", "json", "reprlib", "typing"}
 """What the core may use of the standard library: nothing that knows a clock, a process, a file or chance."""
 
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "exhaustive": set(),
+    "roles": set(),
+    "syscalls": set(),
+    "log_files": set(),
+    "settings": {"errors"},
+    "core": {"errors", "exhaustive"},
+    "ipc": {"errors", "syscalls"},
+    "gunicorn_config": {"errors", "roles", "settings", "ipc"},
+    "forkserver": {"errors", "roles", "settings", "syscalls", "log_files", "ipc", "gunicorn_config"},
+    "master": {
+        *("errors", "exhaustive", "settings", "syscalls", "log_files"),
+        *("core", "ipc", "gunicorn_config", "forkserver"),
+    },
+    "takeover": {"roles", "master"},
+    "workers": {"errors", "roles", "settings", "syscalls", "ipc", "takeover"},
+    "command": {"errors", "settings", "ipc"},
+    "__main__": {"command"},
+    "__init__": {"workers"},
+}
+"""Which rooms (files and directories of the package) may import which others; none imports itself back."""
+
 parametrize_files = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def imports(nodes: list[ast.stmt], deep: bool = True) -> Iterator[str]:
-    """The modules imported by ``nodes``; without ``deep`` only those that importing the file imports."""
+def imports(nodes: list[ast.stmt], deep: bool = True, typing: bool = False) -> Iterator[str]:
+    """The modules imported by ``nodes``.
+
+    :param deep: also those of functions; without it only those that importing the file imports.
+    :param typing: also those that only a type checker imports.
+    """
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            yield from imports(node.orelse, deep)
+            yield from imports(node.orelse, deep, typing)
+            yield from imports(node.body, deep, typing) if typing else ()
         elif deep or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from imports([n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)], deep)
+            yield from imports([n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)], deep, typing)
             for handler in getattr(node, "handlers", []):
-                yield from imports(handler.body, deep)
+                yield from imports(handler.body, deep, typing)
 
 
-def imported(path: Path, deep: bool = True) -> set[str]:
-    return set(imports(ast.parse(path.read_text()).body, deep))
+def imported(path: Path, deep: bool = True, typing: bool = False) -> set[str]:
+    return set(imports(ast.parse(path.read_text()).body, deep, typing))
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file of the package, within the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def known_to(path: Path) -> set[str]:
+    """The files of the package that a file imports anywhere, types included, by their dotted names."""
+    found = set()
+    for name in imported(path, typing=True):
+        words = name.split(".")[1:] if name.startswith("zdworker.") else []
+        while words and ".".join(words) not in MODULES:
+            words.pop()
+        if words:
+            found.add(".".join(words))
+    return found - {module_of(path)}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """A circle in a graph, as the names on it; empty if there is none."""
+    left = {name: set(targets) for name, targets in arrows.items()}
+    while ends := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in ends:
+            del left[name]
+    way: list[str] = [min(left)] if left else []
+    while way and way[-1] not in way[:-1]:
+        way.append(min(left[way[-1]] & left.keys()))
+    return way
 
 
 def users_of(*packages: str, deep: bool = True) -> set[str]:
@@ -56,7 +117,7 @@ def users_of(*packages: str, deep: bool = True) -> set[str]:
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
 def test_the_core_is_pure(path: Path) -> None:
-    ours = ("zdworker.core.", "zdworker.errors.")
+    ours = ("zdworker.core.", "zdworker.errors.", "zdworker.exhaustive.")
     others = {name for name in imported(path) if not f"{name}.".startswith(ours)}
     assert {name.split(".")[0] for name in others} <= PURE
 
@@ -68,6 +129,33 @@ def test_the_facts_know_nothing_of_the_decisions() -> None:
         names = imported(PACKAGE / "core" / f"{layer}.py")
         known = {name for name in layers if any(f"{one}.".startswith(f"zdworker.core.{name}.") for one in names)}
         assert known <= set(layers[:number])
+
+
+@parametrize_files
+def test_no_import_goes_against_the_order_of_the_rooms(path: Path) -> None:
+    room = module_of(path).split(".")[0]
+    others = {name.split(".")[0] for name in known_to(path)} - {room}
+    assert others <= MAY_IMPORT[room]
+
+
+def test_the_order_of_the_rooms_has_no_circle() -> None:
+    assert set(MAY_IMPORT) == {module_of(path).split(".")[0] for path in FILES}
+    assert circle(MAY_IMPORT) == []
+
+
+def test_packages_import_each_other_in_no_circle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        package = module_of(path) if path.parent == PACKAGE else str(path.parent.relative_to(PACKAGE))
+        targets = {MODULES[name] for name in known_to(path)}
+        names = {module_of(p) if p.parent == PACKAGE else str(p.parent.relative_to(PACKAGE)) for p in targets}
+        arrows.setdefault(package, set()).update(names - {package})
+    assert circle(arrows) == []
+
+
+def test_the_walk_finds_circles() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["a", "b", "c", "b"]
 
 
 def test_the_settings_need_only_the_standard_library() -> None:
@@ -109,3 +197,4 @@ def test_the_walk_sees_what_it_must(tmp_path: Path) -> None:
     )
     assert imported(path) == {"a.b", "d", "e", "f", "g", "h.i"}
     assert imported(path, deep=False) == {"a.b", "d", "e", "f", "g"}
+    assert imported(path, typing=True) == {"a.b", "c", "d", "e", "f", "g", "h.i"}

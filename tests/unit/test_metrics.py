@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import re
 import socket
 import subprocess
@@ -20,8 +21,9 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 
 import zdworker
 from zdworker.command.openmetrics import exposition
-from zdworker.core.events import Policy
+from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
+from zdworker.master.observers import Reload
 from zdworker.master.statsd import Lossy, Meter, gauges_of
 from zdworker.master.status import Journal
 from zdworker.settings import Settings
@@ -49,7 +51,7 @@ class Statistics:
         cfg.set("statsd_prefix", "shop")
         cfg.set("dogstatsd_tags", "env:test")
         self.logger = Statsd(cfg)
-        self.meter = Meter(lambda: self.logger)
+        self.meter = Meter(self.logger)
 
     def heard(self) -> dict[str, str]:
         """Return what was said since the last time, by name."""
@@ -68,6 +70,11 @@ class Statistics:
             vars(self.logger.sock).get("_datagrams", self.logger.sock).close()
 
 
+def ended(result: Outcome, seconds: float) -> Reload:
+    """A reload that took so many seconds."""
+    return dataclasses.replace(Reload.begin(2), result=result, duration=seconds)
+
+
 @pytest.fixture
 def statistics(tmp_path: Path) -> Iterator[Statistics]:
     made = Statistics(tmp_path / "statsd")
@@ -77,9 +84,9 @@ def statistics(tmp_path: Path) -> Iterator[Statistics]:
 
 def test_what_happens_is_told(statistics: Statistics) -> None:
     meter = statistics.meter
-    meter.reload_started()
-    meter.booted(0.25)
-    meter.reload_finished("failed", 1.5)
+    meter.reload_started(ended(Outcome.FAILED, 1.5))
+    meter.worker_ready(0.25)
+    meter.reload_finished(ended(Outcome.FAILED, 1.5), fleet())
     assert statistics.heard() == {
         "shop.zdworker.reloads": "1|c|@1.0",
         "shop.zdworker.boots": "1|c|@1.0",
@@ -87,8 +94,8 @@ def test_what_happens_is_told(statistics: Statistics) -> None:
         "shop.zdworker.failed_reloads": "1|c|@1.0",
         "shop.zdworker.reload_duration": "1500|ms",
     }
-    meter.reload_finished("done", 2.25)
-    meter.crashed()
+    meter.reload_finished(ended(Outcome.DONE, 2.25), fleet())
+    meter.worker_crashed()
     assert set(statistics.heard()) == {"shop.zdworker.reload_duration", "shop.zdworker.crashes"}
 
 
@@ -106,11 +113,11 @@ def test_workers_by_state_and_generation() -> None:
 
 
 def test_gauges_are_told_when_they_change_and_are_taken_back(statistics: Statistics) -> None:
-    statistics.meter.look(fleet(g6a=WorkerState.READY), 100.0)
+    statistics.meter.observe(fleet(g6a=WorkerState.READY), 100.0)
     assert len(statistics.heard()) == 5
-    statistics.meter.look(fleet(g6a=WorkerState.READY), 100.0)
+    statistics.meter.observe(fleet(g6a=WorkerState.READY), 100.0)
     assert statistics.heard() == {}
-    statistics.meter.look(fleet(g7a=WorkerState.READY), 100.0)
+    statistics.meter.observe(fleet(g7a=WorkerState.READY), 100.0)
     assert statistics.heard() == {
         "shop.zdworker.generation.6.ready": "0|g",
         "shop.zdworker.generation.7.ready": "1|g",
@@ -118,19 +125,19 @@ def test_gauges_are_told_when_they_change_and_are_taken_back(statistics: Statist
 
 
 def test_gauges_are_repeated_and_old_generations_forgotten(statistics: Statistics) -> None:
-    statistics.meter.look(fleet(g6a=WorkerState.READY), 100.0)
-    statistics.meter.look(fleet(g7a=WorkerState.READY), 100.1)
+    statistics.meter.observe(fleet(g6a=WorkerState.READY), 100.0)
+    statistics.meter.observe(fleet(g7a=WorkerState.READY), 100.1)
     statistics.heard()
     # Once more that nobody of generation 6 is left, in case that was lost; then no more of it.
     for now, told in ((109.0, 0), (110.1, 6), (110.2, 0), (120.2, 5)):
-        statistics.meter.look(fleet(g7a=WorkerState.READY), now)
+        statistics.meter.observe(fleet(g7a=WorkerState.READY), now)
         assert len(statistics.heard()) == told
 
 
 def test_a_statsd_that_does_not_read_holds_nobody(statistics: Statistics) -> None:
     begin = time.monotonic()
     for _ in range(5000):
-        statistics.meter.crashed()
+        statistics.meter.worker_crashed()
     statistics.logger.error("counted, too")  # Gunicorn's own metric, through the same socket
     assert time.monotonic() - begin < 5
     assert statistics.heard() == {"shop.zdworker.crashes": "1|c|@1.0"}
@@ -140,44 +147,49 @@ def test_a_statsd_that_is_gone_is_nothing_to_speak_of(
     statistics: Statistics, capfd: pytest.CaptureFixture[str]
 ) -> None:
     statistics.socket.close()
-    statistics.meter.crashed()
+    statistics.meter.worker_crashed()
     assert isinstance(statistics.logger.sock, Lossy)
     assert capfd.readouterr() == ("", "")
 
 
 def test_without_a_statsd_nothing_is_told() -> None:
-    meter = Meter(lambda: None)
-    meter.look(fleet(g7a=WorkerState.READY), 100.0)
-    meter.booted(1.0)
+    meter = Meter(None)
+    meter.observe(fleet(g7a=WorkerState.READY), 100.0)
+    meter.worker_ready(1.0)
 
 
 def test_a_logger_that_raises_is_let_be(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics.logger, "increment", None)
-    statistics.meter.crashed()
+    statistics.meter.worker_crashed()
 
 
 def test_a_reload_that_a_newer_one_overtakes_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     journal = Journal()
-    journal.reload_started(2)
+    first = Reload.begin(2)
+    journal.reload_started(first)
     now = 120.0
-    journal.reload_started(3)
+    second = Reload.begin(3)
+    journal.reload_started(second)
     now = 121.0
-    assert journal.reload_finished(2, "superseded", "", "").lasted() == 21.0
-    assert journal.last is not None
-    assert journal.last.result is None
-    assert journal.reload_finished(3, "done", "", "").lasted() == 1.0
+    assert first.duration_s() == 21.0
+    journal.reload_finished(dataclasses.replace(first, result=Outcome.SUPERSEDED, duration=21.0), fleet())
+    assert journal.last is second
+    assert second.result is None
+    assert second.duration_s() == 1.0
+    assert journal.totals()["reload_duration_s"] == 21.0
 
 
 def test_the_journal_counts() -> None:
     journal = Journal()
-    journal.booted(0.25)
-    journal.booted(0.5)
-    journal.reload_started(2)
-    journal.reload_finished(2, "failed", "reason", "")
+    journal.worker_ready(0.25)
+    journal.worker_ready(0.5)
+    reload = ended(Outcome.FAILED, 0.5)
+    journal.reload_started(reload)
+    journal.reload_finished(reload, fleet())
     totals = journal.status(fleet(), {}, {}, Settings())["totals"]
-    assert 0 <= totals.pop("reload_duration_s") < 1
+    assert totals.pop("reload_duration_s") == 0.5
     assert totals == {
         "boots": 2,
         "boot_duration_s": 0.75,

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from tests.unit.stage import Stage, roll_on, steady
-from zdworker.core.events import Policy, Reload, ReloadFinished, ReloadStarted, Rollback
+from zdworker.core.events import (
+    Outcome,
+    Policy,
+    Reload,
+    ReloadFinished,
+    ReloadStarted,
+    RestoreConfiguration,
+    Rollback,
+    TakeConfiguration,
+)
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
@@ -41,7 +50,7 @@ def test_the_previous_generation_is_kept_and_rolled_out_again_in_order() -> None
     assert stage.coming() == [(0, 1)]
     roll_on(stage)
     assert stage.slots() == [1, 1]
-    assert stage.took(ReloadFinished) == [ReloadFinished(1, "done")]
+    assert stage.took(ReloadFinished) == [ReloadFinished(1, Outcome.DONE)]
     assert stage.fleet.state == "steady"
 
 
@@ -133,7 +142,7 @@ def test_a_reload_that_rolls_is_turned_back() -> None:
     stage.took()
     stage.tell(Rollback())
     (finished,) = stage.took(ReloadFinished)
-    assert finished == ReloadFinished(3, "failed", "called off: a rollback was asked for")
+    assert finished == ReloadFinished(3, Outcome.FAILED, "called off: a rollback was asked for", called_off=True)
     roll_on(stage)
     assert stage.slots() == [2, 2]
     assert stage.fleet.previous is not None
@@ -158,9 +167,7 @@ def test_a_reload_that_has_proved_itself_cannot_be_turned_back_without_preload()
 
 def test_a_reload_that_loads_is_called_off_and_no_more() -> None:
     stage = deployed()
-    assert not stage.core.reload_under_way()
     stage.tell(Reload())
-    assert stage.core.reload_under_way()
     stage.tell(Rollback())
     assert not stage.loads()
     assert stage.servers == {1: True, 2: True}
@@ -172,13 +179,6 @@ def test_a_reload_that_loads_is_called_off_and_no_more() -> None:
 
 
 def test_the_configuration_that_is_taken_back_counts() -> None:
-    stage = deployed()
-    stage.tell(Rollback(Policy(workers=3, rollback_window=WINDOW)))
-    roll_on(stage)
-    assert stage.slots() == [1, 1, 1]
-
-
-def test_else_the_policy_of_that_time_counts() -> None:
     stage = steady(workers=2, preloaded=True, rollback_window=WINDOW)
     stage.reload(preloaded=True, policy=Policy(workers=3, rollback_window=WINDOW))
     roll_on(stage)
@@ -218,3 +218,55 @@ def test_it_is_written_out_with_the_facts() -> None:
     again = Rollout(Fleet.from_plain(json.loads(text)), lambda: 0.0)
     assert again.fleet == stage.fleet
     assert again.rollback_refusal() == ""
+
+
+def test_the_configuration_of_that_time_is_taken_back_first() -> None:
+    stage = deployed()
+    stage.takes_at_once = False
+    assert stage.tell(Rollback()) == [ReloadStarted(1), TakeConfiguration(1, 0)]
+    assert stage.fleet.state == "rolling"
+    assert stage.slots() == [2, 2]
+    assert refused(stage) == "a rollback is under way"
+    stage.take()
+    assert stage.coming() == [(0, 1)]
+
+
+def test_a_configuration_that_cannot_be_taken_back_changes_nothing() -> None:
+    stage = deployed()
+    stage.takes_at_once = False
+    stage.tell(Rollback())
+    stage.refuse("the address is in use")
+    assert stage.took(ReloadFinished) == [ReloadFinished(1, Outcome.FAILED, "the address is in use")]
+    assert stage.fleet.state == "failed"
+    assert stage.slots() == [2, 2]
+    assert stage.core.rollback_refusal() == "", "it is still kept"
+    stage.passes(WINDOW)
+    assert stage.servers == {2: True}
+
+
+def test_a_generation_that_dies_while_its_configuration_is_taken_back_is_not_rolled_out() -> None:
+    stage = deployed()
+    stage.takes_at_once = False
+    stage.tell(Rollback())
+    stage.lose_server(1)
+    assert stage.fleet.previous is None
+    assert stage.take() == [RestoreConfiguration(2)]
+    assert stage.slots() == [2, 2]
+    assert not stage.coming()
+
+
+def test_a_configuration_that_is_taken_after_the_master_has_begun_to_end_is_not_taken_back() -> None:
+    stage = deployed()
+    stage.takes_at_once = False
+    stage.reload(preloaded=True)
+    stage.stop()
+    assert stage.take() == []
+
+
+def test_a_configuration_that_is_taken_after_its_reload_was_called_off_is_taken_back() -> None:
+    stage = deployed()
+    stage.takes_at_once = False
+    stage.reload(preloaded=True)
+    stage.tell(Rollback())
+    assert stage.take() == [RestoreConfiguration(2)]
+    assert stage.in_force == 2

@@ -16,6 +16,8 @@ from zdworker.core.events import (
     GenerationLoaded,
     Halt,
     Kill,
+    KillReason,
+    Outcome,
     Policy,
     Reload,
     ReloadFinished,
@@ -24,6 +26,7 @@ from zdworker.core.events import (
     Start,
     StartGeneration,
     Stop,
+    TakeConfiguration,
     WorkerFailed,
     WorkerForked,
     WorkerGone,
@@ -32,16 +35,16 @@ from zdworker.core.events import (
 )
 from zdworker.core.fleet import Phase, WorkerState
 from zdworker.core.rollout import START_ATTEMPTS
-from zdworker.core.steps import EXIT_TIME, KILL_MARGIN, QUICK_TIME
+from zdworker.core.steps import EXIT_TIMEOUT_S, KILL_MARGIN_S, QUICK_STOP_TIMEOUT_S
 
 
 class TestStart:
     """From nothing to the first workers."""
 
     def test_it_serves(self) -> None:
-        stage = Stage(Policy(workers=2))
+        stage = Stage(Policy(workers=3))
         assert stage.tell(Start()) == [StartGeneration(1)]
-        assert stage.tell(GenerationLoaded(1, preloaded=False, policy=Policy(workers=3))) == [
+        assert stage.tell(GenerationLoaded(1, preloaded=False)) == [
             Spawn(1, 0, 1),
             Spawn(2, 1, 1),
             Spawn(3, 2, 1),
@@ -112,7 +115,7 @@ class TestStart:
 
     def test_a_worker_that_hangs_ends_the_master(self) -> None:
         stage = started(workers=2, boot_timeout=20.0).born().passes(20.0)
-        assert Kill(1, "booting") in stage.log
+        assert Kill(1, KillReason.NOT_READY) in stage.log
         assert stage.gone().halted == Halt(3, "a worker failed to boot: not ready within 20 s (zd_boot_timeout)")
 
     def test_once_one_has_served_a_failure_only_degrades(self) -> None:
@@ -157,7 +160,7 @@ class TestStart:
 
     def test_neither_does_the_second_fork_server_load(self) -> None:
         stage = started(workers=1).lose_server(1).fail_load("ImportError", 4)
-        assert stage.passes(EXIT_TIME).gone().halted == Halt(4, "ImportError")
+        assert stage.passes(EXIT_TIMEOUT_S).gone().halted == Halt(4, "ImportError")
 
 
 class TestReload:
@@ -167,15 +170,15 @@ class TestReload:
         stage = steady(2)
         assert stage.tell(Reload()) == [StartGeneration(2), ReloadStarted(2)]
         assert stage.fleet.state == "rolling"
-        assert stage.tell(GenerationLoaded(2, False, Policy(workers=2))) == [Spawn(3, 0, 2)]
-        assert stage.tell(WorkerForked(3, 4711)) == []
+        assert stage.tell(GenerationLoaded(2, False)) == [TakeConfiguration(2, 2), Spawn(3, 0, 2)]
+        assert stage.tell(WorkerForked(3)) == []
         assert stage.tell(WorkerReady(3)) == [Drain(1)]
         assert stage.tell(WorkerLeaving(1)) == []
         assert stage.tell(WorkerGone(1, "exited with code 0", 0)) == [Spawn(4, 1, 2)]
-        stage.tell(WorkerForked(4, 4712))
+        stage.tell(WorkerForked(4))
         assert stage.tell(WorkerReady(4)) == [Drain(2)]
         assert stage.fleet.state == "rolling", "the old code still answers"
-        assert stage.tell(WorkerGone(2, "exited with code 0", 0)) == [ReloadFinished(2, "done"), EndGeneration(1)]
+        assert stage.tell(WorkerGone(2, "exited with code 0", 0)) == [ReloadFinished(2, Outcome.DONE), EndGeneration(1)]
         assert stage.fleet.state == "steady"
         assert stage.core.next_deadline() is None
 
@@ -285,7 +288,7 @@ class TestSupersedingReload:
             stage.tell(Reload())
         assert stage.took(StartGeneration) == [StartGeneration(2)]
         assert stage.load().took(StartGeneration, ReloadFinished, EndGeneration) == [
-            ReloadFinished(2, "superseded"),
+            ReloadFinished(2, Outcome.SUPERSEDED),
             StartGeneration(3),
             EndGeneration(2),
         ]
@@ -366,19 +369,19 @@ class TestStop:
     def test_what_does_not_leave_is_killed(self) -> None:
         stage = steady(1, graceful_timeout=3.0).stop().passes(3.0)
         assert stage.took(Kill) == []
-        assert stage.passes(KILL_MARGIN).took(Kill) == [Kill(1, "draining")]
-        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(1, "dying")]
+        assert stage.passes(KILL_MARGIN_S).took(Kill) == [Kill(1, KillReason.NOT_DRAINED)]
+        assert stage.passes(EXIT_TIMEOUT_S).took(Kill) == [Kill(1, KillReason.STILL_THERE)]
         assert stage.gone().halted
 
     def test_quick(self) -> None:
         stage = steady(1).stop(quick=True)
         assert stage.took(Drain) == [Drain(1, quick=True)]
-        assert stage.passes(QUICK_TIME).took(Kill) == [Kill(1, "draining")]
+        assert stage.passes(QUICK_STOP_TIMEOUT_S).took(Kill) == [Kill(1, KillReason.NOT_DRAINED)]
 
     def test_escalation(self) -> None:
         stage = steady(2).stop().stop(quick=True)
         assert stage.took(Drain) == [Drain(1), Drain(2), Drain(1, quick=True), Drain(2, quick=True)]
-        assert stage.core.next_deadline() == stage.now + QUICK_TIME
+        assert stage.core.next_deadline() == stage.now + QUICK_STOP_TIMEOUT_S
 
     def test_the_first_word_about_the_status_counts(self) -> None:
         stage = steady(1)
@@ -407,7 +410,7 @@ class TestStop:
     def test_while_the_first_workers_are_forked(self) -> None:
         stage = started(workers=2).stop()
         assert stage.fleet.workers[1].state is WorkerState.DYING
-        assert stage.core.next_deadline() == stage.now + EXIT_TIME, "there is no drain to be waited for"
+        assert stage.core.next_deadline() == stage.now + EXIT_TIMEOUT_S, "there is no drain to be waited for"
         assert stage.gone().halted
 
     @pytest.mark.parametrize("quick", [False, True])

@@ -10,6 +10,8 @@ from zdworker.core.events import (
     Drain,
     EndGeneration,
     Kill,
+    KillReason,
+    Outcome,
     Policy,
     Reload,
     ReloadFinished,
@@ -20,7 +22,7 @@ from zdworker.core.events import (
 )
 from zdworker.core.fleet import Phase
 from zdworker.core.rollout import ROLL_ATTEMPTS
-from zdworker.core.steps import EXIT_TIME, FORK_TIME
+from zdworker.core.steps import EXIT_TIMEOUT_S, FORK_TIMEOUT_S
 
 
 class TestFailedReload:
@@ -32,7 +34,7 @@ class TestFailedReload:
         stage.fail_load("SyntaxError")
         assert stage.took(EndGeneration, ReloadFinished, Spawn, Drain) == [
             EndGeneration(2),
-            ReloadFinished(2, "failed", "SyntaxError", "Traceback ..."),
+            ReloadFinished(2, Outcome.FAILED, "SyntaxError", "Traceback ..."),
         ]
         assert stage.fleet.state == "failed"
         assert stage.fleet.phase is Phase.STEADY
@@ -55,7 +57,7 @@ class TestFailedReload:
         assert stage.took(Spawn, Drain, ReloadFinished, EndGeneration) == [
             Spawn(4, 0, 2),
             EndGeneration(2),
-            ReloadFinished(2, "failed", "the first new worker failed: lifespan failed", "Traceback ..."),
+            ReloadFinished(2, Outcome.FAILED, "the first new worker failed: lifespan failed", "Traceback ..."),
         ]
         assert stage.slots() == [1, 1, 1]
         assert stage.fleet.state == "failed"
@@ -70,19 +72,19 @@ class TestFailedReload:
     def test_its_first_worker_hangs(self) -> None:
         stage = steady(2, boot_timeout=20.0).reload().born().passes(20.0)
         assert stage.reloads == {2: "failed"}
-        assert stage.took(Kill) == [Kill(3, "booting")]
-        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")], "as long as it is there"
+        assert stage.took(Kill) == [Kill(3, KillReason.NOT_READY)]
+        assert stage.passes(EXIT_TIMEOUT_S).took(Kill) == [Kill(3, KillReason.STILL_THERE)], "as long as it is there"
 
     def test_its_first_worker_says_that_it_ends_and_does_not(self) -> None:
         stage = steady(2).reload().born()
         stage.tell(WorkerFailed(3, "lifespan failed"))
         stage.took()
-        assert stage.passes(EXIT_TIME).took(Kill) == [Kill(3, "dying")]
+        assert stage.passes(EXIT_TIMEOUT_S).took(Kill) == [Kill(3, KillReason.STILL_THERE)]
 
     def test_its_first_worker_is_not_forked(self) -> None:
-        stage = steady(2).reload().passes(FORK_TIME)
+        stage = steady(2).reload().passes(FORK_TIMEOUT_S)
         assert stage.reloads == {2: "failed"}
-        assert stage.took(Kill) == [Kill(3, "forking")]
+        assert stage.took(Kill) == [Kill(3, KillReason.NOT_FORKED)]
         assert stage.servers == {1: True}
 
     def test_its_fork_server_dies_before_the_first_worker_is_ready(self) -> None:
@@ -200,7 +202,7 @@ class TestLaterWorkerFails:
 
     def test_a_later_worker_is_not_forked(self) -> None:
         """Its fork server is stuck: a fresh one goes on with the rollout."""
-        stage = steady(3).reload().boot().gone().passes(FORK_TIME)
+        stage = steady(3).reload().boot().gone().passes(FORK_TIMEOUT_S)
         assert stage.fleet.phase is Phase.ROLLING
         stage.gone().load()
         assert roll_on(stage).slots() == [2, 3, 3]
@@ -276,19 +278,18 @@ class TestForkServerLost:
         assert stage.crash(0).boot().slots() == [3, 1]
 
     def test_one_that_does_not_fork(self) -> None:
-        stage = steady(1).crash(0).passes(FORK_TIME)
-        assert stage.took(EndGeneration, Kill) == [Kill(2, "forking"), EndGeneration(1)]
+        stage = steady(1).crash(0).passes(FORK_TIMEOUT_S)
+        assert stage.took(EndGeneration, Kill) == [Kill(2, KillReason.NOT_FORKED), EndGeneration(1)]
         stage.load().gone().passes(1.0)
         assert stage.boot().slots() == [2]
 
     def test_one_that_does_not_fork_any_of_several(self) -> None:
         """One stuck server is one loss, however many workers wait for it."""
-        stage = steady(3).crash(0).crash(1).crash(2).passes(FORK_TIME)
+        stage = steady(3).crash(0).crash(1).crash(2).passes(FORK_TIMEOUT_S)
         assert stage.fleet.restore_failures == 1
         assert stage.loads()
 
     def test_a_worker_that_is_born_although_nobody_waits_any_more(self) -> None:
-        stage = steady(1).crash(0).passes(FORK_TIME)
+        stage = steady(1).crash(0).passes(FORK_TIMEOUT_S)
         stage.took()
-        assert stage.tell(WorkerForked(2, 4711)) == [Kill(2, "born too late")]
-        assert stage.fleet.workers[2].pid == 4711
+        assert stage.tell(WorkerForked(2)) == [Kill(2, KillReason.FORKED_TOO_LATE)]

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from tests.unit.stage import roll_on, steady
-from zdworker.core.events import (
-    Drain,
-    Halt,
-    Kill,
-    Spawn,
-    WorkerReady,
-)
-from zdworker.core.steps import KILL_MARGIN
+from zdworker.core.events import Drain, Halt, Kill, KillReason, Spawn, WorkerReady
+from zdworker.core.steps import KILL_MARGIN_S
 
 
 class TestCrash:
@@ -71,7 +65,7 @@ class TestCrash:
         assert stage.coming() == [(0, 1)]
         assert stage.boot().slots() == [1, 1]
         assert stage.going() == [(0, 1)]
-        assert stage.core.next_deadline() == stage.now + stage.fleet.policy.graceful_timeout + KILL_MARGIN
+        assert stage.core.next_deadline() == stage.now + stage.fleet.policy.graceful_timeout + KILL_MARGIN_S
 
     def test_leaving_unasked_again_and_again_backs_off(self) -> None:
         stage = steady(1).leave(0).boot().gone().leave(0).gone()
@@ -166,15 +160,15 @@ class TestQueuePerSlot:
         stage = steady(2, queue_per_slot=True, graceful_timeout=30.0).scale(1)
         assert stage.took(Drain) == [Drain(2)]
         assert stage.passes(60.0).took(Kill) == []
-        assert stage.passes(1.0).took(Kill) == [Kill(2, "draining")]
+        assert stage.passes(1.0).took(Kill) == [Kill(2, KillReason.NOT_DRAINED)]
 
     def test_whose_slot_stays_has_not(self) -> None:
         stage = steady(2, queue_per_slot=True, graceful_timeout=30.0).reload().boot()
-        assert stage.passes(31.0).took(Kill) == [Kill(1, "draining")]
+        assert stage.passes(31.0).took(Kill) == [Kill(1, KillReason.NOT_DRAINED)]
 
     def test_nor_at_the_end(self) -> None:
         stage = steady(2, queue_per_slot=True, graceful_timeout=30.0).stop()
-        assert stage.passes(31.0).took(Kill) == [Kill(1, "draining"), Kill(2, "draining")]
+        assert stage.passes(31.0).took(Kill) == [Kill(1, KillReason.NOT_DRAINED), Kill(2, KillReason.NOT_DRAINED)]
 
 
 class TestRecycling:

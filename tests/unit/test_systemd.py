@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from zdworker.core.events import Policy
-from zdworker.core.fleet import Fleet, Loading, Phase, Trouble, Worker, WorkerState
+from zdworker.core.fleet import Fleet, Loading, Phase, Purpose, Trouble, TroubleKind, Worker, WorkerState
 from zdworker.master.systemd import EXTEND_EVERY, Notifier, Stage, stage_of, status_of
 
 
@@ -47,7 +47,7 @@ def test_the_delay_before_the_end_is_part_of_the_end() -> None:
 
 def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
     started = fleet(Phase.STARTING)
-    started.trouble = Trouble("degraded", "a worker failed to boot")
+    started.trouble = Trouble(TroubleKind.DEGRADED, "a worker failed to boot")
     assert stage_of(started) is Stage.READY
     assert status_of(started) == "degraded: 1 of 2 workers ready, generation 7; a worker failed to boot"
 
@@ -55,9 +55,9 @@ def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
 def test_a_reload_lasts_from_the_request_to_the_last_slot() -> None:
     asked, loading, rolling, restoring = fleet(), fleet(), fleet(Phase.ROLLING), fleet()
     asked.reload_again = True
-    loading.loading = Loading(8, "reload")
+    loading.loading = Loading(8, Purpose.RELOAD)
     rolling.reloading = 8
-    restoring.loading = Loading(8, "restore")
+    restoring.loading = Loading(8, Purpose.RESTORE)
     assert [stage_of(one) for one in (asked, loading, rolling)] == [Stage.RELOADING] * 3
     assert stage_of(restoring) is Stage.READY
 
@@ -93,8 +93,8 @@ def heard(ear: socket.socket) -> list[str]:
 
 
 def test_what_has_not_changed_is_not_said_again(ear: socket.socket, notifier: Notifier) -> None:
-    notifier.look(fleet())
-    notifier.look(fleet())
+    notifier.observe(fleet(), time.monotonic())
+    notifier.observe(fleet(), time.monotonic())
     assert heard(ear) == ["READY=1\nSTATUS=steady: 1 of 2 workers ready, generation 7"]
 
 
@@ -102,13 +102,13 @@ def test_a_reload_is_one_message_with_its_moment(ear: socket.socket, notifier: N
     rolling = fleet(Phase.ROLLING)
     rolling.reloading = 8
     before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    notifier.look(rolling)
+    notifier.observe(rolling, time.monotonic())
     (message,) = heard(ear)
     lines = message.splitlines()
     assert lines[0] == "RELOADING=1"
     assert before <= int(lines[1].removeprefix("MONOTONIC_USEC=")) <= before + 60_000_000
-    notifier.reload_asked_for()
-    notifier.look(rolling)
+    notifier.reload_requested()
+    notifier.observe(rolling, time.monotonic())
     assert heard(ear)[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
 
 
@@ -118,7 +118,7 @@ def test_time_is_asked_for_while_something_goes_on(
     now = time.monotonic()
     for step in range(3):
         monkeypatch.setattr(time, "monotonic", lambda step=step: now + step * EXTEND_EVERY)
-        notifier.look(fleet(Phase.STOPPING))
+        notifier.observe(fleet(Phase.STOPPING), time.monotonic())
     said = heard(ear)
     assert said[0].startswith("STOPPING=1\n")
     assert said[1:] == ["EXTEND_TIMEOUT_USEC=15000000"] * 2
@@ -132,8 +132,8 @@ def test_the_watchdog_is_fed_when_it_is_ours(
 ) -> None:
     notifier = Notifier({**environ, "WATCHDOG_PID": str(pid), "WATCHDOG_USEC": interval})
     with contextlib.closing(notifier):
-        notifier.look(fleet())
-        notifier.look(fleet())
+        notifier.observe(fleet(), time.monotonic())
+        notifier.observe(fleet(), time.monotonic())
     assert heard(ear)[1:] == ["WATCHDOG=1"] * beats
 
 
@@ -142,18 +142,18 @@ def test_a_name_of_its_own_is_understood(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind("\0" + name)
         with contextlib.closing(Notifier({"NOTIFY_SOCKET": "@" + name})) as notifier:
-            notifier.look(fleet())
+            notifier.observe(fleet(), time.monotonic())
         assert listener.recv(1000).startswith(b"READY=1")
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1234", "/no/such/socket"])
 def test_where_nobody_listens_nothing_is_said(address: str) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": address})
-    notifier.look(fleet())
+    notifier.observe(fleet(), time.monotonic())
     assert notifier.due_in() == math.inf
     notifier.close()
 
 
 def test_who_stops_listening_hurts_nobody(ear: socket.socket, notifier: Notifier) -> None:
     ear.close()
-    notifier.look(fleet())
+    notifier.observe(fleet(), time.monotonic())

@@ -1,7 +1,7 @@
 """How long a slot waits before it is filled again.
 
-Rules: the first death costs no wait, since most crashes are single ones; from the second on the wait doubles up to a
-cap; jitter takes up to half of it away, so that the slots of a crashing fleet do not boot in step.
+Rules: the first death costs no wait, since most crashes are single ones. From the second on the wait doubles up to a
+cap. Jitter takes up to half of it away, so that the slots of a crashing fleet do not boot in step.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Backoff:
     def delay(self, failures: int, jitter: float) -> float:
         """Return the seconds to wait after ``failures`` deaths in a row.
 
-        :param jitter: a random number from 0 to 1; the caller's, so that this stays pure.
+        :param jitter: a random number from 0 to 1; the caller draws it, so that this function stays pure.
         """
         if failures <= 1:
             return 0.0

@@ -1,12 +1,13 @@
-"""What the core is told (events) and what it wants done (actions).
+"""What the core receives (events) and what it wants done (actions).
 
-Rules: both are plain, frozen values. An event is a fact that has happened; an action is an order that the edge carries
-out, and whose outcome comes back as an event. No action has a return value.
+Rules: both are plain, frozen values. An event is a fact that has happened. An action is an order that the edge carries
+out; what comes of it is a later event. No action has a return value.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 # -- events ------------------------------------------------------------------------------------------------------
 
@@ -17,8 +18,11 @@ class Policy:
 
     Times are in seconds. ``surge`` and ``unavailable`` are numbers of workers, not both 0 (``zdworker.settings``
     refuses that before it gets here). ``development``: a worker that leaves by itself (Gunicorn's ``--reload``) is
-    replaced without a wait. ``queue_per_slot``: a worker whose slot goes away empties that slot's queue of connections
-    first, for as long as it may drain.
+    replaced without a wait. ``queue_per_slot``: a worker whose slot goes away first accepts what waits in that slot's
+    own queue of connections, for as long as it may drain.
+
+    ``configuration`` names the configuration that these settings come from: it is the number of the generation that
+    brought it, 0 for the one that the master started with. The edge keeps configurations under this number.
     """
 
     workers: int = 1
@@ -32,6 +36,7 @@ class Policy:
     rollback_window: float = 0.0
     shutdown_delay: float = 0.0
     queue_per_slot: bool = False
+    configuration: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,29 +46,24 @@ class Start:
 
 @dataclass(frozen=True)
 class Reload:
-    """Someone asks for the newest code."""
+    """A user asks for the newest code."""
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Someone asks for the newest reload to be undone.
-
-    ``policy`` is that of the previous generation's configuration, if that has been taken back for it.
-    """
-
-    policy: Policy | None = None
+    """A user asks for the newest reload to be undone."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """There shall be ``workers`` workers."""
+    """A user asks for this number of workers."""
 
     workers: int
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The master shall end: at once when ``quick``, else when ``shutdown_delay`` has passed."""
+    """The master has to end: at once when ``quick``, else when ``shutdown_delay`` has passed."""
 
     quick: bool = False
     status: int = 0
@@ -77,11 +77,26 @@ class Tick:
 
 @dataclass(frozen=True)
 class GenerationLoaded:
-    """A fork server stands; its configuration has been taken over, unless ``policy`` is None (it was not asked for)."""
+    """A fork server has loaded its code, and has sent the configuration that it found."""
 
     generation: int
     preloaded: bool
-    policy: Policy | None = None
+
+
+@dataclass(frozen=True)
+class ConfigurationTaken:
+    """The master goes by the configuration of ``generation`` now, as :class:`TakeConfiguration` asked for."""
+
+    generation: int
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class ConfigurationRefused:
+    """The master cannot go by the configuration of ``generation``; the one before is in force, unchanged."""
+
+    generation: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -103,10 +118,9 @@ class GenerationGone:
 
 @dataclass(frozen=True)
 class WorkerForked:
-    """The worker exists, is the master's child, and boots."""
+    """The worker's process exists, is the master's child, and boots."""
 
     worker_id: int
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,7 @@ class WorkerReady:
 
 @dataclass(frozen=True)
 class WorkerFailed:
-    """The worker says that it cannot boot."""
+    """The worker reports that it cannot boot."""
 
     worker_id: int
     reason: str
@@ -128,21 +142,21 @@ class WorkerFailed:
 
 @dataclass(frozen=True)
 class WorkerReplacementRequested:
-    """The worker asks to be replaced."""
+    """The worker asks to be replaced, and serves until it is."""
 
     worker_id: int
 
 
 @dataclass(frozen=True)
 class WorkerLeaving:
-    """The worker has stopped accepting, asked to or not."""
+    """The worker has stopped accepting, on the master's order or by itself."""
 
     worker_id: int
 
 
 @dataclass(frozen=True)
 class WorkerGone:
-    """The worker's process has ended, or was never born; ``how`` says how, for a reader ("exited with code 1").
+    """The worker's process has ended, or never came to be; ``how`` says how, for a reader ("exited with code 1").
 
     ``exit_code`` is negative for a signal, as in :mod:`subprocess`.
     """
@@ -160,6 +174,8 @@ Event = (
     | Stop
     | Tick
     | GenerationLoaded
+    | ConfigurationTaken
+    | ConfigurationRefused
     | GenerationFailed
     | GenerationGone
     | WorkerForked
@@ -171,6 +187,25 @@ Event = (
 )
 
 # -- actions -----------------------------------------------------------------------------------------------------
+
+
+class Outcome(str, Enum):
+    """How a reload has ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SUPERSEDED = "superseded"
+    """A newer reload has taken its place."""
+
+
+class KillReason(str, Enum):
+    """Why a worker is killed."""
+
+    NOT_FORKED = "was not forked in time"
+    NOT_READY = "did not get ready in time"
+    NOT_DRAINED = "did not end in time"
+    STILL_THERE = "is still there"
+    FORKED_TOO_LATE = "was forked too late"
 
 
 @dataclass(frozen=True)
@@ -188,8 +223,26 @@ class EndGeneration:
 
 
 @dataclass(frozen=True)
+class TakeConfiguration:
+    """Go by another configuration; ``ConfigurationTaken`` or ``ConfigurationRefused`` for ``generation`` follows.
+
+    ``configuration`` is ``generation`` when the generation has just brought it, else the number of one that is kept.
+    """
+
+    generation: int
+    configuration: int
+
+
+@dataclass(frozen=True)
+class RestoreConfiguration:
+    """Go back to a configuration whose listening sockets are still open. It cannot be refused."""
+
+    configuration: int
+
+
+@dataclass(frozen=True)
 class Spawn:
-    """Have ``generation`` fork the worker ``age`` for ``slot``."""
+    """Have ``generation`` fork a worker for ``slot``."""
 
     worker_id: int
     slot: int
@@ -200,7 +253,7 @@ class Spawn:
 class Drain:
     """Tell a worker to leave: to finish what it has, or at once when ``quick``.
 
-    One that was not born yet is kept from it (its channel is closed); ``WorkerGone`` follows for it, too.
+    A worker that waits for its start order never gets one; ``WorkerGone`` follows for it, too.
     """
 
     worker_id: int
@@ -209,10 +262,10 @@ class Drain:
 
 @dataclass(frozen=True)
 class Kill:
-    """End a worker that did not leave in time; for one that has no pid, ``WorkerGone`` follows at once."""
+    """End a worker that did not leave in time; for one without a process, ``WorkerGone`` follows at once."""
 
     worker_id: int
-    why: str
+    why: KillReason
 
 
 @dataclass(frozen=True)
@@ -224,17 +277,18 @@ class ReloadStarted:
 
 @dataclass(frozen=True)
 class ReloadFinished:
-    """A reload has ended: ``outcome`` is ``done``, ``failed`` or ``superseded`` (by a newer one).
+    """A reload has ended.
 
-    After ``failed`` the old code serves, under the old policy; in slots that were new already it comes back. Each
-    ``ReloadStarted`` is followed by one of these, unless the master stops; where there is no way back it may be long,
-    with a ``Degraded`` for each worker that fails meanwhile.
+    After ``FAILED`` the old code serves, under the old policy; in slots that were new already it comes back. Each
+    ``ReloadStarted`` is followed by one of these, unless the master stops. Where there is no way back this can take
+    long, with a ``Degraded`` for each worker that fails in between. ``called_off`` means that a rollback ended it.
     """
 
     generation: int
-    outcome: str
+    outcome: Outcome
     reason: str = ""
     traceback: str = ""
+    called_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -253,4 +307,16 @@ class Halt:
     reason: str = ""
 
 
-Action = StartGeneration | EndGeneration | Spawn | Drain | Kill | ReloadStarted | ReloadFinished | Degraded | Halt
+Action = (
+    StartGeneration
+    | EndGeneration
+    | TakeConfiguration
+    | RestoreConfiguration
+    | Spawn
+    | Drain
+    | Kill
+    | ReloadStarted
+    | ReloadFinished
+    | Degraded
+    | Halt
+)

@@ -6,7 +6,8 @@ Rules:
   that a later master can take the fleet over.
 * A state changes only through its table. What a table does not list is illegal: :func:`step` raises
   :class:`~zdworker.errors.IllegalEvent` before anything has changed.
-* Whatever is waited for has a deadline: a worker has one in every state but ``ready``, a loading generation always.
+* Whatever is awaited has a deadline: a worker has one in every state but ``ready``, a generation until its
+  configuration is in force.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Phase(str, Enum):
 
 
 class WorkerState(str, Enum):
-    """What a worker is at, as the master knows it."""
+    """What a worker is at, as far as the master knows."""
 
     FORKING = "forking"
     BOOTING = "booting"
@@ -46,80 +47,140 @@ class GenerationState(str, Enum):
     """What a generation's fork server is at."""
 
     LOADING = "loading"
+    CONFIGURING = "configuring"
+    """Its code is loaded, and the master takes its configuration over."""
     LOADED = "loaded"
     LOST = "lost"
 
 
-PHASES: Mapping[tuple[Phase, str], Phase] = {
-    (Phase.NEW, "start"): Phase.STARTING,
-    (Phase.NEW, "stop"): Phase.STOPPING,
-    (Phase.STARTING, "roll"): Phase.ROLLING,  # some serve, the others would not boot: newer code may mend it
-    (Phase.STARTING, "converged"): Phase.STEADY,
-    (Phase.STARTING, "stop"): Phase.STOPPING,
-    (Phase.STEADY, "roll"): Phase.ROLLING,
-    (Phase.STEADY, "converged"): Phase.STEADY,
-    (Phase.STEADY, "stop"): Phase.STOPPING,
-    (Phase.ROLLING, "roll"): Phase.ROLLING,
-    (Phase.ROLLING, "converged"): Phase.STEADY,
-    (Phase.ROLLING, "stop"): Phase.STOPPING,
-    (Phase.STOPPING, "stop"): Phase.STOPPING,
-    (Phase.STOPPING, "empty"): Phase.STOPPED,
+class PhaseCause(str, Enum):
+    """What changes the fleet's phase."""
+
+    START = "start"
+    STOP = "stop"
+    ROLL = "roll"
+    CONVERGED = "converged"
+    EMPTY = "empty"
+
+
+class WorkerCause(str, Enum):
+    """What changes a worker's state."""
+
+    FORKED = "forked"
+    DRAIN = "drain"
+    EXPIRE = "expire"
+    GONE = "gone"
+    READY = "ready"
+    FAILED = "failed"
+    LEAVING = "leaving"
+    REPLACEMENT_REQUESTED = "replacement requested"
+
+
+class GenerationCause(str, Enum):
+    """What changes a generation's state."""
+
+    LOADED = "loaded"
+    CONFIGURED = "configured"
+    RECONFIGURE = "reconfigure"
+    FAILED = "failed"
+    GONE = "gone"
+
+
+class Purpose(str, Enum):
+    """What a generation is loaded for."""
+
+    START = "start"
+    RELOAD = "reload"
+    ROLLBACK = "rollback"
+    """Its code is still in memory; only its configuration has to be taken back."""
+    RESTORE = "restore"
+    """It takes the place of a fork server that died."""
+
+
+class TroubleKind(str, Enum):
+    """The public name of a state that is not steady although nothing is under way."""
+
+    FAILED = "failed"
+    DEGRADED = "degraded"
+
+
+_P, _PC = Phase, PhaseCause
+PHASES: Mapping[tuple[Phase, PhaseCause], Phase] = {
+    (_P.NEW, _PC.START): _P.STARTING,
+    (_P.NEW, _PC.STOP): _P.STOPPING,
+    (_P.STARTING, _PC.ROLL): _P.ROLLING,  # some workers serve and the others fail to boot: newer code may mend that
+    (_P.STARTING, _PC.CONVERGED): _P.STEADY,
+    (_P.STARTING, _PC.STOP): _P.STOPPING,
+    (_P.STEADY, _PC.ROLL): _P.ROLLING,
+    (_P.STEADY, _PC.CONVERGED): _P.STEADY,
+    (_P.STEADY, _PC.STOP): _P.STOPPING,
+    (_P.ROLLING, _PC.ROLL): _P.ROLLING,
+    (_P.ROLLING, _PC.CONVERGED): _P.STEADY,
+    (_P.ROLLING, _PC.STOP): _P.STOPPING,
+    (_P.STOPPING, _PC.STOP): _P.STOPPING,
+    (_P.STOPPING, _PC.EMPTY): _P.STOPPED,
 }
 """Phase × cause → phase."""
 
-_W = WorkerState
-WORKERS: Mapping[tuple[WorkerState, str], WorkerState] = {
-    (_W.FORKING, "forked"): _W.BOOTING,
-    (_W.FORKING, "drain"): _W.DYING,  # it has no pid to be told anything: it ends before it boots
-    (_W.FORKING, "expire"): _W.DYING,
-    (_W.FORKING, "gone"): _W.DYING,
-    (_W.BOOTING, "ready"): _W.READY,
-    (_W.BOOTING, "failed"): _W.DYING,
-    (_W.BOOTING, "drain"): _W.DRAINING,
-    (_W.BOOTING, "leaving"): _W.DRAINING,
-    (_W.BOOTING, "expire"): _W.DYING,
-    (_W.BOOTING, "gone"): _W.DYING,
-    (_W.READY, "replacement requested"): _W.READY,
-    (_W.READY, "drain"): _W.DRAINING,
-    (_W.READY, "leaving"): _W.DRAINING,
-    (_W.READY, "expire"): _W.READY,  # its soak time is over
-    (_W.READY, "gone"): _W.DYING,
-    # What was on its way when the order to leave was given changes nothing any more.
-    (_W.DRAINING, "ready"): _W.DRAINING,
-    (_W.DRAINING, "failed"): _W.DRAINING,
-    (_W.DRAINING, "replacement requested"): _W.DRAINING,
-    (_W.DRAINING, "leaving"): _W.DRAINING,
-    (_W.DRAINING, "drain"): _W.DRAINING,
-    (_W.DRAINING, "expire"): _W.DYING,
-    (_W.DRAINING, "gone"): _W.DYING,
-    (_W.DYING, "forked"): _W.DYING,
-    (_W.DYING, "ready"): _W.DYING,
-    (_W.DYING, "failed"): _W.DYING,
-    (_W.DYING, "replacement requested"): _W.DYING,
-    (_W.DYING, "leaving"): _W.DYING,
-    (_W.DYING, "drain"): _W.DYING,
-    (_W.DYING, "expire"): _W.DYING,
-    (_W.DYING, "gone"): _W.DYING,
+_W, _WC = WorkerState, WorkerCause
+WORKERS: Mapping[tuple[WorkerState, WorkerCause], WorkerState] = {
+    (_W.FORKING, _WC.FORKED): _W.BOOTING,
+    (_W.FORKING, _WC.DRAIN): _W.DYING,  # no order can reach it yet: it ends before it boots
+    (_W.FORKING, _WC.EXPIRE): _W.DYING,
+    (_W.FORKING, _WC.GONE): _W.DYING,
+    (_W.BOOTING, _WC.READY): _W.READY,
+    (_W.BOOTING, _WC.FAILED): _W.DYING,
+    (_W.BOOTING, _WC.DRAIN): _W.DRAINING,
+    (_W.BOOTING, _WC.LEAVING): _W.DRAINING,
+    (_W.BOOTING, _WC.EXPIRE): _W.DYING,
+    (_W.BOOTING, _WC.GONE): _W.DYING,
+    (_W.READY, _WC.REPLACEMENT_REQUESTED): _W.READY,
+    (_W.READY, _WC.DRAIN): _W.DRAINING,
+    (_W.READY, _WC.LEAVING): _W.DRAINING,
+    (_W.READY, _WC.EXPIRE): _W.READY,  # it has stayed ready for zd_min_ready_seconds
+    (_W.READY, _WC.GONE): _W.DYING,
+    # A report that was under way when the worker was told to leave changes nothing.
+    (_W.DRAINING, _WC.READY): _W.DRAINING,
+    (_W.DRAINING, _WC.FAILED): _W.DRAINING,
+    (_W.DRAINING, _WC.REPLACEMENT_REQUESTED): _W.DRAINING,
+    (_W.DRAINING, _WC.LEAVING): _W.DRAINING,
+    (_W.DRAINING, _WC.DRAIN): _W.DRAINING,
+    (_W.DRAINING, _WC.EXPIRE): _W.DYING,
+    (_W.DRAINING, _WC.GONE): _W.DYING,
+    (_W.DYING, _WC.FORKED): _W.DYING,
+    (_W.DYING, _WC.READY): _W.DYING,
+    (_W.DYING, _WC.FAILED): _W.DYING,
+    (_W.DYING, _WC.REPLACEMENT_REQUESTED): _W.DYING,
+    (_W.DYING, _WC.LEAVING): _W.DYING,
+    (_W.DYING, _WC.DRAIN): _W.DYING,
+    (_W.DYING, _WC.EXPIRE): _W.DYING,
+    (_W.DYING, _WC.GONE): _W.DYING,
 }
-"""Worker's state × cause → worker's state; after ``gone`` the worker is struck off."""
+"""Worker's state × cause → worker's state; after ``gone`` the worker is removed."""
 
-_G = GenerationState
-GENERATIONS: Mapping[tuple[GenerationState, str], GenerationState] = {
-    (_G.LOADING, "loaded"): _G.LOADED,
-    (_G.LOADING, "failed"): _G.LOST,
-    (_G.LOADING, "gone"): _G.LOST,
-    (_G.LOADED, "gone"): _G.LOST,
-    # What was on its way when the generation was ended changes nothing any more.
-    (_G.LOST, "loaded"): _G.LOST,
-    (_G.LOST, "failed"): _G.LOST,
-    (_G.LOST, "gone"): _G.LOST,
+_G, _GC = GenerationState, GenerationCause
+GENERATIONS: Mapping[tuple[GenerationState, GenerationCause], GenerationState] = {
+    (_G.LOADING, _GC.LOADED): _G.CONFIGURING,
+    (_G.LOADING, _GC.FAILED): _G.LOST,
+    (_G.LOADING, _GC.GONE): _G.LOST,
+    (_G.CONFIGURING, _GC.CONFIGURED): _G.LOADED,
+    (_G.CONFIGURING, _GC.FAILED): _G.LOST,
+    (_G.CONFIGURING, _GC.GONE): _G.LOST,
+    (_G.LOADED, _GC.RECONFIGURE): _G.CONFIGURING,
+    (_G.LOADED, _GC.GONE): _G.LOST,
+    # A report that was under way when the generation was ended changes nothing.
+    (_G.LOST, _GC.LOADED): _G.LOST,
+    (_G.LOST, _GC.CONFIGURED): _G.LOST,
+    (_G.LOST, _GC.FAILED): _G.LOST,
+    (_G.LOST, _GC.GONE): _G.LOST,
 }
-"""Generation's state × cause → generation's state; an ended generation without workers is struck off."""
+"""Generation's state × cause → generation's state; an ended generation without workers is removed."""
 
 State = TypeVar("State", Phase, WorkerState, GenerationState)
+Cause = TypeVar("Cause", PhaseCause, WorkerCause, GenerationCause)
 
 
-def step(table: Mapping[tuple[State, str], State], state: State, cause: str) -> State:
+def step(table: Mapping[tuple[State, Cause], State], state: State, cause: Cause) -> State:
     """Return the state that ``cause`` leads to.
 
     :raises IllegalEvent: the table does not list ``cause`` for ``state``.
@@ -127,19 +188,21 @@ def step(table: Mapping[tuple[State, str], State], state: State, cause: str) -> 
     try:
         return table[state, cause]
     except KeyError:
-        raise IllegalEvent(f"{cause!r} is impossible in {type(state).__name__} {state.value!r}") from None
+        raise IllegalEvent(f"{cause.value!r} is impossible in {type(state).__name__} {state.value!r}") from None
 
 
 @dataclass
 class Worker:
-    """One worker process. ``age`` is its number, as Gunicorn counts them; times are those of ``now``."""
+    """One worker process. ``worker_id`` counts all workers of the master, as Gunicorn's ``age`` does.
+
+    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds.
+    """
 
     worker_id: int
     slot: int
     generation: int
     state: WorkerState
     deadline: float | None
-    pid: int | None = None
     ready_at: float | None = None
     verified: bool = False
     replacement_requested: bool = False
@@ -171,17 +234,17 @@ class Slot:
 
 @dataclass
 class Loading:
-    """The generation that is being loaded. ``purpose`` is ``start``, ``reload`` or ``restore`` (a lost fork server)."""
+    """The generation that is being loaded, and what for."""
 
     generation: int
-    purpose: str
+    purpose: Purpose
 
 
 @dataclass
 class Trouble:
     """Why the state is ``failed`` or ``degraded``."""
 
-    kind: str
+    kind: TroubleKind
     reason: str
     traceback: str = ""
 
@@ -200,11 +263,13 @@ class Fleet:
     """All facts.
 
     ``current`` lists the generations whose workers may stay; the last loaded one of them is spawned from. ``fallback``
-    is what ``current`` was before the reload under way, ``fallback_policy`` and ``fallback_size`` go with it.
+    is what ``current`` was before the reload under way; ``fallback_policy`` and ``fallback_size`` go with it.
     ``previous`` is what is left of it when that reload is done, for a rollback.
-    ``proven`` says that a worker of the newest has lasted: until then one single worker tries it out, and ``shrink_to``
-    is the smaller number of workers that it will bring. ``reloading`` is the generation that is being rolled out.
-    ``stop_at`` is when the master, told to end, begins to: until then it serves on.
+
+    ``newest_verified`` means that a worker of the newest generation is verified. Until then a single worker, the
+    canary, tries that generation out, and ``shrink_to`` is the smaller number of workers that the generation will
+    bring. ``reloading`` is the generation that is being rolled out. ``stop_at`` is when the master begins to end; it
+    serves until then.
     """
 
     policy: Policy
@@ -241,17 +306,17 @@ class Fleet:
         """The public state: ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
         if self.stopping:
             return "stopping"
-        if self.loading is not None and self.loading.purpose != "restore":
+        if self.loading is not None and self.loading.purpose is not Purpose.RESTORE:
             return "rolling"
         if self.degraded:
             return "degraded"
         if self.phase is not Phase.STEADY:
             return "rolling"
-        return self.trouble.kind if self.trouble else "steady"
+        return self.trouble.kind.value if self.trouble else "steady"
 
     @property
     def stopping(self) -> bool:
-        """Whether the master was told to end; it may serve on for a while (``zd_shutdown_delay``)."""
+        """Whether the master has to end; it may serve for a while before it does (``zd_shutdown_delay``)."""
         return self.stop_at is not None or self.ending
 
     @property
@@ -261,8 +326,8 @@ class Fleet:
 
     @property
     def degraded(self) -> bool:
-        """Whether something is amiss which no reload is to blame for."""
-        return self.trouble is not None and self.trouble.kind == "degraded"
+        """Whether something is wrong for which no reload is to blame."""
+        return self.trouble is not None and self.trouble.kind is TroubleKind.DEGRADED
 
     @property
     def running(self) -> bool:
@@ -271,8 +336,13 @@ class Fleet:
 
     @property
     def never_served(self) -> bool:
-        """Whether this is the first start and nothing has ever served: a failure ends the master."""
+        """Whether this is the first start and no worker was ever ready: a failure ends the master."""
         return self.phase is Phase.STARTING and not self.ever_ready
+
+    @property
+    def wanted_size(self) -> int:
+        """The number of workers that was asked for last; during a canary there may be more than that."""
+        return self.size if self.shrink_to is None else self.shrink_to
 
     def source(self, among: list[int]) -> int | None:
         """Return the newest generation ``among`` these that can be spawned from."""
@@ -288,8 +358,13 @@ class Fleet:
         return self.slots[number].retry_at if number in self.slots else 0.0
 
     def fresh(self, worker: Worker) -> bool:
-        """Return whether ``worker`` is one that shall stay."""
+        """Return whether ``worker`` is one that may stay."""
         return worker.generation in self.current and not worker.replacement_requested and worker.slot < self.size
+
+    def configurations(self) -> set[int]:
+        """Return the numbers of the configurations in use, or to which the fleet may go back."""
+        policies = [self.policy, self.fallback_policy, self.previous.policy if self.previous else None]
+        return {policy.configuration for policy in policies if policy is not None}
 
     def to_plain(self) -> dict[str, Any]:
         """Return the facts as what JSON can hold."""
@@ -303,15 +378,14 @@ class Fleet:
         known["fallback_policy"] = Policy(**known["fallback_policy"]) if known["fallback_policy"] else None
         known["phase"] = Phase(known["phase"])
         known["workers"] = {
-            int(worker_id): Worker(**{**w, "state": WorkerState(w["state"])})
-            for worker_id, w in known["workers"].items()
+            int(number): Worker(**{**w, "state": WorkerState(w["state"])}) for number, w in known["workers"].items()
         }
         known["generations"] = {
             int(n): Generation(**{**g, "state": GenerationState(g["state"])}) for n, g in known["generations"].items()
         }
         known["slots"] = {int(n): Slot(**s) for n, s in known["slots"].items()}
-        known["loading"] = Loading(**known["loading"]) if known["loading"] else None
-        previous = known["previous"]
+        loading, previous, trouble = known["loading"], known["previous"], known["trouble"]
+        known["loading"] = Loading(**{**loading, "purpose": Purpose(loading["purpose"])}) if loading else None
         known["previous"] = Previous(**{**previous, "policy": Policy(**previous["policy"])}) if previous else None
-        known["trouble"] = Trouble(**known["trouble"]) if known["trouble"] else None
+        known["trouble"] = Trouble(**{**trouble, "kind": TroubleKind(trouble["kind"])}) if trouble else None
         return cls(**known)

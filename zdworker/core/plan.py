@@ -1,20 +1,20 @@
 """From the facts to the next steps: which worker leaves now, which slot is filled now.
 
-Rules, all of them the invariant's:
+Rules, all of them parts of the invariant:
 
 * Not more than ``size + surge`` worker processes exist, those that boot or drain included.
-* A worker that serves is told to leave only if ``size - unavailable`` others are ready and have proved themselves.
-* Slots go in order. A worker leaves when its slot has a fresh one that has proved itself; before that only where
-  ``unavailable`` allows it and the new generation is proven, or where nothing else would make room.
-* Until the new generation is proven, one single worker tries it out, and a slot that a crash has emptied meanwhile is
-  filled from the generation before.
+* A worker that serves is told to leave only if ``size - unavailable`` others are ready and verified.
+* Slots go in order. A worker leaves when its slot has a verified one that may stay. Before that it leaves only where
+  ``unavailable`` allows it and the new generation is verified, or where nothing else would make room.
+* Until the new generation is verified a single worker, the canary, tries it out. A slot that a crash empties in the
+  meantime is filled from the generation before.
 
-These are questions to the facts, asked again after every event, rather than steps of a script: whatever happens in
+These are questions to the facts, asked again after every event, rather than steps of a script. So whatever happens in
 between (a crash, a second reload, a change of number) needs no case of its own.
 
-Why it never stands still: as long as a worker boots, soaks or drains, its deadline brings an event. When none does and
-a slot lacks a fresh worker, either there is room, or more than ``size - unavailable`` are ready (surge and unavailable
-are not both 0), so that one which is not fresh may leave.
+Why it never stands still: as long as a worker boots, is being verified or drains, its deadline brings an event. When
+none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable`` are ready
+(surge and unavailable are not both 0), so that one which may not stay can leave.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Facts:
         self.fleet = fleet
         self.source = fleet.source(fleet.current)
         self.slots: dict[int, list[Worker]] = {}
-        """Those that are not leaving."""
+        """The workers of each slot that are not leaving."""
         for worker in fleet.workers.values():
             if not worker.leaving:
                 self.slots.setdefault(worker.slot, []).append(worker)
@@ -42,16 +42,16 @@ class _Facts:
 
     @cached_property
     def slots_with_stable_worker(self) -> set[int]:
-        """The slots with a worker that shall stay and has proved itself."""
+        """The slots that have a verified worker that may stay."""
         return {n for n, workers in self.slots.items() if any(self.fleet.fresh(w) and w.verified for w in workers)}
 
     @cached_property
     def no_room(self) -> bool:
-        """Whether nothing makes room but a worker that serves."""
+        """Whether only the end of a worker that serves can make room."""
         return not _has_room(self.fleet) and not any(w.leaving or not w.verified for w in self.fleet.workers.values())
 
     @cached_property
-    def on_trial(self) -> bool:
+    def canary_exists(self) -> bool:
         """Whether a worker tries the new generation out."""
         return not self.fleet.newest_verified and any(
             w.generation == self.source for each in self.slots.values() for w in each
@@ -59,7 +59,7 @@ class _Facts:
 
 
 def next_to_leave(fleet: Fleet) -> Worker | None:
-    """Return the worker that shall leave now, if one may."""
+    """Return the worker to tell to leave now, if one may."""
     facts = _Facts(fleet)
     staying = [worker for workers in facts.slots.values() for worker in workers]
     for worker in sorted(staying, key=lambda w: _order(facts, w)):
@@ -69,7 +69,7 @@ def next_to_leave(fleet: Fleet) -> Worker | None:
 
 
 def _order(facts: _Facts, worker: Worker) -> tuple[int, int, bool, int]:
-    """From crowded slots first, so that none is emptied without need; then in order, the useless before the old."""
+    """Sort key: slots with several workers first, then by slot; within a slot, unwanted generations first, then age."""
     wanted = worker.generation in facts.fleet.current or worker.generation in facts.fleet.fallback
     return -len(facts.in_slot(worker.slot)), worker.slot, wanted, worker.worker_id
 
@@ -79,18 +79,19 @@ def _should_retire(facts: _Facts, worker: Worker) -> bool:
         return True
     if facts.fleet.fresh(worker):
         return False
-    return _obsolete(facts, worker) or worker.slot in facts.slots_with_stable_worker or _may_leave_first(facts, worker)
+    replaced = worker.slot in facts.slots_with_stable_worker
+    return _obsolete(facts, worker) or replaced or _may_leave_first(facts, worker)
 
 
 def _obsolete(facts: _Facts, worker: Worker) -> bool:
-    """Return whether a worker that has not lasted yet is of code that nobody wants (any more)."""
+    """Return whether an unverified worker runs code that is not wanted, or not wanted any more."""
     fleet = facts.fleet
     if worker.verified or worker.generation in fleet.current:
         return False
     if worker.generation not in fleet.fallback:
         return True
-    # What served before the reload goes on as any old worker; what still boots may be needed while the new code is on
-    # trial, if it has its slot to itself.
+    # A worker of the generation before the reload is treated as any old one once it serves. While it boots it may be
+    # needed, if it has its slot to itself and the canary is not verified.
     booting = worker.state is not WorkerState.READY
     return booting and (fleet.newest_verified or len(facts.in_slot(worker.slot)) > 1)
 
@@ -105,9 +106,9 @@ def _may_leave_first(facts: _Facts, worker: Worker) -> bool:
 
 
 def _availability_allows(fleet: Fleet, worker: Worker) -> bool:
-    """Return whether enough serve without it; nobody misses one that serves nobody.
+    """Return whether enough workers serve without this one; one that does not serve may always go.
 
-    Only those that have proved themselves are counted on: one that soaks may be gone a moment later.
+    Only verified ones are counted on: another one may be gone a moment later.
     """
     if worker.state is not WorkerState.READY:
         return True
@@ -127,7 +128,7 @@ def next_to_fill(fleet: Fleet, now: float) -> tuple[int, int] | None:
 def _next_to_fill(facts: _Facts, now: float) -> tuple[int, int] | None:
     if not _has_room(facts.fleet):
         return None
-    for number in _wanting(facts):
+    for number in _lacking(facts):
         if _retry_at(facts, number) <= now:
             generation = _source_for(facts, number)
             if generation is not None:
@@ -136,19 +137,19 @@ def _next_to_fill(facts: _Facts, now: float) -> tuple[int, int] | None:
 
 
 def _retry_at(facts: _Facts, number: int) -> float:
-    """Return when a slot's time has come; while a rollout backs off, slots that are served have to wait for it, too."""
+    """Return when a slot may be filled; while a rollout backs off, slots that are served have to wait for it, too."""
     return max(facts.fleet.retry_at(number), facts.fleet.roll_at if facts.in_slot(number) else 0.0)
 
 
-def _wanting(facts: _Facts) -> Iterator[int]:
-    """Yield the slots that lack a fresh worker: the empty ones first."""
+def _lacking(facts: _Facts) -> Iterator[int]:
+    """Yield the slots that lack a worker that may stay: the empty ones first."""
     lacking = [n for n in range(facts.fleet.size) if not any(facts.fleet.fresh(w) for w in facts.in_slot(n))]
     yield from (n for n in lacking if not facts.in_slot(n))
     yield from (n for n in lacking if facts.in_slot(n))
 
 
 def _source_for(facts: _Facts, number: int) -> int | None:
-    if not facts.on_trial:
+    if not facts.canary_exists:
         return facts.source
     return None if facts.in_slot(number) else facts.fleet.source(facts.fleet.fallback)
 
@@ -156,15 +157,15 @@ def _source_for(facts: _Facts, number: int) -> int | None:
 def next_retry(fleet: Fleet) -> float | None:
     """Return when the next slot that waits out a backoff may be filled.
 
-    A slot that is due already waits for room or for a fork server, and these bring an event.
+    A slot whose time has come waits for room or for a fork server, and these bring an event.
     """
     facts = _Facts(fleet)
-    times = sorted({_retry_at(facts, n) for n in _wanting(facts)})
+    times = sorted({_retry_at(facts, n) for n in _lacking(facts)})
     return next((t for t in times if _next_to_fill(facts, t) is not None), None)
 
 
 def converged(fleet: Fleet) -> bool:
-    """Return whether every slot has a worker that shall stay and has proved itself, and no older code runs any more."""
+    """Return whether every slot has a verified worker that may stay, and no older code runs any more."""
     staying = [w for w in fleet.workers.values() if not w.leaving]
     if any(w.leaving and w.generation not in fleet.current for w in fleet.workers.values()):
         return False

@@ -6,10 +6,12 @@ Rules:
 * Then the facts are brought up to date (``zdworker.core.steps``), and :meth:`Rollout._advance` asks the plan
   (``zdworker.core.plan``) for steps until it has none left. So every event, in whatever order it comes, leads to the
   same next steps.
-* What was on its way when its worker or generation was struck off comes too late and is nothing; only what was never
-  there is illegal.
-* Before the first worker was ever ready, a failed boot ends the master, as Gunicorn does it. After that no failed boot
-  ever does: a generation whose first worker fails is given up for good, and what served before serves on.
+* An event about a worker or generation that has been removed was under way for too long, and changes nothing. Only one
+  about something that never existed is illegal.
+* Before the first worker was ever ready, a failed boot ends the master, as in Gunicorn. After that no failed boot ever
+  does: a generation whose first worker fails is given up for good, and what served before goes on.
+* Whether a loaded generation's configuration is taken over is decided here alone: a reload's is, once its code is
+  loaded and no newer reload is asked for. A generation that replaces a dead fork server keeps the one in force.
 * ``now`` is monotonic seconds; :meth:`Rollout.next_deadline` says when to come back with a ``Tick`` at the latest.
 """
 
@@ -21,10 +23,14 @@ from zdworker.core import plan
 from zdworker.core.backoff import Backoff
 from zdworker.core.events import (
     Action,
+    ConfigurationRefused,
+    ConfigurationTaken,
     Event,
     GenerationFailed,
     GenerationGone,
     GenerationLoaded,
+    KillReason,
+    Outcome,
     Policy,
     Reload,
     ReloadFinished,
@@ -46,22 +52,35 @@ from zdworker.core.fleet import (
     WORKERS,
     Fleet,
     Generation,
+    GenerationCause,
     GenerationState,
+    Loading,
     Phase,
+    PhaseCause,
+    Purpose,
     Worker,
+    WorkerCause,
     WorkerState,
     step,
 )
-from zdworker.core.steps import EXIT_TIME, FORK_TIME, Steps
+from zdworker.core.steps import EXIT_TIMEOUT_S, FORK_TIMEOUT_S, Steps
 from zdworker.errors import IllegalEvent
+from zdworker.exhaustive import assert_never
 
 ROLL_ATTEMPTS = 5
-"""Failed boots in a row, after the first worker has proved the generation, that end a rollout."""
-
-CALLED_OFF = "called off: a rollback was asked for"
+"""Failed boots in a row, after the generation is verified, that end a rollout."""
 
 START_ATTEMPTS = 3
 """Boots of a slot that may end by a signal or cleanly at the first start, before the master gives up."""
+
+CALLED_OFF = "called off: a rollback was asked for"
+
+_KILL_REASONS = {
+    WorkerState.FORKING: KillReason.NOT_FORKED,
+    WorkerState.BOOTING: KillReason.NOT_READY,
+    WorkerState.DRAINING: KillReason.NOT_DRAINED,
+    WorkerState.DYING: KillReason.STILL_THERE,
+}
 
 
 class Rollout:
@@ -81,14 +100,52 @@ class Rollout:
         :raises IllegalEvent: the event cannot happen in this state; nothing has changed.
         """
         self._steps.actions = []  # of an event that raised
-        handler = getattr(self, f"_on_{type(event).__name__.lower()}")
-        handler(event, now)
+        self._handle(event, now)
         self._advance(now)
         actions, self._steps.actions = self._steps.actions, []
         return actions
 
+    def _handle(self, event: Event, now: float) -> None:  # noqa: C901, PLR0912  # one line for each event
+        match event:
+            case Start():
+                self._start(now)
+            case Reload():
+                self._reload()
+            case Rollback():
+                self._roll_back(now)
+            case Scale():
+                self._scale(event)
+            case Stop():
+                self._stop(event, now)
+            case Tick():
+                self._tick(now)
+            case GenerationLoaded():
+                self._generation_loaded(event, now)
+            case ConfigurationTaken():
+                self._configuration_taken(event, now)
+            case ConfigurationRefused():
+                self._configuration_refused(event, now)
+            case GenerationFailed():
+                self._generation_failed(event, now)
+            case GenerationGone():
+                self._generation_gone(event, now)
+            case WorkerForked():
+                self._worker_forked(event, now)
+            case WorkerReady():
+                self._worker_ready(event, now)
+            case WorkerFailed():
+                self._worker_failed(event, now)
+            case WorkerReplacementRequested():
+                self._worker_replacement_requested(event)
+            case WorkerLeaving():
+                self._worker_leaving(event, now)
+            case WorkerGone():
+                self._worker_gone(event, now)
+            case _:
+                assert_never(event)
+
     def next_deadline(self) -> float | None:
-        """Return when ``Tick`` is due, or None when nothing is waited for."""
+        """Return when ``Tick`` is due, or None when nothing is awaited."""
         fleet = self.fleet
         times = [w.deadline for w in fleet.workers.values()]
         times += [g.deadline for g in fleet.generations.values()]
@@ -101,70 +158,67 @@ class Rollout:
 
     # -- what the user asks for ----------------------------------------------------------------------------------
 
-    def _on_start(self, event: Start, now: float) -> None:
-        self.fleet.phase = step(PHASES, self.fleet.phase, "start")
+    def _start(self, now: float) -> None:
+        self.fleet.phase = step(PHASES, self.fleet.phase, PhaseCause.START)
         self.fleet.reload_again = False  # what loads now is the newest
-        self._steps.load("start", now)
+        self._steps.load(Purpose.START, now)
 
-    def _on_reload(self, event: Reload, now: float) -> None:
+    def _reload(self) -> None:
         # A flag, not a queue: however often it is asked for, one load that begins after the last request has it all.
         if not self.fleet.stopping:
             self.fleet.reload_again = True
 
-    def _on_rollback(self, event: Rollback, now: float) -> None:
+    def _roll_back(self, now: float) -> None:
         reason, fleet = self.rollback_refusal(), self.fleet
         if reason:
             raise IllegalEvent(reason)
         fleet.reload_again = False
-        if self._reload_is_loading():
+        if fleet.loading is not None and fleet.loading.purpose is Purpose.RELOAD:
             self._steps.call_off(CALLED_OFF)
         elif fleet.reloading is not None:
-            self._steps.turn_back(CALLED_OFF, "")
+            self._steps.turn_back(CALLED_OFF, "", called_off=True)
         else:
-            self._steps.roll_back(event.policy)
+            assert fleet.previous is not None  # noqa: S101 (for the type checker: else it is refused)
+            # A load that replaces the undone code's fork server would occupy the one place for loading.
+            self._steps.call_off_restore()
+            self._steps.take_back(fleet.previous, now)
 
     def rollback_refusal(self) -> str:
-        """Return why there can be no ``Rollback`` now, for who asks for it; "" if there can be.
+        """Return why there can be no ``Rollback`` now, for whoever asks for it; "" if there can be.
 
         It undoes the newest reload: calls off one whose generation loads, turns back one that is rolling, and rolls
-        back one that is done. Code that is to be run again has to be in memory: that on disk may be another by now.
+        back one that is done. Code that is to run again has to be in memory: what is on disk may have changed since.
         """
         fleet = self.fleet
         if fleet.stopping or fleet.phase in (Phase.NEW, Phase.STARTING):
             return f"the master is {'stopping' if fleet.stopping else fleet.phase.value}"
-        if self._reload_is_loading():
+        purpose = fleet.loading.purpose if fleet.loading is not None else None
+        if purpose is Purpose.ROLLBACK:
+            return "a rollback is under way"
+        if purpose is Purpose.RELOAD or (fleet.reloading is None and fleet.previous is not None):
             return ""
         if fleet.reloading is not None:
             back = fleet.source(fleet.fallback)
             kept = back is not None and (fleet.generations[back].preloaded or not fleet.newest_verified)
             return "" if kept else "the generation before is not preloaded (--preload), or its fork server is gone"
-        if fleet.previous is not None:
-            return ""
         if fleet.policy.rollback_window == 0:
             return "no generation is kept: zd_rollback_window is 0"
         return "no generation is kept: none was replaced within zd_rollback_window, or it was not preloaded (--preload)"
 
-    def reload_under_way(self) -> bool:
-        """Return whether a reload has begun and not ended."""
-        return self._reload_is_loading() or self.fleet.reloading is not None
-
-    def _reload_is_loading(self) -> bool:
-        return self.fleet.loading is not None and self.fleet.loading.purpose == "reload"
-
-    def _on_scale(self, event: Scale, now: float) -> None:
+    def _scale(self, event: Scale) -> None:
         if event.workers < 0:
             raise IllegalEvent(f"a fleet of {event.workers} workers")
         self.fleet.size, self.fleet.shrink_to = event.workers, None
 
-    def _on_stop(self, event: Stop, now: float) -> None:
+    def _stop(self, event: Stop, now: float) -> None:
         fleet = self.fleet
-        # Where nothing has ever served, no balancer sends anything. Asked again, it does not begin anew.
+        # Where nothing has ever served, no balancer sends anything. Asked again, the delay does not begin once more.
         if event.quick or fleet.policy.shutdown_delay == 0 or fleet.never_served or not fleet.running:
             self._steps.stop(event, now)
         elif fleet.stop_at is None:
             fleet.stop_at, fleet.reload_again = now + fleet.policy.shutdown_delay, False
 
-    def _on_tick(self, event: Tick, now: float) -> None:
+    def _tick(self, now: float) -> None:
         if self.fleet.stop_at is not None and self.fleet.stop_at <= now:
             self._steps.stop(Stop(), now)
         for worker in list(self.fleet.workers.values()):
@@ -175,72 +229,103 @@ class Rollout:
         for generation in list(self.fleet.generations.values()):
             if generation.deadline is not None and generation.deadline <= now:
                 reason = f"not loaded within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
-                self._on_generationfailed(GenerationFailed(generation.number, reason), now)
+                self._generation_failed(GenerationFailed(generation.number, reason), now)
 
     # -- generations ---------------------------------------------------------------------------------------------
 
-    def _on_generationloaded(self, event: GenerationLoaded, now: float) -> None:
+    def _generation_loaded(self, event: GenerationLoaded, now: float) -> None:
         generation = self._generation(event.generation)
         if generation is None:
             return
-        generation.state = step(GENERATIONS, generation.state, "loaded")
+        generation.state = step(GENERATIONS, generation.state, GenerationCause.LOADED)
         if generation.state is GenerationState.LOST:
             return
-        generation.deadline, generation.loaded_at, generation.preloaded = None, now, event.preloaded
+        generation.preloaded = event.preloaded
         fleet = self.fleet
-        purpose = self._loaded_for()
-        if purpose == "restore":
-            fleet.current.append(event.generation)
-            return
-        if purpose == "start":
-            fleet.current = [event.generation]
-            self._steps.adopt(event.policy)
-        elif fleet.reload_again:
-            self._steps.actions.append(ReloadFinished(event.generation, "superseded"))
-        else:
-            self._steps.roll_to(event.generation, event.policy)
+        match self._loading().purpose:
+            case Purpose.START:
+                # Its configuration is the one that the master itself has started with.
+                fleet.loading = None
+                self._steps.configured(generation, now)
+                fleet.current = [event.generation]
+            case Purpose.RESTORE:
+                fleet.loading = None
+                self._steps.configured(generation, now)
+                fleet.current.append(event.generation)
+            case _ if fleet.reload_again:
+                fleet.loading = None  # and so the generation is ended as an unused one
+                self._steps.actions.append(ReloadFinished(event.generation, Outcome.SUPERSEDED))
+            case _:
+                self._steps.take_configuration(event.generation)
 
-    def _on_generationfailed(self, event: GenerationFailed, now: float) -> None:
+    def _configuration_taken(self, event: ConfigurationTaken, now: float) -> None:
+        generation = self._generation(event.generation)
+        if generation is not None and generation.state is not GenerationState.LOST:
+            self._steps.configured(generation, now)
+            if self._loading().purpose is Purpose.ROLLBACK:
+                self.fleet.previous = None
+            self.fleet.loading = None
+            self._steps.roll_to(event.generation, event.policy)
+        elif self.fleet.running and event.policy.configuration != self.fleet.policy.configuration:
+            self._steps.restore_configuration()  # the reload was called off in the meantime
+
+    def _configuration_refused(self, event: ConfigurationRefused, now: float) -> None:
+        generation = self._generation(event.generation)
+        if generation is None or generation.state is GenerationState.LOST:
+            return
+        step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)  # illegal, unless the master was asked to
+        if self._loading().purpose is Purpose.ROLLBACK:
+            # Nothing has changed, and the generation may still be wanted back.
+            self._steps.configured(generation, now)
+            self.fleet.loading = None
+            self._steps.refuse_reload(event.generation, event.reason, "")
+        else:
+            self._generation_failed(GenerationFailed(event.generation, event.reason), now)
+
+    def _generation_failed(self, event: GenerationFailed, now: float) -> None:
         generation = self._generation(event.generation)
         if generation is None:
             return
         before = generation.state
-        step(GENERATIONS, before, "failed")
-        if before is GenerationState.LOADING:
+        step(GENERATIONS, before, GenerationCause.FAILED)
+        if before is not GenerationState.LOST:
             self._steps.end(event.generation)
             self._load_failed(event, now)
 
-    def _on_generationgone(self, event: GenerationGone, now: float) -> None:
+    def _generation_gone(self, event: GenerationGone, now: float) -> None:
         generation = self._generation(event.generation)
         if generation is None:
             return
         before = generation.state
-        generation.state, generation.deadline = step(GENERATIONS, before, "gone"), None
-        if before is GenerationState.LOADING:
+        generation.state, generation.deadline = step(GENERATIONS, before, GenerationCause.GONE), None
+        if before in (GenerationState.LOADING, GenerationState.CONFIGURING):
             self._load_failed(GenerationFailed(event.generation, "the fork server died while loading"), now)
         elif self.fleet.previous is not None and event.generation == self.fleet.previous.generation:
-            self.fleet.previous = None  # nobody is spawned from it, nothing has to be made good
+            self.fleet.previous = None  # nothing is spawned from it, so it is not replaced
         elif before is GenerationState.LOADED:
             self._steps.count_loss(generation, now)
             if not self.fleet.newest_verified and self._lacks_source():
                 self._steps.turn_back("its fork server died before the first new worker was ready", "")
 
     def _load_failed(self, event: GenerationFailed, now: float) -> None:
-        """A generation did not load: nothing was touched yet."""
+        """Give up a generation that did not load: no worker was touched yet."""
         fleet = self.fleet
-        purpose = self._loaded_for()
+        purpose, fleet.loading = self._loading().purpose, None
         self._steps.count_loss(fleet.generations[event.generation], now)
         if fleet.never_served:
             self._steps.stop(Stop(quick=True, status=event.exit_code, reason=event.reason), now)
-        elif purpose == "reload":
+        elif purpose is Purpose.RELOAD:
+            self._steps.refuse_reload(event.generation, event.reason, event.traceback)
+        elif purpose is Purpose.ROLLBACK:
+            fleet.previous = None
             self._steps.refuse_reload(event.generation, event.reason, event.traceback)
         else:
             self._steps.degrade(f"the fork server cannot be replaced: {event.reason}", event.traceback)
 
-    def _loaded_for(self) -> str:
-        loading, self.fleet.loading = self.fleet.loading, None
+    def _loading(self) -> Loading:
+        loading = self.fleet.loading
         assert loading is not None  # noqa: S101 (for the type checker: a generation loads, so the fleet is loading one)
-        return loading.purpose
+        return loading
 
     def _generation(self, number: int) -> Generation | None:
         if not 0 < number <= self.fleet.last_generation:
@@ -252,42 +337,41 @@ class Rollout:
 
     # -- workers -------------------------------------------------------------------------------------------------
 
-    def _on_workerforked(self, event: WorkerForked, now: float) -> None:
+    def _worker_forked(self, event: WorkerForked, now: float) -> None:
         worker = self._worker(event.worker_id)
         if worker is None:
             return
-        worker.state = step(WORKERS, worker.state, "forked")
-        worker.pid = event.pid
+        worker.state = step(WORKERS, worker.state, WorkerCause.FORKED)
         if worker.state is WorkerState.BOOTING:
             worker.deadline = now + self.fleet.policy.boot_timeout
         else:
-            self._steps.kill(worker, "born too late", now)
+            self._steps.kill(worker, KillReason.FORKED_TOO_LATE, now)
 
-    def _on_workerready(self, event: WorkerReady, now: float) -> None:
+    def _worker_ready(self, event: WorkerReady, now: float) -> None:
         worker = self._worker(event.worker_id)
         if worker is None:
             return
-        worker.state = step(WORKERS, worker.state, "ready")
+        worker.state = step(WORKERS, worker.state, WorkerCause.READY)
         if worker.state is WorkerState.READY:
             worker.ready_at, worker.deadline = now, now + self.fleet.policy.min_ready
             self.fleet.ever_ready = True
             if self.fleet.policy.min_ready == 0:
                 self._expire(worker, now)
 
-    def _on_workerreplacementrequested(self, event: WorkerReplacementRequested, now: float) -> None:
+    def _worker_replacement_requested(self, event: WorkerReplacementRequested) -> None:
         worker = self._worker(event.worker_id)
         if worker is not None:
-            worker.state = step(WORKERS, worker.state, "replacement requested")
+            worker.state = step(WORKERS, worker.state, WorkerCause.REPLACEMENT_REQUESTED)
             worker.replacement_requested = True
 
-    def _on_workerleaving(self, event: WorkerLeaving, now: float) -> None:
-        """It stopped accepting. If nobody here told it to, that is a death to come: its slot is to be filled."""
+    def _worker_leaving(self, event: WorkerLeaving, now: float) -> None:
+        """Note that a worker stopped accepting. Without an order of the master's that is as good as its death."""
         worker = self._worker(event.worker_id)
         if worker is None:
             return
-        told = worker.leaving
-        worker.state = step(WORKERS, worker.state, "leaving")
-        if told:
+        ordered = worker.leaving
+        worker.state = step(WORKERS, worker.state, WorkerCause.LEAVING)
+        if ordered:
             return
         self._steps.await_exit(worker, now)
         if worker.verified:
@@ -297,22 +381,22 @@ class Rollout:
             reason = "it was told to leave before it had proved itself"
             self._boot_failed(worker, WorkerFailed(worker.worker_id, reason, exit_code=0), now)
 
-    def _on_workerfailed(self, event: WorkerFailed, now: float) -> None:
+    def _worker_failed(self, event: WorkerFailed, now: float) -> None:
         worker = self._worker(event.worker_id)
         if worker is None:
             return
         before = worker.state
-        worker.state = step(WORKERS, before, "failed")
+        worker.state = step(WORKERS, before, WorkerCause.FAILED)
         if before is WorkerState.BOOTING:
-            worker.deadline = now + EXIT_TIME
+            worker.deadline = now + EXIT_TIMEOUT_S
             self._boot_failed(worker, event, now)
 
-    def _on_workergone(self, event: WorkerGone, now: float) -> None:
+    def _worker_gone(self, event: WorkerGone, now: float) -> None:
         worker = self._worker(event.worker_id)
         if worker is None:
             return
         before = worker.state
-        worker.state = step(WORKERS, before, "gone")
+        worker.state = step(WORKERS, before, WorkerCause.GONE)
         del self.fleet.workers[event.worker_id]
         if before is WorkerState.READY and worker.verified:
             self._crashed(worker, event, now)
@@ -322,17 +406,18 @@ class Rollout:
 
     def _expire(self, worker: Worker, now: float) -> None:
         before = worker.state
-        worker.state = step(WORKERS, before, "expire")
+        worker.state = step(WORKERS, before, WorkerCause.EXPIRE)
         if before is WorkerState.READY:
             worker.deadline, worker.verified = None, True
             if worker.generation in self.fleet.current:
                 self._steps.verify_newest()
             return
-        self._steps.kill(worker, before.value, now)
+        self._steps.kill(worker, _KILL_REASONS[before], now)
         if before is WorkerState.FORKING:
-            # The fork server is stuck, and no use to anyone.
+            # The fork server is stuck, and of no use.
             self._steps.abandon(worker.generation, now)
-            self._boot_failed(worker, WorkerFailed(worker.worker_id, f"not forked within {FORK_TIME:g} s"), now)
+            reason = f"not forked within {FORK_TIMEOUT_S:g} s"
+            self._boot_failed(worker, WorkerFailed(worker.worker_id, reason), now)
         elif before is WorkerState.BOOTING:
             reason = f"not ready within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
             self._boot_failed(worker, WorkerFailed(worker.worker_id, reason), now)
@@ -356,7 +441,7 @@ class Rollout:
             self._roll_failed(event, now)
 
     def _start_failed(self, worker: Worker, event: WorkerFailed, now: float) -> None:
-        """Nothing ever served: the code is to blame, unless something from outside ended the worker."""
+        """End the master, since nothing ever served: the code is to blame, unless a signal ended the worker."""
         from_outside = event.exit_code <= 0
         if from_outside and self.fleet.slot(worker.slot).failures < START_ATTEMPTS:
             return
@@ -365,7 +450,7 @@ class Rollout:
         self._steps.stop(Stop(quick=True, status=status, reason=reason), now)
 
     def _roll_failed(self, event: WorkerFailed, now: float) -> None:
-        """A later worker of a generation that has worked before failed: it is retried, then turned back if possible."""
+        """Count a failed worker of a verified generation: it is retried, and then turned back if that is possible."""
         fleet = self.fleet
         self._steps.count_roll_failure(now)
         if fleet.roll_failures < ROLL_ATTEMPTS:
@@ -395,19 +480,19 @@ class Rollout:
             self._steps.drain(leaving, now)
         while (filling := plan.next_to_fill(fleet, now)) is not None:
             self._steps.spawn(*filling, now)
-        if plan.converged(fleet) and (fleet.loading is None or fleet.loading.purpose != "start"):
+        if plan.converged(fleet) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
             self._steps.settle(now)
         self._load_next(now)
-        self._steps.forget()
+        self._steps.end_unused_generations()
 
     def _load_next(self, now: float) -> None:
         fleet = self.fleet
         if fleet.reload_again and fleet.loading is None and not fleet.never_served:
             fleet.reload_again = False
-            self._steps.load("reload", now)
+            self._steps.load(Purpose.RELOAD, now)
         elif self._lacks_source() and fleet.restore_at <= now:
-            # The fork server died: a fresh one is started, the workers serve on.
-            self._steps.load("restore", now)
+            # The fork server died: another one is started, and the workers go on.
+            self._steps.load(Purpose.RESTORE, now)
 
 
 def rollout(policy: Policy, jitter: Callable[[], float]) -> Rollout:

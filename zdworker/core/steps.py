@@ -2,8 +2,8 @@
 
 Rules:
 
-* A step does not decide whether it is due; :mod:`zdworker.core.rollout` does, and calls it when everything that can be
-  illegal has been checked.
+* A step does not decide whether its time has come. :mod:`zdworker.core.rollout` does, and calls it when everything that
+  can be illegal has been checked.
 * Facts and orders change together: no order without its fact, so that the written-out facts tell the whole story.
 """
 
@@ -19,42 +19,52 @@ from zdworker.core.events import (
     EndGeneration,
     Halt,
     Kill,
+    KillReason,
+    Outcome,
     Policy,
     ReloadFinished,
     ReloadStarted,
+    RestoreConfiguration,
     Spawn,
     StartGeneration,
     Stop,
+    TakeConfiguration,
 )
 from zdworker.core.fleet import (
+    GENERATIONS,
     PHASES,
     WORKERS,
     Fleet,
     Generation,
+    GenerationCause,
     GenerationState,
     Loading,
     Phase,
+    PhaseCause,
     Previous,
+    Purpose,
     Slot,
     Trouble,
+    TroubleKind,
     Worker,
+    WorkerCause,
     WorkerState,
     step,
 )
 
-KILL_MARGIN = 1.0
+KILL_MARGIN_S = 1.0
 """Seconds that a worker gets beyond its own deadline before it is killed."""
 
-FORK_TIME = 10.0
-"""Seconds that a fork server gets to fork a worker, which takes it milliseconds."""
+FORK_TIMEOUT_S = 10.0
+"""Seconds that a fork server has to fork a worker, which takes it milliseconds."""
 
-EXIT_TIME = 5.0
-"""Seconds after which a worker that was killed, said that it would exit or was not born yet is killed (again)."""
+EXIT_TIMEOUT_S = 5.0
+"""Seconds until a worker is killed (again) that was killed, reported its exit, or never got its start order."""
 
-QUICK_TIME = 2.0
-"""Seconds that a worker gets when the master was told to end at once."""
+QUICK_STOP_TIMEOUT_S = 2.0
+"""Seconds that a worker has when the master ends at once."""
 
-STABLE_TIME = 10.0
+STABLE_AFTER_S = 10.0
 """Seconds of service after which a death (of a worker, of a fork server) counts as the first again."""
 
 
@@ -72,26 +82,33 @@ class Steps:
 
     # -- generations ---------------------------------------------------------------------------------------------
 
-    def load(self, purpose: str, now: float) -> None:
+    def load(self, purpose: Purpose, now: float) -> None:
         """Start the next generation's fork server."""
         fleet = self.fleet
         fleet.last_generation += 1
-        deadline = now + fleet.policy.boot_timeout
-        fleet.generations[fleet.last_generation] = Generation(fleet.last_generation, GenerationState.LOADING, deadline)
-        fleet.loading = Loading(fleet.last_generation, purpose)
-        self.actions.append(StartGeneration(fleet.last_generation))
-        if purpose == "reload":
-            self.actions.append(ReloadStarted(fleet.last_generation))
+        number, deadline = fleet.last_generation, now + fleet.policy.boot_timeout
+        fleet.generations[number] = Generation(number, GenerationState.LOADING, deadline)
+        fleet.loading = Loading(number, purpose)
+        self.actions.append(StartGeneration(number))
+        if purpose is Purpose.RELOAD:
+            self.actions.append(ReloadStarted(number))
+
+    def configured(self, generation: Generation, now: float) -> None:
+        """Note that a generation can be spawned from: its configuration is in force, or is not asked for."""
+        generation.state = step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)
+        generation.deadline = None
+        if generation.loaded_at is None:
+            generation.loaded_at = now
 
     def end(self, number: int) -> None:
-        """End a fork server that stands, for good; its workers live on."""
+        """End a generation's fork server, for good; its workers live on."""
         generation = self.fleet.generations[number]
         if generation.state is not GenerationState.LOST:
             generation.state, generation.deadline = GenerationState.LOST, None
             self.actions.append(EndGeneration(number))
 
     def abandon(self, number: int, now: float) -> None:
-        """End a fork server that stands but does not do its work."""
+        """End a loaded generation's fork server because it does not do its work."""
         generation = self.fleet.generations[number]
         if generation.state is GenerationState.LOADED:
             self.count_loss(generation, now)
@@ -105,8 +122,8 @@ class Steps:
         fleet.restore_failures += 1
         fleet.restore_at = now + self._backoff.delay(fleet.restore_failures, self._jitter())
 
-    def forget(self) -> None:
-        """End the fork servers that nothing will be spawned from, strike off what has neither server nor workers."""
+    def end_unused_generations(self) -> None:
+        """End the fork servers that nothing will be spawned from; remove what has neither server nor workers."""
         fleet = self.fleet
         wanted = {fleet.source(fleet.current), fleet.source(fleet.fallback)}
         if fleet.previous is not None:
@@ -123,44 +140,56 @@ class Steps:
 
     # -- rollouts ------------------------------------------------------------------------------------------------
 
-    def adopt(self, policy: Policy | None) -> None:
-        """Go by what a generation's configuration says, if it was asked for."""
-        if policy is not None:
-            self.fleet.policy, self.fleet.size = policy, policy.workers
+    def take_configuration(self, number: int) -> None:
+        """Have the master go by the configuration that a generation has brought."""
+        self.actions.append(TakeConfiguration(number, number))
 
-    def roll_to(self, number: int, policy: Policy | None) -> None:
-        """Make a loaded generation the one that all slots shall have."""
+    def take_back(self, previous: Previous, now: float) -> None:
+        """Have the master go by the configuration of a generation that was replaced."""
+        generation = self.fleet.generations[previous.generation]
+        generation.state = step(GENERATIONS, generation.state, GenerationCause.RECONFIGURE)
+        generation.deadline = now + self.fleet.policy.boot_timeout
+        self.fleet.loading = Loading(generation.number, Purpose.ROLLBACK)
+        self.actions.append(ReloadStarted(generation.number))
+        self.actions.append(TakeConfiguration(generation.number, previous.policy.configuration))
+
+    def restore_configuration(self) -> None:
+        """Have the master go by the configuration that the policy comes from."""
+        self.actions.append(RestoreConfiguration(self.fleet.policy.configuration))
+
+    def roll_to(self, number: int, policy: Policy) -> None:
+        """Make a loaded generation the one that every slot gets."""
         fleet = self.fleet
-        self.finish_reload("superseded")
-        self._call_off_restore()
+        self.finish_reload(Outcome.SUPERSEDED)
+        self.call_off_restore()
         if fleet.newest_verified:
             fleet.fallback, fleet.fallback_policy, fleet.fallback_size = fleet.current, fleet.policy, fleet.size
         before = fleet.size
-        self.adopt(policy)
-        # Fewer only when the new code has proved itself: until then none of the old workers can be spared.
+        fleet.policy, fleet.size = policy, policy.workers
+        # Fewer only when the new code is verified: until then none of the old workers can be spared.
         fleet.shrink_to = fleet.size if fleet.size < before else None
         fleet.size = max(fleet.size, before)
         fleet.current, fleet.newest_verified, fleet.reloading = [number], fleet.size == 0, number
         fleet.trouble, fleet.restore_failures, fleet.restore_at = None, 0, 0.0
         self._forgive()
-        fleet.phase = step(PHASES, fleet.phase, "roll")
+        fleet.phase = step(PHASES, fleet.phase, PhaseCause.ROLL)
 
-    def turn_back(self, reason: str, traceback: str) -> None:
+    def turn_back(self, reason: str, traceback: str, *, called_off: bool = False) -> None:
         """Give the newest generation up for good and go back to what served before it."""
         fleet = self.fleet
-        self._call_off_restore()
+        self.call_off_restore()
         for number in fleet.current:
             self.end(number)
-        fleet.trouble = Trouble("failed", reason, traceback)
+        fleet.trouble = Trouble(TroubleKind.FAILED, reason, traceback)
         fleet.current, fleet.fallback, fleet.newest_verified = fleet.fallback, [], True
         fleet.shrink_to = None
         self._restore_policy()
         self._forgive()
-        self.finish_reload("failed", reason, traceback)
+        self.finish_reload(Outcome.FAILED, reason, traceback, called_off=called_off)
 
-    def _call_off_restore(self) -> None:
-        """End a fork server that is to make up for a lost one: what it loads is not what shall run from now on."""
-        if self.fleet.loading is not None and self.fleet.loading.purpose == "restore":
+    def call_off_restore(self) -> None:
+        """End a fork server that loads in the place of a lost one: its code is not what runs from now on."""
+        if self.fleet.loading is not None and self.fleet.loading.purpose is Purpose.RESTORE:
             self._stop_loading()
 
     def _restore_policy(self) -> None:
@@ -169,28 +198,29 @@ class Steps:
         if fleet.size == fleet.policy.workers:
             fleet.size = fleet.fallback_size
         fleet.policy, fleet.fallback_policy = fleet.fallback_policy or fleet.policy, None
+        self.restore_configuration()
 
     def verify_newest(self) -> None:
-        """Note that a worker of the newest generation has lasted."""
+        """Note that a worker of the newest generation is verified."""
         fleet = self.fleet
         fleet.newest_verified, fleet.roll_failures, fleet.roll_at = True, 0, 0.0
         if fleet.shrink_to is not None:
             fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
     def settle(self, now: float) -> None:
-        """Note that every slot has what it shall have."""
+        """Note that every slot has the worker that it should have."""
         fleet = self.fleet
-        fleet.phase = step(PHASES, fleet.phase, "converged")
+        fleet.phase = step(PHASES, fleet.phase, PhaseCause.CONVERGED)
         if fleet.reloading is not None:
             self._keep_previous(now)
         fleet.fallback, fleet.fallback_policy, fleet.newest_verified = [], None, True
-        self.finish_reload("done")
-        # A failed reload is remembered until the next one, a mended fleet is not degraded any more.
+        self.finish_reload(Outcome.DONE)
+        # A failed reload is remembered until the next one; a mended fleet is not degraded any more.
         if fleet.degraded and fleet.source(fleet.current) is not None:
             fleet.trouble = None
 
     def _keep_previous(self, now: float) -> None:
-        """Keep the generation that was replaced for as long as it may be wanted back; in place of an earlier one."""
+        """Keep the generation that was replaced for as long as it may be wanted back, instead of an earlier one."""
         fleet = self.fleet
         back, window = fleet.source(fleet.fallback), fleet.policy.rollback_window
         if back is not None and fleet.generations[back].preloaded and window > 0:
@@ -198,39 +228,34 @@ class Steps:
         else:
             fleet.previous = None
 
-    def roll_back(self, policy: Policy | None) -> None:
-        """Roll out the generation that was kept."""
-        previous, self.fleet.previous = self.fleet.previous, None
-        assert previous is not None  # noqa: S101 (for the type checker: the caller has seen it)
-        self.actions.append(ReloadStarted(previous.generation))
-        self.roll_to(previous.generation, policy or previous.policy)
-
     def call_off(self, reason: str) -> None:
         """End the reload whose generation is loading."""
-        self.refuse_reload(self._stop_loading(), reason, "")
+        self.refuse_reload(self._stop_loading(), reason, "", called_off=True)
 
     def _stop_loading(self) -> int:
         """End the fork server that loads; return its generation."""
         loading, self.fleet.loading = self.fleet.loading, None
-        assert loading is not None  # noqa: S101 (for the type checker: the callers have seen it)
+        assert loading is not None  # noqa: S101 (for the type checker: the callers have looked)
         self.end(loading.generation)
         return loading.generation
 
-    def finish_reload(self, outcome: str, reason: str = "", traceback: str = "") -> None:
+    def finish_reload(
+        self, outcome: Outcome, reason: str = "", traceback: str = "", *, called_off: bool = False
+    ) -> None:
         """End the rollout that is under way, if one is: each has one outcome."""
         number, self.fleet.reloading = self.fleet.reloading, None
         if number is not None:
-            self.actions.append(ReloadFinished(number, outcome, reason, traceback))
+            self.actions.append(ReloadFinished(number, outcome, reason, traceback, called_off))
 
-    def refuse_reload(self, number: int, reason: str, traceback: str) -> None:
-        """End a reload whose generation did not load: nothing was touched."""
-        self.fleet.trouble = Trouble("failed", reason, traceback)
-        self.actions.append(ReloadFinished(number, "failed", reason, traceback))
+    def refuse_reload(self, number: int, reason: str, traceback: str, *, called_off: bool = False) -> None:
+        """End a reload whose generation did not load: no worker was touched."""
+        self.fleet.trouble = Trouble(TroubleKind.FAILED, reason, traceback)
+        self.actions.append(ReloadFinished(number, Outcome.FAILED, reason, traceback, called_off))
 
     def degrade(self, reason: str, traceback: str) -> None:
-        """Note that something is amiss which no new code is to blame for."""
+        """Note that something is wrong for which no new code is to blame."""
         if self.fleet.trouble is None or self.fleet.degraded:
-            self.fleet.trouble = Trouble("degraded", reason, traceback)
+            self.fleet.trouble = Trouble(TroubleKind.DEGRADED, reason, traceback)
         self.actions.append(Degraded(reason, traceback))
 
     def _forgive(self) -> None:
@@ -243,35 +268,33 @@ class Steps:
         """Have a worker forked."""
         fleet = self.fleet
         fleet.last_worker_id += 1
-        deadline = now + FORK_TIME
-        fleet.workers[fleet.last_worker_id] = Worker(
-            fleet.last_worker_id, slot, generation, WorkerState.FORKING, deadline
-        )
-        self.actions.append(Spawn(fleet.last_worker_id, slot, generation))
+        number, deadline = fleet.last_worker_id, now + FORK_TIMEOUT_S
+        fleet.workers[number] = Worker(number, slot, generation, WorkerState.FORKING, deadline)
+        self.actions.append(Spawn(number, slot, generation))
 
     def drain(self, worker: Worker, now: float) -> None:
         """Tell a worker to leave; one that has served for long has mended its slot."""
         if _stable(worker.ready_at, now):
             self.fleet.slot(worker.slot).failures = 0
-        worker.state = step(WORKERS, worker.state, "drain")
+        worker.state = step(WORKERS, worker.state, WorkerCause.DRAIN)
         self.await_exit(worker, now)
         self.actions.append(Drain(worker.worker_id, self.fleet.quick))
 
     def await_exit(self, worker: Worker, now: float) -> None:
         """Give a worker that leaves its deadline."""
         if worker.state is WorkerState.DYING:
-            patience = EXIT_TIME
+            timeout_s = EXIT_TIMEOUT_S
         elif self.fleet.quick:
-            patience = QUICK_TIME
+            timeout_s = QUICK_STOP_TIMEOUT_S
         else:
-            patience = self.fleet.policy.graceful_timeout + KILL_MARGIN
+            timeout_s = self.fleet.policy.graceful_timeout + KILL_MARGIN_S
             if self.fleet.policy.queue_per_slot and worker.slot >= self.fleet.size and self.fleet.running:
-                patience += self.fleet.policy.graceful_timeout
-        worker.deadline = now + patience
+                timeout_s += self.fleet.policy.graceful_timeout
+        worker.deadline = now + timeout_s
 
-    def kill(self, worker: Worker, why: str, now: float) -> None:
-        """End a worker; it is asked again as long as it is there."""
-        worker.deadline = now + EXIT_TIME
+    def kill(self, worker: Worker, why: KillReason, now: float) -> None:
+        """End a worker; the order is repeated as long as it is there."""
+        worker.deadline = now + EXIT_TIMEOUT_S
         self.actions.append(Kill(worker.worker_id, why))
 
     def count_failure(self, worker: Worker, now: float) -> None:
@@ -289,12 +312,12 @@ class Steps:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def stop(self, event: Stop, now: float) -> None:
-        """Send every worker away and end every fork server; a quick stop overtakes a graceful one."""
+        """Tell every worker to leave and end every fork server; a quick stop overtakes a graceful one."""
         fleet = self.fleet
         again = fleet.phase is Phase.STOPPING
         if fleet.phase is Phase.STOPPED or (again and (fleet.quick or not event.quick)):
             return
-        fleet.phase = step(PHASES, fleet.phase, "stop")
+        fleet.phase = step(PHASES, fleet.phase, PhaseCause.STOP)
         fleet.quick = event.quick
         if not again:
             fleet.exit_status, fleet.exit_reason = event.status, event.reason
@@ -308,9 +331,9 @@ class Steps:
     def halt(self) -> None:
         """End the master: every worker is gone."""
         fleet = self.fleet
-        fleet.phase = step(PHASES, fleet.phase, "empty")
+        fleet.phase = step(PHASES, fleet.phase, PhaseCause.EMPTY)
         self.actions.append(Halt(fleet.exit_status, fleet.exit_reason))
 
 
 def _stable(since: float | None, now: float) -> bool:
-    return since is not None and now - since >= STABLE_TIME
+    return since is not None and now - since >= STABLE_AFTER_S

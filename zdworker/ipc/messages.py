@@ -1,9 +1,9 @@
-"""What master, fork server, worker and command say to each other.
+"""The messages between master, fork server, worker and command.
 
 Rules:
 
 * A message is one line: a JSON object with ``type`` and the fields of one of the classes below, then a newline. JSON
-  text holds no raw newline, so a line is a message and no length has to be believed.
+  text holds no raw newline, so a line is a message and no length has to be trusted.
 * Reading is incremental and bounded: a :class:`Decoder` takes bytes as they come, whole messages come out. Whatever
   arrives (garbage, an endless line, a wrong type) is a :class:`~zdworker.errors.MessageError`, never a crash, a hang or
   unbounded memory.
@@ -25,7 +25,7 @@ from typing import Any
 from zdworker.errors import MessageError
 
 PROTOCOL = 2
-"""Version of the conversation; a generation that speaks another one is refused with the reason."""
+"""Version of the messages; a generation of another version is refused with the reason."""
 
 LIMIT = 4 * 1024 * 1024
 """Bytes that one message may have: a configuration or a traceback fits many times over."""
@@ -36,7 +36,7 @@ LIMIT = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Loaded:
-    """The generation stands: its configuration is valid and, when it preloads, its application is imported."""
+    """The generation is loaded: its configuration is valid and, when it preloads, its application is imported."""
 
     protocol: int
     preloaded: bool
@@ -74,7 +74,7 @@ class NotForked:
 
 @dataclass(frozen=True)
 class Init:
-    """The first word to a fork server. ``descriptors`` names what came along: the master's own standard error.
+    """The first message to a fork server. ``descriptors`` names what comes with it: the master's own standard error.
 
     ``directory`` is the logical start directory, ``safe_path`` tells whether the master was started with ``-P``,
     ``configuration`` is the file that the master's configuration was read from, empty without one, ``started`` is when
@@ -92,7 +92,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Spawn:
-    """Fork a worker. ``descriptors`` names the descriptors that came along, in their order."""
+    """Fork a worker. ``descriptors`` names the descriptors that come with the message, in their order."""
 
     worker_id: int
     slot: int
@@ -109,7 +109,7 @@ class Spawn:
 
 @dataclass(frozen=True)
 class Hello:
-    """The first word of a worker; the kernel adds who says it."""
+    """The first message of a worker; the kernel adds the pid of its sender."""
 
     worker_id: int
 
@@ -142,7 +142,7 @@ class ReplacementRequested:
 
 @dataclass(frozen=True)
 class Counts:
-    """Open connections, and requests answered since birth."""
+    """Open connections, and requests answered since the worker's start."""
 
     connections: int
     requests: int
@@ -153,17 +153,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class Start:
-    """The master knows the worker's pid: it may become one."""
+    """The master knows the worker's pid: it may boot."""
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """The master was told to end. The worker does not read it: that it was said is all (``zd_stopping()``)."""
+    """The master has to end. The worker does not read it: that it was sent is all (``zd_stopping()``)."""
 
 
 @dataclass(frozen=True)
 class Leave:
-    """The ``TERM`` that follows is the master's: drain. Not read either; a ``TERM`` without it is somebody else's."""
+    """The ``TERM`` that follows is the master's: drain. Not read either; a ``TERM`` without it has another sender."""
 
 
 # -- command to master -------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class Order:
-    """What a user wants: one of :data:`COMMANDS`. Who does not ``wait`` gets a report at once."""
+    """What a user wants: one of :data:`COMMANDS`. Without ``wait`` a report follows at once."""
 
     command: str
     wait: bool = False
@@ -202,7 +202,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the reload ended that was waited for; after a failure ``serving`` is the generation that serves on."""
+    """How the awaited reload ended; ``serving`` is the generation that serves, after a failure the one before."""
 
     result: str
     generation: int
@@ -219,19 +219,13 @@ class Refused:
     reason: str
 
 
+ServerReport = Loaded | LoadFailed | Forked | NotForked
+WorkerReport = Hello | Ready | Draining | Failed | ReplacementRequested | Counts
 Message = (
-    Loaded
-    | LoadFailed
-    | Forked
-    | NotForked
+    ServerReport
     | Init
     | Spawn
-    | Hello
-    | Ready
-    | Draining
-    | Failed
-    | ReplacementRequested
-    | Counts
+    | WorkerReport
     | Start
     | Stopping
     | Leave
@@ -252,6 +246,13 @@ def encode(message: Message) -> bytes:
     """
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
+
+
+def brief(message: Message) -> str:
+    """Return ``message`` in one short line for the log: without what may be large, or secret (the environment)."""
+    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
+    shown = (f"{name}={reprlib.repr(v)}" for name, v in fields.items() if not isinstance(v, dict))
+    return f"{type(message).__name__}({', '.join(shown)})"
 
 
 def decode(line: bytes) -> Message:
@@ -307,34 +308,34 @@ class Decoder:
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
         self._rest = bytearray()
-        self._looked_at = 0  # bytes of the rest without a newline: a long message is not searched again and again
+        self._searched = 0  # bytes of the rest without a newline: a long message is not searched again and again
         self._overlong = False
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take ``data`` and yield the messages that are now whole.
 
-        :raises MessageError: a line is no message, or has grown beyond the limit. That line is gone, the stream can be
-            read on; what is whole already comes with the next call, be it with no data.
+        :raises MessageError: a line is no message, or has grown beyond the limit. That line is dropped, and the stream
+            can be read on; messages behind it come with the next call, even one without data.
         """
         self._rest += data
         return self._whole()
 
     def _whole(self) -> Iterator[Message]:
-        while (end := self._rest.find(b"\n", self._looked_at)) >= 0:
+        while (end := self._rest.find(b"\n", self._searched)) >= 0:
             line = bytes(self._rest[:end])
             del self._rest[: end + 1]
-            self._looked_at = 0
+            self._searched = 0
             skipped, self._overlong = self._overlong, False
             if skipped:
                 continue
             if len(line) > self._limit:
                 raise self._too_long()
             yield decode(line)
-        self._looked_at = len(self._rest)
+        self._searched = len(self._rest)
         if self._overlong or len(self._rest) > self._limit:
             first_seen, self._overlong = not self._overlong, True
             self._rest.clear()
-            self._looked_at = 0
+            self._searched = 0
             if first_seen:
                 raise self._too_long()
 

@@ -1,11 +1,11 @@
-"""The master: Gunicorn's arbiter, with its workers in the hands of the supervisor.
+"""Gunicorn's side of the master: its arbiter, with the workers in the hands of the supervisor.
 
 Rules:
 
-* The loop stays Gunicorn's (``Arbiter.run``). ``wait_for_signals`` is the supervisor's poll; a signal's handler tells
-  the core what is asked for and returns. Nothing here waits for anything.
-* The master never imports the application and never forks Python, but for Gunicorn's dirty arbiter.
-* This file, and ``adoption.py`` below it, know Gunicorn's private attributes; :data:`NEEDED` is checked at start.
+* The loop stays Gunicorn's (``Arbiter.run``). ``wait_for_signals`` is the supervisor's poll; a signal's handler hands
+  the core an event and returns. Nothing here waits for anything.
+* The master never imports the application and never forks Python, except for Gunicorn's dirty arbiter.
+* This file and ``reconfiguration.py`` know Gunicorn's private attributes; :data:`NEEDED` is checked at start.
 * A hook that raises in the master is logged and ends nothing, once the master is up.
 """
 
@@ -27,16 +27,16 @@ from gunicorn.workers.workertmp import WorkerTmp
 
 from zdworker import gunicorn_config, log_files, syscalls
 from zdworker.core import events
-from zdworker.core.steps import KILL_MARGIN
+from zdworker.core.fleet import Fleet
+from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
-from zdworker.forkserver.local import LocalGeneration
 from zdworker.master import launch
 from zdworker.master.children import WorkerRecord
-from zdworker.master.hook_environment import Environment
 from zdworker.master.listeners import Listeners
-from zdworker.master.reconfiguration import AdoptingArbiter
+from zdworker.master.observers import Observer, Reload
+from zdworker.master.reconfiguration import Configuration
 from zdworker.master.supervisor import Supervisor
-from zdworker.settings import Settings, unknown_environment
+from zdworker.settings import unknown_environment
 
 # fmt: off
 NEEDED = (
@@ -46,19 +46,25 @@ NEEDED = (
     "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
 )
 # fmt: on
-SD_LISTEN_FDS_START = 3
 NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
 
+SD_LISTEN_FDS_START = 3
+"""The first descriptor that systemd hands over (sd_listen_fds(3))."""
 
-class ZeroDowntimeArbiter(AdoptingArbiter):
+
+class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
     """Gunicorn's arbiter with rolling, ready-gated reloads. Never constructed: a running ``Arbiter`` becomes one."""
 
     WORKERS: dict[int, WorkerRecord]
     dirty_arbiter: Any
+    dirty_arbiter_pid: int
+    systemd: bool
+    zd_configuration: Configuration
+    zd_listeners: Listeners
 
     def run(self, stock_run: Callable[[Any], None]) -> None:
-        """Take over, then go on as Gunicorn would.
+        """Take over, then run Gunicorn's loop.
 
         :param stock_run: Gunicorn's own ``Arbiter.run``.
         """
@@ -70,7 +76,7 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
         stock_run(self)
 
     def _zd_take_over(self) -> None:
-        # Not hasattr(self, …): that would find our own methods, which Gunicorn may have ceased to call.
+        # Not hasattr(self, …): that would find methods of this class that Gunicorn may have ceased to call.
         missing = [name for name in NEEDED if name not in vars(self) and not hasattr(Arbiter, name)]
         missing += [name for owner, name in NEEDED_ELSEWHERE if not hasattr(owner, name)]
         if missing:
@@ -78,21 +84,16 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
                 f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
             )
         gunicorn_config.refuse_patching()
-        self.zd_settings = gunicorn_config.zd_settings(self.cfg)
-        self.cfg.zd_hooks = gunicorn_config.zd_hooks(self.cfg)
         self._zd_start_environment = dict(self.cfg.env_orig)
-        self._zd = Supervisor(self, self._zd_command(), self.zd_policy())
-        self.zd_environment = Environment()
-        log_files.guard(self.log)
-        self._zd_before_reload: tuple[Any, Settings, list[Any]] | None = None
-        self._zd_previous: tuple[Any, Settings, list[Any]] | None = None
+        self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
-        self._zd_workers_told = self.num_workers
         self.zd_listeners = Listeners(self.log)
-        self.WORKERS = {}
+        self.zd_configuration = Configuration(self, self.zd_listeners)
+        self._zd = Supervisor(self, self._zd_command(), _GunicornObserver(self))
+        self.WORKERS = self._zd.children.workers_by_pid
+        log_files.guard(self.log)
         for name in unknown_environment(os.environ):
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
-        self._zd_own_names = {*vars(self), "_zd_own_names", "pid", "pidfile", "LISTENERS", "systemd", "dirty_pidfile"}
 
     def _zd_command(self) -> launch.Command | None:
         """Return what a generation runs, or None with a warning where there can be no fork servers."""
@@ -110,7 +111,7 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
             return None
 
     def _zd_warn_of_unknown_directory(self) -> None:
-        # A relative --chdir is an absolute one by now, below the start directory.
+        # A relative --chdir has been made absolute by now, below the start directory.
         if "PWD" not in self._zd_start_environment and str(self.cfg.chdir).startswith(str(Chdir.default)):
             self.log.warning(
                 "PWD is not in the environment, so it is unknown whether %s was reached by a link such as 'current': "
@@ -120,21 +121,25 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
 
     # -- Gunicorn's life cycle -----------------------------------------------------------------------------------
 
+    def setup(self, app: Any) -> None:
+        """Go by ``app.cfg``, as Gunicorn does; the number of workers reaches the core with the configuration."""
+        super().setup(app)
+        self._zd_scale_request = None
+
     def start(self) -> None:
-        """Gunicorn's, and the first event."""
+        """Start as Gunicorn does, then start the first generation."""
         os.register_at_fork(after_in_child=self._zd_in_forked_child)
-        with self._zd_not_ready_yet():
+        with self._zd_systemd_not_notified():
             super().start()
         if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
         self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
-        self.zd_open_control()
-        self._zd.tell(events.Start())
+        self._zd.start()
 
     @contextlib.contextmanager
-    def _zd_not_ready_yet(self) -> Iterator[None]:
-        """Keep Gunicorn from telling systemd that it is ready: nobody accepts yet (see ``systemd.py``)."""
+    def _zd_systemd_not_notified(self) -> Iterator[None]:
+        """Keep Gunicorn from notifying systemd that it is ready: no worker accepts yet (see ``systemd.py``)."""
         address = os.environ.pop("NOTIFY_SOCKET", None)
         try:
             yield
@@ -149,7 +154,7 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
         return range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(self._zd_start_environment["LISTEN_FDS"]))
 
     def init_signals(self) -> None:
-        """Gunicorn's; and signals wake the poll."""
+        """Set Gunicorn's handlers, and have signals wake the poll."""
         super().init_signals()
         self._zd.reactor.take_signals()
 
@@ -171,34 +176,52 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
         raise HaltServer(halt.reason, halt.status)
 
     def wakeup(self) -> None:
-        """End the poll; Gunicorn's control server calls it from its thread."""
+        """End the poll; Gunicorn's control server calls this from its thread."""
         self._zd.reactor.wake()
 
-    def manage_workers(self) -> None:
-        """Follow a changed number of workers (TTIN, TTOU, WINCH, ``gunicornc worker add``)."""
-        if not self._zd.core.fleet.ending and self.num_workers != self._zd_workers_told:
-            self._zd_workers_told = self.num_workers
-            self._zd.tell(events.Scale(self.num_workers))
+    @property
+    def LISTENERS(self) -> list[Any]:  # noqa: N802  # Gunicorn's name
+        """The listening sockets of the configuration in force."""
+        return self.zd_configuration.listeners
 
-    def _set_num_workers(self, value: int) -> None:
-        before, self._num_workers = self._num_workers, value
+    @LISTENERS.setter
+    def LISTENERS(self, listeners: list[Any]) -> None:  # noqa: N802  # see above
+        self.zd_configuration.listeners = listeners
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers that was asked for: by a request that the core has not seen yet, or the core's."""
+        request = self._zd_scale_request
+        return self._zd.fleet.wanted_size if request is None else request
+
+    @num_workers.setter
+    def num_workers(self, value: int) -> None:
+        # Only noted here: Gunicorn's control server sets it from its thread.
+        before, self._zd_scale_request = self.num_workers, value
         self.zd_hook("nworkers_changed", value, before)
 
-    num_workers = property(lambda self: self._num_workers, _set_num_workers)
+    @property
+    def worker_age(self) -> int:
+        """The id of the newest worker, by Gunicorn's name, for hooks."""
+        return self._zd.fleet.last_worker_id
+
+    def manage_workers(self) -> None:
+        """Hand a changed number of workers to the core (TTIN, TTOU, WINCH, ``gunicornc worker add``)."""
+        request, self._zd_scale_request = self._zd_scale_request, None
+        if request is not None and not self._zd.fleet.ending and request != self._zd.fleet.wanted_size:
+            self._zd.handle(events.Scale(request))
 
     def spawn_workers(self) -> None:
-        """Nothing: the core says when."""
-
-    def manage_dirty_arbiter(self) -> None:
-        """Gunicorn's, unless the end is near."""
-        if not self._zd.core.fleet.ending:
-            super().manage_dirty_arbiter()
+        """Do nothing: the core decides when a worker is forked."""
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send ``sig`` to a worker; one that has just died is reaped as any other."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, sig)
-            self.zd_count("workers_killed" if sig in (signal.SIGTERM, signal.SIGKILL) else "")
+            if sig in (signal.SIGTERM, signal.SIGKILL):
+                self._zd_count("workers_killed")
 
     def reap_workers(self) -> None:
         """Find out which children have ended. Orphans of the application, adopted by the subreaper, are ignored."""
@@ -212,43 +235,41 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
             if pid == self.dirty_arbiter_pid:
                 self.dirty_arbiter_pid, self.dirty_arbiter = 0, None
             elif not self._zd.reaped(pid, os.waitstatus_to_exitcode(status)):
-                self.log.debug("Reaped a child that is not ours (pid:%s)", pid)
+                self.log.debug("Reaped a child that is not a worker or fork server (pid:%s)", pid)
 
-    def stop(self, graceful: bool = True) -> None:
-        """End what is left. Reached when all workers are gone, or when the loop itself has failed."""
-        self.zd_close_listeners()
-        self._zd.end_all()
-        self._zd.notifier.close()
-        self._zd.control.close()
-        if self.dirty_arbiter_pid:
-            self.kill_dirty_arbiter(signal.SIGKILL)
+    def manage_dirty_arbiter(self) -> None:
+        """Keep Gunicorn's dirty arbiter running, unless the master ends."""
+        if not self._zd.fleet.ending:
+            super().manage_dirty_arbiter()
+
+    def zd_hook(self, name: str, *arguments: Any) -> None:
+        """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
+        try:
+            hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
+            if hook is not None:
+                hook(self, *arguments)
+        except (Exception, SystemExit):
+            self.log.exception("The hook %s raised; nothing else comes of it.", name)
+
+    def _zd_count(self, name: str) -> None:
+        """Count in what ``gunicornc show stats`` shows (Gunicorn 25.1 and later)."""
+        statistics = getattr(self, "_stats", {})
+        if name in statistics:
+            statistics[name] += 1
 
     # -- signals -------------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Ask for a rolling reload."""
-        self._zd.notifier.reload_asked_for()
-        self._zd.tell(events.Reload())
-
-    def zd_roll_back(self) -> None:
-        """Ask for the newest reload to be undone.
-
-        :raises GenerationError: that cannot be; nothing has changed.
-        """
-        core = self._zd.core
-        refusal = core.rollback_refusal()
-        if refusal:
-            raise GenerationError(refusal)
-        self._zd.notifier.reload_asked_for()
-        self._zd.tell(events.Rollback(None if core.reload_under_way() else self.zd_take_previous()))
+        """Begin a rolling reload."""
+        self._zd.reload()
 
     def handle_hup(self) -> None:
-        """HUP: rolling reload. The dirty arbiter is told when the new configuration is taken over."""
-        self.reload()
+        """HUP: rolling reload. The dirty arbiter reloads when the new configuration is taken over."""
+        self._zd.reload()
 
     def handle_usr2(self) -> None:
         """USR2: rolling reload, under the same PID."""
-        self.reload()
+        self._zd.reload()
 
     def handle_term(self) -> None:
         """TERM: graceful end."""
@@ -263,9 +284,9 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
         self._zd_stop(quick=True)
 
     def handle_usr1(self) -> None:
-        """USR1: open the log files anew, here, in the workers and in the fork servers."""
+        """USR1: reopen the log files, here, in the workers and in the fork servers."""
         super().handle_usr1()
-        self._zd.signal_servers(signal.SIGUSR1)
+        self._zd.children.signal_servers(signal.SIGUSR1)
 
     def handle_winch(self) -> None:
         """WINCH: with ``--daemon``, no workers until the next reload."""
@@ -275,48 +296,58 @@ class ZeroDowntimeArbiter(AdoptingArbiter):
     def _zd_stop(self, quick: bool) -> None:
         if quick and self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGQUIT)
-        self._zd.tell(events.Stop(quick=quick))
+        self._zd.handle(events.Stop(quick=quick))
 
-    # -- for the supervisor --------------------------------------------------------------------------------------
+    # -- the end -------------------------------------------------------------------------------------------------
 
-    def zd_worker_record(self, worker_id: int, slot: int, generation: int) -> WorkerRecord:
-        """Return the record of a worker that is to be born.
-
-        :raises OSError: there can be no heartbeat file, or no socket for a new slot.
-        :raises RuntimeError: ``worker_tmp_dir`` does not exist.
-        """
-        self.worker_age = worker_id
-        listeners = self.zd_listeners.of_slot(slot, self.LISTENERS)
-        arguments = (worker_id, self.pid, listeners, self.app, self.timeout / 2.0, self.cfg, self.log)
-        return WorkerRecord(*arguments, slot=slot, generation=generation)
-
-    def zd_local_generation(self, number: int) -> LocalGeneration:
-        """Return the generation that is this process itself."""
-        return LocalGeneration(number, self.pid, self.app, self.cfg, self.log, self.zd_settings, self.worker_class)
-
-    def zd_count(self, name: str) -> None:
-        """Count in what ``gunicornc show stats`` shows (Gunicorn 25.1 and later)."""
-        statistics = getattr(self, "_stats", {})
-        if name in statistics:
-            statistics[name] += 1
-
-    def zd_hook_attributes(self) -> dict[str, Any]:
-        """Return what hooks have set on the arbiter."""
-        return {n: v for n, v in vars(self).items() if n not in self._zd_own_names and not hasattr(Arbiter, n)}
-
-    def zd_end(self, quick: bool) -> None:
-        """The workers leave: close the listening sockets, and end Gunicorn's dirty arbiter."""
-        self.zd_close_listeners()
-        self._zd_halt_by = time.monotonic() + self.cfg.graceful_timeout + KILL_MARGIN
+    def zd_begin_end(self, quick: bool) -> None:
+        """Close the listening sockets, because the workers leave, and end Gunicorn's dirty arbiter."""
+        self._zd_close_listeners()
+        self._zd_halt_by = time.monotonic() + self.cfg.graceful_timeout + KILL_MARGIN_S
         if self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGQUIT if quick else signal.SIGTERM)
 
-    def zd_close_listeners(self) -> None:
+    def stop(self, graceful: bool = True) -> None:
+        """End what is left. Reached when all workers are gone, or when the loop itself has failed."""
+        self._zd_close_listeners()
+        self._zd.end()
+        if self.dirty_arbiter_pid:
+            self.kill_dirty_arbiter(signal.SIGKILL)
+
+    def _zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path."""
         self.LISTENERS = []
         self.zd_listeners.close(unlink=not self.systemd)
 
     def _zd_in_forked_child(self) -> None:
-        """In Gunicorn's dirty arbiter, or a worker forked from here: let go of the other processes' channels."""
+        """Let go of the other processes' channels, in Gunicorn's dirty arbiter or a worker forked from the master."""
         if os.getpid() != self.pid:
             self._zd.reactor.leave_to_child()
+
+
+class _GunicornObserver(Observer):
+    """What Gunicorn's own parts learn of the fleet: its statistics, its dirty arbiter, its listening sockets."""
+
+    def __init__(self, arbiter: ZeroDowntimeArbiter) -> None:
+        self._arbiter = arbiter
+
+    def reload_started(self, reload: Reload) -> None:
+        """Count a reload for ``gunicornc show stats``."""
+        self._arbiter._zd_count("reloads")
+
+    def worker_forked(self) -> None:
+        """Count a worker for ``gunicornc show stats``."""
+        self._arbiter._zd_count("workers_spawned")
+
+    def configuration_taken(self) -> None:
+        """Have the dirty arbiter reload, too."""
+        if self._arbiter.dirty_arbiter_pid:
+            self._arbiter.kill_dirty_arbiter(signal.SIGHUP)
+
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Close the listening sockets once the workers have been told to leave.
+
+        A client that connects from then on has to be refused, and not be kept waiting.
+        """
+        if fleet.ending and self._arbiter.LISTENERS:
+            self._arbiter.zd_begin_end(fleet.quick)

@@ -1,6 +1,7 @@
-"""The master's view of its children: fork servers and workers, each with its channel.
+"""The master's view of its children: fork servers and workers, each with its channel, and the registry of all of them.
 
-Rules: nothing is decided here. A record holds what belongs to one process, and gives it back when that has ended.
+Rules: nothing is decided here, and no constructor starts a process. A record holds what belongs to one process;
+removing it from the registry gives that back.
 """
 
 from __future__ import annotations
@@ -9,81 +10,69 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gunicorn.workers.base import Worker
 
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Init, Leave, Stopping
-from zdworker.master import launch
+from zdworker.ipc.messages import Leave, Message, Stopping, brief
+from zdworker.master.reactor import Reactor
 
-READS = 16
-"""Reads at a time from a fork server's standard error: one that prints without end must not hold the master."""
+STDERR_READS = 16
+"""Reads at a time from a fork server's standard error: one that prints without end must not hold up the master."""
 
-TAIL = 16 * 1024
+STDERR_TAIL_BYTES = 16 * 1024
 """Bytes of a generation's standard error that are kept for the report of its failure."""
 
 
 class ForkServer:
-    """A generation's fork server, started by the constructor.
+    """A generation's fork server, as ``launch.py`` has started it.
 
-    :param configuration: the file that the master's configuration was read from.
-    :raises OSError: no process, pipe or socket can be had.
-    :raises GenerationError: the command cannot be run again.
+    :param stderr: the reading end of the pipe that is its standard error until it has loaded.
+    :param log: the master's logger.
     """
 
-    def __init__(self, number: int, command: launch.Command, configuration: str) -> None:
+    def __init__(self, number: int, pid: int, channel: Channel, stderr: int, log: Any) -> None:
         self.number = number
-        self.channel, theirs = Channel.pair()
-        self.stderr, writer = -1, -1
+        self.pid = pid
+        self.channel = channel
+        self.stderr = stderr
+        self._log = log
         self._tail = b""
-        try:
-            self.stderr, writer = os.pipe()
-            os.set_blocking(self.stderr, False)
-            begin = Init(
-                generation=number,
-                master=os.getpid(),
-                directory=command.directory,
-                safe_path=command.safe_path,
-                descriptors=["stderr"],
-                configuration=configuration,
-                started=command.started,
-            )
-            # Into the channel before there is anyone to read it: a start must not wait for the other side.
-            self.channel.send(begin, [2])
-            self.pid = launch.start(command, theirs, writer)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            theirs.close()
-            if writer >= 0:
-                os.close(writer)
 
-    def hear_stderr(self) -> bool:
-        """Pass on what the fork server has written to its standard error; False when that is at its end."""
-        for _ in range(READS):
+    def send(self, message: Message, descriptors: list[int]) -> None:
+        """Send a message, with descriptors.
+
+        :raises OSError: the fork server is gone, or does not read.
+        """
+        self._log.debug("master -> fork server of generation %s: %s", self.number, brief(message))
+        self.channel.send(message, descriptors)
+
+    def read_stderr(self) -> bool:
+        """Pass on what the fork server has written to its standard error; return False when that has ended."""
+        for _ in range(STDERR_READS):
             try:
                 data = os.read(self.stderr, 65536)
             except BlockingIOError:
                 return True
             if not data:
                 return False
-            self._tail = (self._tail + data)[-TAIL:]
+            self._tail = (self._tail + data)[-STDERR_TAIL_BYTES:]
             with contextlib.suppress(OSError):
                 os.write(2, data)
         return True
 
-    def said(self) -> str:
+    def printed(self) -> str:
         """Return the last that it wrote to its standard error."""
         return self._tail.decode(errors="replace").strip()
 
     def last_line(self) -> str:
         """Return the last line of that, which tells the cause more often than not."""
-        return self.said().rpartition("\n")[2]
+        return self.printed().rpartition("\n")[2]
 
-    def end(self) -> None:
-        """Kill it: it keeps nothing that could be lost. Its workers are not its children."""
+    def kill(self) -> None:
+        """Kill it: it keeps nothing that could be lost, and its workers are not its children."""
         self.signal(signal.SIGKILL)
 
     def signal(self, signum: int) -> None:
@@ -92,7 +81,7 @@ class ForkServer:
             os.kill(self.pid, signum)
 
     def close(self) -> None:
-        """Give back its descriptors."""
+        """Close its descriptors."""
         self.channel.close()
         if self.stderr >= 0:
             os.close(self.stderr)
@@ -102,7 +91,9 @@ class ForkServer:
 class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     """A worker as the master and its hooks see it.
 
-    Gunicorn's base class, not the worker's own: that would bring uvicorn and the like into the master.
+    Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
+    master. ``ordered_at`` is when it was ordered, by ``time.monotonic()``; ``forked`` means that its fork server has
+    reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -112,11 +103,11 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.channel: Channel | None = None
         self.forked = False
         self.greeted = False
-        self.since = time.monotonic()
+        self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0
-        self.said: set[type[Stopping | Leave]] = set()
-        self.own_names = {*vars(self), "own_names"}
+        self._announced: set[type[Stopping | Leave]] = set()
+        self._own_names = {*vars(self), "_own_names"}
 
     @property
     def worker_id(self) -> int:
@@ -124,24 +115,148 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         return int(self.age)
 
     @property
-    def born(self) -> bool:
-        """Whether it has said who it is."""
+    def has_pid(self) -> bool:
+        """Whether its process is known."""
         return isinstance(self.pid, int)
 
-    def say(self, word: type[Stopping | Leave]) -> None:
-        """Say something, once, that the worker only looks for."""
-        if word not in self.said and self.channel is not None:
-            self.said.add(word)
+    def send(self, message: Message) -> None:
+        """Send a message; a worker that is gone gets none, and its end is seen elsewhere."""
+        if self.channel is not None:
+            self.log.debug("master -> worker %s (pid:%s): %s", self.worker_id, self.pid, brief(message))
             with contextlib.suppress(OSError):
-                self.channel.send(word())
+                self.channel.send(message)
+
+    def announce(self, kind: type[Stopping | Leave]) -> None:
+        """Send, once, a message that the worker does not read but only looks for."""
+        if kind not in self._announced and self.channel is not None:
+            self._announced.add(kind)
+            self.send(kind())
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""
-        return {name: value for name, value in vars(self).items() if name not in self.own_names}
+        return {name: value for name, value in vars(self).items() if name not in self._own_names}
 
     def close(self) -> None:
-        """Give back its descriptors."""
+        """Close its descriptors."""
         if self.channel is not None:
             self.channel.close()
         with contextlib.suppress(OSError):
             self.tmp.close()
+
+
+class Children:
+    """The registry: fork servers by generation, workers by worker id and by pid.
+
+    What is registered is polled; what is removed is not polled any more, and its descriptors are closed.
+    """
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.servers: dict[int, ForkServer] = {}
+        self.workers: dict[int, WorkerRecord] = {}
+        self.workers_by_pid: dict[int, WorkerRecord] = {}
+        """Gunicorn's ``WORKERS``: a worker stays in there until it is reaped."""
+        self._reactor = reactor
+        self._killed_servers: set[int] = set()
+
+    # -- fork servers --------------------------------------------------------------------------------------------
+
+    def add_server(self, server: ForkServer, on_message: Callable[[ForkServer], None]) -> None:
+        """Register a fork server; ``on_message`` is called when its channel is readable or closed."""
+        self.servers[server.number] = server
+        self._reactor.add(server.channel.fileno(), lambda: on_message(server))
+        self._reactor.add(server.stderr, lambda: self._read_stderr(server))
+
+    def _read_stderr(self, server: ForkServer) -> None:
+        if not server.read_stderr():
+            self._reactor.remove(server.stderr)
+
+    def stop_polling(self, server: ForkServer) -> None:
+        """Stop to poll a fork server's channel, which is closed on its side."""
+        self._reactor.remove(server.channel.fileno())
+
+    def remove_server(self, server: ForkServer) -> None:
+        """Remove a fork server."""
+        self.servers.pop(server.number, None)
+        self._reactor.remove(server.channel.fileno())
+        self._reactor.remove(server.stderr)
+        server.close()
+
+    def end_server(self, server: ForkServer) -> None:
+        """Remove a fork server and kill it; its end is expected from now on."""
+        self.remove_server(server)
+        self._killed_servers.add(server.pid)
+        server.kill()
+
+    def server_of(self, pid: int) -> ForkServer | None:
+        """Return the registered fork server with this pid."""
+        return next((server for server in self.servers.values() if server.pid == pid), None)
+
+    def expected_end(self, pid: int) -> bool:
+        """Return whether a process that has ended is a fork server that was killed here."""
+        expected = pid in self._killed_servers
+        self._killed_servers.discard(pid)
+        return expected
+
+    def signal_servers(self, signum: int) -> None:
+        """Send a signal to every fork server."""
+        for server in self.servers.values():
+            server.signal(signum)
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    def add_worker(self, record: WorkerRecord, channel: Channel, on_message: Callable[[WorkerRecord], None]) -> None:
+        """Register a worker that is about to be ordered; ``on_message`` as for a fork server."""
+        record.channel = channel
+        self.workers[record.worker_id] = record
+        self._reactor.add(channel.fileno(), lambda: on_message(record))
+
+    def set_pid(self, record: WorkerRecord, pid: int) -> None:
+        """Register a worker's process."""
+        record.pid = pid
+        self.workers_by_pid[pid] = record
+
+    def without_pid(self) -> list[WorkerRecord]:
+        """Return the workers whose process is not known yet."""
+        return [record for record in self.workers.values() if not record.has_pid]
+
+    def awaiting_fork(self, generation: int) -> list[WorkerRecord]:
+        """Return the workers of a generation whose fork is not reported yet."""
+        return [record for record in self.workers.values() if record.generation == generation and not record.forked]
+
+    def close_channel(self, record: WorkerRecord) -> None:
+        """Close a worker's channel: one that waits for its start order ends."""
+        if record.channel is not None:
+            self._reactor.remove(record.channel.fileno())
+            record.channel.close()
+            record.channel = None
+
+    def remove_worker(self, record: WorkerRecord) -> None:
+        """Remove a worker, whose process has ended or never came to be."""
+        self.workers.pop(record.worker_id, None)
+        self.close_channel(record)
+        record.close()
+
+    def announce_stop(self) -> None:
+        """Let the booted workers know that the master has to end.
+
+        One that still boots would read it together with ``Start``; it learns of the end by its ``TERM``.
+        """
+        for record in self.workers.values():
+            if record.booted:
+                record.announce(Stopping)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def end_all(self, kill: Callable[[int, int], None]) -> None:
+        """Kill what is left and wait for it: a killed process ends soon.
+
+        :param kill: sends a signal to a worker's pid.
+        """
+        for record in self.workers.values():
+            if record.has_pid:
+                kill(record.pid, signal.SIGKILL)
+        for server in list(self.servers.values()):
+            self.end_server(server)
+        for pid in [*self._killed_servers, *self.workers_by_pid]:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)

@@ -2,12 +2,12 @@
 
 Rules:
 
-* The socket has mode 0600 in a directory of mode 0700, and the kernel says who connects: this user, or root.
-* One message is one line of JSON (``zdworker.ipc.messages``), from an :class:`~zdworker.ipc.messages.Order` on.
-* No client can hold up the master: it is read when something has come, a bounded piece at a time; what it does not read
-  fast enough is not kept for it; who says nothing is sent away; and there are only so many.
-* A client that waits hears of the first reload that began after its order and came to an end. One that a newer reload
-  overtakes is none: the newer one's code is newer still.
+* The socket has mode 0600 in a directory of mode 0700, and the kernel tells who connects: this user, or root.
+* One message is one line of JSON (``zdworker.ipc.messages``), beginning with an :class:`~zdworker.ipc.messages.Order`.
+* No client can hold up the master: it is read when something has come, a bounded piece at a time. Answers that it does
+  not read fast enough are not kept for it, a silent client is disconnected, and the number of clients is limited.
+* A client that waits gets the outcome of the first reload that began after its order and came to an end. A reload that
+  a newer one overtakes does not count: the newer one's code is newer still.
 """
 
 from __future__ import annotations
@@ -16,66 +16,99 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from zdworker import syscalls
+from zdworker.core import events
 from zdworker.core.fleet import Fleet, WorkerState
-from zdworker.core.rollout import CALLED_OFF
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of
 from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report
-from zdworker.master import status
+from zdworker.master.observers import Observer, Reload
+from zdworker.master.reactor import Reactor
+from zdworker.master.status import serving_generation
+from zdworker.settings import Settings
 
-if TYPE_CHECKING:
-    from zdworker.master.supervisor import Supervisor
-
-MOST_CLIENTS = 64
+MAX_CLIENTS = 64
 """Clients at a time; more are turned away."""
 
-PATIENCE = 10.0
-"""Seconds that a client has for its order."""
+ORDER_TIMEOUT_S = 10.0
+"""Seconds that a client has to send its order."""
 
-ORDER_LIMIT = 4096
+ORDER_MAX_BYTES = 4096
 """Bytes that an order may have."""
 
-ROOM = 1 << 20
+CLIENT_BUFFER_BYTES = 1 << 20
 """Bytes that may lie between the master and a client that does not read."""
+
+
+class Orders(Protocol):
+    """What a client may order; the supervisor carries it out."""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The facts."""
+
+    def status(self) -> dict[str, Any]:
+        """Return how things are."""
+
+    def reload(self) -> None:
+        """Begin a rolling reload."""
+
+    def roll_back(self) -> None:
+        """Begin to undo the newest reload.
+
+        :raises GenerationError: that is impossible.
+        """
 
 
 @dataclass
 class Client:
-    """One connection. ``after`` is the last generation that does not count for what it waits for; None: it does not."""
+    """One connection.
+
+    ``after`` is the last generation that does not count for what the client waits for; None: it does not wait.
+    ``progress`` is what was sent to it last.
+    """
 
     channel: Channel
     after: int | None = None
     rolls_back: bool = False
-    told: Progress | None = None
+    progress: Progress | None = None
 
 
-class Control:
+class Control(Observer):
     """The server's side.
 
-    :param supervisor: carries out what is asked for.
-    :param roll_back: asks for a rollback; raises GenerationError.
+    :param orders: carries out what clients order.
+    :param log: the master's logger.
     """
 
-    def __init__(self, supervisor: Supervisor, roll_back: Callable[[], None]) -> None:
+    def __init__(self, orders: Orders, reactor: Reactor, log: Any) -> None:
         self.path = ""
-        self._supervisor = supervisor
-        self._roll_back = roll_back
+        self._orders = orders
+        self._reactor = reactor
+        self._log = log
         self._listener: socket.socket | None = None
         self._clients: dict[int, Client] = {}
+        self._latest: Reload | None = None
 
     # -- the socket ----------------------------------------------------------------------------------------------
 
+    def configuration_changed(self, settings: Settings) -> None:
+        """Listen where the settings want it; without a control socket the site is served all the same."""
+        wanted = settings.control_socket
+        try:
+            self.open("" if wanted == "none" else wanted or default_path(os.getpid()))
+        except ControlError as error:
+            self._log.warning("The zdworker command will not reach this master: %s", error)
+
     def open(self, path: str) -> None:
-        """Listen on ``path``, and nowhere else any more.
+        """Listen on ``path``, and on no other any more.
 
         :param path: "" for none.
-        :raises ControlError: that cannot be; what was open is open still.
+        :raises ControlError: that is impossible; what was open stays open.
         """
         if path == self.path:
             return
@@ -83,10 +116,10 @@ class Control:
         self._close_listener()
         self.path, self._listener = path, listener
         if listener is not None:
-            self._supervisor.reactor.add(listener.fileno(), self._accept)
+            self._reactor.add(listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Listen no more, and let go of every client."""
+        """Close the socket and every client's connection."""
         self._close_listener()
         for client in list(self._clients.values()):
             self._drop(client)
@@ -94,7 +127,7 @@ class Control:
     def _close_listener(self) -> None:
         if self._listener is None:
             return
-        self._supervisor.reactor.remove(self._listener.fileno())
+        self._reactor.remove(self._listener.fileno())
         self._listener.close()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
@@ -105,16 +138,16 @@ class Control:
         try:
             connection, _address = self._listener.accept()
         except OSError:
-            return  # gone again, or no descriptor is free: it is asked again with the next poll
-        if len(self._clients) >= MOST_CLIENTS or syscalls.peer_uid(connection) not in (None, 0, os.geteuid()):
+            return  # it has left, or no descriptor is free: the next poll tries again
+        if len(self._clients) >= MAX_CLIENTS or syscalls.peer_uid(connection) not in (None, 0, os.geteuid()):
             connection.close()
             return
         connection.setblocking(False)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, ROOM)
-        client = Client(Channel(connection, ORDER_LIMIT))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_BUFFER_BYTES)
+        client = Client(Channel(connection, ORDER_MAX_BYTES))
         self._clients[connection.fileno()] = client
-        self._supervisor.reactor.add(connection.fileno(), lambda: self._hear(client))
-        self._supervisor.reactor.later(PATIENCE, lambda: self._drop_silent(client))
+        self._reactor.add(connection.fileno(), lambda: self._receive(client))
+        self._reactor.later(ORDER_TIMEOUT_S, lambda: self._drop_silent(client))
 
     # -- clients -------------------------------------------------------------------------------------------------
 
@@ -125,87 +158,95 @@ class Control:
     def _drop(self, client: Client) -> None:
         descriptor = client.channel.fileno()
         if descriptor >= 0 and self._clients.pop(descriptor, None) is not None:
-            self._supervisor.reactor.remove(descriptor)
+            self._reactor.remove(descriptor)
             client.channel.close()
 
-    def _hear(self, client: Client) -> None:
+    def _receive(self, client: Client) -> None:
         received = client.channel.receive()
         for message, _sender in received.messages:
             if client.after is None:  # one order at a time
                 self._answer(client, message)
         if received.error:
-            self._say(client, Refused(f"{received.error}; send one JSON object a line: {_USAGE}"))
+            self._send(client, Refused(f"{received.error}; send one JSON object a line: {_USAGE}"))
         if received.closed or received.error or client.channel.descriptors:
             self._drop(client)
 
     def _answer(self, client: Client, message: Message) -> None:
         if not isinstance(message, Order) or message.command not in COMMANDS:
-            self._say(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
+            self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
         try:
             self._carry_out(client, message)
         except GenerationError as error:
             client.after = None
-            self._say(client, Refused(f"there can be no {message.command}: {error}"))
+            self._send(client, Refused(f"there can be no {message.command}: {error}"))
         else:
             if not message.wait:
-                self._say(client, Report(self._supervisor.status()))
+                self._send(client, Report(self._orders.status()))
 
     def _carry_out(self, client: Client, order: Order) -> None:
         if order.command == "status":
             return
-        if self._supervisor.core.fleet.stopping:
+        if self._orders.fleet.stopping:
             raise GenerationError("the master is stopping")
         if order.command == "reload":
-            client.after = self._supervisor.core.fleet.last_generation if order.wait else None
-            self._supervisor.reload_by_order()
+            client.after = self._orders.fleet.last_generation if order.wait else None
+            self._orders.reload()
         else:
-            # It may end at once, and always with a generation that exists already.
+            # It may end at once, and its generation exists already.
             client.after, client.rolls_back = 0 if order.wait else None, True
-            self._roll_back()
+            self._orders.roll_back()
 
-    def _say(self, client: Client, message: Message) -> None:
+    def _send(self, client: Client, message: Message) -> None:
         try:
             client.channel.send(message)
         except OSError:
             self._drop(client)  # it is gone, or does not read
 
-    # -- who waits -----------------------------------------------------------------------------------------------
+    # -- clients that wait ---------------------------------------------------------------------------------------
 
-    def look(self, fleet: Fleet) -> None:
-        """Tell those who wait how far it is."""
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Send the progress to the clients that wait."""
         waiting = [client for client in self._clients.values() if client.after is not None]
         if not waiting:
             return
         progress = _progress(fleet)
         for client in waiting:
-            if progress != client.told:
-                client.told = progress
-                self._say(client, progress)
+            if progress != client.progress:
+                client.progress = progress
+                self._send(client, progress)
 
-    def finished(self, reload: status.Reload, fleet: Fleet) -> None:
-        """Tell those who wait for a reload how it has ended."""
+    def reload_started(self, reload: Reload) -> None:
+        """Remember the newest reload."""
+        self._latest = reload
+
+    def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
+        """Send the outcome to the clients that wait for it."""
+        if reload.result is events.Outcome.SUPERSEDED:
+            return
         for client in list(self._clients.values()):
-            # A rollback calls off what loads, and the reload that was to come after it: whoever waits for that, too.
-            if client.after is not None and (reload.generation > client.after or reload.error == CALLED_OFF):
+            # A rollback also calls off a reload that loads, and one that was to come after it.
+            if client.after is not None and (reload.generation > client.after or reload.called_off):
                 client.after = None
-                self._say(client, _outcome(reload, fleet, client.rolls_back))
+                self._send(client, _outcome(reload, fleet, client.rolls_back))
 
-    def stuck(self, reason: str, traceback: str, fleet: Fleet) -> None:
-        """Tell those who wait that a reload goes on without success: it has no way back, and tries again and again."""
-        duration = 0.0 if self._supervisor.journal.last is None else self._supervisor.journal.last.lasted()
+    def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
+        """Answer the clients that wait for a reload that cannot go back and makes no progress: it goes on trying."""
+        if fleet.reloading is None:
+            return
+        duration_s = 0.0 if self._latest is None else self._latest.duration_s()
+        serving = serving_generation(fleet) or 0
         for client in [client for client in self._clients.values() if client.after is not None]:
             client.after = None
-            serving = status.serving(fleet) or 0
-            self._say(client, Outcome("degraded", fleet.reloading or 0, duration, serving, reason, traceback))
+            self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
 
 
-def _outcome(reload: status.Reload, fleet: Fleet, rolls_back: bool) -> Outcome:
-    serving, duration = status.serving(fleet) or 0, reload.lasted()
-    if rolls_back and reload.error == CALLED_OFF:
-        return Outcome("done", serving, duration, serving)
-    result, error = reload.result or "failed", reload.error or ""
-    return Outcome(result, reload.generation, duration, serving, error, reload.traceback or "")
+def _outcome(reload: Reload, fleet: Fleet, rolls_back: bool) -> Outcome:
+    serving, duration_s = serving_generation(fleet) or 0, reload.duration_s()
+    if rolls_back and reload.called_off:
+        return Outcome("done", serving, duration_s, serving)
+    result = reload.result or events.Outcome.FAILED
+    return Outcome(result.value, reload.generation, duration_s, serving, reload.error or "", reload.traceback or "")
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)
@@ -236,9 +277,9 @@ def _listen(path: str) -> socket.socket:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a socket that nobody listens on: its master was killed.
+    """Remove a socket that no process listens on, because its master was killed.
 
-    :raises OSError: somebody does.
+    :raises OSError: a process listens on it.
     """
     try:
         is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)

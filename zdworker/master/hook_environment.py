@@ -1,35 +1,54 @@
-"""What hooks in the master have changed in the environment.
+"""What hooks in the master have set: environment variables, and attributes of ``server``.
 
-Rules: a generation starts from the environment of the master's beginning, with its own configuration's changes; what
-hooks have set in the master has to be told to it. What a configuration sets is no hook's doing, so the moments before
-and after one is evaluated are told here.
+Rules: a generation starts from the environment that the master was started with, and its own configuration's changes.
+What hooks have set in the master has to be sent to its workers. What a configuration sets was not set by a hook, so the
+moments before and after one is evaluated are marked here.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+
+OWN_ATTRIBUTES = frozenset({"pid", "pidfile", "LISTENERS", "systemd", "dirty_pidfile"})
+"""Attributes that Gunicorn sets on its arbiter after this object is made."""
 
 
-class Environment:
-    """The changes since this was made."""
+class HookEnvironment:
+    """The changes since this was made.
 
-    def __init__(self) -> None:
+    :param server: Gunicorn's arbiter, on which hooks set attributes.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._own_attributes = {*vars(server), *OWN_ATTRIBUTES}
         self._known = dict(os.environ)
         self._hooked: dict[str, str | None] = {}
 
     def note(self) -> None:
-        """Take what has changed since the last look for the doing of hooks."""
+        """Take what has changed since the last call (of this or ``pass_over``) for the work of hooks."""
         for name in self._known.keys() | os.environ.keys():
             if self._known.get(name) != os.environ.get(name):
                 self._hooked[name] = os.environ.get(name)
         self.pass_over()
 
     def pass_over(self) -> None:
-        """Take what has changed since the last look for a configuration's doing."""
+        """Take what has changed since the last call (of this or ``note``) for the work of a configuration."""
         self._known = dict(os.environ)
 
     def changes(self) -> dict[str, str | None]:
-        """Return what hooks have set, None for what they have taken away."""
+        """Return the variables that hooks have set, and None for those that they have removed."""
         self.note()
         # What a newer configuration has set differently since is that configuration's, in the generation too.
         return {name: value for name, value in self._hooked.items() if os.environ.get(name) == value}
+
+    def server_attributes(self) -> dict[str, Any]:
+        """Return the attributes that hooks have set on ``server``."""
+        return {
+            name: value
+            for name, value in vars(self._server).items()
+            if name not in self._own_attributes and not name.startswith(("zd_", "_zd")) and not hasattr(Arbiter, name)
+        }

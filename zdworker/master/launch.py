@@ -23,9 +23,13 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from zdworker import syscalls
 from zdworker.errors import GenerationError
+from zdworker.ipc.channel import Channel
+from zdworker.ipc.messages import Init
+from zdworker.master.children import ForkServer
 
 SAME_DEPLOY = 2_000_000_000
 """Nanoseconds before the start in which a change of the code still belongs to it: a script that edits and starts."""
@@ -137,8 +141,46 @@ def interpreter(command: Command) -> list[str]:
     return [words[0], *(words[1:] or command.options)]
 
 
-def start(command: Command, channel: socket.socket, stderr: int) -> int:
-    """Start a fork server and return its pid.
+def start_generation(number: int, command: Command, configuration: str, log: Any) -> ForkServer:
+    """Start the fork server of a generation.
+
+    :param configuration: the file that the master's configuration was read from, empty without one.
+    :param log: the master's logger.
+    :raises OSError: no process, pipe or socket can be had.
+    :raises ValueError: the ``#!`` line of the command's script cannot be taken apart.
+    :raises GenerationError: the command cannot be run again.
+    """
+    channel, theirs = Channel.pair()
+    stderr, writer = -1, -1
+    try:
+        stderr, writer = os.pipe()
+        os.set_blocking(stderr, False)
+        init = Init(
+            generation=number,
+            master=os.getpid(),
+            directory=command.directory,
+            safe_path=command.safe_path,
+            descriptors=["stderr"],
+            configuration=configuration,
+            started=command.started,
+        )
+        # Into the channel before there is a reader: a start must not wait for the other side.
+        channel.send(init, [2])
+        pid = _spawn(command, theirs, writer)
+    except BaseException:
+        channel.close()
+        if stderr >= 0:
+            os.close(stderr)
+        raise
+    finally:
+        theirs.close()
+        if writer >= 0:
+            os.close(writer)
+    return ForkServer(number, pid, channel, stderr, log)
+
+
+def _spawn(command: Command, channel: socket.socket, stderr: int) -> int:
+    """Start the interpreter and return its pid.
 
     :param channel: its end of the channel.
     :param stderr: what becomes its standard error until it has loaded.

@@ -25,9 +25,11 @@ from typing import Any
 
 from gunicorn import sock
 
+from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import GenerationError
+from zdworker.master.observers import Observer
 
-HANDSHAKE = 0.25
+HANDSHAKE_S = 0.25
 """Seconds, at least, in which the socket of a slot that goes away is accepted empty before its worker has to leave: a
 handshake that has begun ends in the socket in which it began."""
 
@@ -64,7 +66,7 @@ class Group:
         del self.slots[-1], self.sockets[-1]
 
 
-class Listeners:
+class Listeners(Observer):
     """What is open, whichever configuration it belongs to."""
 
     def __init__(self, log: Any) -> None:
@@ -144,6 +146,12 @@ class Listeners:
             os.set_inheritable(group.sockets[-1].fileno(), False)
             self._attach(group)
         return group.sockets[group.slots.index(slot)]
+
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """With ``reuse_port``: steer connections to slots with a ready worker, and close the sockets of gone slots."""
+        workers = fleet.workers.values()
+        self.steer(worker.slot for worker in workers if worker.state is WorkerState.READY)
+        self.keep_slots({*range(fleet.size), *(worker.slot for worker in workers)})
 
     def slots(self) -> set[int]:
         """Return the slots that have a socket of their own."""

@@ -1,172 +1,231 @@
-"""The configuration's side of the master: taken over whole from a new generation, or not at all.
+"""The configurations of the master: the one in force, and those to which it may go back.
 
 Rules:
 
-* What a generation has evaluated is taken as it is; only hooks are evaluated here; what that raises fails the reload.
-* A configuration comes with its listeners, its settings and its environment. While the generation that brought it is on
-  trial, all of what was before is kept, and so it is for a rollback.
+* A configuration is taken over whole, or not at all. What a generation has evaluated is taken as it is; only hooks are
+  evaluated here, and what that raises refuses the configuration.
+* A configuration comes with its settings, its listening sockets and its environment. It is kept under the number of the
+  generation that brought it (0: the master's own start) for as long as the core's facts name it.
+* The core decides whether a configuration is taken over, and which one is restored.
 """
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from gunicorn import version_info
-from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 
 from zdworker import gunicorn_config
 from zdworker.core import events
-from zdworker.errors import ControlError, GenerationError
-from zdworker.master.control import default_path
-from zdworker.master.hook_environment import Environment
+from zdworker.core.fleet import Fleet
+from zdworker.errors import GenerationError
+from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
+from zdworker.master.observers import Observer
 from zdworker.settings import Settings
 
-if TYPE_CHECKING:
-    from zdworker.master.supervisor import Supervisor
+
+class Arbiter(Protocol):
+    """What a configuration needs of Gunicorn's arbiter."""
+
+    app: Any
+    cfg: Any
+    log: Any
+    systemd: bool
+
+    def setup(self, app: Any) -> None:
+        """Go by ``app.cfg``."""
 
 
-class AdoptingArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
-    """Gunicorn's arbiter, whose configuration can be replaced."""
+@dataclass
+class Taken:
+    """A configuration that is in force, or was; without listeners once its addresses were closed."""
 
-    LISTENERS: list[Any]
-    dirty_arbiter_pid: int
-    _num_workers: int
-    zd_settings: Settings
-    zd_environment: Environment
-    zd_listeners: Listeners
-    _zd: Supervisor
-    _zd_start_environment: dict[str, str]
-    _zd_workers_told: int
-    _zd_before_reload: tuple[Any, Settings, list[Any]] | None
-    _zd_previous: tuple[Any, Settings, list[Any]] | None
+    cfg: Any
+    settings: Settings
+    listeners: list[Any] = field(default_factory=list)
 
-    def zd_policy(self) -> events.Policy:
-        """Return what the core has to know of the configuration."""
-        settings = self.zd_settings
-        workers = self.cfg.workers
+
+class Configuration(Observer):
+    """What Gunicorn and zdworker go by.
+
+    :param arbiter: Gunicorn's arbiter, whose configuration this is.
+    :param sockets: all listening sockets, of whichever configuration.
+    :raises SettingError: a ``zd_`` setting or hook in the arbiter's configuration is bad.
+    """
+
+    def __init__(self, arbiter: Arbiter, sockets: Listeners) -> None:
+        cfg = arbiter.cfg
+        settings = gunicorn_config.zd_settings(cfg)
+        cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
+        self.hook_environment = HookEnvironment(arbiter)
+        self._arbiter = arbiter
+        self._sockets = sockets
+        self._start_environment = dict(cfg.env_orig)
+        self._taken = {0: Taken(cfg, settings)}
+        self._in_force = 0
+        self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
+
+    # -- what is in force ----------------------------------------------------------------------------------------
+
+    @property
+    def app(self) -> Any:
+        """Gunicorn's application object."""
+        return self._arbiter.app
+
+    @property
+    def cfg(self) -> Any:
+        """Gunicorn's configuration (``gunicorn.config.Config``)."""
+        return self._taken[self._in_force].cfg
+
+    @property
+    def settings(self) -> Settings:
+        """The ``zd_`` settings."""
+        return self._taken[self._in_force].settings
+
+    @property
+    def listeners(self) -> list[Any]:
+        """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
+        return self._taken[self._in_force].listeners
+
+    @listeners.setter
+    def listeners(self, listeners: list[Any]) -> None:
+        self._taken[self._in_force].listeners = listeners
+
+    def policy(self) -> events.Policy:
+        """Return what the core has to know of the configuration in force."""
+        cfg, settings = self.cfg, self.settings
         return events.Policy(
-            workers=workers,
-            surge=settings.surge(workers),
-            unavailable=settings.unavailable(workers),
+            workers=cfg.workers,
+            surge=settings.surge(cfg.workers),
+            unavailable=settings.unavailable(cfg.workers),
             boot_timeout=settings.boot_timeout,
             min_ready=settings.min_ready_seconds,
-            graceful_timeout=float(self.cfg.graceful_timeout),
-            queue_per_slot=bool(self.cfg.reuse_port),
+            graceful_timeout=float(cfg.graceful_timeout),
+            queue_per_slot=bool(cfg.reuse_port),
             exit_on_crash=settings.on_crash == "exit",
-            development=bool(self.cfg.reload),
+            development=bool(cfg.reload),
             rollback_window=settings.rollback_window,
             shutdown_delay=settings.shutdown_delay,
+            configuration=self._in_force,
         )
 
-    def zd_hook(self, name: str, *arguments: Any) -> None:
-        """Call a server hook, Gunicorn's or ours; what it raises is logged."""
-        try:
-            hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
-            if hook is not None:
-                hook(self, *arguments)
-        except (Exception, SystemExit):
-            self.log.exception("The hook %s raised; nothing else comes of it.", name)
+    # -- what generations bring ----------------------------------------------------------------------------------
 
-    def zd_open_control(self) -> None:
-        """Open the control socket where the settings want it; without one the site is served all the same."""
-        wanted = self.zd_settings.control_socket
-        try:
-            path = "" if wanted == "none" else wanted or default_path(self.pid)
-            self._zd.control.open(path)
-        except ControlError as error:
-            self.log.warning("The zdworker command will not reach this master: %s", error)
-
-    def zd_adopt(self, values: dict[str, Any], settings: Settings | None) -> None:
-        """Take the configuration of a new generation over, whole.
+    def offer(self, generation: int, values: dict[str, Any], settings: Settings | None) -> None:
+        """Remember what a generation has sent, for the case that it is taken over.
 
         :param values: the settings of Gunicorn that are plain data, as the generation has evaluated them.
-        :param settings: likewise ours; None when it is this process that evaluates them.
-        :raises GenerationError: that cannot be done; nothing has changed.
-        :raises SettingError: one of our settings has a bad value.
+        :param settings: its ``zd_`` settings; None when it is this process that evaluates them.
         """
-        self.zd_environment.note()
-        file = gunicorn_config.file_of(self.cfg)
+        self._offers[generation] = values, settings
+
+    def withdraw(self, generation: int) -> None:
+        """Forget what a generation has sent: it has ended."""
+        self._offers.pop(generation, None)
+
+    def take(self, number: int) -> events.Policy:
+        """Go by the configuration ``number``: one that is offered, or one that is kept.
+
+        :return: what the core has to know of it.
+        :raises GenerationError: that is impossible; nothing has changed.
+        :raises SettingError: a ``zd_`` setting has a bad value.
+        """
+        self.hook_environment.note()
         try:
-            with gunicorn_config.on_trial():
-                cfg = gunicorn_config.evaluate(self.app, self._zd_start_environment, values, str(Chdir.default))
-                settings = settings or gunicorn_config.zd_settings(cfg)
-                gunicorn_config.refuse_missing_file(cfg, file)
-                gunicorn_config.refuse_foreign_class(cfg)
-                gunicorn_config.refuse_new_logger(self.cfg, cfg)
-                self._zd_take(cfg, settings, self._zd_open(cfg))
+            if number in self._taken:
+                self._take_kept(number)
+            else:
+                self._take_offered(number)
         finally:
-            self._zd_close_unused()
-            self.zd_environment.pass_over()  # what the configuration has set is no hook's doing
-        self._zd_taken()
+            self._close_unused()
+            self.hook_environment.pass_over()  # what the configuration has set was not set by a hook
+        return self.policy()
 
-    def _zd_taken(self) -> None:
-        """Let everything know of a configuration that has been taken over."""
-        self.zd_open_control()
-        self.log.reopen_files()
-        self.zd_hook("on_reload")
-        if self.dirty_arbiter_pid:
-            self.kill_dirty_arbiter(signal.SIGHUP)
-
-    def _zd_take(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
-        before = self.cfg, self.zd_settings, self.LISTENERS
+    def _take_kept(self, number: int) -> None:
+        kept = self._taken[number]
+        kept.listeners = self._open(kept.cfg)
         try:
-            gunicorn_config.forget_raw_environment(self.cfg)
-            self._zd_swap(cfg, settings, listeners)
+            self._switch(number)
+        except GenerationError:
+            kept.listeners = []
+            raise
+
+    def _take_offered(self, number: int) -> None:
+        with gunicorn_config.restored_on_failure():
+            self._taken[number] = self._evaluate(number)
+            try:
+                self._switch(number)
+            except GenerationError:
+                del self._taken[number]
+                raise
+
+    def _evaluate(self, number: int) -> Taken:
+        """Return the configuration that a generation has offered, with its addresses opened."""
+        values, settings = self._offers[number]
+        file = gunicorn_config.file_of(self.cfg)
+        cfg = gunicorn_config.evaluate(self.app, self._start_environment, values, str(Chdir.default))
+        settings = settings or gunicorn_config.zd_settings(cfg)
+        gunicorn_config.refuse_missing_file(cfg, file)
+        gunicorn_config.refuse_foreign_class(cfg)
+        gunicorn_config.refuse_new_logger(self.cfg, cfg)
+        return Taken(cfg, settings, self._open(cfg))
+
+    def _switch(self, number: int) -> None:
+        """Go by another configuration, or by the same as before.
+
+        :raises GenerationError: Gunicorn cannot set itself up with it.
+        """
+        before = self._in_force
+        try:
+            self._set_up(number)
         except (Exception, SystemExit) as error:
-            self._zd_swap_back(before)
+            self._set_up(before)
             raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
-        # While a generation is on trial the way back leads past it; one that has proved itself is what to go back to.
-        if self._zd_before_reload is None or self._zd.core.fleet.newest_verified:
-            self._zd_before_reload = before
 
-    def zd_settle_configuration(self, keep: bool) -> None:
-        """A reload has ended: keep its configuration, or go back to the one before."""
-        before, self._zd_before_reload = self._zd_before_reload, None
-        if keep:
-            self._zd_previous = before if self._zd.core.fleet.previous is not None else None
-        elif before is not None:
-            self.zd_environment.note()
-            self._zd_swap_back(before)
-            self.zd_open_control()
-        self._zd_close_unused()
-
-    def zd_take_previous(self) -> events.Policy | None:
-        """Take the configuration back that the generation before had, and return what the core has to know of it."""
-        if self._zd_previous is None:
-            return None
-        cfg, settings, _listeners = self._zd_previous
-        self._zd_take(cfg, settings, self._zd_open(cfg))
-        self._zd_taken()
-        return self.zd_policy()
-
-    def _zd_swap(self, cfg: Any, settings: Settings, listeners: list[Any]) -> None:
-        self.app.cfg = cfg
-        self.setup(self.app)
+    def _set_up(self, number: int) -> None:
+        gunicorn_config.unset_raw_environment(self.cfg)
+        self._in_force = number
+        self.app.cfg = self.cfg
+        self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
-            self.log.setup(cfg)
-            self.log.cfg = cfg
-        self.zd_settings, self.LISTENERS = settings, listeners
-        self.zd_environment.pass_over()
-        self._zd_workers_told = self.num_workers  # the core has it with the news that the generation has loaded
+            self._arbiter.log.setup(self.cfg)
+            self._arbiter.log.cfg = self.cfg
+        self.hook_environment.pass_over()
 
-    def _zd_swap_back(self, before: tuple[Any, Settings, list[Any]]) -> None:
-        self._zd_swap(*before)
-        # Not the configuration's: TTIN and TTOU count.
-        self._num_workers = self._zd_workers_told = self._zd.core.fleet.size
+    def restore(self, number: int) -> None:
+        """Go back to a configuration that is kept and whose addresses are still open."""
+        if number != self._in_force:
+            self.hook_environment.note()
+            self._set_up(number)
 
-    def _zd_close_unused(self) -> None:
-        """Close the addresses that neither this configuration has nor the one that a reload may go back to."""
-        used = [*self.LISTENERS, *(self._zd_before_reload[2] if self._zd_before_reload else [])]
-        self.zd_listeners.keep(used)
+    # -- what is kept --------------------------------------------------------------------------------------------
 
-    def _zd_open(self, cfg: Any) -> list[Any]:
-        """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses."""
-        if cfg.address == self.cfg.address or self.systemd or not self.LISTENERS:
-            return list(self.LISTENERS)
-        known = dict(zip(self.cfg.address, self.LISTENERS, strict=False))
-        if self._zd_before_reload is not None:
-            known = {**dict(zip(self._zd_before_reload[0].address, self._zd_before_reload[2], strict=False)), **known}
-        return self.zd_listeners.open(cfg, known)
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Drop the configurations that the facts do not name any more, and close the addresses of no use."""
+        kept = fleet.configurations() | {self._in_force}
+        self._taken = {number: taken for number, taken in self._taken.items() if number in kept}
+        reachable = {self._in_force, fleet.policy.configuration}
+        if fleet.fallback_policy is not None:
+            reachable.add(fleet.fallback_policy.configuration)
+        for number in self._taken.keys() - reachable:
+            # It is kept for a rollback, which opens its addresses again. Until then no worker would accept from them.
+            self._taken[number].listeners = []
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        self._sockets.keep([listener for taken in self._taken.values() for listener in taken.listeners])
+
+    def _open(self, cfg: Any) -> list[Any]:
+        """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses.
+
+        :raises GenerationError: a new address cannot be opened.
+        """
+        if cfg.address == self.cfg.address or self._arbiter.systemd or not self.listeners:
+            return list(self.listeners)
+        known: dict[Any, Any] = {}
+        for taken in [*self._taken.values(), self._taken[self._in_force]]:  # the last one wins
+            known.update(zip(taken.cfg.address, taken.listeners, strict=False))
+        return self._sockets.open(cfg, known)

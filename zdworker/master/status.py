@@ -1,23 +1,22 @@
 """What has happened so far, and how things are: what ``status`` shows.
 
-Rules: nothing is decided here, and nothing here is needed to serve. The keys are fixed, users' scripts rely on them;
-what one cannot know (the memory of a process that has just ended) is None.
+Rules: nothing is decided here, and nothing here is needed to serve. The keys are fixed, because users' scripts rely on
+them. What cannot be known (the memory of a process that has just ended) is None.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from zdworker import syscalls
+from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
-
-if TYPE_CHECKING:
-    from zdworker.master.children import WorkerRecord
-    from zdworker.settings import Settings
+from zdworker.master.children import ForkServer, WorkerRecord
+from zdworker.master.observers import Observer, Reload
+from zdworker.settings import Settings
 
 STATES = {
     WorkerState.FORKING: "booting",
@@ -29,101 +28,73 @@ STATES = {
 """The worker's states as users know them."""
 
 
-@dataclass
-class Reload:
-    """One reload, or rollback; ``result`` is None while it goes on."""
-
-    generation: int
-    started_at: float
-    began: float
-    duration: float | None = None
-    result: str | None = None
-    error: str | None = None
-    traceback: str | None = None
-
-    def lasted(self) -> float:
-        """Return the seconds that it took, or takes so far."""
-        return round(time.monotonic() - self.began if self.duration is None else self.duration, 3)
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return it as ``status`` shows it."""
-        return {
-            "result": self.result,
-            "generation": self.generation,
-            "started_at": datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="milliseconds"),
-            "duration_s": self.lasted(),
-            "error": self.error,
-            "traceback": self.traceback,
-        }
-
-
-class Journal:
-    """The master's memory of its reloads, and of its workers' births and deaths. What it counts only grows."""
+class Journal(Observer):
+    """The master's memory of its reloads, boots and crashes. Its counts only grow."""
 
     def __init__(self) -> None:
         self.reloads = 0
         self.crashes = 0
         self.boots = 0
         self.boot_seconds = 0.0
-        self.ended = {"done": 0, "failed": 0, "superseded": 0}
+        self.ended = dict.fromkeys(Outcome, 0)
         self.reload_seconds = 0.0
         self.last: Reload | None = None
-        self._going: dict[int, Reload] = {}
 
-    def reload_started(self, generation: int) -> None:
-        """Note that a reload has begun."""
+    def reload_started(self, reload: Reload) -> None:
+        """Count a reload; it is the last one from now on."""
         self.reloads += 1
-        self.last = self._going[generation] = Reload(generation, time.time(), time.monotonic())
+        self.last = reload
 
-    def reload_finished(self, generation: int, result: str, error: str, traceback: str) -> Reload:
-        """Note how a reload has ended, and return it; one that a newer one has overtaken is not the last any more."""
-        ended = self._going.pop(generation, None) or Reload(generation, time.time(), time.monotonic())
-        ended.duration = time.monotonic() - ended.began
-        ended.result, ended.error, ended.traceback = result, error or None, traceback or None
-        self.ended[result] += 1
-        self.reload_seconds += ended.duration
-        return ended
+    def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
+        """Count how a reload has ended, and how long it took."""
+        if reload.result is not None:
+            self.ended[reload.result] += 1
+        self.reload_seconds += reload.duration or 0.0
 
-    def booted(self, seconds: float) -> None:
-        """Note that a worker has become ready, so many seconds after it was asked for."""
+    def worker_ready(self, boot_s: float) -> None:
+        """Count a worker that became ready."""
         self.boots += 1
-        self.boot_seconds += seconds
+        self.boot_seconds += boot_s
+
+    def worker_crashed(self) -> None:
+        """Count a worker that died while it was ready."""
+        self.crashes += 1
 
     def totals(self) -> dict[str, int | float]:
         """Return what metrics need beside ``reloads`` and ``crashes``; seconds are those of all together."""
         return {
             "boots": self.boots,
             "boot_duration_s": round(self.boot_seconds, 3),
-            **{f"reloads_{result}": number for result, number in self.ended.items()},
+            **{f"reloads_{result.value}": number for result, number in self.ended.items()},
             "reload_duration_s": round(self.reload_seconds, 3),
         }
 
     def status(
         self,
         fleet: Fleet,
-        records: dict[int, WorkerRecord],
-        servers: dict[int, int],
+        workers: Mapping[int, WorkerRecord],
+        servers: Mapping[int, ForkServer],
         settings: Settings,
     ) -> dict[str, Any]:
         """Return how things are.
 
-        :param records: the workers' records, by age.
-        :param servers: the fork servers' pids, by generation.
+        :param workers: the workers' records, by worker id.
+        :param servers: the fork servers, by generation.
         """
         loading = fleet.loading.generation if fleet.loading is not None else None
         return {
             "pid": os.getpid(),
             "state": fleet.state,
-            "generation": serving(fleet),
+            "generation": serving_generation(fleet),
             "target_generation": loading or fleet.reloading,
             "workers": [
                 _worker(record, fleet)
-                for record in sorted(records.values(), key=lambda r: (r.slot, r.worker_id))
+                for record in sorted(workers.values(), key=lambda r: (r.slot, r.worker_id))
                 if record.worker_id in fleet.workers
             ],
             "fork_servers": [
-                {"pid": pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
-                for number, pid in sorted(servers.items())
+                {"pid": server.pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
+                for number, server in sorted(servers.items())
             ],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
@@ -133,20 +104,20 @@ class Journal:
         }
 
 
-def serving(fleet: Fleet) -> int | None:
-    """Return the newest generation that has proved itself, or the first one while there is no other."""
+def serving_generation(fleet: Fleet) -> int | None:
+    """Return the newest verified generation, or the first one while there is no other."""
     known = fleet.current if fleet.newest_verified or not fleet.fallback else fleet.fallback
     return known[-1] if known else None
 
 
 def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:
     return {
-        "pid": record.pid if record.born else None,
+        "pid": record.pid if record.has_pid else None,
         "slot": record.slot,
         "generation": record.generation,
         "state": STATES[fleet.workers[record.worker_id].state],
-        "age_s": round(time.monotonic() - record.since, 3),
-        "rss_bytes": syscalls.resident_memory(record.pid) if record.born else None,
+        "age_s": round(time.monotonic() - record.ordered_at, 3),
+        "rss_bytes": syscalls.resident_memory(record.pid) if record.has_pid else None,
         "connections": record.connections,
         "requests": record.requests,
     }

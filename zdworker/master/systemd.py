@@ -18,7 +18,8 @@ import time
 from collections.abc import Mapping
 from enum import Enum
 
-from zdworker.core.fleet import Fleet, Phase, WorkerState
+from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
+from zdworker.master.observers import Observer
 
 PATIENCE = 0.1
 """Seconds that a message may wait for room."""
@@ -45,7 +46,7 @@ def stage_of(fleet: Fleet) -> Stage:
         return Stage.STOPPING
     if fleet.phase is Phase.NEW or (fleet.phase is Phase.STARTING and not fleet.degraded):
         return Stage.STARTING
-    loading = fleet.loading is not None and fleet.loading.purpose == "reload"
+    loading = fleet.loading is not None and fleet.loading.purpose in (Purpose.RELOAD, Purpose.ROLLBACK)
     if loading or fleet.reloading is not None or fleet.reload_again:
         return Stage.RELOADING
     return Stage.READY
@@ -59,7 +60,7 @@ def status_of(fleet: Fleet) -> str:
     return f"{line}; {fleet.trouble.reason}" if fleet.trouble else line
 
 
-class Notifier:
+class Notifier(Observer):
     """The master's side; silent where ``NOTIFY_SOCKET`` is not set.
 
     :param environ: the environment that the master was started with.
@@ -73,12 +74,11 @@ class Notifier:
         self._beat_every = _watchdog_interval(environ)
         self._socket = _connected(environ.get("NOTIFY_SOCKET", ""))
 
-    def look(self, fleet: Fleet) -> None:
-        """Say what has changed, beat the watchdog's heart, and ask for time where it is needed."""
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Send what has changed and the watchdog's heartbeat, and ask for time where it is needed."""
         if self._socket is None:
             return
-        now = time.monotonic()
-        self._say_changes(stage_of(fleet), status_of(fleet), now)
+        self._send_changes(stage_of(fleet), status_of(fleet), now)
         if self._stage is not Stage.READY and now >= self._next_extension:
             self._next_extension = now + EXTEND_EVERY
             self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION * 1e6:.0f}")
@@ -96,12 +96,12 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def reload_asked_for(self) -> None:
-        """Say that a reload begins, even while another one is under way: systemd waits for word of its own."""
+    def reload_requested(self) -> None:
+        """Have ``RELOADING=1`` sent, even while another reload is under way: systemd waits for an answer to each."""
         if self._stage in (Stage.READY, Stage.RELOADING):
             self._stage = None
 
-    def _say_changes(self, stage: Stage, status: str, now: float) -> None:
+    def _send_changes(self, stage: Stage, status: str, now: float) -> None:
         if (stage, status) == (self._stage, self._status):
             return
         lines = [f"STATUS={_one_line(status)}"]

@@ -1,0 +1,108 @@
+"""What learns of the fleet without deciding anything: systemd, the control socket, statsd, status, the listeners.
+
+Rules: :class:`Observers` is the one guarded place. What an observer raises is logged, and neither ends the master nor
+keeps the others from being notified. An observer never waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from zdworker.core.events import Outcome
+from zdworker.core.fleet import Fleet
+from zdworker.settings import Settings
+
+
+@dataclass
+class Reload:
+    """One reload, or rollback; ``result`` is None while it is under way.
+
+    ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
+    ``called_off`` means that a rollback ended it.
+    """
+
+    generation: int
+    started_at: float
+    began: float
+    duration: float | None = None
+    result: Outcome | None = None
+    error: str | None = None
+    traceback: str | None = None
+    called_off: bool = False
+
+    @classmethod
+    def begin(cls, generation: int) -> Reload:
+        """Return a reload to ``generation`` that begins now."""
+        return cls(generation, time.time(), time.monotonic())
+
+    def duration_s(self) -> float:
+        """Return the seconds that it took, or takes so far, rounded to milliseconds."""
+        return round(time.monotonic() - self.began if self.duration is None else self.duration, 3)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as ``status`` shows it."""
+        return {
+            "result": self.result.value if self.result is not None else None,
+            "generation": self.generation,
+            "started_at": datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="milliseconds"),
+            "duration_s": self.duration_s(),
+            "error": self.error,
+            "traceback": self.traceback,
+        }
+
+
+class Observer:
+    """The notifications; an observer overrides those that it has a use for."""
+
+    def reload_requested(self) -> None:
+        """Handle that a user asks for a reload or a rollback, possibly while another one is under way."""
+
+    def reload_started(self, reload: Reload) -> None:
+        """Handle the start of a reload or rollback."""
+
+    def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
+        """Handle the end of a reload or rollback."""
+
+    def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
+        """Handle that something is wrong for which no new code is to blame."""
+
+    def configuration_changed(self, settings: Settings) -> None:
+        """Handle that another configuration is in force, a new one or one that was restored."""
+
+    def configuration_taken(self) -> None:
+        """Handle that a reload or a rollback has taken its configuration over."""
+
+    def worker_forked(self) -> None:
+        """Handle that a worker boots."""
+
+    def worker_ready(self, boot_s: float) -> None:
+        """Handle that a worker accepts connections, ``boot_s`` seconds after its order."""
+
+    def worker_crashed(self) -> None:
+        """Handle that a worker died while it was ready."""
+
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Look at the facts, after every event; ``now`` is monotonic seconds."""
+
+
+class Observers:
+    """All observers, notified in their order.
+
+    :param log: the master's logger.
+    """
+
+    def __init__(self, log: Any, members: Sequence[Observer]) -> None:
+        self._log = log
+        self._members = members
+
+    def notify(self, notification: Callable[[Observer], None]) -> None:
+        """Call ``notification`` with each observer; what one raises is logged."""
+        for member in self._members:
+            try:
+                notification(member)
+            except Exception:  # noqa: BLE001  # an observer is never worth the site
+                self._log.exception("zdworker: %s failed; everything else goes on", type(member).__name__)

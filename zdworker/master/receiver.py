@@ -1,0 +1,243 @@
+"""What the master's children report, as events for the core.
+
+Rules:
+
+* A worker's death is what ``waitpid`` reports. An end of file only means that a channel was closed; but a worker that
+  has not sent ``Hello`` by then never will.
+* Nothing that a process sends or does ends the master. What cannot be understood is logged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from typing import Any
+
+from zdworker.core import events
+from zdworker.core.fleet import GenerationState, WorkerState
+from zdworker.errors import GenerationError, SettingError
+from zdworker.exhaustive import assert_never
+from zdworker.ipc.messages import (
+    PROTOCOL,
+    Counts,
+    Draining,
+    Failed,
+    Forked,
+    Hello,
+    Loaded,
+    LoadFailed,
+    Message,
+    NotForked,
+    Ready,
+    ReplacementRequested,
+    ServerReport,
+    Start,
+    WorkerReport,
+    brief,
+)
+from zdworker.master.children import ForkServer, WorkerRecord
+from zdworker.master.parts import Parts
+from zdworker.settings import Settings
+
+
+class Receiver:
+    """Reads what the children send, and learns how they end."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._gunicorn = parts.gunicorn
+        self._log: Any = parts.gunicorn.log
+        self._fleet = parts.fleet
+        self._children = parts.children
+        self._observers = parts.observers
+        self._publish = parts.publish
+
+    def reaped(self, pid: int, code: int) -> bool:
+        """Handle the end of a child; return False when it is not one of the registry (an orphan of the application).
+
+        :param code: its exit code, negative for a signal.
+        """
+        server = self._children.server_of(pid)
+        if server is not None:
+            self._server_gone(server, code)
+            return True
+        if self._children.expected_end(pid):
+            return True
+        if pid not in self._children.workers_by_pid:
+            # A worker that died right after its first message, which may not have been read yet.
+            for record in self._children.without_pid():
+                self.receive_from_worker(record)
+        if pid not in self._children.workers_by_pid:
+            return False
+        self._worker_gone(self._children.workers_by_pid.pop(pid), code)
+        return True
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    def receive_from_worker(self, record: WorkerRecord) -> None:
+        """Read a worker's channel, without waiting, and handle what came."""
+        if record.channel is None:
+            return
+        received = record.channel.receive()
+        for message, sender in received.messages:
+            self._log.debug("worker %s (pid:%s) -> master: %s", record.worker_id, sender, brief(message))
+            self._handle_report(record, message, sender)
+        if received.error:
+            self._log.warning("Worker (pid:%s) sent something strange: %s", record.pid, received.error)
+        if received.closed:
+            self._children.close_channel(record)
+            if not record.has_pid:
+                self.boot_failed(record, "ended before it was a worker")
+
+    def _handle_report(self, record: WorkerRecord, message: Message, sender: int | None) -> None:
+        if isinstance(message, Hello):
+            if not record.has_pid and sender:
+                self._children.set_pid(record, sender)
+            record.greeted = True
+            self._start_if_forked(record)
+        elif sender in (None, record.pid) and isinstance(message, WorkerReport):
+            # Anything else was sent by a child of the application, which holds a copy of the channel.
+            self._handle_own_report(record, message)
+
+    def _handle_own_report(self, record: WorkerRecord, message: WorkerReport) -> None:
+        match message:
+            case Hello():
+                pass  # handled before, because it tells who the sender is
+            case Ready():
+                record.booted = True
+                boot_s = time.monotonic() - record.ordered_at
+                self._observers.notify(lambda observer: observer.worker_ready(boot_s))
+                self._gunicorn.zd_hook("zd_worker_ready", record)
+                self._publish(events.WorkerReady(record.worker_id))
+            case Draining():
+                self._publish(events.WorkerLeaving(record.worker_id))
+            case Failed(reason, traceback, exit_code):
+                self._publish(events.WorkerFailed(record.worker_id, reason, traceback, exit_code))
+            case ReplacementRequested(reason):
+                self._log.info("Worker (pid:%s) is to be replaced: %s", record.pid, reason)
+                self._publish(events.WorkerReplacementRequested(record.worker_id))
+            case Counts(connections, requests):
+                record.connections, record.requests = connections, requests
+            case _:
+                assert_never(message)
+
+    def _start_if_forked(self, record: WorkerRecord) -> None:
+        """Let a worker boot when it has greeted, and its fork server has reported it as the master's child."""
+        if record.has_pid and record.greeted and record.forked and record.channel is not None:
+            record.send(Start())
+            self._observers.notify(lambda observer: observer.worker_forked())
+            self._publish(events.WorkerForked(record.worker_id))
+
+    def _worker_gone(self, record: WorkerRecord, code: int) -> None:
+        self.receive_from_worker(record)
+        known = self._fleet.workers.get(record.worker_id)
+        if known is not None and known.state is WorkerState.READY:
+            self._observers.notify(lambda observer: observer.worker_crashed())
+        if code:
+            log = self._log.info if code == -signal.SIGTERM else self._log.error
+            hint = " Perhaps out of memory?" if code == -signal.SIGKILL else ""
+            log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
+        self._children.remove_worker(record)
+        self._gunicorn.zd_hook("child_exit", record)
+        self._publish(events.WorkerGone(record.worker_id, _how(code), code))
+
+    def boot_failed(self, record: WorkerRecord, how: str) -> None:
+        """Remove a worker that never came to be, and let the core know how that went."""
+        self._children.remove_worker(record)
+        self._publish(events.WorkerGone(record.worker_id, how))
+
+    def call_off(self, record: WorkerRecord, why: str) -> None:
+        """Have a worker end that waits for its start order: the end of its channel means that there will be none."""
+        if record.has_pid:
+            self._children.close_channel(record)
+        else:
+            self.boot_failed(record, why)
+
+    def call_off_boots(self, generation: int) -> None:
+        """Call off the workers that a fork server has not forked, which is gone."""
+        for record in self._children.awaiting_fork(generation):
+            self.call_off(record, "lost its fork server")
+
+    # -- fork servers --------------------------------------------------------------------------------------------
+
+    def receive_from_server(self, server: ForkServer) -> None:
+        """Read a fork server's channel, without waiting, and handle what came."""
+        received = server.channel.receive()
+        for message, _sender in received.messages:
+            self._log.debug("fork server of generation %s -> master: %s", server.number, brief(message))
+            # One that was ended in the meantime has nothing to report.
+            if server.number in self._children.servers and isinstance(message, ServerReport):
+                self._handle_server_report(server, message)
+        if received.closed or received.error:
+            self._children.stop_polling(server)
+            if received.error:
+                self._log.error("Generation %s sent something strange: %s", server.number, received.error)
+                server.kill()
+
+    def _handle_server_report(self, server: ForkServer, message: ServerReport) -> None:
+        match message:
+            case Loaded():
+                self._loaded(server, message)
+            case LoadFailed():
+                self._load_failed(server, message)
+            case Forked(worker_id):
+                record = self._children.workers.get(worker_id)
+                if record is not None:
+                    record.forked = True
+                    self._start_if_forked(record)
+            case NotForked(worker_id, reason):
+                record = self._children.workers.get(worker_id)
+                if record is not None:
+                    self.boot_failed(record, f"could not be forked: {reason}")
+            case _:
+                assert_never(message)
+
+    def _loaded(self, server: ForkServer, message: Loaded) -> None:
+        for warning in message.warnings:
+            self._log.warning("Generation %s: %s", server.number, warning)
+        try:
+            if message.protocol != PROTOCOL:
+                raise GenerationError(
+                    f"the new zdworker speaks protocol {message.protocol}, this master {PROTOCOL}: a restart is needed"
+                )
+            settings = Settings.from_plain(message.settings)
+        except (GenerationError, SettingError) as error:
+            self._publish(events.GenerationFailed(server.number, str(error)))
+            return
+        self._gunicorn.zd_configuration.offer(server.number, message.values, settings)
+        self._publish(events.GenerationLoaded(server.number, message.preloaded))
+
+    def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:
+        server.read_stderr()
+        if message.traceback:
+            self._log.error("Generation %s cannot be loaded:\n%s", server.number, message.traceback.rstrip())
+        text = message.traceback or server.printed()
+        # A reason that ends in a colon goes on with the last line that was printed: that is Gunicorn's own word on it.
+        reason = f"{message.reason} {server.last_line()}" if message.reason.endswith(":") else message.reason
+        self._publish(events.GenerationFailed(server.number, reason, text, message.exit_code))
+
+    def _server_gone(self, server: ForkServer, code: int) -> None:
+        self.receive_from_server(server)
+        if server.number not in self._children.servers:
+            return
+        server.read_stderr()
+        loading = self._fleet.generations[server.number].state is GenerationState.LOADING
+        self._children.remove_server(server)
+        if loading:
+            reason = f"the new code's interpreter {_how(code)} while it was loading"
+            failed = events.GenerationFailed(server.number, reason, server.printed(), code if code in (3, 4) else 3)
+            self._publish(failed)
+            return
+        self._log.error("The fork server of generation %s (pid:%s) %s.", server.number, server.pid, _how(code))
+        # In this order: the core must not order from the dead one the workers that are called off.
+        self._publish(events.GenerationGone(server.number))
+        self.call_off_boots(server.number)
+
+
+def _how(code: int) -> str:
+    """Return how a process ended, for a reader."""
+    if code >= 0:
+        return f"exited with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
