@@ -42,6 +42,8 @@ SHOWN = {
         "README.md",
         "python3 -m venv .venv && .venv/bin/pip install -q tox",
     ): "not run: it runs the tests, as .ci/run does",
+    ("CONTRIBUTING.md", "python3 -m venv --upgrade-deps"): "not run: it makes the environment that runs the tests",
+    ("CONTRIBUTING.md", ".venv/bin/towncrier create"): "not run: it adds a fragment; tox -e lint reads all of them",
     ("docs/architecture.md", "steady                        gunicorn master"): DRAWING,
     ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
     ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
