@@ -89,24 +89,6 @@ class Settings:
                     "application would be tried; name a path of its own"
                 )
 
-    def surge(self, workers: int) -> int:
-        """Processes that may exist above ``workers`` during a reload; a percentage rounds up."""
-        amount, percent = _amount(self.max_surge)
-        return -(-workers * amount // 100) if percent else amount
-
-    def unavailable(self, workers: int) -> int:
-        """Workers that may be missing during a reload; a percentage rounds down.
-
-        Never more than ``workers``. Where rounding would leave neither surge nor unavailable a process, one
-        worker may be missing, else the reload could not move (Kubernetes does the same, see
-        ``ResolveFenceposts`` in ``pkg/controller/deployment/util/deployment_util.go``).
-        """
-        amount, percent = _amount(self.max_unavailable)
-        allowed = workers * amount // 100 if percent else min(amount, workers)
-        if allowed == 0 and workers > 0 and self.surge(workers) == 0:
-            return 1
-        return allowed
-
     def to_plain(self) -> dict[str, object]:
         """The settings as JSON-able data, all of them, without the prefix."""
         return asdict(self)
@@ -277,13 +259,13 @@ def _socket_path(value: object) -> str:
     return value
 
 
-def _amount(share: int | str) -> tuple[int, bool]:
-    """The number in a share, and whether it is a percentage."""
+def amount(share: int | str) -> tuple[int, bool]:
+    """Return the number in ``max_surge`` or ``max_unavailable``, and whether it is a percentage."""
     return (share, False) if isinstance(share, int) else (int(share.rstrip("%")), True)
 
 
 def _is_zero(share: int | str) -> bool:
-    return _amount(share)[0] == 0
+    return amount(share)[0] == 0
 
 
 _SHARE = 'a whole number from 0 up, or a percentage from "0%" to "100%"'

@@ -166,14 +166,14 @@ class Stage:
         assert action.generation not in self.failed, f"{action}: the generation had failed"
         assert action.slot < self.fleet.size
         self.processes[action.worker_id] = UNBORN
-        assert len(self.processes) <= self.fleet.size + self.fleet.policy.surge
+        assert len(self.processes) <= self.fleet.size + self.fleet.surge
 
     def _check_drain(self, worker_id: int) -> None:
         assert worker_id in self.processes
         if self.fleet.phase is Phase.STOPPING or worker_id not in self.serving():
             return
         left = sum(self.fleet.workers[other].verified for other in self.serving() if other != worker_id)
-        assert left >= self.fleet.size - self.fleet.policy.unavailable, f"only {left} would be ready and proved"
+        assert left >= self.fleet.size - self.fleet.unavailable, f"only {left} would be ready and proved"
 
     def serving(self) -> list[int]:
         """The ages of the workers that take requests, as far as one can know."""

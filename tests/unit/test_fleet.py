@@ -6,6 +6,8 @@ import itertools
 import json
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from tests.unit.stage import Stage, steady
 from zdworker.core.events import (
@@ -43,7 +45,6 @@ from zdworker.core.fleet import (
     Purpose,
     State,
     Trouble,
-    TroubleKind,
     Worker,
     WorkerCause,
     WorkerState,
@@ -209,9 +210,7 @@ def test_read_back_it_goes_on_identically(story: str) -> None:
 
 
 def test_trouble_and_loading_are_read_back() -> None:
-    fleet = Fleet(
-        Policy(), size=1, loading=Loading(2, Purpose.RELOAD), trouble=Trouble(TroubleKind.FAILED, "why", "where")
-    )
+    fleet = Fleet(Policy(), size=1, loading=Loading(2, Purpose.RELOAD), failure=Trouble("why", "where"))
     assert Fleet.from_plain(json.loads(json.dumps(fleet.to_plain()))) == fleet
 
 
@@ -230,7 +229,7 @@ class TestState:
         }
 
     def test_trouble_shows_where_nothing_is_under_way(self) -> None:
-        fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, trouble=Trouble(TroubleKind.FAILED, "why"))
+        fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, failure=Trouble("why"))
         assert fleet.state == "failed"
         fleet.loading = Loading(2, Purpose.RELOAD)
         assert fleet.state == "rolling"
@@ -240,7 +239,7 @@ class TestState:
         assert fleet.state == "steady"
 
     def test_degraded_shows_while_slots_are_still_tried(self) -> None:
-        fleet = Fleet(Policy(), size=1, phase=Phase.ROLLING, trouble=Trouble(TroubleKind.DEGRADED, "why"))
+        fleet = Fleet(Policy(), size=1, phase=Phase.ROLLING, degradation=Trouble("why"))
         assert fleet.state == "degraded"
 
 
@@ -257,3 +256,37 @@ def test_the_wanted_number_of_workers_is_the_smaller_one_that_a_canary_brings() 
     assert (stage.fleet.size, stage.fleet.wanted_size) == (3, 1)
     stage.boot()
     assert (stage.fleet.size, stage.fleet.wanted_size) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("share", "percentage", "workers", "surge", "unavailable"),
+    [
+        (25, True, 4, 1, 1),
+        (25, True, 5, 2, 1),
+        (25, True, 1, 1, 0),
+        (1, True, 8, 1, 0),
+        (100, True, 3, 3, 3),
+        (2, False, 1, 2, 1),
+        (25, True, 0, 0, 0),
+    ],
+)
+def test_percentages_round_up_for_surge_and_down_for_unavailable(
+    share: int, percentage: bool, workers: int, surge: int, unavailable: int
+) -> None:
+    policy = Policy(
+        surge=share, unavailable=share, surge_is_percentage=percentage, unavailable_is_percentage=percentage
+    )
+    assert (policy.surge_for(workers), policy.unavailable_for(workers)) == (surge, unavailable)
+
+
+def test_rounding_never_leaves_a_reload_without_a_move() -> None:
+    assert Policy(surge=0, unavailable=10, unavailable_is_percentage=True).unavailable_for(4) == 1
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.booleans(), st.booleans(), st.integers(1, 500))
+def test_a_reload_can_always_move(surge: int, unavailable: int, percent: bool, other: bool, workers: int) -> None:
+    assume(surge or unavailable)
+    policy = Policy(surge=surge, unavailable=unavailable, surge_is_percentage=percent, unavailable_is_percentage=other)
+    assert policy.surge_for(workers) >= 0
+    assert 0 <= policy.unavailable_for(workers) <= workers
+    assert policy.surge_for(workers) + policy.unavailable_for(workers) >= 1

@@ -22,7 +22,7 @@ from zdworker.core.events import (
     WorkerLeaving,
     WorkerReady,
 )
-from zdworker.core.fleet import Trouble, TroubleKind
+from zdworker.core.fleet import Trouble
 from zdworker.core.rollout import ROLL_ATTEMPTS
 from zdworker.errors import IllegalEvent
 
@@ -116,7 +116,7 @@ def test_a_reload_that_failed(story: Callable[[], Stage], reason: str, traceback
     assert stage.took(ReloadFinished)[-1:] == [
         ReloadFinished(2, Outcome.FAILED, reason, traceback, called_off=story is load_that_is_called_off)
     ]
-    assert stage.fleet.trouble == Trouble(TroubleKind.FAILED, reason, traceback)
+    assert stage.fleet.trouble == Trouble(reason, traceback)
 
 
 def worker_that_cannot_boot() -> Stage:
@@ -152,7 +152,7 @@ def later_workers_without_a_way_back() -> Stage:
 def test_a_fleet_that_is_degraded(story: Callable[[], Stage], reason: str) -> None:
     stage = story()
     assert stage.took(Degraded)[-1:] == [Degraded(reason, TRACEBACK)]
-    assert stage.fleet.trouble == Trouble(TroubleKind.DEGRADED, reason, TRACEBACK)
+    assert stage.fleet.trouble == Trouble(reason, TRACEBACK)
 
 
 @pytest.mark.parametrize(("said", "exit_code"), [(3, 3), (4, 4), (1, 3)])

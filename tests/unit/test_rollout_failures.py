@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.stage import give_time, roll_on, steady
+from tests.unit.stage import UNBORN, Stage, give_time, roll_on, steady
 from zdworker.core.events import (
     Degraded,
     Drain,
@@ -16,12 +16,14 @@ from zdworker.core.events import (
     Reload,
     ReloadFinished,
     Spawn,
+    Start,
     StartGeneration,
     WorkerFailed,
     WorkerForked,
+    WorkerGone,
 )
 from zdworker.core.fleet import Phase
-from zdworker.core.rollout import ROLL_ATTEMPTS
+from zdworker.core.rollout import ROLL_ATTEMPTS, START_ATTEMPTS
 from zdworker.core.steps import EXIT_TIMEOUT_S, FORK_TIMEOUT_S
 
 
@@ -96,6 +98,8 @@ class TestFailedReload:
     def test_it_is_remembered_whatever_else_happens(self) -> None:
         stage = steady(2).reload().fail().crash(0).fail()
         assert any(isinstance(action, Degraded) for action in stage.log)
+        assert stage.fleet.state == "degraded", "a worker is missing, which is the more urgent"
+        stage.all_goes_well()
         assert stage.fleet.state == "failed"
 
     def test_the_next_good_one_goes_through(self) -> None:
@@ -293,3 +297,57 @@ class TestForkServerLost:
         stage = steady(1).crash(0).passes(FORK_TIMEOUT_S)
         stage.took()
         assert stage.tell(WorkerForked(2)) == [Kill(2, KillReason.FORKED_TOO_LATE)]
+
+
+def test_boots_that_are_called_off_with_their_fork_server_are_one_failure_of_it() -> None:
+    """However many workers it was to fork: their code is not to blame, and the rollout goes on."""
+    stage = steady(8, preloaded=True, surge=8).reload(preloaded=True, policy=Policy(workers=8, surge=8)).boot().gone()
+    waiting = [number for number, state in stage.processes.items() if state == UNBORN]
+    assert len(waiting) >= ROLL_ATTEMPTS
+    stage.lose_server(2)
+    for worker_id in waiting:
+        stage.tell(WorkerGone(worker_id, "lost its fork server", called_off=True))
+    assert stage.reloads[2] == ""
+    assert stage.fleet.restore_failures == 1
+    assert stage.all_goes_well().fleet.state == "steady"
+    assert stage.reloads[2] == "done"
+
+
+def test_at_the_first_start_boots_that_are_called_off_count() -> None:
+    """Else a fork server that always dies would keep the master from ever ending."""
+    stage = Stage(Policy(workers=1))
+    stage.tell(Start())
+    stage.load()
+    for _ in range(START_ATTEMPTS):
+        stage.lose_server(stage.fleet.current[-1])
+        stage.tell(WorkerGone(max(stage.fleet.workers), "lost its fork server", called_off=True))
+        if stage.fleet.running:
+            stage.until_due() if not stage.loads() else None
+            stage.load()
+            stage.until_due() if not stage.coming() else None
+    assert stage.fleet.exit_status == 3
+
+
+def test_reloads_that_are_asked_for_faster_than_one_loads_roll_all_the_same() -> None:
+    stage = steady(2)
+    for number in (2, 3):
+        stage.tell(Reload())
+        stage.tell(Reload())
+        stage.load()
+        assert stage.reloads[number] == "superseded"
+    stage.tell(Reload())
+    stage.load()
+    assert stage.coming() == [(0, 4)]
+    assert stage.all_goes_well().slots() == [5, 5]
+
+
+def test_a_fork_server_that_cannot_be_replaced_shows_although_a_reload_has_failed() -> None:
+    stage = steady(2).reload().fail().gone()
+    assert stage.fleet.state == "failed"
+    stage.lose_server(1)
+    while not stage.loads():
+        stage.until_due()
+    stage.fail_load()
+    assert stage.fleet.state == "degraded"
+    stage.all_goes_well()
+    assert stage.fleet.state == "failed", "which is remembered until the next reload"

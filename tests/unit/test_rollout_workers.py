@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tests.unit.stage import roll_on, steady
-from zdworker.core.events import Drain, Halt, Kill, KillReason, Spawn, WorkerReady
+import pytest
+
+from tests.unit.stage import Stage, roll_on, steady
+from zdworker.core.events import Drain, Halt, Kill, KillReason, Policy, Spawn, Start, WorkerReady
 from zdworker.core.steps import KILL_MARGIN_S
 
 
@@ -147,10 +149,42 @@ class TestScale:
         assert roll_on(stage).slots() == [2, 2]
 
     def test_the_slot_of_the_trial_goes(self) -> None:
-        stage = steady(3).scale(4).reload()
+        stage = steady(4).reload()
         assert stage.scale(0).going() == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
         assert stage.gone().reloads == {2: "done"}
         assert roll_on(stage.scale(2)).slots() == [2, 2]
+
+    def test_during_the_first_load(self) -> None:
+        stage = Stage(Policy(workers=1))
+        stage.tell(Start())
+        stage.scale(2).load()
+        assert stage.coming() == [(0, 1), (1, 1)]
+        assert stage.scale(3).boot().slots() == [1, 1, 1]
+
+    def test_fewer_during_the_canary_of_a_reload_that_brings_fewer(self) -> None:
+        """None of the old ones can be spared until the new code is verified."""
+        stage = steady(4).reload(policy=Policy(workers=2)).scale(1)
+        assert stage.going() == []
+        assert stage.slots() == [1, 1, 1, 1]
+        assert roll_on(stage).slots() == [2]
+
+    def test_fewer_during_the_canary_of_such_a_reload_that_fails(self) -> None:
+        stage = steady(4).reload(policy=Policy(workers=2)).scale(1).fail()
+        assert roll_on(stage).slots() == [1, 1, 1]
+
+    @pytest.mark.parametrize("workers", [0, 1, 4])
+    def test_from_none_with_percentages(self, workers: int) -> None:
+        """The percentages are those of the number of workers of the moment."""
+        shares: dict[str, float] = {
+            "surge": 25,
+            "surge_is_percentage": True,
+            "unavailable": 10,
+            "unavailable_is_percentage": True,
+        }
+        stage = steady(0, preloaded=False, **shares).scale(workers).boot()
+        assert stage.slots() == [1] * workers
+        stage.reload(policy=stage.fleet.policy)
+        assert stage.all_goes_well().fleet.state == "steady"
 
 
 class TestQueuePerSlot:

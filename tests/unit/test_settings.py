@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zdworker.errors import SettingError
-from zdworker.settings import SPECS, Settings, hooks, read, unknown_environment
+from zdworker.settings import SPECS, Settings, amount, hooks, read, unknown_environment
 
 shares = st.integers(0, 300) | st.integers(0, 100).map(lambda percent: f"{percent}%")
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -166,7 +166,7 @@ def test_both_zero_is_refused(surge: object, unavailable: object) -> None:
 
 def test_stop_first_is_allowed() -> None:
     settings = read({"zd_max_surge": 0, "zd_max_unavailable": 1}, {})
-    assert (settings.surge(4), settings.unavailable(4)) == (0, 1)
+    assert (settings.max_surge, settings.max_unavailable) == (0, 1)
 
 
 def test_the_constructor_checks_too() -> None:
@@ -182,39 +182,9 @@ def test_a_value_with_a_monstrous_repr_still_makes_one_short_line() -> None:
     assert len(refusal({"zd_boot_timeout": Monstrous()})) < 200
 
 
-@pytest.mark.parametrize(
-    ("share", "workers", "surge", "unavailable"),
-    [
-        ("25%", 4, 1, 1),
-        ("25%", 5, 2, 1),
-        ("25%", 1, 1, 0),
-        ("1%", 8, 1, 0),
-        ("100%", 3, 3, 3),
-        (2, 1, 2, 1),
-        ("25%", 0, 0, 0),
-    ],
-)
-def test_percentages_round_up_for_surge_and_down_for_unavailable(
-    share: int | str, workers: int, surge: int, unavailable: int
-) -> None:
-    settings = Settings(max_surge=share, max_unavailable=share)
-    assert (settings.surge(workers), settings.unavailable(workers)) == (surge, unavailable)
-
-
-def test_rounding_never_leaves_a_reload_without_a_move() -> None:
-    assert Settings(max_surge=0, max_unavailable="10%").unavailable(4) == 1
-
-
-@given(shares, shares, st.integers(1, 500))
-def test_a_reload_can_always_move(surge: int | str, unavailable: int | str, workers: int) -> None:
-    try:
-        settings = Settings(max_surge=surge, max_unavailable=unavailable)
-    except SettingError:
-        assert str(surge).rstrip("%") == "0" == str(unavailable).rstrip("%")
-        return
-    assert settings.surge(workers) >= 0
-    assert 0 <= settings.unavailable(workers) <= workers
-    assert settings.surge(workers) + settings.unavailable(workers) >= 1
+@pytest.mark.parametrize(("share", "expected"), [(2, (2, False)), ("25%", (25, True)), ("0%", (0, True))])
+def test_a_share_is_a_number_or_a_percentage(share: int | str, expected: tuple[int, bool]) -> None:
+    assert amount(share) == expected
 
 
 @given(

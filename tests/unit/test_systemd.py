@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from zdworker.core.events import Policy
-from zdworker.core.fleet import Fleet, Loading, Phase, Purpose, Trouble, TroubleKind, Worker, WorkerState
+from zdworker.core.fleet import Fleet, Loading, Phase, Purpose, Trouble, Worker, WorkerState
 from zdworker.master.systemd import EXTEND_EVERY, Notifier, Stage, stage_of, status_of
 
 
@@ -47,7 +47,7 @@ def test_the_delay_before_the_end_is_part_of_the_end() -> None:
 
 def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
     started = fleet(Phase.STARTING)
-    started.trouble = Trouble(TroubleKind.DEGRADED, "a worker failed to boot")
+    started.degradation = Trouble("a worker failed to boot")
     assert stage_of(started) is Stage.READY
     assert status_of(started) == "degraded: 1 of 2 workers ready, generation 7; a worker failed to boot"
 

@@ -16,10 +16,11 @@ from enum import Enum
 class Policy:
     """The settings that the decisions depend on; a reload may bring new ones.
 
-    Times are in seconds. ``surge`` and ``unavailable`` are numbers of workers, not both 0 (``zdworker.settings``
-    refuses that before it gets here). ``development``: a worker that leaves by itself (Gunicorn's ``--reload``) is
-    replaced without a wait. ``queue_per_slot``: a worker whose slot goes away first accepts what waits in that slot's
-    own queue of connections, for as long as it may drain.
+    Times are in seconds. ``surge`` and ``unavailable`` are numbers of workers or, where ``surge_is_percentage`` and
+    ``unavailable_is_percentage`` say so, percentages of the number of workers, which a user may change at any time.
+    They are not both 0 (``zdworker.settings`` refuses that before it gets here). ``development``: a worker that leaves
+    by itself (Gunicorn's ``--reload``) is replaced without a wait. ``queue_per_slot``: a worker whose slot goes away
+    first accepts what waits in that slot's own queue of connections, for as long as it may drain.
 
     ``configuration`` names the configuration that these settings come from: it is the number of the generation that
     brought it, 0 for the one that the master started with. The edge keeps configurations under this number.
@@ -37,6 +38,24 @@ class Policy:
     shutdown_delay: float = 0.0
     queue_per_slot: bool = False
     configuration: int = 0
+    surge_is_percentage: bool = False
+    unavailable_is_percentage: bool = False
+
+    def surge_for(self, workers: int) -> int:
+        """Return how many processes may exist above ``workers`` during a reload; a percentage is rounded up."""
+        return -(-workers * self.surge // 100) if self.surge_is_percentage else self.surge
+
+    def unavailable_for(self, workers: int) -> int:
+        """Return how many of ``workers`` may be missing during a reload; a percentage is rounded down.
+
+        Never more than ``workers``. Where rounding leaves neither surge nor unavailable a process, one worker may be
+        missing, because the reload could not move otherwise (Kubernetes does the same, see ``ResolveFenceposts`` in
+        ``pkg/controller/deployment/util/deployment_util.go``).
+        """
+        share = workers * self.unavailable // 100 if self.unavailable_is_percentage else self.unavailable
+        if share == 0 and self.surge_for(workers) == 0:
+            share = 1
+        return min(share, workers)
 
 
 @dataclass(frozen=True)
@@ -158,12 +177,14 @@ class WorkerLeaving:
 class WorkerGone:
     """The worker's process has ended, or never came to be; ``how`` says how, for a reader ("exited with code 1").
 
-    ``exit_code`` is negative for a signal, as in :mod:`subprocess`.
+    ``exit_code`` is negative for a signal, as in :mod:`subprocess`. ``called_off`` means that the worker was never
+    forked because its fork server has ended, for which its code is not to blame once more.
     """
 
     worker_id: int
     how: str
     exit_code: int | None = None
+    called_off: bool = False
 
 
 Event = (

@@ -97,13 +97,6 @@ class Purpose(str, Enum):
     """It takes the place of a fork server that died."""
 
 
-class TroubleKind(str, Enum):
-    """The public name of a state that is not steady although nothing is under way."""
-
-    FAILED = "failed"
-    DEGRADED = "degraded"
-
-
 _P, _PC = Phase, PhaseCause
 PHASES: Mapping[tuple[Phase, PhaseCause], Phase] = {
     (_P.NEW, _PC.START): _P.STARTING,
@@ -244,7 +237,6 @@ class Loading:
 class Trouble:
     """Why the state is ``failed`` or ``degraded``."""
 
-    kind: TroubleKind
     reason: str
     traceback: str = ""
 
@@ -268,8 +260,9 @@ class Fleet:
 
     ``newest_verified`` means that a worker of the newest generation is verified. Until then a single worker, the
     canary, tries that generation out, and ``shrink_to`` is the smaller number of workers that the generation will
-    bring. ``reloading`` is the generation that is being rolled out. ``stop_at`` is when the master begins to end; it
-    serves until then.
+    bring. ``reloading`` is the generation that is being rolled out. ``superseded_loads`` counts the loads in a row that
+    a newer reload has overtaken. ``failure`` is remembered until the next rollout, ``degradation`` until the fleet is
+    whole again. ``stop_at`` is when the master begins to end; it serves until then.
     """
 
     policy: Policy
@@ -293,7 +286,9 @@ class Fleet:
     roll_at: float = 0.0
     restore_failures: int = 0
     restore_at: float = 0.0
-    trouble: Trouble | None = None
+    superseded_loads: int = 0
+    failure: Trouble | None = None
+    degradation: Trouble | None = None
     last_worker_id: int = 0
     last_generation: int = 0
     quick: bool = False
@@ -312,7 +307,12 @@ class Fleet:
             return "degraded"
         if self.phase is not Phase.STEADY:
             return "rolling"
-        return self.trouble.kind.value if self.trouble else "steady"
+        return "failed" if self.failure else "steady"
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why the state is ``degraded`` or ``failed``; the former is the more urgent."""
+        return self.degradation or self.failure
 
     @property
     def stopping(self) -> bool:
@@ -327,7 +327,7 @@ class Fleet:
     @property
     def degraded(self) -> bool:
         """Whether something is wrong for which no reload is to blame."""
-        return self.trouble is not None and self.trouble.kind is TroubleKind.DEGRADED
+        return self.degradation is not None
 
     @property
     def running(self) -> bool:
@@ -343,6 +343,16 @@ class Fleet:
     def wanted_size(self) -> int:
         """The number of workers that was asked for last; during a canary there may be more than that."""
         return self.size if self.shrink_to is None else self.shrink_to
+
+    @property
+    def surge(self) -> int:
+        """How many worker processes may exist above ``size``."""
+        return self.policy.surge_for(self.size)
+
+    @property
+    def unavailable(self) -> int:
+        """How many of ``size`` workers may be missing."""
+        return self.policy.unavailable_for(self.size)
 
     def source(self, among: list[int]) -> int | None:
         """Return the newest generation ``among`` these that can be spawned from."""
@@ -384,8 +394,9 @@ class Fleet:
             int(n): Generation(**{**g, "state": GenerationState(g["state"])}) for n, g in known["generations"].items()
         }
         known["slots"] = {int(n): Slot(**s) for n, s in known["slots"].items()}
-        loading, previous, trouble = known["loading"], known["previous"], known["trouble"]
+        loading, previous = known["loading"], known["previous"]
         known["loading"] = Loading(**{**loading, "purpose": Purpose(loading["purpose"])}) if loading else None
         known["previous"] = Previous(**{**previous, "policy": Policy(**previous["policy"])}) if previous else None
-        known["trouble"] = Trouble(**{**trouble, "kind": TroubleKind(trouble["kind"])}) if trouble else None
+        for name in ("failure", "degradation"):
+            known[name] = Trouble(**known[name]) if known[name] else None
         return cls(**known)

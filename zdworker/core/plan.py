@@ -100,7 +100,7 @@ def _may_leave_first(facts: _Facts, worker: Worker) -> bool:
     """Return whether a worker may leave before its slot has another one."""
     if facts.source is None:
         return False
-    if facts.fleet.newest_verified and facts.fleet.policy.unavailable and not worker.replacement_requested:
+    if facts.fleet.newest_verified and facts.fleet.unavailable and not worker.replacement_requested:
         return True
     return facts.no_room
 
@@ -113,11 +113,11 @@ def _availability_allows(fleet: Fleet, worker: Worker) -> bool:
     if worker.state is not WorkerState.READY:
         return True
     others = sum(w.state is WorkerState.READY and w.verified for w in fleet.workers.values() if w is not worker)
-    return others >= fleet.size - fleet.policy.unavailable
+    return others >= fleet.size - fleet.unavailable
 
 
 def _has_room(fleet: Fleet) -> bool:
-    return len(fleet.workers) < fleet.size + fleet.policy.surge
+    return len(fleet.workers) < fleet.size + fleet.surge
 
 
 def next_to_fill(fleet: Fleet, now: float) -> tuple[int, int] | None:

@@ -73,6 +73,10 @@ ROLL_ATTEMPTS = 5
 START_ATTEMPTS = 3
 """Boots of a slot that may end by a signal or cleanly at the first start, before the master gives up."""
 
+MAX_SUPERSEDED_LOADS = 2
+"""Loads in a row that newer reloads may overtake. The next one rolls, else reloads that are asked for faster than one
+loads would never lead to new code."""
+
 CALLED_OFF = "called off: a rollback was asked for"
 
 _KILL_REASONS = {
@@ -208,7 +212,14 @@ class Rollout:
     def _scale(self, event: Scale) -> None:
         if event.workers < 0:
             raise IllegalEvent(f"a fleet of {event.workers} workers")
-        self.fleet.size, self.fleet.shrink_to = event.workers, None
+        fleet = self.fleet
+        if fleet.shrink_to is not None and event.workers < fleet.size:
+            # The canary will bring fewer workers, and until it is verified none of the old ones can be spared. If it
+            # fails, what is asked for now is as much less (or more) than what there was before.
+            fleet.fallback_size = max(0, fleet.fallback_size + event.workers - fleet.shrink_to)
+            fleet.shrink_to = event.workers
+        else:
+            fleet.size, fleet.shrink_to = event.workers, None
 
     def _stop(self, event: Stop, now: float) -> None:
         fleet = self.fleet
@@ -252,8 +263,9 @@ class Rollout:
                 fleet.loading = None
                 self._steps.configured(generation, now)
                 fleet.current.append(event.generation)
-            case _ if fleet.reload_again:
+            case _ if fleet.reload_again and fleet.superseded_loads < MAX_SUPERSEDED_LOADS:
                 fleet.loading = None  # and so the generation is ended as an unused one
+                fleet.superseded_loads += 1
                 self._steps.actions.append(ReloadFinished(event.generation, Outcome.SUPERSEDED))
             case _:
                 self._steps.take_configuration(event.generation)
@@ -400,6 +412,8 @@ class Rollout:
         del self.fleet.workers[event.worker_id]
         if before is WorkerState.READY and worker.verified:
             self._crashed(worker, event, now)
+        elif event.called_off and not self.fleet.never_served:
+            pass  # its fork server's end is counted, once
         elif before in (WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY):
             reason = f"{event.how} {'too soon' if before is WorkerState.READY else 'before it was ready'}"
             self._boot_failed(worker, WorkerFailed(event.worker_id, reason, exit_code=event.exit_code or 0), now)

@@ -45,7 +45,6 @@ from zdworker.core.fleet import (
     Purpose,
     Slot,
     Trouble,
-    TroubleKind,
     Worker,
     WorkerCause,
     WorkerState,
@@ -170,7 +169,8 @@ class Steps:
         fleet.shrink_to = fleet.size if fleet.size < before else None
         fleet.size = max(fleet.size, before)
         fleet.current, fleet.newest_verified, fleet.reloading = [number], fleet.size == 0, number
-        fleet.trouble, fleet.restore_failures, fleet.restore_at = None, 0, 0.0
+        fleet.failure = fleet.degradation = None
+        fleet.superseded_loads, fleet.restore_failures, fleet.restore_at = 0, 0, 0.0
         self._forgive()
         fleet.phase = step(PHASES, fleet.phase, PhaseCause.ROLL)
 
@@ -180,9 +180,8 @@ class Steps:
         self.call_off_restore()
         for number in fleet.current:
             self.end(number)
-        fleet.trouble = Trouble(TroubleKind.FAILED, reason, traceback)
+        fleet.failure, fleet.degradation = Trouble(reason, traceback), None
         fleet.current, fleet.fallback, fleet.newest_verified = fleet.fallback, [], True
-        fleet.shrink_to = None
         self._restore_policy()
         self._forgive()
         self.finish_reload(Outcome.FAILED, reason, traceback, called_off=called_off)
@@ -195,8 +194,8 @@ class Steps:
     def _restore_policy(self) -> None:
         """Go by the old configuration again; only a number of workers that was asked for since then stays."""
         fleet = self.fleet
-        if fleet.size == fleet.policy.workers:
-            fleet.size = fleet.fallback_size
+        if fleet.size == fleet.policy.workers or fleet.shrink_to is not None:
+            fleet.size, fleet.shrink_to = fleet.fallback_size, None
         fleet.policy, fleet.fallback_policy = fleet.fallback_policy or fleet.policy, None
         self.restore_configuration()
 
@@ -217,7 +216,7 @@ class Steps:
         self.finish_reload(Outcome.DONE)
         # A failed reload is remembered until the next one; a mended fleet is not degraded any more.
         if fleet.degraded and fleet.source(fleet.current) is not None:
-            fleet.trouble = None
+            fleet.degradation = None
 
     def _keep_previous(self, now: float) -> None:
         """Keep the generation that was replaced for as long as it may be wanted back, instead of an earlier one."""
@@ -249,13 +248,12 @@ class Steps:
 
     def refuse_reload(self, number: int, reason: str, traceback: str, *, called_off: bool = False) -> None:
         """End a reload whose generation did not load: no worker was touched."""
-        self.fleet.trouble = Trouble(TroubleKind.FAILED, reason, traceback)
+        self.fleet.failure = Trouble(reason, traceback)
         self.actions.append(ReloadFinished(number, Outcome.FAILED, reason, traceback, called_off))
 
     def degrade(self, reason: str, traceback: str) -> None:
         """Note that something is wrong for which no new code is to blame."""
-        if self.fleet.trouble is None or self.fleet.degraded:
-            self.fleet.trouble = Trouble(TroubleKind.DEGRADED, reason, traceback)
+        self.fleet.degradation = Trouble(reason, traceback)
         self.actions.append(Degraded(reason, traceback))
 
     def _forgive(self) -> None:

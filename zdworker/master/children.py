@@ -93,7 +93,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
     master. ``ordered_at`` is when it was ordered, by ``time.monotonic()``; ``forked`` means that its fork server has
-    reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``.
+    reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``, ``called_off``
+    that it will get no start order.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -103,6 +104,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.channel: Channel | None = None
         self.forked = False
         self.greeted = False
+        self.called_off = False
         self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0

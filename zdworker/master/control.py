@@ -87,6 +87,7 @@ class Control(Observer):
 
     def __init__(self, orders: Orders, reactor: Reactor, log: Any) -> None:
         self.path = ""
+        self._inode: tuple[int, int] | None = None
         self._orders = orders
         self._reactor = reactor
         self._log = log
@@ -116,6 +117,7 @@ class Control(Observer):
         self._close_listener()
         self.path, self._listener = path, listener
         if listener is not None:
+            self._inode = _inode_of(path)
             self._reactor.add(listener.fileno(), self._accept)
 
     def close(self) -> None:
@@ -130,7 +132,8 @@ class Control(Observer):
         self._reactor.remove(self._listener.fileno())
         self._listener.close()
         with contextlib.suppress(OSError):
-            os.unlink(self.path)
+            if _inode_of(self.path) == self._inode:  # else another master has put its own socket there
+                os.unlink(self.path)
         self.path, self._listener = "", None
 
     def _accept(self) -> None:
@@ -257,6 +260,11 @@ def _progress(fleet: Fleet) -> Progress:
     generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
     ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
     return Progress(fleet.state, generation, ready, fleet.size)
+
+
+def _inode_of(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _listen(path: str) -> socket.socket:

@@ -139,19 +139,20 @@ class Receiver:
             log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
         self._children.remove_worker(record)
         self._gunicorn.zd_hook("child_exit", record)
-        self._publish(events.WorkerGone(record.worker_id, _how(code), code))
+        self._publish(events.WorkerGone(record.worker_id, _how(code), code, called_off=record.called_off))
 
-    def boot_failed(self, record: WorkerRecord, how: str) -> None:
+    def boot_failed(self, record: WorkerRecord, how: str, *, called_off: bool = False) -> None:
         """Remove a worker that never came to be, and let the core know how that went."""
         self._children.remove_worker(record)
-        self._publish(events.WorkerGone(record.worker_id, how))
+        self._publish(events.WorkerGone(record.worker_id, how, called_off=called_off))
 
     def call_off(self, record: WorkerRecord, why: str) -> None:
         """Have a worker end that waits for its start order: the end of its channel means that there will be none."""
         if record.has_pid:
+            record.called_off = True
             self._children.close_channel(record)
         else:
-            self.boot_failed(record, why)
+            self.boot_failed(record, why, called_off=True)
 
     def call_off_boots(self, generation: int) -> None:
         """Call off the workers that a fork server has not forked, which is gone."""

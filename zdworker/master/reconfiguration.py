@@ -24,7 +24,7 @@ from zdworker.errors import GenerationError
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
 from zdworker.master.observers import Observer
-from zdworker.settings import Settings
+from zdworker.settings import Settings, amount
 
 
 class Arbiter(Protocol):
@@ -97,10 +97,14 @@ class Configuration(Observer):
     def policy(self) -> events.Policy:
         """Return what the core has to know of the configuration in force."""
         cfg, settings = self.cfg, self.settings
+        surge, surge_is_percentage = amount(settings.max_surge)
+        unavailable, unavailable_is_percentage = amount(settings.max_unavailable)
         return events.Policy(
             workers=cfg.workers,
-            surge=settings.surge(cfg.workers),
-            unavailable=settings.unavailable(cfg.workers),
+            surge=surge,
+            surge_is_percentage=surge_is_percentage,
+            unavailable=unavailable,
+            unavailable_is_percentage=unavailable_is_percentage,
             boot_timeout=settings.boot_timeout,
             min_ready=settings.min_ready_seconds,
             graceful_timeout=float(cfg.graceful_timeout),
