@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from zdworker.settings import Settings
+from zdworker.workers import drain
 from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.event_loop import serving
-from zdworker.workers.event_loop.serving import Serving, ToldToLeave, shares, wind_up
+from zdworker.workers.event_loop.asgi_serving import AsgiServing
+from zdworker.workers.event_loop.serving import ToldToLeave, shares, wind_up
 
 
 class Worker:
@@ -29,7 +31,7 @@ class Worker:
 
     def __init__(self, **settings: Any) -> None:
         self.zd_settings = Settings(**settings)
-        self.zd_born = time.monotonic()
+        self.zd_boot_started_at = time.monotonic()
         self.zd_deadline = float("inf")
         self.said: list[str] = []
         self.beats = 0
@@ -58,11 +60,11 @@ class Worker:
         raise SystemExit(3)
 
 
-class ListServer(Serving):
+class ListServer(AsgiServing):
     """Connections are what a test puts into the lists."""
 
-    def __init__(self, worker: Worker, app: Any = None) -> None:
-        super().__init__(worker)  # type: ignore[arg-type]
+    def __init__(self, worker: Worker, app: Any = None, keepalive: float = 2.0) -> None:
+        super().__init__(worker, keepalive)
         worker.server = self
         self.asgi = AsgiDrain(app or answering)
         self.open: list[Any] = []
@@ -85,8 +87,8 @@ class ListServer(Serving):
     def prepare(self, send: Send) -> None:
         """Nothing."""
 
-    def tend(self, protocol: Any, now: float) -> None:
-        self.tended.append(protocol)
+    def tend(self, connection: Any, now: float) -> None:
+        self.tended.append(connection)
 
     def warm_up_basis(self) -> Mapping[str, Any]:
         return {}
@@ -225,7 +227,8 @@ def test_the_drain_ends_with_the_last_connection_and_call() -> None:
         loop.call_later(0.05, server.open.clear)
         loop.call_later(0.1, setattr, server, "calls", 0)
         begun = time.monotonic()
-        assert await server.drain([listener], 2.0)
+        server.listeners = [listener]
+        assert await server.drain_connections()
         assert 0.09 <= time.monotonic() - begun < 5.0
         assert listener.closed
         assert worker.said == ["draining"]
@@ -244,26 +247,28 @@ def test_the_drain_ends_at_its_deadline_even_if_that_comes_nearer(caplog: pytest
         worker.zd_leave(30.0)
         asyncio.get_running_loop().call_later(0.05, worker.zd_leave, 0.05)
         begun = time.monotonic()
-        assert not await server.drain([], 2.0)
+        assert not await server.drain_connections()
         assert time.monotonic() - begun < 5.0
         assert worker.beats >= 1
 
     run(scenario)
-    assert [record.args for record in caplog.records if record.levelno == logging.WARNING] == [(1, 0, 2)]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "graceful_timeout is over: 1 requests, 0 WebSockets and 2 connections in all are cut"
+    ]
 
 
 def test_handshakes_are_waited_for_until_unused_connections_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "UNUSED", 0.2)
+    monkeypatch.setattr(drain, "UNUSED_CONNECTION_S", 0.2)
 
     async def scenario() -> None:
         worker = Worker()
-        server = ListServer(worker)
+        server = ListServer(worker, keepalive=0.0)
         server.begin_boot()
         never_ended = Handshake()
         server.handshakes.add(never_ended)
         worker.zd_leave(30.0)
         begun = time.monotonic()
-        assert await server.drain([], 0.0)
+        assert await server.drain_connections()
         assert 0.2 <= time.monotonic() - begun < 5.0
 
     run(scenario)
@@ -276,7 +281,7 @@ class Handshake:
 
 
 def test_a_farewell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "FAREWELL", 0.1)
+    monkeypatch.setattr(serving, "SHUTDOWN_MIN_S", 0.1)
 
     async def scenario() -> None:
         worker = Worker()
@@ -310,7 +315,7 @@ def test_asyncio_listens_once_and_uvloop_more_often() -> None:
         listening = loop.run_until_complete(copies())
         loop.close()
         assert listening[0] is bare
-        assert len({sock.fileno() for sock in listening}) == serving.ACCEPTS
+        assert len({sock.fileno() for sock in listening}) == serving.UVLOOP_ACCEPTS
         for copy in listening[1:]:
             copy.close()
 

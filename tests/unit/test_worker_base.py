@@ -249,7 +249,7 @@ def test_an_orphan_is_ended_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     worker.booted = True
     worker.zd_master_pid = os.getppid() + 1
     worker.handle_exit(signal.SIGTERM, None)
-    assert armed == [(signal.ITIMER_REAL, base.ORPHAN_END)]
+    assert armed == [(signal.ITIMER_REAL, base.ORPHAN_LIMIT_S)]
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     assert worker.calls == ["exit"]
 

@@ -133,6 +133,11 @@ class Drain:
         return self.begun_at != math.inf
 
     @property
+    def unused_s(self) -> float:
+        """Seconds that a connection is kept on which nothing has come yet, from the drain's beginning."""
+        return max(UNUSED_CONNECTION_S, self.keepalive_s)
+
+    @property
     def notice_at(self) -> float:
         """When half of the time is over: an HTTP/2 connection with overlapping streams is told to open no more."""
         return (self.begun_at + self._worker.zd_deadline) / 2
@@ -159,7 +164,7 @@ class Drain:
         yield from self._server.zd_stop_accepting()
         self._worker.zd_draining()
         self.begun_at = self._clock()
-        self.unused_until = self.begun_at + max(UNUSED_CONNECTION_S, self.keepalive_s)
+        self.unused_until = self.begun_at + self.unused_s
         self.idle_until = self.begun_at + self.keepalive_s
         self.at_begin = self._server.zd_in_flight()
         self._worker.log.info(self._begin_line, self.at_begin._asdict())

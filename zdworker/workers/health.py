@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
+from zdworker.settings import Settings
 from zdworker.workers.applications import AsgiApplication, Environ, Receive, Scope, Send, StartResponse, WsgiApplication
-from zdworker.workers.base import ZeroDowntime
 
 Verdict = tuple[int, str, bytes]
 
@@ -23,7 +23,18 @@ TAKES_TRAFFIC: Verdict = (200, "OK", b"ok\n")
 STOPS: Verdict = (503, "Service Unavailable", b"stopping\n")
 
 
-def verdict(worker: ZeroDowntime) -> Verdict:
+class HealthWorker(Protocol):
+    """What an answer depends on, of a :class:`zdworker.workers.base.ZeroDowntime`."""
+
+    @property
+    def zd_settings(self) -> Settings:
+        """The settings of zdworker."""
+
+    def zd_stopping(self) -> bool:
+        """Return whether the site is about to end."""
+
+
+def verdict(worker: HealthWorker) -> Verdict:
     """Return status, reason phrase and body of an answer now."""
     return STOPS if worker.zd_stopping() else TAKES_TRAFFIC
 
@@ -33,7 +44,7 @@ def headers(body: bytes) -> list[tuple[str, str]]:
     return [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
 
 
-def wsgi_with_health(application: WsgiApplication, worker: ZeroDowntime) -> WsgiApplication:
+def wsgi_with_health(application: WsgiApplication, worker: HealthWorker) -> WsgiApplication:
     """Return ``application`` with the health path before it, if there is one (PEP 3333)."""
     path = worker.zd_settings.health_path
     if not path:
@@ -49,7 +60,7 @@ def wsgi_with_health(application: WsgiApplication, worker: ZeroDowntime) -> Wsgi
     return with_health
 
 
-def asgi_with_health(application: AsgiApplication, worker: ZeroDowntime) -> AsgiApplication:
+def asgi_with_health(application: AsgiApplication, worker: HealthWorker) -> AsgiApplication:
     """Return ``application`` with the health path before it, if there is one (ASGI 3.0)."""
     path = worker.zd_settings.health_path
     if not path:
@@ -64,14 +75,14 @@ def asgi_with_health(application: AsgiApplication, worker: ZeroDowntime) -> Asgi
     return with_health
 
 
-async def _answer(send: Send, method: str, worker: ZeroDowntime) -> None:
+async def _answer(send: Send, method: str, worker: HealthWorker) -> None:
     status, _phrase, body = verdict(worker)
     fields = [(name.lower().encode(), value.encode()) for name, value in headers(body)]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
 
 
-def tornado_with_health(application: Any, worker: ZeroDowntime) -> Any:
+def tornado_with_health(application: Any, worker: HealthWorker) -> Any:
     """Return ``application``, a Tornado or a WSGI one, with the health path before it, if there is one."""
     from tornado.routing import PathMatches, Rule
     from tornado.web import Application, RequestHandler

@@ -103,7 +103,7 @@ def name_last_stream(connection: Any) -> None:
 
 
 def _ask_for_no_more(connection: Any) -> None:
-    from zdworker.workers.closing import NOTICE
+    from zdworker.workers.http2 import GOAWAY_NOTICE
 
     # Through h2's own buffer: another greenlet may be in the middle of sending a frame.
-    connection.h2_conn._data_to_send += NOTICE  # noqa: SLF001  # it has no call for this
+    connection.h2_conn._data_to_send += GOAWAY_NOTICE  # noqa: SLF001  # it has no call for this

@@ -15,20 +15,27 @@ same, with responses that overlap with the rest of their call, and HTTP/2 stream
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
 
-from zdworker.workers.closing import Standing, linger, unread, with_close
-from zdworker.workers.gunicorn_asgi.http2 import Http2
+from zdworker.workers.closing import ConnectionState, with_close
+from zdworker.workers.drain import Drain
+from zdworker.workers.event_loop.transports import linger, unread
+from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
 
-if TYPE_CHECKING:
-    from zdworker.workers.gunicorn_asgi.server import AsgiServer
-    from zdworker.workers.gunicorn_asgi.worker import ASGIWorker
+
+class ConnectionServer(Protocol):
+    """What a connection needs of its server, a :class:`zdworker.workers.gunicorn_asgi.server.AsgiServer`."""
+
+    open: set[Connection]
+    """The connections that are not over; each puts itself there and takes itself out."""
+    draining: bool
+    """Whether responses are to end their connections."""
 
 
 class _LastRequest:
-    """Gunicorn's configuration as a connection sees it that ends with the present response."""
+    """Gunicorn's configuration for a connection that ends with the present response."""
 
     keepalive = 0
 
@@ -42,7 +49,7 @@ class _LastRequest:
 class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     """One connection of an ASGIWorker."""
 
-    # -- what the base tells ------------------------------------------------------------------------------------------
+    # -- what the base calls ------------------------------------------------------------------------------------------
 
     cfg: Any
     transport: Any
@@ -50,15 +57,15 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     _closed: bool
     _task: asyncio.Task[Any] | None
 
-    def __init__(self, worker: ASGIWorker, server: AsgiServer) -> None:
+    def __init__(self, worker: Any, server: ConnectionServer) -> None:
         super().__init__(worker)
         self._zd_server = server
-        self._zd_heard = 0  # the number of the request during which, or before which, data came last
+        self._zd_data_at = 0  # the number of the request during which, or before which, data came last
         self._zd_last = False  # the present response is announced as the last one
         self._zd_request: Any = None  # the one whose response has begun
         self._zd_upgraded = False
         self._zd_lost = False
-        self._zd_http2: Http2 | None = None
+        self._zd_http2: Http2Drain | None = None
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
 
     def connection_made(self, transport: Any) -> None:
@@ -67,9 +74,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take note that something came, then do as the base does."""
-        self._zd_heard = self.req_count or 1
-        if self._zd_http2 is None or not self._zd_http2.said_goaway:
+        """Note that something came, then do as the base does."""
+        self._zd_data_at = self.req_count or 1
+        if self._zd_http2 is None or not self._zd_http2.goaway_sent:
             super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -95,23 +102,23 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         await super()._handle_websocket(*args)
 
     async def _handle_http2_connection(self, *args: Any, **kwargs: Any) -> None:
-        self._zd_http2 = Http2(self)
+        self._zd_http2 = Http2Drain(self)
         await super()._handle_http2_connection(*args, **kwargs)
 
     # -- what it is in the middle of ----------------------------------------------------------------------------------
 
-    def zd_standing(self) -> Standing:
-        """Tell what the connection is in the middle of."""
+    def zd_state(self) -> ConnectionState:
+        """Return what the connection is in the middle of."""
         if self.transport is None or self._closed or self.transport.is_closing() or self._zd_upgraded:
-            return Standing.LEAVING
+            return ConnectionState.CLOSING
         if self._zd_http2 is not None:
-            return Standing.STREAMS
+            return ConnectionState.HTTP2
         if self.zd_running():
-            return Standing.BUSY
-        if self._zd_heard == 0:
-            return Standing.UNUSED
-        begun = self._zd_heard >= max(1, self.req_count) and not self._zd_only_empty_lines()
-        return Standing.READING if begun else Standing.IDLE
+            return ConnectionState.BUSY
+        if self._zd_data_at == 0:
+            return ConnectionState.UNUSED
+        begun = self._zd_data_at >= max(1, self.req_count) and not self._zd_only_empty_lines()
+        return ConnectionState.READING if begun else ConnectionState.IDLE
 
     def zd_running(self) -> int:
         """Return how many calls of the application run for this connection."""
@@ -140,7 +147,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         return not getattr(self._zd_request, "_body_remaining", 0)  # 25.0, 25.1
 
     def _zd_may_close(self, request: Any) -> bool:
-        """Tell whether the connection may end with the response to ``request``: nothing else is under way."""
+        """Return whether the connection may end with the response to ``request``: nothing else is under way."""
         parser = getattr(self, "_callback_parser", None)
         if parser is not None:
             # Before 27 what a client had sent behind a request was dropped: it had better be told that nothing follows.
@@ -188,7 +195,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """
         ready = getattr(self, "_request_ready", None)
         come = ready is not None and ready.is_set()
-        begun = self._zd_server.draining and self.zd_standing() is not Standing.IDLE
+        begun = self._zd_server.draining and self.zd_state() is not ConnectionState.IDLE
         if not come and not begun and not unread(self.transport):
             super()._keepalive_timeout()
 
@@ -197,27 +204,25 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         if not (self._zd_last and getattr(self, "_finishing_calls", True)):
             super()._cancel_task_if_pending()
 
-    def zd_tend(self, now: float, unused_until: float) -> None:
-        """Let the connection end if its time is over at ``now``, by ``time.monotonic()``.
+    def zd_tend(self, now: float, drain: Drain) -> None:
+        """End the connection if its time is over at ``now``, by ``time.monotonic()``.
 
         The base has no timer for one that was never used, until 26.1 none that works for any other.
-
-        :param unused_until: when connections on which no byte ever came have had their time.
         """
         if self._zd_http2 is not None and self._zd_lost and not self._zd_http2.in_flight():
             self._zd_server.open.discard(self)  # until 26.1 the task of one that broke the protocol never ends
-        standing = self.zd_standing()
-        if standing is Standing.IDLE:
+        state = self.zd_state()
+        if state is ConnectionState.IDLE:
             if self._zd_idle is None or self._zd_idle[0] != self.req_count:
                 self._zd_idle = (self.req_count, now)
-            over = now - self._zd_idle[1] >= self._zd_server.keepalive
+            over = now - self._zd_idle[1] >= drain.keepalive_s
         else:
-            over = standing is Standing.UNUSED and now >= unused_until
+            over = state is ConnectionState.UNUSED and now >= drain.unused_until
         if over and not unread(self.transport):
             super()._close_transport()
 
-    def zd_tell_disconnected(self) -> None:
-        """Let the application know of the end that is to come, as if the client had left."""
+    def zd_signal_disconnect(self) -> None:
+        """Let the application's ``receive`` return a disconnect, as if the client had left."""
         receivers = [getattr(self, "_body_receiver", None), *getattr(self, "_finishing_calls", {}).values()]
         for receiver in receivers:
             if receiver is not None:
@@ -226,7 +231,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         if queue is not None:
             queue.put_nowait({"type": "http.disconnect"})
         if self._zd_http2 is not None:
-            self._zd_http2.tell_disconnected()
+            self._zd_http2.signal_disconnect()
 
     def zd_tasks(self) -> set[asyncio.Task[Any]]:
         """Return the tasks that serve this connection and are not done."""

@@ -19,8 +19,6 @@ from zdworker.workers.event_loop.worker import LoopWorker
 class TornadoWorker(LoopWorker):
     """Serves a Tornado application, or a WSGI application on Tornado, and loses no request when it is replaced."""
 
-    zd_serving: Any = None  # a TornadoServing
-
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
         """Import Tornado and what serves.
@@ -43,7 +41,8 @@ class TornadoWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: the warm-up failed (code 3, reported).
+        :raises SystemExit: the warm-up failed (code 3, reported), or the worker was told to end before it was ready
+            (code 0).
         """
         from zdworker.workers.tornado.server import run
 

@@ -20,24 +20,26 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
-from zdworker.workers.closing import NOTICE, Header, SeeingOff, Standing, linger, unread, with_close
+from zdworker.workers.closing import ConnectionState, Header, with_close
+from zdworker.workers.event_loop.transports import TlsCloseTimeout, linger, unread
+from zdworker.workers.http2 import GOAWAY_NOTICE, DrainTimes, notice_is_due
 
 
-def standing(protocol: Any) -> Standing:
+def state_of(protocol: Any) -> ConnectionState:
     """Tell what a connection, a member of ``ServerState.connections``, is in the middle of."""
     transport = getattr(protocol, "transport", None)
     if transport is None or transport.is_closing() or not hasattr(protocol, "timeout_keep_alive_task"):
-        return Standing.LEAVING
+        return ConnectionState.CLOSING
     if transport.get_protocol() is not protocol:
-        return Standing.LEAVING  # an upgraded or a lingering one
+        return ConnectionState.CLOSING  # an upgraded or a lingering one
     if hasattr(protocol, "cycles"):
-        return Standing.STREAMS
+        return ConnectionState.HTTP2
     cycle = protocol.cycle
     if cycle is not None and not cycle.response_complete:
-        return Standing.BUSY
+        return ConnectionState.BUSY
     if _head_begun(protocol, cycle):
-        return Standing.READING
-    return Standing.UNUSED if cycle is None else Standing.IDLE
+        return ConnectionState.READING
+    return ConnectionState.UNUSED if cycle is None else ConnectionState.IDLE
 
 
 def _head_begun(protocol: Any, cycle: Any) -> bool:
@@ -88,15 +90,15 @@ def announce(cycle: Any, protocol: Any) -> None:
         cycle.transport = CarefulTransport(cycle, protocol)
 
 
-def announce_standing(protocol: Any) -> None:
+def announce_current(protocol: Any) -> None:
     """:func:`announce` for the request that a connection is answering as the drain begins.
 
     Of pipelined requests only the last may end the connection; it is not begun yet, and gets it when it is.
     """
-    what = standing(protocol)
-    if what is Standing.BUSY and not getattr(protocol, "pipeline", None):
+    state = state_of(protocol)
+    if state is ConnectionState.BUSY and not getattr(protocol, "pipeline", None):
         announce(protocol.cycle, protocol)
-    elif what is Standing.STREAMS:
+    elif state is ConnectionState.HTTP2:
         end_with_last_stream(protocol)
 
 
@@ -188,7 +190,7 @@ def _disarm(protocol: Any) -> None:
         protocol.timeout_keep_alive_task = None
 
 
-class Tending:
+class IdleReaper:
     """Lets connections end that nobody uses; asked again and again during a drain.
 
     uvicorn ends a kept connection after its keep-alive time, but not one on which something came that was no
@@ -196,32 +198,28 @@ class Tending:
     """
 
     def __init__(self) -> None:
-        self._seeing_off = SeeingOff()
+        self._tls_close_timeout = TlsCloseTimeout()
         self._noticed: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def tend(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
-        """Do for a connection what there is to do at ``now``, by ``time.monotonic()``.
-
-        :param unused_until: when connections on which no byte ever came have had their time.
-        :param notice_at: when HTTP/2 connections on which streams overlap all the time are told to open no more.
-        """
-        what = standing(protocol)
-        if what is Standing.IDLE and protocol.timeout_keep_alive_task is None:
+    def check(self, protocol: Any, now: float, drain: DrainTimes) -> None:
+        """End the connection of ``protocol`` if its time is over at ``now``, by ``time.monotonic()``."""
+        state = state_of(protocol)
+        if state is ConnectionState.IDLE and protocol.timeout_keep_alive_task is None:
             protocol.timeout_keep_alive_task = asyncio.get_running_loop().call_later(
                 protocol.timeout_keep_alive, protocol.timeout_keep_alive_handler
             )
-        elif what is Standing.UNUSED and now >= unused_until and not unread(protocol.transport):
+        elif state is ConnectionState.UNUSED and now >= drain.unused_until and not unread(protocol.transport):
             protocol.transport.close()
-        elif what is Standing.LEAVING:
-            self._seeing_off.look(protocol, now)
-        elif what is Standing.STREAMS:
-            self._tend_streams(protocol, now, unused_until, notice_at)
+        elif state is ConnectionState.CLOSING:
+            self._tls_close_timeout.check(protocol, now)
+        elif state is ConnectionState.HTTP2:
+            self._check_streams(protocol, now, drain)
 
-    def _tend_streams(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
+    def _check_streams(self, protocol: Any, now: float, drain: DrainTimes) -> None:
         end_with_last_stream(protocol)  # it may have been in its TLS handshake as the drain began
-        if protocol.cycles and now >= notice_at and protocol not in self._noticed:
+        if notice_is_due(drain, now, len(protocol.cycles)) and protocol not in self._noticed:
             self._noticed.add(protocol)
-            protocol.transport.write(NOTICE)
+            protocol.transport.write(GOAWAY_NOTICE)
         idle = not protocol.cycles and protocol.timeout_keep_alive_task is None
-        if idle and now >= unused_until and not unread(protocol.transport):
+        if idle and now >= drain.unused_until and not unread(protocol.transport):
             protocol.shutdown()  # there is nothing to refuse: it says GOAWAY and closes
