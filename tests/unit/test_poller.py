@@ -1,4 +1,4 @@
-"""The thread worker's poll: as a selector of the standard library, as far as Gunicorn uses it."""
+"""The poll of the thread and sync workers: as a selector of the standard library, as far as Gunicorn uses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from zdworker.workers.thread import poller
+from zdworker.workers.wsgi import poller
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll")
 

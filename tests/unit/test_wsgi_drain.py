@@ -107,13 +107,13 @@ def test_further_request_that_is_in_the_kernel(worker: Worker, pair: tuple[socke
     assert respond(pair, PLAIN + b"x" * 100_000) == "keep-alive"
 
 
-def test_heart_beats_ten_times_a_second(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_is_sent_ten_times_a_second(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: now))
     for _ in range(5):
         worker.notify()
     assert worker.beats == 1
-    now += drain.BEAT
+    now += drain.HEARTBEAT_INTERVAL_S
     worker.notify()
     assert worker.beats == 2
     assert worker.zd_deadline == math.inf
