@@ -38,9 +38,6 @@ ORPHAN_LIMIT_S = 1.4
 STOPPING_MESSAGE_S = 1.0
 """Seconds within which a master that got ``TERM`` as well has sent :class:`~zdworker.ipc.messages.Stopping`."""
 
-UNUSED = 5.0
-"""Seconds from the drain's beginning, at least, that a connection on which nothing came yet is kept."""
-
 CHECK_INTERVAL_S = 1.0
 """Seconds between two checks of parent, counts and limits; heartbeats may be more frequent."""
 

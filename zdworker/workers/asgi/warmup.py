@@ -1,9 +1,9 @@
-"""``zd_warmup`` for ASGI applications: each path is answered in the process, before the worker accepts.
+"""``zd_warmup`` on an event loop: each path is answered in the process, before the worker accepts.
 
 Rules:
 
 * The application is called as the server would call it, with the state of its lifespan; nothing goes through a socket.
-* A status of 400 or above, an exception, no whole response, and no time left are each a failure that names the path.
+* A status of 400 or above, an exception, an incomplete response and a timeout are each a failure that names the path.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Rules:
 
-* A subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, nothing of it copied. While nobody drains, it adds one
-  plain call for each piece of data, and one for each response.
+* The protocol is a subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, and nothing of it is copied. Before the
+  drain it adds one plain call for each piece of data, and one for each response.
 * A response says ``Connection: close`` only if its request has arrived whole and nothing more has come behind it. That
-  is decided when the head is written, not before: until then more may arrive.
-* A connection is over when it is lost **and** its calls of the application are: background tasks run in there.
+  is decided when the head is written, because until then more may arrive.
+* A connection is over when it is lost **and** its calls of the application have returned: background tasks run there.
 
 Known: Gunicorn 25.0 and 25.1 (a stream reader for each connection), 25.2 to 26.1 (parsers with callbacks), 27 (the
 same, with responses that overlap with the rest of their call, and HTTP/2 streams that overlap with each other).
@@ -150,7 +150,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """Return whether the connection may end with the response to ``request``: nothing else is under way."""
         parser = getattr(self, "_callback_parser", None)
         if parser is not None:
-            # Before 27 what a client had sent behind a request was dropped: it had better be told that nothing follows.
+            # Gunicorn before 27 drops what a client has sent behind a request, so it is better to say that nothing
+            # follows.
             behind = bool(parser.remaining()) if hasattr(parser, "remaining") else False
         elif hasattr(request, "unreader"):
             behind = bool(request._body_remaining or request.unreader.has_buffered_data() or self.reader._buffer)
@@ -161,7 +162,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     # -- what the drain does ------------------------------------------------------------------------------------------
 
     def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Announce the end of the connection, if it may end; a coroutine in 25.0 and 25.1, a plain call since."""
+        """Send the head of a response, with the end of the connection announced in a drain if it may end.
+
+        A coroutine in Gunicorn 25.0 and 25.1, a plain call since.
+        """
         self._zd_request = request
         if self._zd_server.draining and self._zd_may_close(request):
             headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
@@ -173,8 +177,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def _close_transport(self) -> None:
         """Close, but first read what the client is still sending: the rest of a body, its half of a WebSocket's end.
 
-        Not only during the drain: the base resets the connection of a client whose upload was refused, and the answer
-        may be lost to a drain that begins while it is on its way.
+        This is so before the drain, too: the base resets the connection of a client whose upload was refused, and a
+        drain that begins while the answer is on its way would lose it.
         """
         transport = self.transport
         if transport is not None and not self._closed and not transport.is_closing() and self._zd_expects_more():
@@ -189,9 +193,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         return self._zd_server.draining and (self._zd_upgraded or unread(self.transport) > 0)
 
     def _keepalive_timeout(self) -> None:
-        """End as idle, unless the next request has come; in a drain, unless it has begun to.
+        """End an idle connection, unless the next request has come; in a drain, unless it has begun to come.
 
-        A loop that was held up finds both due at once, the timer and the request.
+        After a loop was held up, the timer and the request are due in the same turn.
         """
         ready = getattr(self, "_request_ready", None)
         come = ready is not None and ready.is_set()
@@ -200,7 +204,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
             super()._keepalive_timeout()
 
     def _cancel_task_if_pending(self) -> None:
-        """Let a call go on whose client has left because it was told to: it has its response."""
+        """Cancel the call of the application, but not if its client left because the response asked for that."""
         if not (self._zd_last and getattr(self, "_finishing_calls", True)):
             super()._cancel_task_if_pending()
 

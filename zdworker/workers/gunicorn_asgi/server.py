@@ -50,7 +50,7 @@ class Worker(ServedWorker, HealthWorker, Protocol):
 
 
 def preload(cfg: Any) -> None:
-    """Import what the module itself does not import at its top; for fork servers."""
+    """Import what this module does not import at its top. The fork server calls it."""
     names = ["gunicorn.asgi.websocket", "gunicorn.instrument.statsd", "gunicorn_h1c"]
     if cfg.asgi_loop != "asyncio":
         names.append("uvloop")
@@ -179,7 +179,7 @@ class AsgiServer(AsgiServing):
     # -- serving and draining ----------------------------------------------------------------------------------------
 
     def connections(self) -> Collection[Connection]:
-        """Return those behind their handshake, until they are lost and their calls are over."""
+        """Return the connections after their handshake, until they are lost and their calls have returned."""
         return self.open
 
     def load(self) -> tuple[int, int]:
@@ -191,12 +191,12 @@ class AsgiServer(AsgiServing):
         return sum(connection.zd_running() for connection in self.open)
 
     def announce(self, protocol: Connection) -> None:
-        """Responses under way ask for themselves, when their head is written; HTTP/2 has to be followed from now on."""
+        """Follow an HTTP/2 connection from now on. Other responses announce the end themselves, in their head."""
         if protocol._zd_http2 is not None:
             protocol._zd_http2.begin()
 
     def prepare(self, send: Send) -> None:
-        """Nothing: see :meth:`announce`."""
+        """Do nothing: see :meth:`announce`."""
 
     def tend(self, connection: Connection, now: float) -> None:
         """End a connection whose time is over."""
@@ -224,7 +224,7 @@ class AsgiServer(AsgiServing):
 
 
 def _tell_closed(send: Send) -> None:
-    """Let the application see the end of its WebSocket: until 26.1 Gunicorn tells it only of an end by the client."""
+    """Let the application see the end of its WebSocket: until 26.1 Gunicorn reports only an end by the client."""
     queue = getattr(getattr(send, "__self__", None), "_receive_queue", None)
     if queue is not None:
         queue.put_nowait({"type": "websocket.disconnect", "code": 1012})

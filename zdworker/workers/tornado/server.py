@@ -31,14 +31,19 @@ from tornado.wsgi import WSGIContainer
 
 from zdworker.errors import WarmupFailed
 from zdworker.workers.asgi.warmup import warm_up
-from zdworker.workers.asgi.websocket_schedule import SERVICE_RESTART, SOON, late, moments
+from zdworker.workers.asgi.websocket_schedule import (
+    ANSWER_WAIT_S,
+    SERVICE_RESTART,
+    close_delays,
+    delay_after_accept,
+)
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.drain import InFlight
 from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end
 from zdworker.workers.health import HealthWorker, tornado_with_health
 from zdworker.workers.tornado.connections import Server, state_of, unread
 
-gtornado.TornadoWorker.setup()  # Gunicorn adds itself to the header ``Server``; once is enough
+gtornado.TornadoWorker.setup()  # adds Gunicorn to the header ``Server``; called here so that it happens once
 
 
 class Worker(ServedWorker, HealthWorker, Protocol):
@@ -50,7 +55,7 @@ class Worker(ServedWorker, HealthWorker, Protocol):
 
 
 def forget_loop() -> None:
-    """Leave the loop of the process that this one was forked from: none survives a fork."""
+    """Replace the loop of the process that this one was forked from by a new one: no loop survives a fork."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         IOLoop.clear_current()
@@ -113,7 +118,7 @@ class TornadoServing(Serving):
         async def accept_connection(protocol: Any, handler: Any) -> None:
             serving.websockets.add(handler)
             if serving.draining:
-                serving._close_later(handler, late(serving.drain.websocket_spread_s))
+                serving._close_later(handler, delay_after_accept(serving.drain.websocket_spread_s))
             try:
                 await accept(protocol, handler)
             finally:
@@ -174,14 +179,14 @@ class TornadoServing(Serving):
         """Begin to close the WebSockets; responses announce the end by themselves."""
         self.draining = True
         open_now = list(self.websockets)
-        for handler, delay in zip(open_now, moments(len(open_now), self.drain.websocket_spread_s), strict=True):
+        for handler, delay in zip(open_now, close_delays(len(open_now), self.drain.websocket_spread_s), strict=True):
             self._close_later(handler, delay)
 
     def _close_later(self, handler: Any, delay: float) -> None:
         asyncio.get_running_loop().call_later(delay, self._close_soon, handler)
 
     def _close_soon(self, handler: Any) -> None:
-        """Close it right behind the next message that the application writes, or in a moment."""
+        """Close a WebSocket right behind the next message that the application writes, or after a short time."""
         loop, write = asyncio.get_running_loop(), handler.write_message
 
         def write_last(*arguments: Any, **options: Any) -> Any:
@@ -189,7 +194,7 @@ class TornadoServing(Serving):
             return write(*arguments, **options)
 
         handler.write_message = write_last
-        loop.call_later(SOON, handler.close, SERVICE_RESTART)
+        loop.call_later(ANSWER_WAIT_S, handler.close, SERVICE_RESTART)
 
     def tend(self, connection: Any, now: float) -> None:
         """End a connection that waits for its client, when it has waited long enough."""
@@ -223,7 +228,7 @@ def _make_server(worker: Worker) -> Server:
 
 
 def _running_handlers() -> list[asyncio.Task[Any]]:
-    """Return the handlers that run: also those whose response is finished, or whose client has gone."""
+    """Return the handlers that run, those included whose response is finished or whose client has gone."""
     code = RequestHandler._execute.__code__  # noqa: SLF001  # Tornado keeps no list of them
     tasks = asyncio.all_tasks()
     return [task for task in tasks if getattr(task.get_coro(), "cr_code", None) is code and not task.done()]

@@ -2,11 +2,12 @@
 
 Rules:
 
-* A subclass of :class:`uvicorn.Server`, nothing of it copied: the base starts, ticks and cuts what is left at the end.
+* The server is a subclass of :class:`uvicorn.Server`, and nothing of it is copied: the base starts, ticks and cuts what
+  is left at the end.
 * The drain is in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
   :mod:`zdworker.workers.uvicorn.connections`; this file connects them with uvicorn.
-* Signals stay with the worker: uvicorn would raise them again behind its end, and ``worker_exit`` and exit code 0 would
-  be lost.
+* Signals stay with the worker: uvicorn would raise them again after its end, and the hook ``worker_exit`` and exit code
+  0 would be lost.
 * Idle connections are not closed unannounced: ``protocol.shutdown()``, which does that, is left to the deadline.
 """
 
@@ -28,7 +29,7 @@ from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
 from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
 from zdworker.workers.health import HealthWorker, asgi_with_health
-from zdworker.workers.uvicorn.connections import IdleReaper, announce, announce_current, cycle_of, patient
+from zdworker.workers.uvicorn.connections import IdleReaper, announce, announce_current, cycle_of, with_patient_timeout
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -62,7 +63,9 @@ def run(worker: Worker) -> None:
 
 
 def preload(config_kwargs: Mapping[str, Any]) -> None:
-    """Import all that a worker with these keyword arguments of :class:`uvicorn.Config` needs; for fork servers."""
+    """Import everything that a worker with these keyword arguments of :class:`uvicorn.Config` needs. The fork server
+    calls it.
+    """
     config = Config(**{**config_kwargs, "app": _no_application, "log_config": None})
     config.load()
     config.get_loop_factory()
@@ -87,7 +90,7 @@ class DrainingServer(AsgiServing, Server):
         self._ticks = 0
 
     def connections(self) -> Collection[Any]:
-        """Return those that uvicorn knows; with TLS, those behind their handshake."""
+        """Return the connections that uvicorn knows; with TLS it knows one only after the handshake."""
         return self.server_state.connections
 
     def load(self) -> tuple[int, int]:
@@ -96,7 +99,7 @@ class DrainingServer(AsgiServing, Server):
 
     def running(self) -> int:
         """Return how many calls of the application run."""
-        return sum(not task.done() for task in self.server_state.tasks)  # one that is done leaves a turn later
+        return sum(not task.done() for task in self.server_state.tasks)  # uvicorn removes one a turn after its end
 
     # -- booting -----------------------------------------------------------------------------------------------------
 
@@ -138,7 +141,7 @@ class DrainingServer(AsgiServing, Server):
         config = self.config
         self.asgi = AsgiDrain(asgi_with_health(config.loaded_app, self.worker))
         config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
-        protocol_class: Any = patient(config.http_protocol_class)
+        protocol_class: Any = with_patient_timeout(config.http_protocol_class)
         config.http_protocol_class = protocol_class
         if config.ssl is None:
             return
@@ -207,10 +210,10 @@ class DrainingServer(AsgiServing, Server):
 
 @contextlib.contextmanager
 def _errors() -> Iterator[list[str]]:
-    """Collect what uvicorn logs as an error: it tells only its log why lifespan startup failed."""
+    """Collect what uvicorn logs as an error: its log alone says why lifespan startup failed."""
     texts: list[str] = []
     handler = _Collector(texts)
-    # The list of handlers is Gunicorn's own; this one must not get into it.
+    # The list of handlers is Gunicorn's own, and must not be changed.
     before = logger.handlers
     logger.handlers = [*before, handler]
     try:
