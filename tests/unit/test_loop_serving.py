@@ -18,7 +18,7 @@ from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.event_loop import serving
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
-from zdworker.workers.event_loop.serving import ToldToLeave, shares, wind_up
+from zdworker.workers.event_loop.serving import LeaveRequested, shares, wind_up
 
 
 class Worker:
@@ -33,7 +33,7 @@ class Worker:
         self.zd_settings = Settings(**settings)
         self.zd_boot_started_at = time.monotonic()
         self.zd_deadline = float("inf")
-        self.said: list[str] = []
+        self.reported: list[str] = []
         self.beats = 0
         self.failure: Exception | None = None
         self.server: ListServer
@@ -50,10 +50,10 @@ class Worker:
         self.beats += 1
 
     def zd_ready(self) -> None:
-        self.said.append("ready")
+        self.reported.append("ready")
 
     def zd_draining(self) -> None:
-        self.said.append("draining")
+        self.reported.append("draining")
 
     def zd_warmup_failed(self, error: Exception) -> None:
         self.failure = error
@@ -111,18 +111,18 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_who_is_told_to_leave_before_the_loop_runs_does_not_boot() -> None:
+def test_a_worker_that_has_to_leave_before_the_loop_runs_does_not_boot() -> None:
     async def scenario() -> None:
         worker = Worker()
         server = ListServer(worker)
         worker.zd_leave(1.0)
-        with pytest.raises(ToldToLeave):
+        with pytest.raises(LeaveRequested):
             server.begin_boot()
 
     run(scenario)
 
 
-def test_who_is_told_to_leave_during_lifespan_startup_breaks_it_off() -> None:
+def test_a_worker_that_has_to_leave_during_lifespan_startup_breaks_it_off() -> None:
     async def scenario() -> None:
         worker = Worker()
         server = ListServer(worker)
@@ -133,7 +133,7 @@ def test_who_is_told_to_leave_during_lifespan_startup_breaks_it_off() -> None:
 
         server.begin_boot()
         asyncio.get_running_loop().call_later(0.01, worker.zd_leave, 1.0)
-        with pytest.raises(ToldToLeave):
+        with pytest.raises(LeaveRequested):
             await server.boot(for_ever)
 
     run(scenario)
@@ -145,10 +145,10 @@ def test_ready_comes_last() -> None:
         server = ListServer(worker)
         server.begin_boot()
         await server.boot(starts)
-        assert worker.said == []
+        assert worker.reported == []
         assert not server.is_open
         await server.opened()
-        assert worker.said == ["ready"]
+        assert worker.reported == ["ready"]
         assert server.is_open
 
     run(scenario)
@@ -175,14 +175,14 @@ def test_the_warm_up_comes_after_a_lifespan_that_has_started(lifespan: bool) -> 
     run(scenario)
 
 
-def test_the_heart_beats_until_the_worker_is_told() -> None:
+def test_heartbeats_go_on_until_the_worker_has_to_leave() -> None:
     async def scenario() -> None:
         worker = Worker()
         server = ListServer(worker)
         server.begin_boot()
         asyncio.get_running_loop().call_later(0.1, worker.zd_leave, 5.0)
         begun = time.monotonic()
-        await asyncio.wait_for(server.until_told(0.02), 5.0)
+        await asyncio.wait_for(server.until_leaving(0.02), 5.0)
         assert time.monotonic() - begun < 3.0
         assert worker.beats >= 3
 
@@ -195,7 +195,7 @@ def test_the_reloader_ends_a_worker_at_once() -> None:
         server = ListServer(worker)
         server.begin_boot()
         worker.alive = False
-        await asyncio.wait_for(server.until_told(60.0), 5.0)
+        await asyncio.wait_for(server.until_leaving(60.0), 5.0)
         assert worker.zd_deadline <= time.monotonic()
 
     run(scenario)
@@ -208,7 +208,7 @@ def test_without_our_arbiter_a_worker_leaves_by_itself_after_max_requests() -> N
         server.begin_boot()
         server.answered = 10
         worker.alive = False  # as the protocols of Gunicorn's ASGI stack have it then
-        await asyncio.wait_for(server.until_told(60.0), 5.0)
+        await asyncio.wait_for(server.until_leaving(60.0), 5.0)
         assert worker.zd_deadline > time.monotonic() + 10
 
     run(scenario)
@@ -231,7 +231,7 @@ def test_the_drain_ends_with_the_last_connection_and_call() -> None:
         assert await server.drain_connections()
         assert 0.09 <= time.monotonic() - begun < 5.0
         assert listener.closed
-        assert worker.said == ["draining"]
+        assert worker.reported == ["draining"]
         assert server.announced == ["one"]
         assert set(server.tended) == {"one"}
 
@@ -280,7 +280,7 @@ class Handshake:
     transport = None
 
 
-def test_a_farewell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lifespan_shutdown_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "SHUTDOWN_MIN_S", 0.1)
 
     async def scenario() -> None:
@@ -293,10 +293,10 @@ def test_a_farewell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.1 <= time.monotonic() - begun < 5.0
         done: list[bool] = []
 
-        async def farewell() -> None:
+        async def shutdown() -> None:
             done.append(True)
 
-        await server.until_done(farewell())
+        await server.until_done(shutdown())
         assert done == [True]
 
     run(scenario)

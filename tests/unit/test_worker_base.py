@@ -195,7 +195,7 @@ def test_an_endless_traceback_is_cut_to_its_end() -> None:
     worker = Worker()
     worker.zd_failed("reason", "x" * 1_000_000 + "ValueError: the reason")
     assert worker.zd_failure is not None
-    assert len(worker.zd_failure.traceback) == base.TEXT_LIMIT
+    assert len(worker.zd_failure.traceback) == base.REPORTED_TEXT_CHARS
     assert worker.zd_failure.traceback.endswith("ValueError: the reason")
 
 

@@ -159,7 +159,7 @@ def test_to_leave_has_a_deadline_that_can_only_come_nearer() -> None:
     assert worker.zd_deadline - time.monotonic() <= 1
 
 
-def test_to_leave_is_told_to_a_class_once() -> None:
+def test_a_class_is_asked_to_leave_once() -> None:
     class Draining(Worker):
         told = 0
 

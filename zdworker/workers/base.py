@@ -38,13 +38,13 @@ ORPHAN_LIMIT_S = 1.4
 STOPPING_MESSAGE_S = 1.0
 """Seconds within which a master that got ``TERM`` as well has sent :class:`~zdworker.ipc.messages.Stopping`."""
 
-CHECK_INTERVAL_S = 1.0
+SELF_CHECK_INTERVAL_S = 1.0
 """Seconds between two checks of parent, counts and limits; heartbeats may be more frequent."""
 
 BOOT_FAILURE = 3
 """Exit code of a worker that cannot boot: ``gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR``."""
 
-TEXT_LIMIT = 64 * 1024
+REPORTED_TEXT_CHARS = 64 * 1024
 """Characters of a traceback that are reported, counted from its end, where the reason stands."""
 
 
@@ -80,7 +80,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     """Whether the class answers ``zd_health_path``, by :meth:`zd_stopping` (see :mod:`zdworker.workers.health`)."""
 
     zd_deadline: float = math.inf
-    """When the drain has to be over, by ``time.monotonic()``; infinite until the worker is told to leave."""
+    """When the drain has to be over, by ``time.monotonic()``; infinite until the worker has to leave."""
 
     zd_max_requests: int = sys.maxsize
     """Requests after which the worker asks to be replaced, ``max_requests`` with its jitter."""
@@ -135,7 +135,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         self._report_once(Draining())
 
     def zd_request_replacement(self, reason: str) -> None:
-        """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it is told to drain."""
+        """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""
         self._report_once(ReplacementRequested(reason))
 
     def zd_tired(self, reason: str) -> None:
@@ -148,7 +148,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         Nothing is reported of a worker that has been ready: the master sees how its process ends.
         """
         if self.zd_failure is None and "Ready" not in self._zd_reported:
-            self.zd_failure = Failed(reason[-TEXT_LIMIT:], traceback[-TEXT_LIMIT:], exit_code)
+            self.zd_failure = Failed(reason[-REPORTED_TEXT_CHARS:], traceback[-REPORTED_TEXT_CHARS:], exit_code)
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int) -> None:
@@ -172,7 +172,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         now = time.monotonic()
         if now < self._zd_next_check or not self.booted:
             return
-        self._zd_next_check = now + CHECK_INTERVAL_S
+        self._zd_next_check = now + SELF_CHECK_INTERVAL_S
         if self.zd_ready_at_first_beat:
             self.zd_ready()
         self.zd_check_parent()
@@ -210,7 +210,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     @property
     def zd_leaving(self) -> bool:
-        """Whether the worker has been told to leave."""
+        """Whether the worker has to leave."""
         return self.zd_deadline != math.inf
 
     def zd_leave(self, grace: float) -> None:

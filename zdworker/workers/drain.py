@@ -1,4 +1,4 @@
-"""The drain of a worker, for all worker classes: from the moment it is told to leave until its last connection is gone.
+"""The drain of a worker, for all worker classes: from the order to leave until its last connection is gone.
 
 Rules:
 
@@ -86,14 +86,14 @@ class DrainableWorker(Protocol):
 
 
 class Drain:
-    """The drain of one worker; made when the server is, and begun when the worker is told to leave.
+    """The drain of one worker; made when the server is, and begun when the worker has to leave.
 
     :param server: whose connections are drained.
     :param worker: whose deadline counts; a worker class that is its own server gives itself twice.
     :param keepalive_s: seconds that a connection is kept between two requests.
     :param websocket_spread_s: seconds over which many WebSockets are closed (``zd_websocket_drain``).
     :param begin_line: what is logged at the beginning, a format with the names of :class:`InFlight`.
-    :param cut_line: what is logged when something has to be cut, likewise.
+    :param cut_line: what is logged when something has to be cut, with the same names.
     :param clock: returns the present time, as ``time.monotonic()`` does.
     """
 
@@ -129,7 +129,7 @@ class Drain:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the worker has stopped accepting because it was told to leave."""
+        """Whether the worker has stopped accepting because it has to leave."""
         return self.begun_at != math.inf
 
     @property
@@ -139,7 +139,7 @@ class Drain:
 
     @property
     def notice_at(self) -> float:
-        """When half of the time is over: an HTTP/2 connection with overlapping streams is told to open no more."""
+        """When half of the time is over: an HTTP/2 connection with overlapping streams gets the notice."""
         return (self.begun_at + self._worker.zd_deadline) / 2
 
     @property

@@ -2,7 +2,7 @@
 
 Rules:
 
-* The answer is 200 while the site takes traffic and 503 once the master was told to end. A worker that is merely
+* The answer is 200 while the site takes traffic and 503 once the master has to end. A worker that is merely
   replaced answers 200 to the last: a balancer that took its instance out for that would take the site down at each
   deploy.
 * The application does not get these requests; without the setting no code of this file runs for a request.

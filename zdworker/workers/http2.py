@@ -60,10 +60,10 @@ def notice_is_due(drain: DrainTimes, now: float, open_streams: int) -> bool:
 
 
 def name_last_stream(connection: Any) -> None:
-    """Have Gunicorn's HTTP/2 connection say in its GOAWAY up to which stream it has answered.
+    """Have Gunicorn's HTTP/2 connection name in its GOAWAY the last stream that it has answered.
 
-    Since 26.1 it would say 0 where no stream is open, and its client would believe that nothing it asked for was done.
-    Before, h2 says the right thing.
+    Since 26.1 it would name 0 where no stream is open, and its client would believe that none of its requests was
+    looked at. Before, h2 names the right one.
 
     :param connection: a ``gunicorn.http2.connection.HTTP2ServerConnection``, or the asynchronous one, whose ``close``
         returns a coroutine.

@@ -44,8 +44,8 @@ WARM_UP_MARGIN_S = 1.0
 """Seconds before ``zd_boot_timeout`` at which the warm-up gives up, to report what was not answered."""
 
 
-class ToldToLeave(Exception):
-    """The worker was told to leave while it booted."""
+class LeaveRequested(Exception):
+    """The worker has to leave while it boots."""
 
 
 class ServedWorker(DrainableWorker, Protocol):
@@ -73,7 +73,7 @@ class ServedWorker(DrainableWorker, Protocol):
 
     @property
     def zd_leaving(self) -> bool:
-        """Whether the worker has been told to leave."""
+        """Whether the worker has to leave."""
 
     def zd_leave(self, grace: float) -> None:
         """Begin the drain, or shorten it, to ``grace`` seconds from now."""
@@ -112,7 +112,7 @@ class Serving(abc.ABC):
             websocket_spread_s=worker.zd_settings.websocket_drain,
             cut_line=CUT_LINE_WITH_WEBSOCKETS,
         )
-        self._told_to_leave = asyncio.Event()
+        self._leave_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._boot: asyncio.Task[Any] | None = None
 
@@ -152,29 +152,29 @@ class Serving(abc.ABC):
     # -- booting -----------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Have the loop notice that the worker was told to leave; for signal handlers."""
+        """Have the loop notice that the worker has to leave; for signal handlers."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._notice)
 
     def _notice(self) -> None:
-        self._told_to_leave.set()
+        self._leave_requested.set()
         if self._boot is not None:
             self._boot.cancel()
 
     def begin_boot(self) -> None:
         """Take up the running loop; to be called first on it.
 
-        :raises ToldToLeave: the worker has been told so already.
+        :raises LeaveRequested: the worker has to leave already.
         """
         self._loop = asyncio.get_running_loop()
         if self.worker.zd_leaving or not self.worker.alive:
-            raise ToldToLeave
+            raise LeaveRequested
 
     async def boot(self, start_lifespan: Callable[[], Awaitable[bool]] | None = None) -> None:
-        """Run lifespan startup, then the warm-up. A worker that is told to leave after this drains.
+        """Run lifespan startup, then the warm-up. A worker that has to leave after this drains.
 
         :param start_lifespan: returns whether the application can serve.
-        :raises ToldToLeave: the worker was told so meanwhile.
+        :raises LeaveRequested: the worker has to leave meanwhile.
         :raises SystemExit: (3) the warm-up failed; it is reported.
         """
         self._boot = asyncio.current_task()
@@ -187,7 +187,7 @@ class Serving(abc.ABC):
         finally:
             self._boot = None
         if self.worker.zd_leaving:
-            raise ToldToLeave
+            raise LeaveRequested
 
     async def _warm_up(self, paths: Sequence[str]) -> None:
         if not paths:
@@ -217,12 +217,12 @@ class Serving(abc.ABC):
         elif not self.worker.alive:
             self.worker.zd_leave(0.0)  # Gunicorn's reloader says so, of a file that changed
 
-    async def until_told(self, tick_s: float) -> None:
-        """Serve, with a tick each ``tick_s`` seconds, until the worker is told to leave."""
+    async def until_leaving(self, tick_s: float) -> None:
+        """Serve, with a tick each ``tick_s`` seconds, until the worker has to leave."""
         while not self.worker.zd_leaving:
             await self.tick()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._told_to_leave.wait(), tick_s)
+                await asyncio.wait_for(self._leave_requested.wait(), tick_s)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
@@ -299,11 +299,11 @@ def shares(sockets: Sequence[Any]) -> list[socket.socket]:
 def run_to_end(loop: asyncio.AbstractEventLoop, serving: Coroutine[Any, Any, None]) -> None:
     """Run a server on ``loop`` until its drain is over, then cancel what the application has left running.
 
-    :raises SystemExit: (0) the worker was told to leave before it was ready; or as ``serving`` raises it.
+    :raises SystemExit: (0) the worker had to leave before it was ready; or as ``serving`` raises it.
     """
     try:
         loop.run_until_complete(serving)
-    except ToldToLeave:
+    except LeaveRequested:
         raise SystemExit(0) from None
     finally:
         wind_up(loop)

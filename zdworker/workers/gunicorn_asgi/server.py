@@ -31,7 +31,7 @@ from zdworker.workers.event_loop.transports import TlsCloseTimeout
 from zdworker.workers.gunicorn_asgi.connections import Connection
 from zdworker.workers.health import HealthWorker, asgi_with_health
 
-TICK_INTERVAL_S = 1.0
+HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two heartbeats while it serves, Gunicorn's own measure."""
 
 
@@ -75,25 +75,25 @@ def load(worker: Any) -> None:
 def run(worker: Worker) -> None:
     """Serve until the drain is over.
 
-    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, told to end before it was ready.
+    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, it had to end before it was ready.
     """
     server = worker.zd_serving = AsgiServer(worker)
     run_to_end(worker.loop, server.serve())
 
 
 class Lifespan(LifespanManager):  # type: ignore[misc]  # Gunicorn has no types
-    """Runs the lifespan, and remembers whether the application said that it cannot start."""
+    """Runs the lifespan, and notes whether the application sent ``lifespan.startup.failed``."""
 
-    zd_said_failed = False
+    zd_startup_failed_sent = False
 
     async def _send(self, message: Event) -> None:
-        self.zd_said_failed |= message["type"] == "lifespan.startup.failed"
+        self.zd_startup_failed_sent |= message["type"] == "lifespan.startup.failed"
         await super()._send(message)
 
     @property
     def zd_unsupported(self) -> bool:
         """Whether a failed startup only means that the application has no lifespan: it raised, or returned."""
-        return self._startup_failed and not self.zd_said_failed
+        return self._startup_failed and not self.zd_startup_failed_sent
 
 
 class AsgiServer(AsgiServing):
@@ -112,14 +112,14 @@ class AsgiServer(AsgiServing):
     async def serve(self) -> None:
         """Boot, serve, drain, and run lifespan shutdown.
 
-        :raises ToldToLeave: before connections were accepted.
+        :raises LeaveRequested: before connections were accepted.
         :raises SystemExit: (3) the worker cannot serve; it is reported.
         """
         self.begin_boot()
         await self.boot(self._start_lifespan)
         self.listeners = await self._listen()
         await self.opened()
-        await self.until_told(TICK_INTERVAL_S)
+        await self.until_leaving(HEARTBEAT_INTERVAL_S)
         await self.drain_connections()
         if self._lifespan is not None:
             await self.until_done(self._lifespan.shutdown())

@@ -139,7 +139,7 @@ def state_of(server_conn: Any) -> ConnectionState:
 
 
 def unread(stream: Any) -> int:
-    """Return how many bytes of a connection the kernel and TLS hold that nobody has read; 0 if unknown."""
+    """Return how many bytes of a connection the kernel and TLS hold unread; 0 if unknown."""
     if stream.closed():
         return 0
     pending = getattr(stream.socket, "pending", None)

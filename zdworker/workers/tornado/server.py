@@ -65,7 +65,7 @@ def forget_loop() -> None:
 def run(worker: Worker) -> None:
     """Serve for ``worker`` until the drain is over.
 
-    :raises SystemExit: 3, the warm-up failed (reported); 0, told to end before it was ready.
+    :raises SystemExit: 3, the warm-up failed (reported); 0, it had to end before it was ready.
     """
     serving = worker.zd_serving = TornadoServing(worker)
     run_to_end(asyncio.get_event_loop_policy().get_event_loop(), serving.serve())
@@ -98,7 +98,7 @@ class TornadoServing(Serving):
     async def serve(self) -> None:
         """Boot, serve and drain.
 
-        :raises ToldToLeave: before connections were accepted.
+        :raises LeaveRequested: before connections were accepted.
         :raises SystemExit: (3) the warm-up failed; it is reported.
         """
         self._watch_websockets()
@@ -108,7 +108,7 @@ class TornadoServing(Serving):
             sock.setblocking(False)
             self.server.add_socket(getattr(sock, "sock", sock))
         await self.opened()
-        await self.until_told(TICK_INTERVAL_S)
+        await self.until_leaving(TICK_INTERVAL_S)
         await self.drain_connections()
 
     def _watch_websockets(self) -> None:

@@ -42,7 +42,7 @@ class TornadoWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: the warm-up failed (code 3, reported), or the worker was told to end before it was ready
+        :raises SystemExit: the warm-up failed (code 3, reported), or the worker had to end before it was ready
             (code 0).
         """
         from zdworker.workers.tornado.server import run

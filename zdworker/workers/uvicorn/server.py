@@ -52,7 +52,7 @@ class Worker(ServedWorker, HealthWorker, Protocol):
 def run(worker: Worker) -> None:
     """Serve for ``worker``, on a loop of its own, until the drain is over.
 
-    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, told to end before it was ready.
+    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, it had to end before it was ready.
     """
     worker.config.app = worker.wsgi
     server = worker.zd_serving = DrainingServer(worker.config, worker)
@@ -106,7 +106,7 @@ class DrainingServer(AsgiServing, Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Run lifespan startup and warm-up, open for accepting, report ready.
 
-        :raises ToldToLeave: the worker was told so meanwhile.
+        :raises LeaveRequested: the worker has to leave meanwhile.
         :raises SystemExit: (3) one of them failed; it is reported.
         """
         self._wrap()
@@ -171,8 +171,8 @@ class DrainingServer(AsgiServing, Server):
         yield
 
     async def main_loop(self) -> None:
-        """Tick until told to leave; uvicorn's own loop would notice that only with its next tick."""
-        await self.until_told(TICK_INTERVAL_S)
+        """Tick until the worker has to leave; uvicorn's own loop would notice that only with its next tick."""
+        await self.until_leaving(TICK_INTERVAL_S)
 
     async def tick(self) -> None:
         """Do uvicorn's tick, too: it rebuilds the default headers, of which one is the date."""

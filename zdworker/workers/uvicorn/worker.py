@@ -54,7 +54,7 @@ class UvicornWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker was told to end
+        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker had to end
             before it was ready (code 0).
         """
         from zdworker.workers.uvicorn.server import run
