@@ -1,4 +1,4 @@
-"""How long a gevent worker keeps which connection, and what its listener leaves alone; without monkey patching."""
+"""How long a gevent worker keeps a connection, and what its listener leaves as it is; without monkey patching."""
 
 from __future__ import annotations
 

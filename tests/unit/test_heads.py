@@ -1,4 +1,4 @@
-"""Whether a request has come: asked of real sockets, since that is what the kernel has to say."""
+"""Whether a request has arrived, asked of real sockets, because the kernel gives the answer."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_head_behind_which_the_client_ends(pair: Pair) -> None:
     assert head == b"GET /"
 
 
-def test_head_that_is_too_long_for_us(pair: Pair) -> None:
-    """Gunicorn reads it on, and knows what is too long for it."""
+def test_head_that_is_longer_than_the_limit(pair: Pair) -> None:
+    """Gunicorn reads the rest, and applies its own limit."""
     client, worker = pair
     head = bytearray()
     client.sendall(b"x" * (HEAD_LIMIT_BYTES - 1))
@@ -67,7 +67,7 @@ def test_head_that_is_too_long_for_us(pair: Pair) -> None:
     assert read_head(worker, head)
 
 
-def test_closed_socket_is_left_to_who_serves_it(pair: Pair) -> None:
+def test_closed_socket_is_left_to_gunicorn(pair: Pair) -> None:
     _client, worker = pair
     worker.close()
     assert read_head(worker, bytearray())
@@ -75,7 +75,7 @@ def test_closed_socket_is_left_to_who_serves_it(pair: Pair) -> None:
     assert unread(worker) == 0
 
 
-def test_look_takes_nothing_and_waits_for_nothing(pair: Pair) -> None:
+def test_asking_reads_nothing_and_does_not_wait(pair: Pair) -> None:
     client, worker = pair
     worker.settimeout(30)  # Python would wait that long before it asks the kernel
     asked = time.monotonic()
@@ -122,7 +122,7 @@ def test_chunked_body() -> None:
     assert body_is_read(upload)
 
 
-def test_unsure_is_no() -> None:
+def test_unknown_counts_as_not_read() -> None:
     assert not body_is_read(None)
     assert not body_is_read(SimpleNamespace(body=None))
     assert not body_is_read(request(SimpleNamespace()))

@@ -78,7 +78,7 @@ def respond(pair: tuple[socket.socket, socket.socket], sent: bytes, *, read_body
     return line.partition(": ")[2]
 
 
-def test_connections_are_kept_before_the_drain(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_connections_are_kept_alive_before_the_drain(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
     assert respond(pair, PLAIN) == "keep-alive"
 
 
@@ -87,9 +87,7 @@ def test_connections_end_in_the_drain(worker: Worker, pair: tuple[socket.socket,
     assert respond(pair, POST) == "close"
 
 
-def test_body_that_nobody_has_read_is_no_further_request(
-    worker: Worker, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_body_that_is_not_read_is_no_further_request(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
     worker.zd_deadline = 1.0
     assert respond(pair, POST, read_body=False) == "close"
 

@@ -172,8 +172,8 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
 
     def murder_keepalived(self, force: bool = False) -> None:
         """End the connections whose time is over, once per heartbeat; Gunicorn's loop calls this in each turn."""
-        if self._zd_next_beat != self._checked_at:
-            self._checked_at = self._zd_next_beat
+        if self._zd_next_heartbeat != self._checked_at:
+            self._checked_at = self._zd_next_heartbeat
             self.zd_tend(time.monotonic())
 
     def murder_pending(self) -> None:
@@ -288,10 +288,6 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
             left = self.zd_deadline - time.monotonic()
             timeout = max(0.0, min(timeout, TEND_INTERVAL_S, left)) if self.alive else 0.0
         super().wait_for_and_dispatch_events(timeout)
-
-    def is_parent_alive(self) -> bool:
-        """Tell whether Gunicorn's loop may go on; under zdworker's master always, because ``notify()`` checks that."""
-        return bool(self.zd_master_pid) or super().is_parent_alive()
 
     def zd_stop_accepting(self) -> tuple[()]:
         """Close the listeners."""

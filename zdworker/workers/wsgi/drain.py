@@ -43,7 +43,7 @@ class WsgiDrain(ZeroDowntime):
 
     wsgi: WsgiApplication
 
-    _zd_next_beat = 0.0
+    _zd_next_heartbeat = 0.0
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
@@ -66,9 +66,13 @@ class WsgiDrain(ZeroDowntime):
     def notify(self) -> None:
         """Send the heartbeat, at most ten times a second: Gunicorn's loops call this with each request."""
         now = time.monotonic()
-        if now >= self._zd_next_beat:
-            self._zd_next_beat = now + HEARTBEAT_INTERVAL_S
+        if now >= self._zd_next_heartbeat:
+            self._zd_next_heartbeat = now + HEARTBEAT_INTERVAL_S
             super().notify()
+
+    def is_parent_alive(self) -> bool:
+        """Tell whether Gunicorn's loop may go on; under zdworker's master always, because ``notify()`` checks that."""
+        return bool(self.zd_master_pid) or super().is_parent_alive()  # type: ignore[misc]
 
     def zd_warm_up(self, paths: Sequence[str]) -> None:
         """Answer each of ``paths`` once, to the end of the response.

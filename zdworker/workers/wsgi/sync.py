@@ -271,7 +271,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     def zd_expired(self, conn: LingeringSocket) -> None:
         """Close a connection that has waited until its time was over."""
-        socket.socket.close(conn)
+        self.zd_close(conn)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
@@ -292,10 +292,6 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     def _interrupt(self, sig: int, frame: FrameType | None) -> None:
         raise DeadlineReached
-
-    def is_parent_alive(self) -> bool:
-        """Tell whether Gunicorn's loop may go on; under zdworker's master always, because ``notify()`` checks that."""
-        return bool(self.zd_master_pid) or super().is_parent_alive()
 
     def zd_stop_accepting(self) -> tuple[()]:
         """Do nothing: :meth:`zd_on_leave` has closed the listeners already, during a request too."""
