@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import termios
+from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -31,6 +32,13 @@ HARMLESS = tuple(
 
 HELD = (*HARMLESS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
+
+
+class HasDescriptor(Protocol):
+    """A socket, of whichever library."""
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 if it is closed."""
 
 
 def _prctl(option: int, argument: int) -> bool:
@@ -53,12 +61,14 @@ def set_death_signal(signum: int) -> bool:
     return _prctl(PR_SET_PDEATHSIG, signum)
 
 
-def unread(sock: socket.socket) -> int:
+def unread(sock: HasDescriptor) -> int:
     """Return how many bytes the kernel holds that nobody has read (tcp(7), SIOCINQ); 0 if the socket is closed."""
+    count = array.array("i", [0])  # twice as fast as an immutable buffer, of which the result has to be converted
     try:
-        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+        fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
     except (OSError, ValueError):
         return 0
+    return count[0]
 
 
 def resident_memory(pid: int | None = None) -> int | None:

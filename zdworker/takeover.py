@@ -1,9 +1,9 @@
-"""How zdworker gets in: ``-k zdworker.…`` makes Gunicorn import a worker class inside ``Arbiter.__init__``.
+"""The start of zdworker in the master: ``-k zdworker.…`` makes Gunicorn import a worker class in ``Arbiter.__init__``.
 
-Rules: importing a worker class changes two methods of Gunicorn, once: ``Arbiter.run`` goes on as our arbiter, and
-``BaseApplication.wsgi`` does not load a preloaded application into the master (``preload_app`` stays as it was set,
-since hooks read it). Both look first whether the worker class is one of ours; whoever uses another sees Gunicorn as
-it is.
+Rules: importing a worker class changes two methods of Gunicorn, once. ``Arbiter.run`` continues as zdworker's arbiter,
+and ``BaseApplication.wsgi`` does not load a preloaded application into the master (``preload_app`` stays as it was set,
+since hooks read it). Both check first whether the configured worker class is one of zdworker's; with another one
+Gunicorn works as without zdworker.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_application_that_cannot_be_interrupted(start_class: Start, site: Site, 
     wait_for(lambda: not alive(old), 3.5, "the old worker is gone")
     with pytest.raises(Broken):
         client.reply()
-    assert {mark["by"] for mark in site.marks("interrupted")} == ({"Cut"} if worker is WSGI else set())
+    assert {mark["by"] for mark in site.marks("interrupted")} == ({"DeadlineReached"} if worker is WSGI else set())
     server.wait_only("two")
 
 

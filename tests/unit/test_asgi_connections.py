@@ -7,14 +7,15 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gunicorn
 import pytest
 from gunicorn.config import Config
 
-from zdworker.workers import closing
-from zdworker.workers.closing import Standing
+from zdworker.workers.closing import ConnectionState
+from zdworker.workers.event_loop import transports
 from zdworker.workers.gunicorn_asgi.connections import Connection
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -46,7 +47,6 @@ class Stage:
         self.cfg = Config()
         self.cfg.set("keepalive", 5)
         self.log = Log("test")
-        self.keepalive = 5.0
         self.state: dict[str, Any] = {}
         self.draining = False
         self.open: set[Any] = set()
@@ -57,7 +57,7 @@ class Stage:
         self.finished = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.loop = asyncio.get_running_loop()
-        self.connection: Any = Connection(self, self)  # type: ignore[arg-type]
+        self.connection: Any = Connection(self, self)
 
     async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
         while self.reads and (await receive()).get("more_body"):
@@ -97,13 +97,13 @@ class Stage:
         except BlockingIOError:
             return False
 
-    def standing(self) -> Standing:
-        standing: Standing = self.connection.zd_standing()
-        return standing
+    def connection_state(self) -> ConnectionState:
+        state: ConnectionState = self.connection.zd_state()
+        return state
 
     def tend(self, later: float, unused_until: float = 0.0) -> None:
         now = time.monotonic()
-        self.connection.zd_tend(now + later, now + unused_until)
+        self.connection.zd_tend(now + later, SimpleNamespace(keepalive_s=5.0, unused_until=now + unused_until))
 
 
 Scenario = Callable[[Stage], Awaitable[None]]
@@ -134,19 +134,19 @@ def play() -> Iterator[Play]:
 
 def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
-        assert stage.standing() is Standing.UNUSED
+        assert stage.connection_state() is ConnectionState.UNUSED
         await stage.feed(HEAD[:1])
-        assert stage.standing() is Standing.READING
+        assert stage.connection_state() is ConnectionState.READING
         await stage.feed(HEAD[1:])
-        assert stage.standing() is Standing.BUSY
+        assert stage.connection_state() is ConnectionState.BUSY
         assert stage.connection.zd_running() == 1
         assert b"200 OK" in await stage.answer()
-        assert stage.standing() is Standing.IDLE
+        assert stage.connection_state() is ConnectionState.IDLE
         assert stage.connection.zd_running() == 0
         await stage.feed(HEAD[:10])
-        assert stage.standing() is Standing.READING
+        assert stage.connection_state() is ConnectionState.READING
         stage.connection.transport.close()
-        assert stage.standing() is Standing.LEAVING
+        assert stage.connection_state() is ConnectionState.CLOSING
 
     play(scenario)
 
@@ -205,7 +205,7 @@ def test_a_client_that_still_sends_is_read_to_its_end(play: Play) -> None:
 
 
 def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "LINGER", 0.01)
+    monkeypatch.setattr(transports, "LINGER_S", 0.01)
 
     async def scenario(stage: Stage) -> None:
         stage.reads = False
@@ -245,7 +245,7 @@ def test_an_idle_connection_ends_with_its_time_and_a_half_read_one_does_not(play
         stage.theirs.send(b"G")  # not read yet: it is no longer idle
         stage.tend(5.1)
         await stage.turn()
-        assert stage.standing() is Standing.READING
+        assert stage.connection_state() is ConnectionState.READING
         stage.tend(60.0)
         assert stage.open
         await stage.feed(HEAD[1:])
@@ -287,7 +287,10 @@ def test_empty_lines_are_no_request(play: Play) -> None:
         await stage.feed(HEAD)
         await stage.answer()
         await stage.feed(b"\r\n")
-        assert stage.standing() in (Standing.IDLE, Standing.LEAVING)  # 26 takes it for a bad request
+        assert stage.connection_state() in (
+            ConnectionState.IDLE,
+            ConnectionState.CLOSING,
+        )  # 26 takes it for a bad request
 
     play(scenario)
 
@@ -316,7 +319,7 @@ def test_the_application_hears_of_the_cut(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.feed(POST + b"ab")
         stage.go.set()
-        stage.connection.zd_tell_disconnected()
+        stage.connection.zd_signal_disconnect()
         await stage.turn()
         assert stage.finished == 1
 

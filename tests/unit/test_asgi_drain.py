@@ -126,7 +126,7 @@ async def never_answering(scope: Scope, receive: Receive, send: Send) -> None:
 def test_a_message_is_answered_before_the_close(
     monkeypatch: pytest.MonkeyPatch, application: Application, said: list[str]
 ) -> None:
-    monkeypatch.setattr(drain, "SOON", 0.2)
+    monkeypatch.setattr(drain, "ANSWER_WAIT_S", 0.2)
 
     async def scenario() -> list[str]:
         drain, peer = AsgiDrain(application), Peer()

@@ -10,13 +10,13 @@ import pytest
 from zdworker.errors import WarmupFailed
 from zdworker.workers.applications import AsgiApplication as Application
 from zdworker.workers.applications import Receive, Scope, Send
-from zdworker.workers.asgi.warmup import scope_of, warm_up
+from zdworker.workers.asgi.warmup import ask, scope_of, warm_up
 
 BASIS: dict[str, Any] = {"asgi": {"version": "3.0"}, "root_path": "/app", "state": {"made": "at startup"}}
 
 
 def run(app: Application, *paths: str, patience: float = 5.0) -> None:
-    asyncio.run(warm_up(app, paths, BASIS, patience))
+    asyncio.run(warm_up(lambda path: ask(app, path, BASIS), paths, patience))
 
 
 async def answer(send: Send, status: int = 200) -> None:

@@ -1,4 +1,4 @@
-"""How long a gevent worker keeps which connection, and what its listener leaves alone; without monkey patching."""
+"""How long a gevent worker keeps a connection, and what its listener leaves as it is; without monkey patching."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import gevent.socket
 import pytest
 from gevent.pool import Pool
 
-from zdworker.workers.gevent.connections import Listener, Standing, silence
-from zdworker.workers.gevent.http2 import name_last_stream
+from zdworker.workers.drain import Drain
+from zdworker.workers.gevent.connections import ConnectionRecord, Listener, end_input
 from zdworker.workers.gevent.server import DrainingGeventWorker
+from zdworker.workers.http2 import name_last_stream
 
 ACCEPTED = 100.0
 BEGUN = 102.0
 KEEPALIVE = 2
 TIMEOUT = 30
-PATIENCE = 5.0
+UNUSED_S = 5.0
 """The longer of ``keepalive`` and 5."""
 
 LIGHT = """
@@ -38,37 +39,40 @@ print(sorted(heavy - set(sys.argv[1:])))
 
 def limit(leaving: bool, **facts: Any) -> float:
     """Return until when a connection accepted at ``ACCEPTED`` is kept, in a drain from ``BEGUN`` on or in none."""
-    standing = Standing(ACCEPTED)
+    record = ConnectionRecord(ACCEPTED)
     cfg = SimpleNamespace(keepalive=KEEPALIVE, timeout=facts.pop("timeout", TIMEOUT))
     for name, value in facts.items():
-        setattr(standing, name, value)
-    worker: Any = SimpleNamespace(cfg=cfg, zd_leaving=leaving, _patience=PATIENCE, _begun=BEGUN if leaving else 0.0)
-    return DrainingGeventWorker._limit(worker, standing)  # noqa: SLF001  # of this very class
+        setattr(record, name, value)
+    drain: Any = Drain(None, None, keepalive_s=KEEPALIVE)  # type: ignore[arg-type]  # only its times are used
+    if leaving:
+        drain.begun_at, drain.unused_until = BEGUN, BEGUN + UNUSED_S
+    worker: Any = SimpleNamespace(cfg=cfg, _drain=drain)
+    return DrainingGeventWorker._limit(worker, record)  # noqa: SLF001  # of this very class
 
 
-def test_a_connection_never_used_has_patience() -> None:
+def test_a_connection_never_used_has_keepalive_and_5_seconds() -> None:
     assert limit(False) == ACCEPTED + KEEPALIVE + 5
-    assert limit(True) == max(ACCEPTED + KEEPALIVE + 5, BEGUN + PATIENCE)
-    assert limit(True, since=BEGUN - 60) == BEGUN + PATIENCE
+    assert limit(True) == max(ACCEPTED + KEEPALIVE + 5, BEGUN + UNUSED_S)
+    assert limit(True, since=BEGUN - 60) == BEGUN + UNUSED_S
 
 
 def test_an_idle_connection_has_its_keep_alive_time() -> None:
     for leaving in (False, True):
-        assert limit(leaving, answered=True, since=103.0, heard=102.9) == 103.0 + KEEPALIVE
+        assert limit(leaving, answered=True, since=103.0, received_at=102.9) == 103.0 + KEEPALIVE
 
 
-def test_a_head_has_timeout_and_in_a_drain_patience_from_its_last_byte() -> None:
-    assert limit(False, heard=101.0) == limit(True, heard=101.0) == ACCEPTED + TIMEOUT
-    assert limit(True, heard=129.0) == 129.0 + PATIENCE
-    assert limit(True, answered=True, since=103.0, heard=104.0, timeout=2) == 104.0 + PATIENCE
-    assert limit(False, heard=101.0, timeout=0) == math.inf
+def test_a_head_has_timeout_and_in_a_drain_5_seconds_from_its_last_byte() -> None:
+    assert limit(False, received_at=101.0) == limit(True, received_at=101.0) == ACCEPTED + TIMEOUT
+    assert limit(True, received_at=129.0) == 129.0 + UNUSED_S
+    assert limit(True, answered=True, since=103.0, received_at=104.0, timeout=2) == 104.0 + UNUSED_S
+    assert limit(False, received_at=101.0, timeout=0) == math.inf
 
 
 def test_what_came_behind_a_request_counts_as_begun() -> None:
-    alone, pipelined = Standing(ACCEPTED), Standing(ACCEPTED)
-    for standing, more in ((alone, False), (pipelined, True)):
-        standing.busy = True
-        standing.end(more)
+    alone, pipelined = ConnectionRecord(ACCEPTED), ConnectionRecord(ACCEPTED)
+    for record, more in ((alone, False), (pipelined, True)):
+        record.busy = True
+        record.note_answered(more)
     assert (alone.busy, alone.answered, alone.begun) == (False, True, False)
     assert (pipelined.busy, pipelined.answered, pipelined.begun) == (False, True, True)
 
@@ -144,15 +148,15 @@ def test_tls_is_begun_by_the_handler(listener: Any) -> None:
     assert context.sslsocket_class.__name__ == "TLSClientSocket"
 
 
-def test_silence_ends_what_waits_and_loses_nothing_that_has_come() -> None:
+def test_the_end_of_input_comes_behind_what_has_arrived() -> None:
     ours, theirs = socket.socketpair()
     client = gevent.socket.socket(fileno=theirs.detach())
     ours.sendall(b"late")
-    silence(client)
+    end_input(client)
     assert client.recv(100) == b"late"
     assert client.recv(100) == b""
     client.close()
-    silence(client)
+    end_input(client)
     ours.close()
 
 

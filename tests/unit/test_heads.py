@@ -1,4 +1,4 @@
-"""Whether a request has come: asked of real sockets, since that is what the kernel has to say."""
+"""Whether a request has arrived, asked of real sockets, because the kernel gives the answer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gunicorn.http.unreader import IterUnreader
 
 from zdworker.syscalls import unread
 from zdworker.workers.wsgi.request_heads import (
-    HEAD_LIMIT,
-    body_has_come,
-    has_come,
-    patience,
-    read_ahead,
+    HEAD_LIMIT_BYTES,
+    body_is_read,
+    has_read_ahead,
+    is_readable,
     read_head,
     shows_heads,
+    wait_until,
 )
 
 Pair = tuple[socket.socket, socket.socket]
@@ -57,36 +57,36 @@ def test_head_behind_which_the_client_ends(pair: Pair) -> None:
     assert head == b"GET /"
 
 
-def test_head_that_is_too_long_for_us(pair: Pair) -> None:
-    """Gunicorn reads it on, and knows what is too long for it."""
+def test_head_that_is_longer_than_the_limit(pair: Pair) -> None:
+    """Gunicorn reads the rest, and applies its own limit."""
     client, worker = pair
     head = bytearray()
-    client.sendall(b"x" * (HEAD_LIMIT - 1))
+    client.sendall(b"x" * (HEAD_LIMIT_BYTES - 1))
     assert not read_head(worker, head)
     client.sendall(b"x")
     assert read_head(worker, head)
 
 
-def test_closed_socket_is_left_to_who_serves_it(pair: Pair) -> None:
+def test_closed_socket_is_left_to_gunicorn(pair: Pair) -> None:
     _client, worker = pair
     worker.close()
     assert read_head(worker, bytearray())
-    assert has_come(worker)
+    assert is_readable(worker)
     assert unread(worker) == 0
 
 
-def test_look_takes_nothing_and_waits_for_nothing(pair: Pair) -> None:
+def test_asking_reads_nothing_and_does_not_wait(pair: Pair) -> None:
     client, worker = pair
     worker.settimeout(30)  # Python would wait that long before it asks the kernel
     asked = time.monotonic()
-    assert not has_come(worker)
+    assert not is_readable(worker)
     assert time.monotonic() - asked < 5
     client.sendall(b"abc")
-    assert has_come(worker)
+    assert is_readable(worker)
     assert unread(worker) == 3
     assert worker.recv(10) == b"abc"
     client.close()
-    assert has_come(worker)
+    assert is_readable(worker)
 
 
 def config(**settings: Any) -> SimpleNamespace:
@@ -107,41 +107,41 @@ def request(reader: Any) -> SimpleNamespace:
 
 def test_body_of_known_length() -> None:
     empty = request(LengthReader(IterUnreader([]), 0))
-    assert body_has_come(empty)
+    assert body_is_read(empty)
     upload = request(LengthReader(IterUnreader([b"ab", b"cd"]), 4))
-    assert not body_has_come(upload)
+    assert not body_is_read(upload)
     assert upload.body.read() == b"abcd"
-    assert body_has_come(upload)
+    assert body_is_read(upload)
 
 
 def test_chunked_body() -> None:
     chunks = [b"2\r\nab\r\n", b"0\r\n\r\n"]
     upload = request(ChunkedReader(SimpleNamespace(), IterUnreader(chunks)))
-    assert not body_has_come(upload)
+    assert not body_is_read(upload)
     assert upload.body.read() == b"ab"
-    assert body_has_come(upload)
+    assert body_is_read(upload)
 
 
-def test_unsure_is_no() -> None:
-    assert not body_has_come(None)
-    assert not body_has_come(SimpleNamespace(body=None))
-    assert not body_has_come(request(SimpleNamespace()))
+def test_unknown_counts_as_not_read() -> None:
+    assert not body_is_read(None)
+    assert not body_is_read(SimpleNamespace(body=None))
+    assert not body_is_read(request(SimpleNamespace()))
 
 
 def test_what_was_read_ahead(pair: Pair) -> None:
     unreader = IterUnreader([])
-    assert not read_ahead(unreader, pair[1])
+    assert not has_read_ahead(unreader, pair[1])
     unreader.unread(b"GET")
-    assert read_ahead(unreader, pair[1])
+    assert has_read_ahead(unreader, pair[1])
     decrypted: Any = SimpleNamespace(pending=lambda: 3)
-    assert read_ahead(IterUnreader([]), decrypted)
+    assert has_read_ahead(IterUnreader([]), decrypted)
 
 
-def test_patience() -> None:
+def test_how_long_a_connection_waits() -> None:
     """Never used: 5 seconds and ``keepalive``, in a drain until its bound. Half-read: ``timeout`` from each byte."""
     now = time.monotonic()
-    assert patience(config(), False, math.inf) == pytest.approx(now + 7, abs=1)
-    assert patience(config(), False, now + 4) == pytest.approx(now + 4, abs=1)
-    assert patience(config(keepalive=9), False, now + 4) == pytest.approx(now + 9, abs=1)
-    assert patience(config(), True, now + 4) == pytest.approx(now + 30, abs=1)
-    assert patience(config(timeout=0), True, math.inf) == math.inf
+    assert wait_until(config(), False, math.inf) == pytest.approx(now + 7, abs=1)
+    assert wait_until(config(), False, now + 4) == pytest.approx(now + 4, abs=1)
+    assert wait_until(config(keepalive=9), False, now + 4) == pytest.approx(now + 9, abs=1)
+    assert wait_until(config(), True, now + 4) == pytest.approx(now + 30, abs=1)
+    assert wait_until(config(timeout=0), True, math.inf) == math.inf

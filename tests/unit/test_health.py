@@ -15,8 +15,8 @@ from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.health import (
-    STOPS,
-    TAKES_TRAFFIC,
+    HEALTHY,
+    STOPPING,
     asgi_with_health,
     tornado_with_health,
     verdict,
@@ -43,31 +43,31 @@ def worker(ends: tuple[socket.socket, socket.socket]) -> ZeroDowntime:
 
 
 def test_stopping_is_what_the_master_says(worker: ZeroDowntime, ends: tuple[socket.socket, socket.socket]) -> None:
-    assert verdict(worker) == TAKES_TRAFFIC
+    assert verdict(worker) == HEALTHY
     worker.zd_deadline = 5.0  # it is replaced: no news for a balancer
-    assert verdict(worker) == TAKES_TRAFFIC
+    assert verdict(worker) == HEALTHY
     ends[0].send(encode(Stopping()))
-    assert [verdict(worker), verdict(worker)] == [STOPS, STOPS]
+    assert [verdict(worker), verdict(worker)] == [STOPPING, STOPPING]
 
 
 def test_to_be_replaced_is_not_stopping(worker: ZeroDowntime, ends: tuple[socket.socket, socket.socket]) -> None:
     ends[0].send(encode(Leave()))
-    assert verdict(worker) == TAKES_TRAFFIC
+    assert verdict(worker) == HEALTHY
     ends[0].send(encode(Stopping()))
-    assert verdict(worker) == STOPS
+    assert verdict(worker) == STOPPING
     assert worker.zd_reporter.was_told(Leave)
 
 
 def test_a_master_that_is_gone_has_stopped(worker: ZeroDowntime) -> None:
     worker.zd_parent_lost = lambda: True  # type: ignore[method-assign]
-    assert verdict(worker) == STOPS
+    assert verdict(worker) == STOPPING
 
 
 def test_without_our_arbiter_leaving_is_all_one_knows(worker: ZeroDowntime) -> None:
     worker.zd_master_pid = 0
-    assert verdict(worker) == TAKES_TRAFFIC
+    assert verdict(worker) == HEALTHY
     worker.zd_deadline = 5.0
-    assert verdict(worker) == STOPS
+    assert verdict(worker) == STOPPING
 
 
 def by_wsgi(application: Any, method: str, path: str) -> tuple[str, bytes]:

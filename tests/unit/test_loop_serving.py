@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from zdworker.settings import Settings
+from zdworker.workers import drain
 from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.event_loop import serving
-from zdworker.workers.event_loop.serving import Serving, ToldToLeave, shares, wind_up
+from zdworker.workers.event_loop.asgi_serving import AsgiServing
+from zdworker.workers.event_loop.serving import LeaveRequested, shares, wind_up
 
 
 class Worker:
@@ -29,9 +31,9 @@ class Worker:
 
     def __init__(self, **settings: Any) -> None:
         self.zd_settings = Settings(**settings)
-        self.zd_born = time.monotonic()
+        self.zd_boot_started_at = time.monotonic()
         self.zd_deadline = float("inf")
-        self.said: list[str] = []
+        self.reported: list[str] = []
         self.beats = 0
         self.failure: Exception | None = None
         self.server: ListServer
@@ -48,21 +50,21 @@ class Worker:
         self.beats += 1
 
     def zd_ready(self) -> None:
-        self.said.append("ready")
+        self.reported.append("ready")
 
     def zd_draining(self) -> None:
-        self.said.append("draining")
+        self.reported.append("draining")
 
     def zd_warmup_failed(self, error: Exception) -> None:
         self.failure = error
         raise SystemExit(3)
 
 
-class ListServer(Serving):
+class ListServer(AsgiServing):
     """Connections are what a test puts into the lists."""
 
-    def __init__(self, worker: Worker, app: Any = None) -> None:
-        super().__init__(worker)  # type: ignore[arg-type]
+    def __init__(self, worker: Worker, app: Any = None, keepalive: float = 2.0) -> None:
+        super().__init__(worker, keepalive)
         worker.server = self
         self.asgi = AsgiDrain(app or answering)
         self.open: list[Any] = []
@@ -85,8 +87,8 @@ class ListServer(Serving):
     def prepare(self, send: Send) -> None:
         """Nothing."""
 
-    def tend(self, protocol: Any, now: float) -> None:
-        self.tended.append(protocol)
+    def tend(self, connection: Any, now: float) -> None:
+        self.tended.append(connection)
 
     def warm_up_basis(self) -> Mapping[str, Any]:
         return {}
@@ -109,18 +111,18 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(main())
 
 
-def test_who_is_told_to_leave_before_the_loop_runs_does_not_boot() -> None:
+def test_a_worker_that_has_to_leave_before_the_loop_runs_does_not_boot() -> None:
     async def scenario() -> None:
         worker = Worker()
         server = ListServer(worker)
         worker.zd_leave(1.0)
-        with pytest.raises(ToldToLeave):
+        with pytest.raises(LeaveRequested):
             server.begin_boot()
 
     run(scenario)
 
 
-def test_who_is_told_to_leave_during_lifespan_startup_breaks_it_off() -> None:
+def test_a_worker_that_has_to_leave_during_lifespan_startup_breaks_it_off() -> None:
     async def scenario() -> None:
         worker = Worker()
         server = ListServer(worker)
@@ -131,7 +133,7 @@ def test_who_is_told_to_leave_during_lifespan_startup_breaks_it_off() -> None:
 
         server.begin_boot()
         asyncio.get_running_loop().call_later(0.01, worker.zd_leave, 1.0)
-        with pytest.raises(ToldToLeave):
+        with pytest.raises(LeaveRequested):
             await server.boot(for_ever)
 
     run(scenario)
@@ -143,10 +145,10 @@ def test_ready_comes_last() -> None:
         server = ListServer(worker)
         server.begin_boot()
         await server.boot(starts)
-        assert worker.said == []
+        assert worker.reported == []
         assert not server.is_open
         await server.opened()
-        assert worker.said == ["ready"]
+        assert worker.reported == ["ready"]
         assert server.is_open
 
     run(scenario)
@@ -173,14 +175,14 @@ def test_the_warm_up_comes_after_a_lifespan_that_has_started(lifespan: bool) -> 
     run(scenario)
 
 
-def test_the_heart_beats_until_the_worker_is_told() -> None:
+def test_heartbeats_go_on_until_the_worker_has_to_leave() -> None:
     async def scenario() -> None:
         worker = Worker()
         server = ListServer(worker)
         server.begin_boot()
         asyncio.get_running_loop().call_later(0.1, worker.zd_leave, 5.0)
         begun = time.monotonic()
-        await asyncio.wait_for(server.until_told(0.02), 5.0)
+        await asyncio.wait_for(server.until_leaving(0.02), 5.0)
         assert time.monotonic() - begun < 3.0
         assert worker.beats >= 3
 
@@ -193,7 +195,7 @@ def test_the_reloader_ends_a_worker_at_once() -> None:
         server = ListServer(worker)
         server.begin_boot()
         worker.alive = False
-        await asyncio.wait_for(server.until_told(60.0), 5.0)
+        await asyncio.wait_for(server.until_leaving(60.0), 5.0)
         assert worker.zd_deadline <= time.monotonic()
 
     run(scenario)
@@ -206,7 +208,7 @@ def test_without_our_arbiter_a_worker_leaves_by_itself_after_max_requests() -> N
         server.begin_boot()
         server.answered = 10
         worker.alive = False  # as the protocols of Gunicorn's ASGI stack have it then
-        await asyncio.wait_for(server.until_told(60.0), 5.0)
+        await asyncio.wait_for(server.until_leaving(60.0), 5.0)
         assert worker.zd_deadline > time.monotonic() + 10
 
     run(scenario)
@@ -225,10 +227,11 @@ def test_the_drain_ends_with_the_last_connection_and_call() -> None:
         loop.call_later(0.05, server.open.clear)
         loop.call_later(0.1, setattr, server, "calls", 0)
         begun = time.monotonic()
-        assert await server.drain([listener], 2.0)
+        server.listeners = [listener]
+        assert await server.drain_connections()
         assert 0.09 <= time.monotonic() - begun < 5.0
         assert listener.closed
-        assert worker.said == ["draining"]
+        assert worker.reported == ["draining"]
         assert server.announced == ["one"]
         assert set(server.tended) == {"one"}
 
@@ -244,26 +247,28 @@ def test_the_drain_ends_at_its_deadline_even_if_that_comes_nearer(caplog: pytest
         worker.zd_leave(30.0)
         asyncio.get_running_loop().call_later(0.05, worker.zd_leave, 0.05)
         begun = time.monotonic()
-        assert not await server.drain([], 2.0)
+        assert not await server.drain_connections()
         assert time.monotonic() - begun < 5.0
         assert worker.beats >= 1
 
     run(scenario)
-    assert [record.args for record in caplog.records if record.levelno == logging.WARNING] == [(1, 0, 2)]
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+        "graceful_timeout is over: 1 requests, 0 WebSockets and 2 connections in all are cut"
+    ]
 
 
 def test_handshakes_are_waited_for_until_unused_connections_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "UNUSED", 0.2)
+    monkeypatch.setattr(drain, "UNUSED_CONNECTION_S", 0.2)
 
     async def scenario() -> None:
         worker = Worker()
-        server = ListServer(worker)
+        server = ListServer(worker, keepalive=0.0)
         server.begin_boot()
         never_ended = Handshake()
         server.handshakes.add(never_ended)
         worker.zd_leave(30.0)
         begun = time.monotonic()
-        assert await server.drain([], 0.0)
+        assert await server.drain_connections()
         assert 0.2 <= time.monotonic() - begun < 5.0
 
     run(scenario)
@@ -275,8 +280,8 @@ class Handshake:
     transport = None
 
 
-def test_a_farewell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "FAREWELL", 0.1)
+def test_lifespan_shutdown_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "SHUTDOWN_MIN_S", 0.1)
 
     async def scenario() -> None:
         worker = Worker()
@@ -288,10 +293,10 @@ def test_a_farewell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.1 <= time.monotonic() - begun < 5.0
         done: list[bool] = []
 
-        async def farewell() -> None:
+        async def shutdown() -> None:
             done.append(True)
 
-        await server.until_done(farewell())
+        await server.until_done(shutdown())
         assert done == [True]
 
     run(scenario)
@@ -310,7 +315,7 @@ def test_asyncio_listens_once_and_uvloop_more_often() -> None:
         listening = loop.run_until_complete(copies())
         loop.close()
         assert listening[0] is bare
-        assert len({sock.fileno() for sock in listening}) == serving.ACCEPTS
+        assert len({sock.fileno() for sock in listening}) == serving.UVLOOP_ACCEPTS
         for copy in listening[1:]:
             copy.close()
 

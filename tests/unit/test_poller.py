@@ -1,4 +1,4 @@
-"""The thread worker's poll: as a selector of the standard library, as far as Gunicorn uses it."""
+"""The poll of the thread and sync workers does what a selector of the standard library does, as far as it is used."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import socket
 
 import pytest
 
-from zdworker.workers.thread import poller
+from zdworker.workers.wsgi import poller
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="there is no epoll")
 
 
-def test_as_a_selector() -> None:
+def test_it_does_what_a_selector_does() -> None:
     ours, stock = poller.make(), selectors.DefaultSelector()
     client, worker = socket.socketpair()
     with client, worker:

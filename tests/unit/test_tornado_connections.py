@@ -11,9 +11,9 @@ import pytest
 from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler, stream_request_body
 
-from zdworker.workers.closing import Standing
+from zdworker.workers.closing import ConnectionState
 from zdworker.workers.tornado import connections
-from zdworker.workers.tornado.connections import Request, Server, standing, unread
+from zdworker.workers.tornado.connections import Request, Server, state_of, unread
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -60,12 +60,12 @@ class Connection:
         (self.connection,) = self.server.connections
 
     @property
-    def standing(self) -> Standing:
-        return standing(self.connection)
+    def state(self) -> ConnectionState:
+        return state_of(self.connection)
 
-    async def until(self, what: Standing) -> None:
+    async def until(self, what: ConnectionState) -> None:
         """Let the server work until the connection is in the middle of ``what``."""
-        while self.standing is not what:  # noqa: ASYNC110  # there is no event: the state is asked of Tornado
+        while self.state is not what:  # noqa: ASYNC110  # there is no event: the state is asked of Tornado
             await asyncio.sleep(0.001)
 
     async def reply(self) -> tuple[int, str]:
@@ -98,16 +98,16 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     Request.draining = False
 
 
-def test_standings() -> None:
+def test_what_a_connection_is_in_the_middle_of() -> None:
     async def scenario(it: Connection) -> None:
-        assert it.standing is Standing.UNUSED
+        assert it.state is ConnectionState.UNUSED
         await it.client.write(SLOW[:10])
-        await it.until(Standing.READING)
+        await it.until(ConnectionState.READING)
         await it.client.write(SLOW[10:])
-        await it.until(Standing.BUSY)
+        await it.until(ConnectionState.BUSY)
         it.go_on.set()
         assert await it.reply() == (200, "")
-        await it.until(Standing.IDLE)
+        await it.until(ConnectionState.IDLE)
         assert it.server.answered == 1
 
     play(scenario)
@@ -116,7 +116,7 @@ def test_standings() -> None:
 def test_a_drain_begins_before_the_connection_has_run() -> None:
     async def scenario(it: Connection) -> None:
         it.server.begin_drain()
-        assert it.standing is Standing.UNUSED
+        assert it.state is ConnectionState.UNUSED
         await it.client.write(GET)
         assert await it.reply() == (200, "close")
 
@@ -126,7 +126,7 @@ def test_a_drain_begins_before_the_connection_has_run() -> None:
 def test_a_request_under_way_ends_its_connection() -> None:
     async def scenario(it: Connection) -> None:
         await it.client.write(SLOW)
-        await it.until(Standing.BUSY)
+        await it.until(ConnectionState.BUSY)
         it.server.begin_drain()
         it.go_on.set()
         assert await it.reply() == (200, "close")
@@ -138,7 +138,7 @@ def test_a_request_under_way_ends_its_connection() -> None:
 def test_of_pipelined_requests_the_last_ends_the_connection() -> None:
     async def scenario(it: Connection) -> None:
         await it.client.write(SLOW + GET + GET)
-        await it.until(Standing.BUSY)
+        await it.until(ConnectionState.BUSY)
         it.server.begin_drain()
         it.go_on.set()
         assert [await it.reply() for _ in range(3)] == [(200, ""), (200, ""), (200, "close")]
@@ -167,7 +167,7 @@ def test_an_early_answer_to_a_client_that_ends_the_connection_waits_too() -> Non
 
 
 def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGER", 0.05)
+    monkeypatch.setattr(connections, "LINGER_S", 0.05)
 
     async def scenario(it: Connection) -> None:
         await it.client.write(REFUSED)
@@ -180,7 +180,7 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPat
 def test_what_comes_behind_the_last_request_does_not_reset_its_answer() -> None:
     async def scenario(it: Connection) -> None:
         await it.client.write(SLOW)
-        await it.until(Standing.BUSY)
+        await it.until(ConnectionState.BUSY)
         it.server.begin_drain()
         request: Any = it.connection.zd_request
         request._nothing_follows = lambda: True  # noqa: SLF001  # as if the next had come a moment later

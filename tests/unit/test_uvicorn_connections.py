@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,22 +13,35 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from zdworker.workers import closing
-from zdworker.workers.closing import CLOSE, Standing, with_close
+from zdworker.workers.closing import CLOSE, ConnectionState, with_close
+from zdworker.workers.event_loop import transports
+from zdworker.workers.http2 import GOAWAY_NOTICE
 from zdworker.workers.uvicorn.connections import (
     CarefulTransport,
     ClosingHeaders,
-    Tending,
+    IdleReaper,
     announce,
-    announce_standing,
+    announce_current,
     cycle_of,
     may_close,
-    standing,
+    state_of,
 )
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
-UNUSED_UNTIL = 10.0
+
+
+@dataclasses.dataclass
+class Times:
+    """The times of a drain that began at 0."""
+
+    keepalive_s: float = 5.0
+    begun_at: float = 0.0
+    unused_until: float = 10.0
+    notice_at: float = math.inf
+
+
+TIMES = Times()
 Scenario = Callable[["Connection"], Awaitable[None]]
 
 
@@ -112,8 +126,8 @@ class Connection:
         for _ in range(5):
             await asyncio.sleep(0)
 
-    def standing(self) -> Standing:
-        return standing(self.protocol)
+    def state(self) -> ConnectionState:
+        return state_of(self.protocol)
 
 
 @pytest.fixture(params=["httptools", "h11"])
@@ -142,17 +156,17 @@ Play = Callable[[Scenario], None]
 
 def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        assert c.standing() is Standing.UNUSED
+        assert c.state() is ConnectionState.UNUSED
         await c.feed(HEAD[:1])
-        assert c.standing() is Standing.READING
+        assert c.state() is ConnectionState.READING
         await c.feed(HEAD[1:])
-        assert c.standing() is Standing.BUSY
+        assert c.state() is ConnectionState.BUSY
         await c.answer()
-        assert c.standing() is Standing.IDLE
+        assert c.state() is ConnectionState.IDLE
         await c.feed(HEAD[:10])
-        assert c.standing() is Standing.READING
+        assert c.state() is ConnectionState.READING
         c.transport.close()
-        assert c.standing() is Standing.LEAVING
+        assert c.state() is ConnectionState.CLOSING
 
     play(scenario)
 
@@ -160,7 +174,7 @@ def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
 def test_a_response_ends_the_connection_once_the_drain_has_begun(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         await c.answer()
         assert c.transport.written.lower().count(b"connection: close") == 1
         assert c.transport.closed
@@ -172,7 +186,7 @@ def test_a_body_that_still_arrives_keeps_the_connection(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         c.early = True
         await c.feed(POST + b"ab")
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         await c.answer()
         assert b"connection" not in c.transport.written.lower()
         assert not c.transport.closed
@@ -185,7 +199,7 @@ def test_a_body_that_still_arrives_keeps_the_connection(play: Play) -> None:
 def test_a_body_that_arrives_before_the_answer_does_not(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(POST + b"ab")
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         await c.feed(b"cd")
         await c.answer()
         assert b"connection: close" in c.transport.written.lower()
@@ -197,7 +211,7 @@ def test_a_body_that_arrives_before_the_answer_does_not(play: Play) -> None:
 def test_of_pipelined_requests_only_the_last_ends_the_connection(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         await c.feed(HEAD + HEAD[:7])  # further requests arrive after the announcement
         await c.answer()
         assert b"connection: close" not in c.transport.written.lower()
@@ -209,7 +223,7 @@ def test_of_pipelined_requests_only_the_last_ends_the_connection(play: Play) -> 
 def test_bytes_in_the_kernel_keep_the_connection(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         c.theirs.send(HEAD)
         assert not may_close(c.protocol.cycle, c.protocol)
         await c.answer()
@@ -222,12 +236,12 @@ def test_a_client_that_is_done_but_still_sends_is_read_to_its_end(play: Play) ->
     async def scenario(c: Connection) -> None:
         c.early = True
         await c.feed(POST.replace(b"Host", b"Connection: close\r\nHost") + b"ab")
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         await c.answer()
         assert c.transport.written.endswith(b"ok")
         assert c.transport.half_closed
         assert not c.transport.closed
-        assert c.standing() is Standing.LEAVING
+        assert c.state() is ConnectionState.CLOSING
         assert c.protocol.timeout_keep_alive_task is None
         c.transport.protocol.data_received(b"cd")
         c.transport.protocol.connection_lost(None)
@@ -237,12 +251,12 @@ def test_a_client_that_is_done_but_still_sends_is_read_to_its_end(play: Play) ->
 
 
 def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closing, "LINGER", 0.01)
+    monkeypatch.setattr(transports, "LINGER_S", 0.01)
 
     async def scenario(c: Connection) -> None:
         c.early = True
         await c.feed(POST.replace(b"Host", b"Connection: close\r\nHost"))
-        announce_standing(c.protocol)
+        announce_current(c.protocol)
         await c.answer()
         await asyncio.sleep(0.05)
         assert c.transport.closed
@@ -254,13 +268,13 @@ def test_a_kept_connection_without_a_timer_gets_one(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
         await c.answer()
-        tending = Tending()
+        reaper = IdleReaper()
         timer = c.protocol.timeout_keep_alive_task
-        tending.tend(c.protocol, 1.0, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 1.0, TIMES)
         assert c.protocol.timeout_keep_alive_task is timer  # its own goes on
         stop_timer(c.protocol)  # as an empty line does on httptools
         c.protocol.timeout_keep_alive = 0.01
-        tending.tend(c.protocol, 1.0, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 1.0, TIMES)
         await asyncio.sleep(0.05)
         assert c.transport.closed
 
@@ -269,14 +283,14 @@ def test_a_kept_connection_without_a_timer_gets_one(play: Play) -> None:
 
 def test_an_unused_connection_has_its_time_and_a_half_read_one_has_more(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        tending = Tending()
-        tending.tend(c.protocol, 9.9, UNUSED_UNTIL, math.inf)
+        reaper = IdleReaper()
+        reaper.check(c.protocol, 9.9, TIMES)
         assert not c.transport.closed
         c.theirs.send(b"G")  # not read yet: it is no longer unused
-        tending.tend(c.protocol, 10.0, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 10.0, TIMES)
         assert not c.transport.closed
         await c.feed(c.transport.get_extra_info("socket").recv(10))
-        tending.tend(c.protocol, 11.0, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 11.0, TIMES)
         assert not c.transport.closed
 
     play(scenario)
@@ -284,7 +298,7 @@ def test_an_unused_connection_has_its_time_and_a_half_read_one_has_more(play: Pl
 
 def test_an_unused_connection_is_closed_in_the_end(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        Tending().tend(c.protocol, 10.0, UNUSED_UNTIL, math.inf)
+        IdleReaper().check(c.protocol, 10.0, TIMES)
         assert c.transport.closed
 
     play(scenario)
@@ -292,17 +306,17 @@ def test_an_unused_connection_is_closed_in_the_end(play: Play) -> None:
 
 def test_a_tls_client_that_does_not_say_goodbye_is_not_waited_for(play: Play) -> None:
     async def scenario(c: Connection) -> None:
-        tending = Tending()
+        reaper = IdleReaper()
         c.transport.extra["sslcontext"] = True
         c.transport.close()
-        tending.tend(c.protocol, 1.0, UNUSED_UNTIL, math.inf)
-        tending.tend(c.protocol, 2.5, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 1.0, TIMES)
+        reaper.check(c.protocol, 2.5, TIMES)
         assert not c.transport.aborted
         c.transport.get_extra_info("socket").send(b"not taken by the client yet")
-        tending.tend(c.protocol, 3.5, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 3.5, TIMES)
         assert not c.transport.aborted
         c.theirs.recv(100)
-        tending.tend(c.protocol, 3.6, UNUSED_UNTIL, math.inf)
+        reaper.check(c.protocol, 3.6, TIMES)
         assert c.transport.aborted
 
     play(scenario)
@@ -325,7 +339,7 @@ def test_an_unknown_server_is_let_alone() -> None:
         """Belong to nobody."""
 
     assert cycle_of(send) is None
-    assert standing(object()) is Standing.LEAVING
+    assert state_of(object()) is ConnectionState.CLOSING
 
 
 @pytest.mark.parametrize(
@@ -373,8 +387,8 @@ def streams() -> Iterator[tuple[Http2Protocol, socket.socket]]:
 def test_http2_ends_with_its_last_stream(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, _theirs = streams
     protocol.cycles = {1: None, 3: None}
-    announce_standing(protocol)
-    announce_standing(protocol)
+    announce_current(protocol)
+    announce_current(protocol)
     del protocol.cycles[1]
     protocol.on_stream_closed()
     assert not protocol.shutdown_requested  # it would answer further streams with 503
@@ -386,7 +400,7 @@ def test_http2_ends_with_its_last_stream(streams: tuple[Http2Protocol, socket.so
 def test_http2_does_not_end_while_something_is_on_its_way(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, theirs = streams
     protocol.cycles = {1: None}
-    announce_standing(protocol)
+    announce_current(protocol)
     theirs.send(b"another stream")
     protocol.cycles.clear()
     protocol.on_stream_closed()
@@ -396,7 +410,7 @@ def test_http2_does_not_end_while_something_is_on_its_way(streams: tuple[Http2Pr
 def test_http2_behind_a_handshake_that_ended_during_the_drain(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, _theirs = streams
     protocol.cycles = {1: None}
-    Tending().tend(protocol, 1.0, UNUSED_UNTIL, math.inf)
+    IdleReaper().check(protocol, 1.0, TIMES)
     protocol.cycles.clear()
     protocol.on_stream_closed()
     assert protocol.goaways == [True]
@@ -404,18 +418,18 @@ def test_http2_behind_a_handshake_that_ended_during_the_drain(streams: tuple[Htt
 
 def test_http2_that_never_ends_by_itself_gets_one_notice(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, _theirs = streams
-    tending = Tending()
+    reaper = IdleReaper()
     protocol.cycles = {1: None}
     for now in (4.9, 5.0, 5.1):
-        tending.tend(protocol, now, UNUSED_UNTIL, 5.0)
-    assert protocol.transport.written == closing.NOTICE
+        reaper.check(protocol, now, Times(notice_at=5.0))
+    assert protocol.transport.written == GOAWAY_NOTICE
     assert not protocol.goaways
 
 
 def test_http2_that_is_never_used_ends_with_its_time(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, _theirs = streams
-    tending = Tending()
-    tending.tend(protocol, 9.9, UNUSED_UNTIL, math.inf)
+    reaper = IdleReaper()
+    reaper.check(protocol, 9.9, TIMES)
     assert not protocol.goaways
-    tending.tend(protocol, 10.0, UNUSED_UNTIL, math.inf)
+    reaper.check(protocol, 10.0, TIMES)
     assert protocol.goaways == [True]

@@ -195,7 +195,7 @@ def test_an_endless_traceback_is_cut_to_its_end() -> None:
     worker = Worker()
     worker.zd_failed("reason", "x" * 1_000_000 + "ValueError: the reason")
     assert worker.zd_failure is not None
-    assert len(worker.zd_failure.traceback) == base.TEXT_LIMIT
+    assert len(worker.zd_failure.traceback) == base.REPORTED_TEXT_CHARS
     assert worker.zd_failure.traceback.endswith("ValueError: the reason")
 
 
@@ -249,7 +249,7 @@ def test_an_orphan_is_ended_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     worker.booted = True
     worker.zd_master_pid = os.getppid() + 1
     worker.handle_exit(signal.SIGTERM, None)
-    assert armed == [(signal.ITIMER_REAL, base.ORPHAN_END)]
+    assert armed == [(signal.ITIMER_REAL, base.ORPHAN_LIMIT_S)]
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
     assert worker.calls == ["exit"]
 

@@ -67,9 +67,9 @@ class Worker(ZeroDowntime, Base):
         self.zd_settings = settings or Settings()
 
     def beat(self) -> list[Message]:
-        """Beat once, a look's time later, and return what was reported by it."""
+        """Send one heartbeat, a check interval later, and return what was reported by it."""
         self.reports.sent.clear()
-        self._zd_next_look = 0.0
+        self._zd_next_check = 0.0
         self.notify()
         return list(self.reports.sent)
 
@@ -99,7 +99,7 @@ def test_a_class_can_say_by_itself_when_it_is_ready() -> None:
     assert worker.beat() == [Counts(0, 0)]
 
 
-def test_the_heart_may_beat_often_but_looks_once_a_second() -> None:
+def test_heartbeats_may_be_frequent_but_checks_come_once_a_second() -> None:
     worker = booted()
     worker.nr = 3
     worker.reports.sent.clear()
@@ -159,7 +159,7 @@ def test_to_leave_has_a_deadline_that_can_only_come_nearer() -> None:
     assert worker.zd_deadline - time.monotonic() <= 1
 
 
-def test_to_leave_is_told_to_a_class_once() -> None:
+def test_a_class_is_asked_to_leave_once() -> None:
     class Draining(Worker):
         told = 0
 
@@ -182,7 +182,7 @@ def test_with_a_shutdown_delay_the_master_s_term_is_followed_at_once() -> None:
 
 
 def test_with_a_shutdown_delay_a_term_to_the_whole_group_is_the_master_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "WORD", 0.0)
+    monkeypatch.setattr(base, "STOPPING_MESSAGE_S", 0.0)
     worker = booted(Settings(shutdown_delay=10))
     worker.handle_exit(signal.SIGTERM, None)
     assert worker.alive
@@ -203,7 +203,7 @@ def test_with_a_shutdown_delay_a_term_of_somebody_else_is_followed_a_little_late
     worker.handle_exit(signal.SIGTERM, None)
     worker.beat()
     assert worker.alive
-    monkeypatch.setattr(base, "WORD", 0.0)
+    monkeypatch.setattr(base, "STOPPING_MESSAGE_S", 0.0)
     worker.beat()
     assert not worker.alive
 
@@ -211,13 +211,13 @@ def test_with_a_shutdown_delay_a_term_of_somebody_else_is_followed_a_little_late
 def test_the_heart_notices_that_the_master_has_died(monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[float] = []
     worker = booted()
-    monkeypatch.setattr(worker, "zd_end_orphaned", lambda: ends.append(base.ORPHAN_END))
+    monkeypatch.setattr(worker, "zd_end_orphaned", lambda: ends.append(base.ORPHAN_LIMIT_S))
     worker.zd_master_pid += 1
     worker.beat()
     worker.beat()
-    assert ends == [base.ORPHAN_END]
+    assert ends == [base.ORPHAN_LIMIT_S]
     assert not worker.alive
-    assert worker.zd_deadline - time.monotonic() <= base.ORPHAN_DRAIN
+    assert worker.zd_deadline - time.monotonic() <= base.ORPHAN_DRAIN_S
 
 
 def test_a_class_that_knows_no_warm_up_says_so_and_does_not_boot() -> None:

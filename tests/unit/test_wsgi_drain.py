@@ -78,7 +78,7 @@ def respond(pair: tuple[socket.socket, socket.socket], sent: bytes, *, read_body
     return line.partition(": ")[2]
 
 
-def test_connections_are_kept_before_the_drain(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
+def test_connections_are_kept_alive_before_the_drain(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
     assert respond(pair, PLAIN) == "keep-alive"
 
 
@@ -87,9 +87,7 @@ def test_connections_end_in_the_drain(worker: Worker, pair: tuple[socket.socket,
     assert respond(pair, POST) == "close"
 
 
-def test_body_that_nobody_has_read_is_no_further_request(
-    worker: Worker, pair: tuple[socket.socket, socket.socket]
-) -> None:
+def test_body_that_is_not_read_is_no_further_request(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
     worker.zd_deadline = 1.0
     assert respond(pair, POST, read_body=False) == "close"
 
@@ -107,13 +105,13 @@ def test_further_request_that_is_in_the_kernel(worker: Worker, pair: tuple[socke
     assert respond(pair, PLAIN + b"x" * 100_000) == "keep-alive"
 
 
-def test_heart_beats_ten_times_a_second(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heartbeat_is_sent_ten_times_a_second(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: now))
     for _ in range(5):
         worker.notify()
     assert worker.beats == 1
-    now += drain.BEAT
+    now += drain.HEARTBEAT_INTERVAL_S
     worker.notify()
     assert worker.beats == 2
     assert worker.zd_deadline == math.inf

@@ -2,10 +2,11 @@
 
 Rules:
 
-* While nobody drains, an HTTP request costs one plain call and two comparisons; nothing is kept about it.
-* A WebSocket is told 1012 ("service restart", RFC 6455 7.4.1 and the IANA registry) the way the application would do
+* Before the drain, an HTTP request costs one plain call and two comparisons; nothing is kept about it.
+* A WebSocket is closed with 1012 ("service restart", RFC 6455 7.4.1 and the IANA registry) as the application would do
   it, by ``websocket.close``: the close handshake completes and the application's ``receive()`` sees it.
-* Nothing of a server is known here but the ASGI messages; what it needs is handed in (``prepare``, ``on_closed``).
+* This file knows nothing of a server but the ASGI messages; what the server has to do is handed in (``prepare``,
+  ``on_closed``).
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from zdworker.workers.applications import AsgiApplication, Event, Receive, Scope, Send
-from zdworker.workers.asgi.websocket_schedule import SERVICE_RESTART, SOON, late, moments
+from zdworker.workers.asgi.websocket_schedule import (
+    ANSWER_WAIT_S,
+    SERVICE_RESTART,
+    close_delays,
+    delay_after_accept,
+)
 
 logger = logging.getLogger("gunicorn.error")
 
 
 class WebSocketEnded(OSError, RuntimeError):
-    """What the application's ``send`` raises once we have closed its WebSocket.
+    """The application sends on a WebSocket that the drain has closed.
 
-    An OSError, as the ASGI specification (2.4) has it, and a RuntimeError, which Gunicorn before 27 raises.
+    It is an OSError, as the ASGI specification (2.4) has it, and a RuntimeError, which Gunicorn before 27 raises.
     """
 
 
@@ -32,7 +38,8 @@ class LiveWebSocket:
     """A WebSocket from the application's call to its return.
 
     :param receive, send: the server's.
-    :param on_closed: is called with ``send`` when we have closed, for a server that does not tell the application.
+    :param on_closed: is called with ``send`` when the drain has closed it, for a server that does not report that to
+        the application.
     """
 
     def __init__(self, receive: Receive, send: Send, on_closed: Callable[[Send], None] | None = None) -> None:
@@ -40,65 +47,65 @@ class LiveWebSocket:
         self._send = send
         self._on_closed = on_closed
         self.accepted = False
-        self._asking = False
+        self._receiving = False
         self._answered = False
-        self._moment = asyncio.Event()
+        self._between_messages = asyncio.Event()
         self.closed = False
-        """The application has closed it."""
-        self.cut: WebSocketEnded | None = None
-        """We have closed it; what the application's ``send`` raises since."""
+        """Whether the application has closed it."""
+        self.ended: WebSocketEnded | None = None
+        """What the application's ``send`` raises since the drain has closed it; None before."""
         self.on_accept: Callable[[LiveWebSocket], None] | None = None
 
     async def receive(self) -> Event:
         """Pass on what the client sends."""
-        self._asking = True
-        self._look()
+        self._receiving = True
+        self._check_between_messages()
         try:
             return await self._receive()
         finally:
-            self._asking = False
+            self._receiving = False
 
     async def send(self, message: Event) -> None:
-        """Pass on what the application sends, until we have closed.
+        """Pass on what the application sends, until the drain has closed the WebSocket.
 
-        :raises WebSocketEnded: we have closed: there is nobody to send to.
+        :raises WebSocketEnded: the drain has closed it.
         """
         kind = message["type"]
-        if self.cut is not None:
+        if self.ended is not None:
             if kind == "websocket.close":
                 return
-            raise self.cut
+            raise self.ended
         if kind == "websocket.close":
             self.closed = True
         await self._send(message)
         if kind == "websocket.send":
             self._answered = True
-            self._look()
+            self._check_between_messages()
         elif kind == "websocket.accept":
             self.accepted = True
             if self.on_accept is not None:
                 self.on_accept(self)
 
-    def _look(self) -> None:
-        if self._answered and self._asking:
-            self._moment.set()
+    def _check_between_messages(self) -> None:
+        if self._answered and self._receiving:
+            self._between_messages.set()
 
-    async def answer(self, seconds: float) -> None:
-        """Wait until the application has answered its client and asks for what comes next, at most ``seconds``."""
+    async def wait_for_answer(self, timeout_s: float) -> None:
+        """Wait until the application has answered its client and receives the next message, at most ``timeout_s``."""
         self._answered = False
-        self._moment.clear()
+        self._between_messages.clear()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._moment.wait(), seconds)
+            await asyncio.wait_for(self._between_messages.wait(), timeout_s)
 
     async def close(self) -> None:
-        """Close it with 1012, unless somebody has."""
-        if self.cut is not None or self.closed or not self.accepted:
+        """Close it with 1012, unless it is closed already or not accepted yet."""
+        if self.ended is not None or self.closed or not self.accepted:
             return
-        self.cut = WebSocketEnded("closed with 1012: the worker is replaced")
+        self.ended = WebSocketEnded("closed with 1012: the worker is replaced")
         try:
             await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": ""})
         except OSError:
-            pass  # it went away by itself
+            pass  # the client has gone
         except Exception as error:  # noqa: BLE001  # whatever the protocol says: the application's task goes on
             logger.debug("A WebSocket could not be closed with 1012: %r", error)
         if self._on_closed is not None:
@@ -117,11 +124,11 @@ class AsgiDrain:
         self.websockets: set[LiveWebSocket] = set()
         self._on_closed = on_closed
         self._prepare: Callable[[Send], None] | None = None
-        self._spread = 0.0
+        self._spread_s = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Call the application; not a coroutine function, to be one frame less for each request."""
+        """Call the application. This is no coroutine function, which would be one frame more for each request."""
         kind = scope["type"]
         if kind == "websocket":
             return self._websocket(scope, receive, send)
@@ -129,16 +136,17 @@ class AsgiDrain:
             self._prepare(send)
         return self.app(scope, receive, send)
 
-    def begin(self, prepare: Callable[[Send], None], spread: float) -> None:
+    def begin(self, prepare: Callable[[Send], None], spread_s: float) -> None:
         """Begin the drain.
 
         :param prepare: gets the server's ``send`` of each further HTTP request.
-        :param spread: seconds over which the WebSockets are closed (``websocket_drain.py``).
+        :param spread_s: seconds over which the WebSockets are closed
+            (:mod:`zdworker.workers.asgi.websocket_schedule`).
         """
         self._prepare = prepare
-        self._spread = max(0.0, spread)
-        standing = list(self.websockets)
-        for websocket, delay in zip(standing, moments(len(standing), self._spread), strict=True):
+        self._spread_s = max(0.0, spread_s)
+        open_now = list(self.websockets)
+        for websocket, delay in zip(open_now, close_delays(len(open_now), self._spread_s), strict=True):
             websocket.on_accept = self._close_accepted
             self._close_later(websocket, delay)
 
@@ -150,18 +158,18 @@ class AsgiDrain:
         try:
             await self.app(scope, websocket.receive, websocket.send)
         except Exception as error:
-            # Frameworks make their own exception of it (Starlette: WebSocketDisconnect); uncaught, it would be a
-            # traceback in the log for each WebSocket at each deploy. After a close an application returns.
-            if websocket.cut is None or not _comes_of(error, websocket.cut):
+            # Frameworks raise an exception of their own for it (Starlette: WebSocketDisconnect). Uncaught, it would be
+            # a traceback in the log for each WebSocket at each deploy. After a close an application returns.
+            if websocket.ended is None or not _comes_of(error, websocket.ended):
                 raise
         finally:
             self.websockets.discard(websocket)
 
     def _close_accepted(self, websocket: LiveWebSocket) -> None:
-        self._close_later(websocket, late(self._spread))
+        self._close_later(websocket, delay_after_accept(self._spread_s))
 
     def _close_later(self, websocket: LiveWebSocket, delay: float) -> None:
-        # A task for each: with some protocols closing takes until the peer has answered.
+        # Each has its own task, because with some protocols closing takes until the peer has answered.
         task = asyncio.get_running_loop().create_task(_close_after(websocket, delay))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -169,12 +177,12 @@ class AsgiDrain:
 
 async def _close_after(websocket: LiveWebSocket, delay: float) -> None:
     await asyncio.sleep(delay)
-    await websocket.answer(SOON)
+    await websocket.wait_for_answer(ANSWER_WAIT_S)
     await websocket.close()
 
 
 def _comes_of(error: BaseException, origin: BaseException) -> bool:
-    """Tell whether ``error`` was raised in handling ``origin``; a group, whether that is so of all its members."""
+    """Return whether ``error`` was raised in handling ``origin``; for a group, whether all its members were."""
     seen: list[BaseException] = []
     ahead: list[BaseException | None] = [error]
     while ahead:

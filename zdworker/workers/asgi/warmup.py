@@ -1,15 +1,15 @@
-"""``zd_warmup`` for ASGI applications: each path is answered in the process, before the worker accepts.
+"""``zd_warmup`` on an event loop: each path is answered in the process, before the worker accepts.
 
 Rules:
 
 * The application is called as the server would call it, with the state of its lifespan; nothing goes through a socket.
-* A status of 400 or above, an exception, no whole response, and no time left are each a failure that names the path.
+* A status of 400 or above, an exception, an incomplete response and a timeout are each a failure that names the path.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -19,26 +19,24 @@ from zdworker.workers.applications import AsgiApplication, Event
 PORTS = {"http": 80, "https": 443}
 
 
-async def warm_up(app: AsgiApplication, paths: Sequence[str], basis: Mapping[str, Any], patience: float) -> None:
-    """Have ``app`` answer each of ``paths`` with a GET.
+async def warm_up(ask: Callable[[str], Coroutine[Any, Any, None]], paths: Sequence[str], timeout_s: float) -> None:
+    """Ask for each of ``paths``, one after the other.
 
+    :param ask: has the application answer a path; raises if that fails.
     :param paths: ``"/health"``, asked of localhost, or URLs such as ``"https://example.org/health"``.
-    :param basis: the keys of a scope that depend on the server: ``asgi``, ``root_path``, ``state``, ``extensions``.
-    :param patience: seconds for all of them.
+    :param timeout_s: seconds for all of them.
     :raises WarmupFailed: the first failure, naming the path; what the application raised is its cause.
     """
-    end = asyncio.get_running_loop().time() + patience
+    end = asyncio.get_running_loop().time() + timeout_s
     for path in paths:
         try:
-            status = await asyncio.wait_for(_answer(app, path, basis), end - asyncio.get_running_loop().time())
+            await asyncio.wait_for(ask(path), end - asyncio.get_running_loop().time())
         except asyncio.TimeoutError as error:  # its cause shows where the application was waiting
             raise WarmupFailed(f"{path} was not answered within zd_boot_timeout") from error
         except WarmupFailed:
             raise
         except Exception as error:
             raise WarmupFailed(f"{path} raised {type(error).__name__}: {error}") from error
-        if status >= 400:
-            raise WarmupFailed(f"{path} was answered with status {status}: zd_warmup wants a status below 400")
 
 
 def scope_of(path: str, basis: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,14 +59,19 @@ def scope_of(path: str, basis: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _answer(app: AsgiApplication, path: str, basis: Mapping[str, Any]) -> int:
-    """Return the status with which ``app`` answers, once it has returned."""
+async def ask(app: AsgiApplication, path: str, basis: Mapping[str, Any]) -> None:
+    """Call ``app`` with a GET for ``path``, until it has returned.
+
+    :param basis: the keys of a scope that depend on the server: ``asgi``, ``root_path``, ``state``, ``extensions``.
+    :raises WarmupFailed: it answered with status 400 or above, or returned without a whole response.
+    """
     request = _Request()
     state = {key: dict(value) if key == "state" else value for key, value in basis.items()}
     await app(scope_of(path, state), request.receive, request.send)
     if request.status is None or not request.complete.is_set():
         raise WarmupFailed(f"{path} was not answered: the application returned without a whole response")
-    return request.status
+    if request.status >= 400:
+        raise WarmupFailed(f"{path} was answered with status {request.status}: zd_warmup wants a status below 400")
 
 
 class _Request:

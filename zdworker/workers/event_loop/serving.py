@@ -1,12 +1,14 @@
-"""Booting and draining on an event loop: what uvicorn's server and Gunicorn's ASGI stack have in common here.
+"""Booting, serving and draining on an event loop: what all servers on asyncio or uvloop have in common here.
 
 Rules:
 
-* The drain has one deadline, the worker's ``zd_deadline``. Everything that waits looks at it again and again: it may
-  come nearer meanwhile.
+* The course of the drain is :class:`zdworker.workers.drain.Drain`; this is its front for event loops.
+* The drain has one deadline, the worker's ``zd_deadline``. Everything that waits reads it again and again, because it
+  may come nearer meanwhile.
 * Idle connections are not closed unannounced before it; each server's connections know when their own time is over.
-* The heart beats, and the parent is watched, to the end: whatever is awaited here, :meth:`Serving.tick` goes on.
-* Nothing is awaited unbounded, threads are never joined: ``run()`` returns in time, whatever the application does.
+* The worker sends heartbeats and watches its parent to the end: :meth:`Serving.tick` goes on, whatever is awaited here.
+* Nothing is awaited without a bound and threads are never joined: ``run()`` returns in time, whatever the application
+  does.
 """
 
 from __future__ import annotations
@@ -14,59 +16,103 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-import gc
 import socket
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from typing import Any, Protocol
 
-from zdworker.workers.applications import Send
-from zdworker.workers.asgi.drain import AsgiDrain
-from zdworker.workers.asgi.warmup import warm_up
-from zdworker.workers.base import UNUSED
+from zdworker.settings import Settings
+from zdworker.workers.drain import CUT_LINE_WITH_WEBSOCKETS, Drain, DrainableWorker, InFlight
 
-if TYPE_CHECKING:
-    from zdworker.workers.event_loop.worker import LoopWorker
+TICK_INTERVAL_S = 0.1
+"""Seconds between two ticks, while the worker serves and while something is awaited; uvicorn's own measure."""
 
-TICK = 0.1
-"""Seconds between two ticks while something is awaited, uvicorn's own measure."""
-
-GLANCE = 0.02
-"""Seconds between two looks at whether the last connection is gone: a reload waits for it."""
-
-FAREWELL = 0.5
+SHUTDOWN_MIN_S = 0.5
 """Seconds that lifespan shutdown has at least, even behind the deadline."""
 
-LEFTOVERS = 0.1
+LEFTOVER_TASKS_S = 0.1
 """Seconds that tasks of the application which outlive the server have to end when they are cancelled, and as many for
 its asynchronous generators; all that comes behind the deadline is less than the second after which the master kills."""
 
-ACCEPTS = 8
+CUT_S = 0.05
+"""Seconds that what is cut at the deadline has to notice before its tasks are cancelled."""
+
+UVLOOP_ACCEPTS = 8
 """Connections that a worker on uvloop may accept in one turn of its loop, instead of one: see :func:`shares`."""
 
-BOOT_MARGIN = 1.0
-"""Seconds before ``zd_boot_timeout`` at which the warm-up gives up, to tell what was not answered."""
+WARM_UP_MARGIN_S = 1.0
+"""Seconds before ``zd_boot_timeout`` at which the warm-up gives up, to report what was not answered."""
 
 
-class ToldToLeave(Exception):
-    """The worker was told to leave while it booted."""
+class LeaveRequested(Exception):
+    """The worker has to leave while it boots."""
+
+
+class ServedWorker(DrainableWorker, Protocol):
+    """What a server on an event loop needs of its worker, a :class:`zdworker.workers.event_loop.worker.LoopWorker`."""
+
+    @property
+    def cfg(self) -> Any:
+        """Gunicorn's configuration."""
+
+    @property
+    def alive(self) -> bool:
+        """False once Gunicorn's code wants the worker to end."""
+
+    @property
+    def max_requests(self) -> int:
+        """Requests after which the worker leaves by itself; without limit under zdworker's arbiter."""
+
+    @property
+    def zd_settings(self) -> Settings:
+        """The settings of zdworker."""
+
+    @property
+    def zd_boot_started_at(self) -> float:
+        """When the worker was made, by ``time.monotonic()``."""
+
+    @property
+    def zd_leaving(self) -> bool:
+        """Whether the worker has to leave."""
+
+    def zd_leave(self, grace: float) -> None:
+        """Begin the drain, or shorten it, to ``grace`` seconds from now."""
+
+    def notify(self) -> None:
+        """Send a heartbeat, and check parent and limits from time to time."""
+
+    def zd_ready(self) -> None:
+        """Report that the worker accepts connections."""
+
+    def zd_warmup_failed(self, error: Exception) -> Any:
+        """Report that the warm-up failed.
+
+        :raises SystemExit: (3) always.
+        """
 
 
 class Serving(abc.ABC):
-    """A server in the making, serving, and draining, for one worker."""
+    """A server that boots, serves and drains for one worker; abstract in what a kind of server knows for itself.
 
-    asgi: AsgiDrain
+    :param keepalive_s: seconds that a connection is kept between two requests.
+    """
 
-    def __init__(self, worker: LoopWorker) -> None:
+    def __init__(self, worker: ServedWorker, keepalive_s: float) -> None:
         self.worker = worker
         self.is_open = False
-        """Connections are accepted, or have been."""
+        """Whether connections are accepted, or have been."""
         self.draining = False
-        self.handshakes: weakref.WeakSet[Any] = weakref.WeakSet()
-        """Protocols that exist since before their TLS handshake, after which they get their ``transport``."""
-        self.unused_until = self.notice_at = 0.0
-        self._told = asyncio.Event()
+        """Whether accepting has stopped."""
+        self.listeners: Sequence[Any] = ()
+        """The event loop's servers, once there are any."""
+        self.drain = Drain(
+            self,
+            worker,
+            keepalive_s=keepalive_s,
+            websocket_spread_s=worker.zd_settings.websocket_drain,
+            cut_line=CUT_LINE_WITH_WEBSOCKETS,
+        )
+        self._leave_requested = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._boot: asyncio.Task[Any] | None = None
 
@@ -74,71 +120,66 @@ class Serving(abc.ABC):
 
     @abc.abstractmethod
     def connections(self) -> Collection[Any]:
-        """Return the protocols of the open connections."""
+        """Return the open connections, as the server's own objects for them."""
 
     @abc.abstractmethod
     def load(self) -> tuple[int, int]:
-        """Return the number of open connections, and of requests answered since birth."""
+        """Return the number of open connections, and of requests answered since boot."""
 
     @abc.abstractmethod
     def running(self) -> int:
         """Return how many calls of the application run, WebSockets included."""
 
     @abc.abstractmethod
-    def announce(self, protocol: Any) -> None:
-        """Have the response under way on a connection, if there is one, end that."""
+    def tend(self, connection: Any, now: float) -> None:
+        """End one of :meth:`connections` if its own time is over at ``now``, by ``time.monotonic()``."""
 
     @abc.abstractmethod
-    def prepare(self, send: Send) -> None:
-        """Do the same for a request that begins during the drain."""
+    async def warm_up(self, paths: Sequence[str], timeout_s: float) -> None:
+        """Have the application answer ``paths``, all of them within ``timeout_s`` seconds.
+
+        :raises WarmupFailed: one was not answered, or with status 400 or above.
+        """
 
     @abc.abstractmethod
-    def tend(self, protocol: Any, now: float) -> None:
-        """Let a connection end whose own time is over at ``now``, by ``time.monotonic()``."""
+    def zd_in_flight(self) -> InFlight:
+        """Return what is under way now."""
 
     @abc.abstractmethod
-    def warm_up_basis(self) -> Mapping[str, Any]:
-        """Return what the server adds to the scope of a warm-up request."""
-
-    async def tick(self) -> None:
-        """Beat the heart; and whatever else the server does ten times a second."""
-        self.worker.notify()
-        if self.load()[1] >= self.worker.max_requests:  # which is set aside where our arbiter sends a replacement first
-            self.worker.zd_leave(self.worker.cfg.graceful_timeout)
-        elif not self.worker.alive:
-            self.worker.zd_leave(0.0)  # Gunicorn's reloader says so, of a file that changed
+    def zd_begin_drain(self) -> None:
+        """Announce the end on each connection, and begin to close the WebSockets."""
 
     # -- booting -----------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Take notice that the worker was told to leave; for signal handlers."""
+        """Have the loop notice that the worker has to leave; for signal handlers."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._notice)
 
     def _notice(self) -> None:
-        self._told.set()
+        self._leave_requested.set()
         if self._boot is not None:
             self._boot.cancel()
 
     def begin_boot(self) -> None:
-        """To be called first on the running loop.
+        """Take up the running loop; to be called first on it.
 
-        :raises ToldToLeave: the worker has been told so already.
+        :raises LeaveRequested: the worker has to leave already.
         """
         self._loop = asyncio.get_running_loop()
         if self.worker.zd_leaving or not self.worker.alive:
-            raise ToldToLeave
+            raise LeaveRequested
 
-    async def boot(self, start_lifespan: Callable[[], Awaitable[bool]]) -> None:
-        """Run lifespan startup, then the warm-up; who is told to leave after this is heard by the drain.
+    async def boot(self, start_lifespan: Callable[[], Awaitable[bool]] | None = None) -> None:
+        """Run lifespan startup, then the warm-up. A worker that has to leave after this drains.
 
         :param start_lifespan: returns whether the application can serve.
-        :raises ToldToLeave: the worker was told so meanwhile.
+        :raises LeaveRequested: the worker has to leave meanwhile.
         :raises SystemExit: (3) the warm-up failed; it is reported.
         """
         self._boot = asyncio.current_task()
         try:
-            if await start_lifespan():
+            if start_lifespan is None or await start_lifespan():
                 await self._warm_up(self.worker.zd_settings.warmup)
         except asyncio.CancelledError:
             if not self.worker.zd_leaving:
@@ -146,14 +187,15 @@ class Serving(abc.ABC):
         finally:
             self._boot = None
         if self.worker.zd_leaving:
-            raise ToldToLeave
+            raise LeaveRequested
 
     async def _warm_up(self, paths: Sequence[str]) -> None:
         if not paths:
             return
-        patience = self.worker.zd_settings.boot_timeout - (time.monotonic() - self.worker.zd_born) - BOOT_MARGIN
+        booting_since = self.worker.zd_boot_started_at
+        left_s = self.worker.zd_settings.boot_timeout - (time.monotonic() - booting_since) - WARM_UP_MARGIN_S
         try:
-            await warm_up(self.asgi.app, paths, self.warm_up_basis(), max(0.0, patience))
+            await self.warm_up(paths, max(0.0, left_s))
         except Exception as error:  # noqa: BLE001  # whatever the application raises
             self.worker.zd_warmup_failed(error)
 
@@ -165,95 +207,75 @@ class Serving(abc.ABC):
         await asyncio.sleep(0)
         self.worker.zd_ready()
 
-    async def until_told(self, tick: float) -> None:
-        """Serve, with a tick each ``tick`` seconds, until the worker is told to leave."""
+    # -- serving -----------------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Send a heartbeat, and see whether the worker is to leave by itself."""
+        self.worker.notify()
+        if self.load()[1] >= self.worker.max_requests:  # unlimited where zdworker's arbiter sends a replacement first
+            self.worker.zd_leave(self.worker.cfg.graceful_timeout)
+        elif not self.worker.alive:
+            self.worker.zd_leave(0.0)  # Gunicorn's reloader says so, of a file that changed
+
+    async def until_leaving(self, tick_s: float) -> None:
+        """Serve, with a tick each ``tick_s`` seconds, until the worker has to leave."""
         while not self.worker.zd_leaving:
             await self.tick()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._told.wait(), tick)
+                await asyncio.wait_for(self._leave_requested.wait(), tick_s)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
-    async def drain(self, listeners: Sequence[Any], keepalive: float) -> bool:
-        """Stop accepting, and see every connection to its end.
+    async def drain_connections(self) -> bool:
+        """Stop accepting, see every connection to its end, and cut what is left at the deadline.
 
-        :param listeners: the loop's servers.
-        :param keepalive: seconds that a connection is kept between two requests.
-        :return: whether they all ended by themselves; if not, it is logged how many did not before the deadline.
+        :return: whether all connections ended by themselves.
         """
-        await self._stop_accepting(listeners)
-        self.worker.zd_draining()
-        self.draining = True
-        self.worker.log.info("Draining: %d connections, %d requests under way", *self._under_way())
-        now = time.monotonic()
-        left = self.worker.zd_deadline - now
-        self.unused_until, self.notice_at = now + max(UNUSED, keepalive), now + left / 2
-        # A second of what is left is for the last one's close handshake.
-        self.asgi.begin(self.prepare, max(0.0, min(self.worker.zd_settings.websocket_drain, left - 1.0)))
-        for protocol in list(self.connections()):
-            self.announce(protocol)
-        await self._until_empty()
-        if self._is_empty():
-            return True
-        connections, requests = self._under_way()
-        self.worker.log.warning(
-            "graceful_timeout is over: %d requests, %d WebSockets and %d connections in all are cut",
-            requests,
-            len(self.asgi.websockets),
-            connections,
-        )
-        return False
+        next_tick = time.monotonic()
+        for pause_s in self.drain.steps():
+            if (now := time.monotonic()) >= next_tick:
+                next_tick = now + TICK_INTERVAL_S
+                await self.tick()
+            await asyncio.sleep(pause_s)
+        return self.drain.cut is None
 
-    async def _stop_accepting(self, listeners: Sequence[Any]) -> None:
+    def zd_stop_accepting(self) -> Iterable[float]:
+        """Close the listeners, and lose no connection that was accepted."""
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             # A close between accept and the task that takes the connection up loses it (CPython 3.10 to 3.13): first
             # nothing more is accepted, then what was accepted gets its two turns.
-            for listener in listeners:
+            for listener in self.listeners:
                 for sock in listener.sockets:
                     self._loop.remove_reader(sock.fileno())
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        for listener in listeners:
+            yield 0.0
+            yield 0.0
+        for listener in self.listeners:
             listener.close()
 
-    async def _until_empty(self) -> None:
-        count, next_tick = 0, time.monotonic()
-        while not self._is_empty() and (now := time.monotonic()) < self.worker.zd_deadline:
-            if now >= next_tick:
-                next_tick = now + TICK
-                await self.tick()
-                for protocol in list(self.connections()):
-                    self.tend(protocol, now)
-                if now >= self.unused_until:
-                    self.handshakes.clear()
-                elif count % 10 == 0:
-                    self._forget_failed_handshakes()
-                count += 1
-            await asyncio.sleep(GLANCE)
+    def zd_is_empty(self) -> bool:
+        """Return whether no connection is open and no call of the application runs."""
+        return not self.connections() and not self.running()
 
-    def _is_empty(self) -> bool:
-        return not self.connections() and not self.running() and not self._shaking_hands()
+    def zd_tend(self, now: float) -> None:
+        """End the connections whose own time is over."""
+        for connection in list(self.connections()):
+            self.tend(connection, now)
 
-    def _under_way(self) -> tuple[int, int]:
-        requests = max(0, self.running() - len(self.asgi.websockets))
-        return len(self.connections()) + self._shaking_hands(), requests
+    def zd_cut(self) -> Iterable[float]:
+        """Leave what the deadline has found to the server's own end."""
+        return ()
 
-    def _shaking_hands(self) -> int:
-        return sum(1 for protocol in self.handshakes if protocol.transport is None)
+    async def until_done(self, shutdown: Coroutine[Any, Any, None]) -> None:
+        """Run lifespan shutdown for what is left of the drain's time, at least :data:`SHUTDOWN_MIN_S` seconds.
 
-    def _forget_failed_handshakes(self) -> None:
-        # The protocol of a handshake that failed is garbage, but in a reference cycle.
-        if self._shaking_hands() and not self.connections() and not self.running():
-            gc.collect()
-
-    async def until_done(self, farewell: Coroutine[Any, Any, None]) -> None:
-        """Run ``farewell`` for what is left of the drain's time, at least :data:`FAREWELL` seconds, heart beating."""
-        end = max(self.worker.zd_deadline, time.monotonic() + FAREWELL)
-        task = asyncio.get_running_loop().create_task(farewell)
+        Heartbeats go on meanwhile. A shutdown that takes longer is cancelled, and that is logged.
+        """
+        end = max(self.worker.zd_deadline, time.monotonic() + SHUTDOWN_MIN_S)
+        task = asyncio.get_running_loop().create_task(shutdown)
         while not task.done() and (left := end - time.monotonic()) > 0:
             await self.tick()
-            await asyncio.wait({task}, timeout=min(TICK, left))
-            end = min(end, max(self.worker.zd_deadline, time.monotonic() + FAREWELL))
+            await asyncio.wait({task}, timeout=min(TICK_INTERVAL_S, left))
+            end = min(end, max(self.worker.zd_deadline, time.monotonic() + SHUTDOWN_MIN_S))
         if task.done():
             task.result()
         else:
@@ -262,7 +284,7 @@ class Serving(abc.ABC):
 
 
 def shares(sockets: Sequence[Any]) -> list[socket.socket]:
-    """Return what the running loop is to listen on: ``sockets``, bare, and on uvloop :data:`ACCEPTS` copies of each.
+    """Return what the running loop listens on: ``sockets``, bare, and on uvloop :data:`UVLOOP_ACCEPTS` copies of each.
 
     libuv accepts one connection for each descriptor and turn (since 1.49), and with a thousand busy connections a turn
     takes a tenth of a second: the hundreds that a draining worker sends away would wait for seconds in the others'
@@ -271,7 +293,20 @@ def shares(sockets: Sequence[Any]) -> list[socket.socket]:
     bare = [getattr(sock, "sock", sock) for sock in sockets]  # Gunicorn wraps its sockets
     if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
         return bare
-    return [copy for sock in bare for copy in (sock, *(sock.dup() for _ in range(ACCEPTS - 1)))]
+    return [copy for sock in bare for copy in (sock, *(sock.dup() for _ in range(UVLOOP_ACCEPTS - 1)))]
+
+
+def run_to_end(loop: asyncio.AbstractEventLoop, serving: Coroutine[Any, Any, None]) -> None:
+    """Run a server on ``loop`` until its drain is over, then cancel what the application has left running.
+
+    :raises SystemExit: (0) the worker had to leave before it was ready; or as ``serving`` raises it.
+    """
+    try:
+        loop.run_until_complete(serving)
+    except LeaveRequested:
+        raise SystemExit(0) from None
+    finally:
+        wind_up(loop)
 
 
 def wind_up(loop: asyncio.AbstractEventLoop) -> None:
@@ -285,6 +320,6 @@ def wind_up(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
     # asyncio.wait, since asyncio.wait_for would wait for what it has cancelled, and code can swallow that.
     if leftovers:
-        loop.run_until_complete(asyncio.wait(leftovers, timeout=LEFTOVERS))
+        loop.run_until_complete(asyncio.wait(leftovers, timeout=LEFTOVER_TASKS_S))
     closing = loop.create_task(loop.shutdown_asyncgens())
-    loop.run_until_complete(asyncio.wait({closing}, timeout=LEFTOVERS))
+    loop.run_until_complete(asyncio.wait({closing}, timeout=LEFTOVER_TASKS_S))

@@ -2,10 +2,10 @@
 
 Rules:
 
-* Nothing of asyncio is imported here: what a generation has of it, and of the servers on it, is always new. The heavy
+* Nothing of asyncio is imported here, so that each generation has its own of it and of the servers on it. The heavy
   half is :mod:`zdworker.workers.event_loop.serving`.
-* Signals have plain handlers (:mod:`zdworker.workers.base`), which wake the loop: a loop's own would be lost before it
-  runs, and with them the rules for a worker that still boots.
+* Signals have plain handlers (:mod:`zdworker.workers.base`), which wake the loop. Handlers of the loop's own would not
+  work before it runs, and the rules for a worker that still boots would not apply.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
     zd_answers_health: ClassVar[bool] = True
 
     zd_serving: Serving | None = None
-    """The server, from its making in ``run()`` on."""
+    """The server; ``run()`` makes it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.zd_born = time.monotonic()
+        self.zd_boot_started_at = time.monotonic()
 
     def init_signals(self) -> None:
-        """Gunicorn's signals without its wake-up pipe, which nobody would read here and signals would fill."""
+        """Set the signal handlers. Gunicorn's wake-up pipe is taken out again: nothing reads it here, and signals would
+        fill it.
+        """
         super().init_signals()
         signal.set_wakeup_fd(-1)
 
@@ -47,18 +49,18 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
             self.zd_serving.wake()
 
     def zd_load(self) -> tuple[int, int]:
-        """Return the open connections and the requests answered since birth."""
+        """Return the open connections and the requests answered since boot."""
         return super().zd_load() if self.zd_serving is None else self.zd_serving.load()
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGINT and SIGQUIT: cut what is there and end, after the hook ``worker_int``.
+        """Handle SIGINT and SIGQUIT: cut what is under way and end, after the hook ``worker_int``.
 
-        Not as the base does it, by an exit from wherever the loop is: lifespan shutdown has its moment here too.
+        The base would raise an exit wherever the loop is. Here lifespan shutdown gets its moment, too.
         """
         if not self.booted:
             super().handle_quit(sig, frame)
         first = self.zd_deadline > time.monotonic()
-        self.zd_look_for_parent()
+        self.zd_check_parent()
         self.zd_leave(0.0)
         if first and self.zd_serving is not None and self.zd_serving.is_open:
             try:

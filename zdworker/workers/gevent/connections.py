@@ -1,13 +1,13 @@
-"""Connections of a gevent worker, as far as the drain must know them.
+"""The sockets of a gevent worker: clients and listeners, with what the drain must know and do.
 
 Rules:
 
-* A connection's socket is gevent's own, with a note about what the connection is in the middle of (:class:`Standing`).
-  The note is kept by the worker; the socket itself only adds when it last heard something.
-* No close on unread data: the kernel would answer it with a reset, and the client lose a response that was sent
-  (RFC 9112 9.6). What is still to come is read first, for a bounded time (:func:`linger`).
-* A greenlet that waits for its client is told to end by an end of file (:func:`silence`), never by an exception: that
-  would hit the application if the request had come in the same moment.
+* The socket of a connection is gevent's own, with a record of what the connection is in the middle of
+  (:class:`ConnectionRecord`). The worker keeps the record; the socket itself only notes when it last received data.
+* The worker does not close a socket with unread data: the kernel would answer that with a reset, and the client could
+  lose a response that was sent (RFC 9112 9.6). What still arrives is read first, for a bounded time (:func:`linger`).
+* A greenlet that waits for its client is ended by an end of file (:func:`end_input`), never by an exception. That would
+  interrupt the application if the request had arrived in the same moment.
 """
 
 from __future__ import annotations
@@ -24,118 +24,123 @@ from gevent import monkey
 from gevent.server import StreamServer
 from gevent.ssl import SSLSocket
 
-from zdworker.workers.wsgi.request_heads import LINGER, LINGER_IN_ALL
+from zdworker.workers.closing import LINGER_S, LINGER_TOTAL_S
 
 
-class Standing:
-    """What a connection is in the middle of. Times by ``time.monotonic()``."""
+class ConnectionRecord:
+    """What a connection is in the middle of. Times are those of ``time.monotonic()``."""
 
-    # In the class, since one is made for each connection.
-    heard = 0.0
+    # Defaults are kept in the class, because a record is made for each connection.
+    received_at = 0.0
     """When something was last read from it."""
     answered = False
+    """A request was answered."""
     busy = False
     """A request is being answered."""
     cut = False
-    """The drain's deadline is over: nothing more is done for it."""
-    leaving = False
-    """GOAWAY was said: the client knows that nothing more is done for it."""
-    noticed = False
-    """The client was asked to open no more streams."""
+    """The drain's deadline is over: no further request is answered."""
+    goaway_sent = False
+    """The client was told that no further stream is answered (HTTP/2)."""
+    notice_sent = False
+    """The client was asked to open no more streams (HTTP/2)."""
     http2: Any = None
     """True when it speaks HTTP/2, and Gunicorn's ``HTTP2ServerConnection`` as soon as that is known."""
     greenlet: Any = None
+    """The greenlet that handles it."""
 
     def __init__(self, now: float) -> None:
         self.since = now
-        """When it began to wait for its client: at accept, or with the end of the last response."""
+        """When it began to wait for its client: when it was accepted, or at the end of the last response."""
 
-    def end(self, more: bool) -> None:
-        """Note that a request is answered. ``more``: some of the next one has come already."""
+    def note_answered(self, more: bool) -> None:
+        """Note that a request was answered.
+
+        :param more: a part of the next request has arrived already.
+        """
         now = time.monotonic()
         self.busy, self.answered, self.since = False, True, now
         if more:
-            self.heard = now
+            self.received_at = now
 
     @property
     def begun(self) -> bool:
-        """Whether some of a request has come that is not whole yet."""
-        return self.heard >= self.since
+        """Whether a request has arrived in part."""
+        return self.received_at >= self.since
 
 
-class _Hearing:
-    """Mixin for sockets: notes when something was read, and passes over what comes after GOAWAY."""
+class _RecordingSocket:
+    """Mixin for sockets that notes when something was read, and drops what arrives after GOAWAY was sent."""
 
     __slots__ = ()
 
     def recv(self, *args: Any) -> bytes:
-        standing: Standing = self.standing  # type: ignore[attr-defined]
+        record: ConnectionRecord = self.record  # type: ignore[attr-defined]
         data: bytes = super().recv(*args)  # type: ignore[misc]
-        while standing.leaving and data:
+        while record.goaway_sent and data:
             data = super().recv(*args)  # type: ignore[misc]
-        standing.heard = time.monotonic()
+        record.received_at = time.monotonic()
         return data
 
 
-class ClientSocket(_Hearing, gevent.socket.socket):  # type: ignore[misc]  # gevent has no types
+class ClientSocket(_RecordingSocket, gevent.socket.socket):  # type: ignore[misc]  # gevent has no types
     """The socket of an accepted connection."""
 
-    __slots__ = ("standing",)
+    __slots__ = ("record",)
 
 
-class TLSClientSocket(_Hearing, SSLSocket):  # type: ignore[misc]  # gevent has no types
-    """The same with TLS, once that was begun."""
+class TLSClientSocket(_RecordingSocket, SSLSocket):  # type: ignore[misc]  # gevent has no types
+    """The socket of an accepted connection from the beginning of TLS on."""
 
 
 class Listener(StreamServer):  # type: ignore[misc]  # gevent has no types
-    """A stream server that can stop accepting and nothing else."""
+    """A stream server that can stop accepting and leave its connections as they are."""
 
     def __init__(self, *args: Any, ssl_context: Any = None, **kwargs: Any) -> None:
         tls = {}
         if ssl_context is not None:
             ssl_context.sslsocket_class = TLSClientSocket
-            # The handshake is left to the connection's handler, where it is seen and bounded.
+            # The connection's handler does the handshake, because there the worker sees it and bounds it.
             tls = {"ssl_context": ssl_context, "do_handshake_on_connect": False}
         super().__init__(*args, **kwargs, **tls)
 
     def do_read(self) -> tuple[Any, Any] | None:
-        """Accept a connection, as the base does."""
+        """Accept a connection with a record; called by gevent's loop."""
         try:
-            number, address = self.socket._accept()  # noqa: SLF001  # as the base does
+            number, address = self.socket._accept()  # noqa: SLF001  # as gevent's own do_read() does
         except BlockingIOError:
             return None
         listener = self.socket
         client = ClientSocket(listener.family, listener.type, listener.proto, fileno=number)
-        client.standing = Standing(time.monotonic())
+        client.record = ConnectionRecord(time.monotonic())
         return client, address
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
-        """Begin TLS and handle the connection; its standing goes over to the new socket."""
-        standing = client_socket.standing
+        """Begin TLS and handle the connection; its record moves to the new socket."""
+        record = client_socket.record
         with self.wrap_socket(client_socket, **self.ssl_args) as tls:
-            tls.standing = standing
+            tls.record = record
             return self.handle(tls, address)
 
     def retire(self) -> None:
-        """Stop accepting. Not ``close()``, which also takes from the connections what they need to be handled."""
+        """Stop accepting, and leave the connections what their handlers need; ``close()`` would take that away."""
         self._stop_event.set()
         self.stop_accepting()
         self._leave_epoll()
         self.socket.close()
 
     def _leave_epoll(self) -> None:
-        # libev takes no descriptor out by itself; the kernel does when all have closed it, and the others have this one
-        # too: each connection of theirs would wake this worker.
+        # libev does not unregister a descriptor that is closed, and the kernel does only when every process has closed
+        # the socket. The other workers keep theirs, so each of their connections would wake this worker.
         with contextlib.suppress(OSError):
             epoll = monkey.get_original("select", "epoll").fromfd(os.dup(self.loop.fileno()))
             epoll.unregister(self.socket.fileno())
             epoll.close()
 
 
-def silence(client: Any) -> None:
-    """Have whoever reads from a connection see its end, after what has come."""
+def end_input(client: Any) -> None:
+    """Have the greenlet that reads from a connection see its end, behind what has arrived."""
     if isinstance(client, SSLSocket):
-        # OpenSSL 3 would take the end for an attack, and tell the client so by an alert instead of a close_notify.
+        # OpenSSL 3 would take the end for a truncation attack, and send the client an alert instead of close_notify.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             client._sslobj.shutdown()  # noqa: SLF001  # unwrap() would wait for the client
         _shut(client, socket.SHUT_WR)
@@ -143,15 +148,18 @@ def silence(client: Any) -> None:
 
 
 def _shut(client: Any, how: int) -> None:
-    # The bare socket: that of TLS would forget its keys first.
+    # The bare socket, because the shutdown() of a TLS socket first drops the TLS session.
     with contextlib.suppress(OSError, AttributeError):
-        client._sock.shutdown(how)  # noqa: SLF001  # see above
+        client._sock.shutdown(how)  # noqa: SLF001  # gevent has no public name for it
 
 
 def linger(client: Any) -> None:
-    """Close the writing half, and read until the client closes, or has sent nothing for :data:`LINGER` seconds."""
+    """Close the writing half, and read until the client closes, or has sent nothing for :data:`LINGER_S` seconds.
+
+    It ends after :data:`LINGER_TOTAL_S` seconds in any case.
+    """
     _shut(client, socket.SHUT_WR)
-    with gevent.Timeout(LINGER_IN_ALL, False), contextlib.suppress(OSError, gevent.GreenletExit):
-        client.settimeout(LINGER)
+    with gevent.Timeout(LINGER_TOTAL_S, False), contextlib.suppress(OSError, gevent.GreenletExit):
+        client.settimeout(LINGER_S)
         while client.recv(65536):
             pass

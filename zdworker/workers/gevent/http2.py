@@ -1,15 +1,12 @@
-"""The end of an HTTP/2 connection of a gevent worker.
+"""The end of an HTTP/2 connection of a gevent worker; when it comes, :mod:`zdworker.workers.http2` decides.
 
 Rules:
 
-* GOAWAY goes out when no stream is open, and names the last one that has come (RFC 9113 6.8): a client knows then that
-  all it had is answered, and that what it sent since may be sent again elsewhere.
-* Until then new streams are answered. A connection on which streams overlap all the time is told, when half of the
-  drain's time is over, to open no more.
-* A moment passes between an answer and GOAWAY: httpx fails a request whose answer it reads together with a GOAWAY when
-  another request's task does the reading.
-* Behind GOAWAY the connection stays open for its keep-alive time: a client that looks at an idle connection only to use
-  it (httpx) would fail to write, and not know that its request was not looked at. So it reads that, and asks elsewhere.
+* A connection that never has a pause between its streams is ended behind an answer, once it has had the time of an
+  unused one.
+* Behind GOAWAY the connection stays open for its keep-alive time. A client such as httpx looks at an idle connection
+  only when it uses it; if that were closed, the client would fail to write and not know that its request was not
+  handled. So it reads the GOAWAY, and asks elsewhere.
 """
 
 from __future__ import annotations
@@ -21,89 +18,67 @@ from typing import Any
 import gevent
 
 from zdworker.syscalls import unread
-from zdworker.workers.gevent.connections import Standing, silence
+from zdworker.workers.drain import Drain
+from zdworker.workers.gevent.connections import ConnectionRecord, end_input
+from zdworker.workers.http2 import GOAWAY_NOTICE, goaway_at, notice_is_due
 
-PAUSE = 0.2
-"""Seconds without a request after which a connection that was answered in the drain is told goodbye."""
-
-BREATH = 0.05
+ANSWER_READ_S = 0.05
 """Seconds that the client has to read its answer before GOAWAY, where there is no pause between its requests."""
 
-FAREWELL = 1.0
-"""Seconds that the client has at least to close after GOAWAY."""
+CLOSE_AFTER_GOAWAY_S = 1.0
+"""Seconds that the client has at least to close the connection after GOAWAY."""
 
 
-class Farewell:
-    """The drain of a worker, as far as its HTTP/2 connections must know it.
+class Http2Drain:
+    """Ends the HTTP/2 connections of a worker in its drain.
 
-    :param begun: when it began, by ``time.monotonic()``.
-    :param patience: seconds that a connection without a request is kept; and in which one with many may have a pause.
-    :param keepalive: seconds that an idle one is kept. Before 26.1 Gunicorn itself gives it no limit.
+    Before 26.1 Gunicorn itself sets an idle connection no limit.
     """
 
-    def __init__(self, begun: float, patience: float, keepalive: float) -> None:
-        self._pressing = begun + patience
-        self._begun = begun
-        self._keepalive = keepalive
+    def __init__(self, drain: Drain) -> None:
+        self._drain = drain
 
-    def tend(self, client: Any, now: float, deadline: float) -> None:
-        """Do for a connection what there is to do at ``now``."""
-        standing: Standing = client.standing
-        if standing.http2 is True:
-            if now >= max(standing.heard + self._pressing - self._begun, self._pressing):
-                silence(client)  # no request so far: nothing that a GOAWAY could save
-            return
-        if standing.busy:
-            if now >= (self._begun + deadline) / 2 and not standing.noticed:
-                standing.noticed = True
-                _ask_for_no_more(standing.http2)
-            return
-        due = standing.since + PAUSE if standing.since > self._begun else self._until(standing)
-        if now >= due and not unread(client):
-            gevent.spawn(self._say_goodbye, client)
+    def tend(self, client: Any, now: float) -> None:
+        """Do what is due on a connection at ``now``, by ``time.monotonic()``."""
+        record: ConnectionRecord = client.record
+        if record.http2 is True:
+            if now >= max(record.received_at + self._drain.unused_s, self._drain.unused_until):
+                end_input(client)  # no request so far: a GOAWAY could save none
+        elif record.busy:
+            if not record.notice_sent and notice_is_due(self._drain, now, open_streams=1):  # or more
+                record.notice_sent = True
+                _send_notice(record.http2)
+        elif now >= self._goaway_at(record) and not unread(client):
+            gevent.spawn(self._end, client)
 
-    def end_between_streams(self, standing: Standing) -> None:
-        """End a connection that never has a pause, behind an answer; another stream that has come is answered first."""
-        if time.monotonic() < self._pressing or standing.leaving or len(standing.http2.streams) > 1:
-            return
-        gevent.sleep(BREATH)
-        standing.leaving = True
-        standing.http2.close()
+    def _goaway_at(self, record: ConnectionRecord) -> float:
+        answered_in_drain = record.since > self._drain.begun_at
+        return goaway_at(self._drain, idle_since=record.since, used=True, answered_in_drain=answered_in_drain)
 
-    def see_off(self, client: Any) -> None:
-        """Wait until the client has closed a connection that ended so."""
-        with gevent.Timeout(FAREWELL, False), contextlib.suppress(OSError, gevent.GreenletExit):
+    def _end(self, client: Any) -> None:
+        record: ConnectionRecord = client.record
+        if record.busy or record.goaway_sent or record.http2.streams:
+            return  # a request has arrived in the meantime
+        record.goaway_sent = True
+        record.http2.close()
+        kept_until = max(record.since, self._drain.begun_at) + self._drain.keepalive_s
+        gevent.sleep(max(CLOSE_AFTER_GOAWAY_S, kept_until - time.monotonic()))
+        end_input(client)
+
+    def end_between_streams(self, record: ConnectionRecord) -> None:
+        """End a connection that never has a pause, behind an answer; a stream that has begun is answered first."""
+        if time.monotonic() < self._drain.unused_until or record.goaway_sent or len(record.http2.streams) > 1:
+            return
+        gevent.sleep(ANSWER_READ_S)
+        record.goaway_sent = True
+        record.http2.close()
+
+    def wait_for_close(self, client: Any) -> None:
+        """Wait until the client has closed a connection that ended so, for :data:`CLOSE_AFTER_GOAWAY_S` at most."""
+        with gevent.Timeout(CLOSE_AFTER_GOAWAY_S, False), contextlib.suppress(OSError, gevent.GreenletExit):
             client.recv(1)
 
-    def _say_goodbye(self, client: Any) -> None:
-        standing: Standing = client.standing
-        if standing.busy or standing.leaving or standing.http2.streams:
-            return  # a request came in the meantime
-        standing.leaving = True
-        standing.http2.close()
-        gevent.sleep(max(FAREWELL, self._until(standing) - time.monotonic()))
-        silence(client)
 
-    def _until(self, standing: Standing) -> float:
-        return max(standing.since, self._begun) + self._keepalive
-
-
-def name_last_stream(connection: Any) -> None:
-    """Have Gunicorn's ``HTTP2ServerConnection`` say in its GOAWAY up to which stream it has answered.
-
-    Since 26.1 it would say 0 where no stream is open, and its client believe that nothing it asked for was done; before
-    it lets h2 say the right thing, whatever it is told.
-    """
-    close, h2_conn = connection.close, connection.h2_conn
-
-    def close_in_order(error_code: int = 0, last_stream_id: int | None = None) -> None:
-        close(error_code, h2_conn.highest_inbound_stream_id if last_stream_id is None else last_stream_id)
-
-    connection.close = close_in_order
-
-
-def _ask_for_no_more(connection: Any) -> None:
-    from zdworker.workers.closing import NOTICE
-
-    # Through h2's own buffer: another greenlet may be in the middle of sending a frame.
-    connection.h2_conn._data_to_send += NOTICE  # noqa: SLF001  # it has no call for this
+def _send_notice(connection: Any) -> None:
+    """Send GOAWAY_NOTICE through h2's own buffer, because another greenlet may be in the middle of sending a frame."""
+    connection.h2_conn._data_to_send += GOAWAY_NOTICE  # noqa: SLF001  # h2 has no call for a GOAWAY that ends nothing

@@ -1,12 +1,12 @@
-"""Gunicorn's gevent worker, as a zero-downtime worker runs it: imported only where a worker boots.
+"""The gevent worker as it serves and drains: imported only where a worker boots.
 
 Rules:
 
-* A subclass of Gunicorn's ``GeventWorker``; of it only ``run()`` is replaced, which would close its stream servers with
-  what their connections need, and wait in steps of a second.
-* The main greenlet beats the heart, watches the parent and lets idle connections end; it never waits for a client.
-* ``alive`` stays true in the drain: Gunicorn would leave HTTP/2 connections and end responses without notice.
-* ``run()`` returns in time whatever greenlets do: they are killed at the deadline and not waited for.
+* This is a subclass of Gunicorn's ``GeventWorker``. Only its ``run()`` is replaced, which would close the listeners
+  with what their connections need, and wait in steps of a second.
+* The main greenlet sends the heartbeat, watches the master and ends idle connections; it never waits for a client.
+* ``alive`` stays true in the drain: otherwise Gunicorn would end HTTP/2 connections and responses without notice.
+* ``run()`` returns in time whatever greenlets do: they are killed at the deadline, and waited for only for a moment.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -28,33 +29,28 @@ from gunicorn.workers import ggevent
 from gunicorn.workers.base_async import AsyncWorker
 
 from zdworker.syscalls import unread
-from zdworker.workers.base import UNUSED
-from zdworker.workers.gevent.connections import Listener, linger, silence
-from zdworker.workers.gevent.http2 import Farewell, name_last_stream
+from zdworker.workers.drain import CHECK_INTERVAL_S, TEND_INTERVAL_S, UNUSED_CONNECTION_S, Drain, InFlight
+from zdworker.workers.gevent.connections import ConnectionRecord, Listener, end_input, linger
+from zdworker.workers.gevent.http2 import Http2Drain
+from zdworker.workers.http2 import name_last_stream
 from zdworker.workers.wsgi.drain import WsgiDrain
-from zdworker.workers.wsgi.request_heads import body_has_come
+from zdworker.workers.wsgi.request_heads import body_is_read
 
-READY = 0.001
-"""Seconds until a listener that was started accepts: any time above 0 will do."""
+LISTENER_START_S = 0.001
+"""Seconds to sleep until a listener that was started accepts: any time above 0 is enough."""
 
-TICK = 0.1
-"""Seconds between two looks at the connections, and two beats of the heart."""
-
-GLANCE = 0.02
-"""Seconds between two looks at whether the last connection is gone: a reload waits for it."""
-
-CUT = 0.2
-"""Seconds that what is cut at the deadline has to end; what does not is left to the end of the process."""
+CUT_LIMIT_S = 0.2
+"""Seconds that what is cut at the deadline has to end; the rest ends with the process."""
 
 
-class _Stock(ggevent.GeventWorker):  # type: ignore[misc]  # Gunicorn has no types
-    """Gunicorn's, less the look at the parent, which would end the worker in the middle of its requests."""
+class _UnwatchedGeventWorker(ggevent.GeventWorker):  # type: ignore[misc]  # Gunicorn has no types
+    """Gunicorn's worker without its check of the parent, which would end the worker in the middle of its requests."""
 
     def notify(self) -> None:
         AsyncWorker.notify(self)
 
 
-class DrainingGeventWorker(WsgiDrain, _Stock):
+class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
     """The worker; ``zdworker.GeventWorker`` makes its objects of this class and itself."""
 
     zd_ready_at_first_beat: ClassVar[bool] = False
@@ -63,15 +59,15 @@ class DrainingGeventWorker(WsgiDrain, _Stock):
         super().__init__(*args, **kwargs)
         self._clients: set[Any] = set()
         self._pools: list[Any] = []
-        self._told: Any = None
-        self._begun = 0.0
-        self._farewell: Farewell | None = None
-        self._patience = max(UNUSED, float(self.cfg.keepalive))
+        self._listeners: list[Listener] = []
+        self._told_to_leave: Any = None  # an Event, once run() has a hub for it
+        self._drain = Drain(self, self, keepalive_s=float(self.cfg.keepalive))
+        self._http2_drain = Http2Drain(self._drain)
 
     # -- serving -----------------------------------------------------------------------------------------------------
 
     def init_signals(self) -> None:
-        """Gunicorn's signals without its wake-up pipe, which nobody would read here and signals would fill."""
+        """Install the signal handlers without Gunicorn's wake-up pipe: no greenlet reads it, and it would fill up."""
         super().init_signals()
         signal.set_wakeup_fd(-1)
 
@@ -80,28 +76,31 @@ class DrainingGeventWorker(WsgiDrain, _Stock):
 
         :raises SystemExit: the warm-up failed (code 3, reported).
         """
-        self._told = Event()
+        self._told_to_leave = Event()
         self.zd_warmed_up()
-        if self.zd_deadline != math.inf:
-            return  # told to leave meanwhile
-        listeners = [self._listener(sock) for sock in self.sockets]
-        for listener in listeners:
+        if self.zd_leaving:
+            return  # told to leave during the warm-up
+        self._listeners = [self._listener(sock) for sock in self.sockets]
+        for listener in self._listeners:
             listener.start()
-        # The loop takes a listener up when it next polls, which it has done when a timer fires; sleep(0) comes before.
-        gevent.sleep(READY)
+        # The loop registers a listener when it next polls, which it has done when a timer fires; sleep(0) is earlier.
+        gevent.sleep(LISTENER_START_S)
         self.zd_ready()
         while self.alive and not self.zd_leaving:
-            self._tick()
-            self._told.wait(TICK)
+            self.notify()
+            self.zd_tend(time.monotonic())
+            self._told_to_leave.wait(TEND_INTERVAL_S)
         if not self.zd_leaving:
-            self.zd_leave(0.0)  # Gunicorn's reloader says so, of a file that changed
-        self._drain(listeners)
+            self.zd_leave(0.0)  # Gunicorn's reloader asks for it by ``alive``, when a file has changed
+        for pause_s in self._drain.steps():
+            self.notify()
+            gevent.sleep(pause_s)
 
     def _listener(self, sock: Any) -> Listener:
         sock.setblocking(1)
         pool = Pool(self.worker_connections)
         self._pools.append(pool)
-        # Asked for its name by every connection, also when the socket is closed.
+        # Every connection asks for the listener's name, also when the listener is closed.
         name = sock.getsockname()
         named = SimpleNamespace(getsockname=lambda: name)
         context = ssl_context(self.cfg) if self.cfg.is_ssl else None
@@ -111,23 +110,23 @@ class DrainingGeventWorker(WsgiDrain, _Stock):
         return listener
 
     def timeout_ctx(self) -> Any:
-        """Return no limit: :meth:`_tick` looks after connections that wait, and sees what they wait for."""
+        """Return no limit: :meth:`zd_tend` ends connections that wait too long, and sees what they wait for."""
         return _NO_LIMIT
 
     def zd_load(self) -> tuple[int, int]:
-        """Return the open connections and the requests answered since birth."""
+        """Return the open connections and the requests answered since the worker booted."""
         return sum(len(pool) for pool in self._pools), self.nr
 
     def zd_on_leave(self) -> None:
-        """Wake the main greenlet; it drains."""
-        if self._told is not None:
-            gevent.get_hub().loop.run_callback_threadsafe(self._told.set)
+        """Wake the main greenlet, which drains."""
+        if self._told_to_leave is not None:
+            gevent.get_hub().loop.run_callback_threadsafe(self._told_to_leave.set)
 
     # -- connections -------------------------------------------------------------------------------------------------
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Handle a connection, from the TLS handshake on."""
-        client.standing.greenlet = gevent.getcurrent()
+        client.record.greenlet = gevent.getcurrent()
         self._clients.add(client)
         try:
             if isinstance(client, SSLSocket):
@@ -144,112 +143,103 @@ class DrainingGeventWorker(WsgiDrain, _Stock):
 
         :raises StopIteration: the connection ends with it.
         """
-        standing = sock.standing
-        standing.busy = True
+        record: ConnectionRecord = sock.record
+        record.busy = True
         try:
             super().handle_request(listener_name, req, sock, addr)
         except StopIteration:
-            if not body_has_come(req) or (self.zd_leaving and unread(sock)):
+            if not body_is_read(req) or (self.zd_leaving and unread(sock)):
                 linger(sock)
             raise
         finally:
-            standing.end(more=req.unreader.buf.tell() > 0)
-        if standing.cut:
-            raise StopIteration  # killed, which the base passes over
+            record.note_answered(more=req.unreader.buf.tell() > 0)
+        if record.cut:
+            raise StopIteration  # the greenlet was killed, which Gunicorn's method ignores
 
     def handle_http2(self, listener: Any, client: Any, addr: Any, *args: Any, **kwargs: Any) -> None:
         """Handle an HTTP/2 connection."""
-        client.standing.http2 = True
+        client.record.http2 = True
         with contextlib.suppress(gevent.GreenletExit):
             super().handle_http2(listener, client, addr, *args, **kwargs)
-            if client.standing.leaving and self._farewell is not None:
-                self._farewell.see_off(client)
+            if client.record.goaway_sent and self._drain.has_begun:
+                self._http2_drain.wait_for_close(client)
 
     def handle_http2_request(self, listener_name: Any, req: Any, sock: Any, addr: Any, h2_conn: Any) -> None:
         """Answer a request of an HTTP/2 connection."""
-        standing = sock.standing
-        if standing.http2 is not h2_conn:
-            standing.http2 = h2_conn
+        record: ConnectionRecord = sock.record
+        if record.http2 is not h2_conn:
+            record.http2 = h2_conn
             name_last_stream(h2_conn)
-        standing.busy = True
+        record.busy = True
         try:
             super().handle_http2_request(listener_name, req, sock, addr, h2_conn)
         finally:
-            standing.end(more=False)
-        if self._farewell is not None:
-            self._farewell.end_between_streams(standing)
+            record.note_answered(more=False)
+        if self._drain.has_begun:
+            self._http2_drain.end_between_streams(record)
 
-    def _tick(self) -> None:
-        self.notify()
-        now = time.monotonic()
+    def zd_tend(self, now: float) -> None:
+        """End the connections whose time is over at ``now``, by ``time.monotonic()``."""
         for client in list(self._clients):
-            self._tend(client, client.standing, now)
+            self._tend(client, client.record, now)
 
-    def _tend(self, client: Any, standing: Any, now: float) -> None:
-        """Let a connection end that waits for its client, when it has waited long enough."""
-        if standing.http2 is not None:
-            if self._farewell is not None:
-                self._farewell.tend(client, now, self.zd_deadline)
+    def _tend(self, client: Any, record: ConnectionRecord, now: float) -> None:
+        """End a connection that waits for its client, when it has waited long enough."""
+        if record.http2 is not None:
+            if self._drain.has_begun:
+                self._http2_drain.tend(client, now)
             return
-        if standing.busy or (not self.cfg.keepalive and not self.zd_leaving):
+        if record.busy or (not self.cfg.keepalive and not self.zd_leaving):
             return  # without keepalive Gunicorn sets no limit either
-        if now >= self._limit(standing) and not unread(client):
-            silence(client)
+        if now >= self._limit(record) and not unread(client):
+            end_input(client)
 
-    def _limit(self, standing: Any) -> float:
+    def _limit(self, record: ConnectionRecord) -> float:
         """Return when a connection has waited long enough.
 
-        Gunicorn gives all of them ``keepalive`` seconds. Here it is so for one that was used and is idle since; one
-        never used has 5 seconds more, and a head has ``timeout``, as in ThreadWorker. In a drain it is never less than
-        patience from its beginning, or from the last byte.
+        Gunicorn gives all of them ``keepalive`` seconds. Here this is the limit of a connection that is idle since a
+        request. One never used has 5 seconds more, and a head has ``timeout`` seconds, as in ThreadWorker. In a drain
+        one never used is kept until the drain's ``unused_until`` at least, and a head for as long from its last byte.
         """
-        since, keepalive = float(standing.since), float(self.cfg.keepalive)
-        if standing.begun:
-            own, at_least = since + (float(self.cfg.timeout) or math.inf), float(standing.heard)
-        elif standing.answered:
-            return since + keepalive
-        else:
-            own, at_least = since + keepalive + UNUSED, self._begun
-        return max(own, at_least + self._patience) if self.zd_leaving else own
+        drain, since, keepalive_s = self._drain, record.since, float(self.cfg.keepalive)
+        if record.begun:
+            limit = since + (float(self.cfg.timeout) or math.inf)
+            return max(limit, record.received_at + drain.unused_s) if drain.has_begun else limit
+        if record.answered:
+            return since + keepalive_s
+        limit = since + keepalive_s + UNUSED_CONNECTION_S
+        return max(limit, drain.unused_until) if drain.has_begun else limit
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
-    def _drain(self, listeners: list[Listener]) -> None:
-        """Stop accepting, wait for the connections until the deadline, and cut what is left."""
-        self._begun = time.monotonic()
-        self._farewell = Farewell(self._begun, self._patience, float(self.cfg.keepalive))
-        for listener in listeners:
+    def zd_stop_accepting(self) -> tuple[()]:
+        """Close the listeners, and nothing that their connections need."""
+        for listener in self._listeners:
             listener.retire()
-        self.zd_draining()
-        self.log.info("Draining: %d connections, %d requests under way", self.zd_load()[0], self._requests())
-        next_tick = 0.0
-        while any(self._pools) and (now := time.monotonic()) < self.zd_deadline:
-            if now >= next_tick:
-                next_tick = now + TICK
-                self._tick()
-            gevent.sleep(GLANCE)
-        if any(self._pools):
-            self._cut()
+        return ()
 
-    def _requests(self) -> int:
-        return sum(client.standing.busy for client in self._clients)
+    def zd_in_flight(self) -> InFlight:
+        """Return the open connections, and the requests that are being answered."""
+        return InFlight(self.zd_load()[0], sum(client.record.busy for client in self._clients))
 
-    def _cut(self) -> None:
-        self.log.warning(
-            "graceful_timeout is over: %d requests and %d connections in all are cut",
-            self._requests(),
-            self.zd_load()[0],
-        )
+    def zd_begin_drain(self) -> None:
+        """Do nothing: each connection's limit is computed when it is compared."""
+
+    def zd_is_empty(self) -> bool:
+        """Tell whether the greenlet of every connection has ended."""
+        return not any(self._pools)
+
+    def zd_cut(self) -> Iterator[float]:
+        """Kill the greenlets of requests, end the other connections, and wait for :data:`CUT_LIMIT_S` at most."""
         for client in list(self._clients):
-            client.standing.cut = True
-            if client.standing.busy:
-                client.standing.greenlet.kill(block=False)
+            client.record.cut = True
+            if client.record.busy:
+                client.record.greenlet.kill(block=False)
             else:
-                silence(client)
-        end = time.monotonic() + CUT
-        while any(self._pools) and time.monotonic() < end:
-            self.notify()
-            gevent.sleep(GLANCE)
+                end_input(client)
+        end = time.monotonic() + CUT_LIMIT_S
+        while not self.zd_is_empty() and time.monotonic() < end:
+            yield CHECK_INTERVAL_S
 
 
 _NO_LIMIT = contextlib.nullcontext()

@@ -2,10 +2,10 @@
 
 Rules:
 
-* Neither gevent nor Gunicorn's ``ggevent`` is imported before a worker boots (or a fork server prepares): the master is
-  never monkey-patched and knows nothing of gevent. The worker itself is in :mod:`zdworker.workers.gevent.server`.
-* Patching comes before the application, whoever imports it: the fork server with ``--preload``, each worker without.
-* A subclass of this class is one of Gunicorn's ``GeventWorker`` too, as soon as there is an object of it.
+* Neither gevent nor Gunicorn's ``ggevent`` is imported before a worker boots or a fork server prepares: the master is
+  never monkey-patched. The worker itself is in :mod:`zdworker.workers.gevent.server`.
+* The process that imports the application is patched first: the fork server with ``--preload``, each worker without.
+* A subclass of this class is a subclass of Gunicorn's ``GeventWorker`` too, as soon as there is an object of it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class GeventWorker(WsgiDrain, Worker):  # type: ignore[misc]  # Gunicorn has no 
     """Serves a WSGI application with a greenlet per connection, and loses no request when it is replaced."""
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> GeventWorker:
-        """Make an object of the real class: this one and its base from ``ggevent``, which only now gets imported."""
-        made: GeventWorker = object.__new__(_real(cls))
+        """Make an object of a class that derives from this one and from Gunicorn's, which is imported only now."""
+        made: GeventWorker = object.__new__(_full_class(cls))
         return made
 
     @classmethod
     def zd_prepare(cls, cfg: Any) -> None:
-        """Monkey-patch this process (once), and make gevent's hub know that it was forked.
+        """Monkey-patch this process, once, and tell gevent's hub that the process was forked.
 
         :raises GenerationError: gevent is missing or too old.
         """
@@ -41,27 +41,27 @@ class GeventWorker(WsgiDrain, Worker):  # type: ignore[misc]  # Gunicorn has no 
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
-        """Import gevent and what serves, without patching.
+        """Import gevent and the server, without patching.
 
         :raises GenerationError: gevent is missing or too old.
         """
         _require_gevent()
-        _real(cls)
+        _full_class(cls)
         super().zd_preload(cfg)
 
 
 def _require_gevent() -> None:
     try:
-        import gunicorn.workers.ggevent  # noqa: F401  # it looks whether gevent is there, and new enough
+        import gunicorn.workers.ggevent  # noqa: F401  # it raises if gevent is missing or too old
     except RuntimeError as error:
         raise GenerationError(f"zdworker.GeventWorker: {error} (pip install 'zdworker[gevent]')") from error
 
 
-def _real(light: Any) -> Any:
-    """Return the class of which an object of ``light`` is really made."""
+def _full_class(light: Any) -> Any:
+    """Return the class of which an object of ``light`` is made: ``light`` with the server's class as a base."""
     from zdworker.workers.gevent.server import DrainingGeventWorker
 
-    if "zd_real" not in vars(light):
+    if "zd_full_class" not in vars(light):
         names = {"__module__": light.__module__, "__doc__": light.__doc__}
-        light.zd_real = type(light.__name__, (light, DrainingGeventWorker), names)
-    return light.zd_real
+        light.zd_full_class = type(light.__name__, (light, DrainingGeventWorker), names)
+    return light.zd_full_class

@@ -2,11 +2,11 @@
 
 Rules:
 
-* A subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, nothing of it copied. While nobody drains, it adds one
-  plain call for each piece of data, and one for each response.
+* The protocol is a subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, and nothing of it is copied. Before the
+  drain it adds one plain call for each piece of data, and one for each response.
 * A response says ``Connection: close`` only if its request has arrived whole and nothing more has come behind it. That
-  is decided when the head is written, not before: until then more may arrive.
-* A connection is over when it is lost **and** its calls of the application are: background tasks run in there.
+  is decided when the head is written, because until then more may arrive.
+* A connection is over when it is lost **and** its calls of the application have returned: background tasks run there.
 
 Known: Gunicorn 25.0 and 25.1 (a stream reader for each connection), 25.2 to 26.1 (parsers with callbacks), 27 (the
 same, with responses that overlap with the rest of their call, and HTTP/2 streams that overlap with each other).
@@ -15,20 +15,27 @@ same, with responses that overlap with the rest of their call, and HTTP/2 stream
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
 
-from zdworker.workers.closing import Standing, linger, unread, with_close
-from zdworker.workers.gunicorn_asgi.http2 import Http2
+from zdworker.workers.closing import ConnectionState, with_close
+from zdworker.workers.drain import Drain
+from zdworker.workers.event_loop.transports import linger, unread
+from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
 
-if TYPE_CHECKING:
-    from zdworker.workers.gunicorn_asgi.server import AsgiServer
-    from zdworker.workers.gunicorn_asgi.worker import ASGIWorker
+
+class ConnectionServer(Protocol):
+    """What a connection needs of its server, a :class:`zdworker.workers.gunicorn_asgi.server.AsgiServer`."""
+
+    open: set[Connection]
+    """The connections that are not over; each puts itself there and takes itself out."""
+    draining: bool
+    """Whether responses are to end their connections."""
 
 
 class _LastRequest:
-    """Gunicorn's configuration as a connection sees it that ends with the present response."""
+    """Gunicorn's configuration for a connection that ends with the present response."""
 
     keepalive = 0
 
@@ -42,7 +49,7 @@ class _LastRequest:
 class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     """One connection of an ASGIWorker."""
 
-    # -- what the base tells ------------------------------------------------------------------------------------------
+    # -- what the base calls ------------------------------------------------------------------------------------------
 
     cfg: Any
     transport: Any
@@ -50,15 +57,15 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     _closed: bool
     _task: asyncio.Task[Any] | None
 
-    def __init__(self, worker: ASGIWorker, server: AsgiServer) -> None:
+    def __init__(self, worker: Any, server: ConnectionServer) -> None:
         super().__init__(worker)
         self._zd_server = server
-        self._zd_heard = 0  # the number of the request during which, or before which, data came last
+        self._zd_data_at = 0  # the number of the request during which, or before which, data came last
         self._zd_last = False  # the present response is announced as the last one
         self._zd_request: Any = None  # the one whose response has begun
         self._zd_upgraded = False
         self._zd_lost = False
-        self._zd_http2: Http2 | None = None
+        self._zd_http2: Http2Drain | None = None
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
 
     def connection_made(self, transport: Any) -> None:
@@ -67,9 +74,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Take note that something came, then do as the base does."""
-        self._zd_heard = self.req_count or 1
-        if self._zd_http2 is None or not self._zd_http2.said_goaway:
+        """Note that something came, then do as the base does."""
+        self._zd_data_at = self.req_count or 1
+        if self._zd_http2 is None or not self._zd_http2.goaway_sent:
             super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -95,23 +102,23 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         await super()._handle_websocket(*args)
 
     async def _handle_http2_connection(self, *args: Any, **kwargs: Any) -> None:
-        self._zd_http2 = Http2(self)
+        self._zd_http2 = Http2Drain(self)
         await super()._handle_http2_connection(*args, **kwargs)
 
     # -- what it is in the middle of ----------------------------------------------------------------------------------
 
-    def zd_standing(self) -> Standing:
-        """Tell what the connection is in the middle of."""
+    def zd_state(self) -> ConnectionState:
+        """Return what the connection is in the middle of."""
         if self.transport is None or self._closed or self.transport.is_closing() or self._zd_upgraded:
-            return Standing.LEAVING
+            return ConnectionState.CLOSING
         if self._zd_http2 is not None:
-            return Standing.STREAMS
+            return ConnectionState.HTTP2
         if self.zd_running():
-            return Standing.BUSY
-        if self._zd_heard == 0:
-            return Standing.UNUSED
-        begun = self._zd_heard >= max(1, self.req_count) and not self._zd_only_empty_lines()
-        return Standing.READING if begun else Standing.IDLE
+            return ConnectionState.BUSY
+        if self._zd_data_at == 0:
+            return ConnectionState.UNUSED
+        begun = self._zd_data_at >= max(1, self.req_count) and not self._zd_only_empty_lines()
+        return ConnectionState.READING if begun else ConnectionState.IDLE
 
     def zd_running(self) -> int:
         """Return how many calls of the application run for this connection."""
@@ -140,10 +147,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         return not getattr(self._zd_request, "_body_remaining", 0)  # 25.0, 25.1
 
     def _zd_may_close(self, request: Any) -> bool:
-        """Tell whether the connection may end with the response to ``request``: nothing else is under way."""
+        """Return whether the connection may end with the response to ``request``: nothing else is under way."""
         parser = getattr(self, "_callback_parser", None)
         if parser is not None:
-            # Before 27 what a client had sent behind a request was dropped: it had better be told that nothing follows.
+            # Gunicorn before 27 drops what a client has sent behind a request, so it is better to say that nothing
+            # follows.
             behind = bool(parser.remaining()) if hasattr(parser, "remaining") else False
         elif hasattr(request, "unreader"):
             behind = bool(request._body_remaining or request.unreader.has_buffered_data() or self.reader._buffer)
@@ -154,7 +162,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     # -- what the drain does ------------------------------------------------------------------------------------------
 
     def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Announce the end of the connection, if it may end; a coroutine in 25.0 and 25.1, a plain call since."""
+        """Send the head of a response, with the end of the connection announced in a drain if it may end.
+
+        A coroutine in Gunicorn 25.0 and 25.1, a plain call since.
+        """
         self._zd_request = request
         if self._zd_server.draining and self._zd_may_close(request):
             headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
@@ -166,8 +177,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def _close_transport(self) -> None:
         """Close, but first read what the client is still sending: the rest of a body, its half of a WebSocket's end.
 
-        Not only during the drain: the base resets the connection of a client whose upload was refused, and the answer
-        may be lost to a drain that begins while it is on its way.
+        This is so before the drain, too: the base resets the connection of a client whose upload was refused, and a
+        drain that begins while the answer is on its way would lose it.
         """
         transport = self.transport
         if transport is not None and not self._closed and not transport.is_closing() and self._zd_expects_more():
@@ -182,42 +193,40 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         return self._zd_server.draining and (self._zd_upgraded or unread(self.transport) > 0)
 
     def _keepalive_timeout(self) -> None:
-        """End as idle, unless the next request has come; in a drain, unless it has begun to.
+        """End an idle connection, unless the next request has come; in a drain, unless it has begun to come.
 
-        A loop that was held up finds both due at once, the timer and the request.
+        After a loop was held up, the timer and the request are due in the same turn.
         """
         ready = getattr(self, "_request_ready", None)
         come = ready is not None and ready.is_set()
-        begun = self._zd_server.draining and self.zd_standing() is not Standing.IDLE
+        begun = self._zd_server.draining and self.zd_state() is not ConnectionState.IDLE
         if not come and not begun and not unread(self.transport):
             super()._keepalive_timeout()
 
     def _cancel_task_if_pending(self) -> None:
-        """Let a call go on whose client has left because it was told to: it has its response."""
+        """Cancel the call of the application, but not if its client left because the response asked for that."""
         if not (self._zd_last and getattr(self, "_finishing_calls", True)):
             super()._cancel_task_if_pending()
 
-    def zd_tend(self, now: float, unused_until: float) -> None:
-        """Let the connection end if its time is over at ``now``, by ``time.monotonic()``.
+    def zd_tend(self, now: float, drain: Drain) -> None:
+        """End the connection if its time is over at ``now``, by ``time.monotonic()``.
 
         The base has no timer for one that was never used, until 26.1 none that works for any other.
-
-        :param unused_until: when connections on which no byte ever came have had their time.
         """
         if self._zd_http2 is not None and self._zd_lost and not self._zd_http2.in_flight():
             self._zd_server.open.discard(self)  # until 26.1 the task of one that broke the protocol never ends
-        standing = self.zd_standing()
-        if standing is Standing.IDLE:
+        state = self.zd_state()
+        if state is ConnectionState.IDLE:
             if self._zd_idle is None or self._zd_idle[0] != self.req_count:
                 self._zd_idle = (self.req_count, now)
-            over = now - self._zd_idle[1] >= self._zd_server.keepalive
+            over = now - self._zd_idle[1] >= drain.keepalive_s
         else:
-            over = standing is Standing.UNUSED and now >= unused_until
+            over = state is ConnectionState.UNUSED and now >= drain.unused_until
         if over and not unread(self.transport):
             super()._close_transport()
 
-    def zd_tell_disconnected(self) -> None:
-        """Let the application know of the end that is to come, as if the client had left."""
+    def zd_signal_disconnect(self) -> None:
+        """Let the application's ``receive`` return a disconnect, as if the client had left."""
         receivers = [getattr(self, "_body_receiver", None), *getattr(self, "_finishing_calls", {}).values()]
         for receiver in receivers:
             if receiver is not None:
@@ -226,7 +235,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         if queue is not None:
             queue.put_nowait({"type": "http.disconnect"})
         if self._zd_http2 is not None:
-            self._zd_http2.tell_disconnected()
+            self._zd_http2.signal_disconnect()
 
     def zd_tasks(self) -> set[asyncio.Task[Any]]:
         """Return the tasks that serve this connection and are not done."""

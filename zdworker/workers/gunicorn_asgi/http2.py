@@ -2,33 +2,36 @@
 
 Rules:
 
-* GOAWAY goes out when no stream is in flight, and names the last stream that was answered (RFC 9113 6.8): a client
-  knows then that all it had is whole, and that what it sent since may be sent again elsewhere. An earlier one fails
-  streams in flight of clients such as httpx.
-* It goes out in one piece with the end of the last answer: a client that sends one request after the other never
+* When it ends is decided by :mod:`zdworker.workers.http2`; this file asks Gunicorn's connection and writes.
+* GOAWAY goes out in one piece with the end of the last answer: a client that sends one request after the other never
   sends one into a connection that is over.
-* Until then new streams are answered. A connection on which streams overlap all the time is told, when half of the
-  drain's time is over, to open no more (the shutdown notice of RFC 9113 6.8, a GOAWAY that names no stream).
 * Gunicorn's own GOAWAY is not used: 27 names stream 0, as if nothing had been answered.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from zdworker.workers.closing import NOTICE, linger, unread
+from zdworker.workers.drain import Drain
+from zdworker.workers.event_loop.transports import linger, unread
+from zdworker.workers.http2 import GOAWAY_NOTICE, goaway_at, name_last_stream, notice_is_due
 
-if TYPE_CHECKING:
-    from zdworker.workers.gunicorn_asgi.connections import Connection
+
+class Http2Connection(Protocol):
+    """What the drain needs of a connection, a :class:`zdworker.workers.gunicorn_asgi.connections.Connection`."""
+
+    transport: Any
+    reader: Any
+    worker: Any
 
 
-class Http2:
-    """What the drain knows of one HTTP/2 connection.
+class Http2Drain:
+    """The drain of one HTTP/2 connection.
 
     :param connection: its protocol, whose ``_h2_conn`` is there once the connection preface is out.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Http2Connection) -> None:
         self._connection: Any = connection
         self._gunicorns: Any = None  # gunicorn.http2.async_connection.AsyncHTTP2Connection
         self._hypers: Any = None  # h2.connection.H2Connection
@@ -36,7 +39,7 @@ class Http2:
         self._idle_since: float | None = None
         self._noticed = False
         self._between = False  # data has been read, and what it means is not known yet
-        self.said_goaway = False
+        self.goaway_sent = False
         """No further stream is answered."""
         self._follow_reader(connection.reader)
 
@@ -60,13 +63,14 @@ class Http2:
         return max(live, len(getattr(self._connection, "_h2_tasks", ())))
 
     def begin(self) -> None:
-        """Take note of where the connection is as the drain begins, and follow it from now on."""
+        """Note what is in flight as the drain begins, and follow the connection from now on; works once."""
         gunicorns = getattr(self._connection, "_h2_conn", None)
         if gunicorns is None or self._gunicorns is not None:
             return
         self._gunicorns, self._hypers = gunicorns, gunicorns.h2_conn
         self._last_at_drain = -1 if self.in_flight() else self._hypers.highest_inbound_stream_id
-        data_to_send, clean_up, close = self._hypers.data_to_send, gunicorns.cleanup_stream, gunicorns.close
+        name_last_stream(gunicorns)
+        data_to_send, clean_up = self._hypers.data_to_send, gunicorns.cleanup_stream
 
         def sent() -> bytes:
             data: bytes = data_to_send()
@@ -80,56 +84,59 @@ class Http2:
             clean_up(stream_id)
             self._connection.worker.loop.call_soon(self._close_if_over)
 
-        async def closed(error_code: int = 0, last_stream_id: int | None = None) -> None:
-            await close(error_code, last_stream_id or self._hypers.highest_inbound_stream_id)
+        self._hypers.data_to_send, gunicorns.cleanup_stream = sent, cleaned_up
 
-        self._hypers.data_to_send, gunicorns.cleanup_stream, gunicorns.close = sent, cleaned_up, closed
+    def _answered_in_drain(self) -> bool:
+        return bool(self._hypers.highest_inbound_stream_id != self._last_at_drain)
 
     def _may_end(self) -> bool:
-        """Tell whether a stream was answered since the drain began, and none is in flight or on its way."""
-        answered = self._hypers.highest_inbound_stream_id != self._last_at_drain
-        return answered and not self.said_goaway and not self._hypers.open_inbound_streams and not self._unread()
+        """Return whether a stream was answered since the drain began, and none is in flight or on its way."""
+        open_streams = self._hypers.open_inbound_streams
+        return self._answered_in_drain() and not self.goaway_sent and not open_streams and not self._unread()
 
     def _unread(self) -> bool:
         connection = self._connection
         return bool(self._between or connection.reader._buffer or unread(connection.transport))
 
     def _queue_goaway(self) -> None:
-        self.said_goaway = True
+        self.goaway_sent = True
         if not self._gunicorns.is_closed:
             self._hypers.close_connection(last_stream_id=self._hypers.highest_inbound_stream_id)
 
-    def tend(self, now: float, keepalive: float, unused_until: float, notice_at: float) -> None:
-        """Do what there is to do at ``now``, by ``time.monotonic()``; the other times are by the same clock.
-
-        :param keepalive: seconds that a connection without streams is kept.
-        """
+    def tend(self, now: float, drain: Drain) -> None:
+        """End the connection, or send it the notice, if it is time to at ``now``, by ``time.monotonic()``."""
         self.begin()
         if self._gunicorns is None:
             return
         self._close_if_over()
-        if self.in_flight():
+        open_streams = self.in_flight()
+        if open_streams:
             self._idle_since = None
-            if now >= notice_at and not self._noticed and not self.said_goaway:
+            if not self._noticed and not self.goaway_sent and notice_is_due(drain, now, open_streams):
                 self._noticed = True
-                self._connection.transport.write(NOTICE)
+                self._connection.transport.write(GOAWAY_NOTICE)
             return
         if self._idle_since is None:
             self._idle_since = now
-        unused = self._hypers.highest_inbound_stream_id == 0
-        over = now >= unused_until if unused else now - self._idle_since >= keepalive
-        if (over or self._may_end()) and not self._unread():
+        due = goaway_at(
+            drain,
+            idle_since=self._idle_since,
+            used=self._hypers.highest_inbound_stream_id > 0,
+            answered_in_drain=self._answered_in_drain(),
+            delay_s=0.0,
+        )
+        if now >= due and not self._unread():
             self.end()
 
     def end(self) -> None:
         """Send GOAWAY, whatever is in flight, and close."""
-        if self._gunicorns is not None and not self.said_goaway and not self._connection.transport.is_closing():
+        if self._gunicorns is not None and not self.goaway_sent and not self._connection.transport.is_closing():
             self._queue_goaway()
             self._connection.transport.write(self._hypers.data_to_send())
             self._close()
 
     def _close_if_over(self) -> None:
-        if self.said_goaway and not self.in_flight():
+        if self.goaway_sent and not self.in_flight():
             self._close()
 
     def _close(self) -> None:
@@ -144,8 +151,8 @@ class Http2:
         else:
             transport.close()
 
-    def tell_disconnected(self) -> None:
-        """Let the application know, on each stream, of the end that is to come."""
+    def signal_disconnect(self) -> None:
+        """Let the application's ``receive`` return a disconnect, on each stream."""
         gunicorns = getattr(self._connection, "_h2_conn", None)
         for stream in list(gunicorns.streams.values()) if gunicorns is not None else ():
             if hasattr(stream, "signal_disconnect"):  # 27

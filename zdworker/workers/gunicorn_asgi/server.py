@@ -4,10 +4,10 @@ Rules:
 
 * Gunicorn's functions are used as they stand where the drain is not concerned: event loop, error page, lifespan,
   parsers.
-* What the drain is stands in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
-  :mod:`zdworker.workers.gunicorn_asgi.connections`; here is what this stack needs for it.
-* A worker that cannot serve does not boot: where Gunicorn logs an error and serves on (a TLS file that is missing,
-  lifespan startup that failed or never ended), this fails with exit code 3.
+* The drain is in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
+  :mod:`zdworker.workers.gunicorn_asgi.connections`; this file connects them with Gunicorn's stack.
+* A worker that cannot serve does not boot: where Gunicorn logs an error and goes on serving (a TLS file that is
+  missing, lifespan startup that failed or never ended), this fails with exit code 3.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Protocol
 
 from gunicorn import sock
 from gunicorn.asgi.lifespan import LifespanManager
@@ -25,23 +25,32 @@ from gunicorn.workers import gasgi
 from zdworker.workers.applications import Event, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
-from zdworker.workers.closing import SeeingOff
-from zdworker.workers.event_loop.serving import Serving, ToldToLeave, shares, wind_up
+from zdworker.workers.event_loop.asgi_serving import AsgiServing
+from zdworker.workers.event_loop.serving import CUT_S, ServedWorker, Serving, run_to_end, shares
+from zdworker.workers.event_loop.transports import TlsCloseTimeout
 from zdworker.workers.gunicorn_asgi.connections import Connection
-from zdworker.workers.health import asgi_with_health
+from zdworker.workers.health import HealthWorker, asgi_with_health
 
-if TYPE_CHECKING:
-    from zdworker.workers.gunicorn_asgi.worker import ASGIWorker
-
-TICK = 1.0
+HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two heartbeats while it serves, Gunicorn's own measure."""
 
-CUT = 0.05
-"""Seconds that what is cut at the deadline has to notice before its tasks are cancelled, and as many for that."""
+
+class Worker(ServedWorker, HealthWorker, Protocol):
+    """What the server needs of its worker, a :class:`zdworker.workers.gunicorn_asgi.worker.ASGIWorker`."""
+
+    zd_serving: Serving | None
+    sockets: list[Any]
+    asgi: Any
+    loop: asyncio.AbstractEventLoop
+    state: dict[str, Any]
+    nr: int
+
+    def zd_failed(self, reason: str, traceback: str = "", exit_code: int = 3) -> None:
+        """Report that the worker cannot boot."""
 
 
 def preload(cfg: Any) -> None:
-    """Import what the module itself does not import at its top; for fork servers."""
+    """Import what this module does not import at its top. The fork server calls it."""
     names = ["gunicorn.asgi.websocket", "gunicorn.instrument.statsd", "gunicorn_h1c"]
     if cfg.asgi_loop != "asyncio":
         names.append("uvloop")
@@ -52,73 +61,66 @@ def preload(cfg: Any) -> None:
             importlib.import_module(name)
 
 
-def set_up_loop(worker: ASGIWorker) -> None:
+def set_up_loop(worker: Any) -> None:
     """Make the event loop that the settings ask for."""
     gasgi.ASGIWorker._setup_event_loop(worker)
 
 
-def load(worker: ASGIWorker) -> None:
+def load(worker: Any) -> None:
     """Load the application; with ``reload`` a syntax error becomes a page."""
     worker._make_error_app = lambda text: gasgi.ASGIWorker._make_error_app(worker, text)
     gasgi.ASGIWorker.load_wsgi(worker)
 
 
-def run(worker: ASGIWorker) -> None:
+def run(worker: Worker) -> None:
     """Serve until the drain is over.
 
-    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, told to end before it was ready.
+    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, it had to end before it was ready.
     """
     server = worker.zd_serving = AsgiServer(worker)
-    try:
-        worker.loop.run_until_complete(server.serve())
-    except ToldToLeave:
-        raise SystemExit(0) from None
-    finally:
-        wind_up(worker.loop)
+    run_to_end(worker.loop, server.serve())
 
 
 class Lifespan(LifespanManager):  # type: ignore[misc]  # Gunicorn has no types
-    """Gunicorn's, which remembers whether the application said that it cannot start."""
+    """Runs the lifespan, and notes whether the application sent ``lifespan.startup.failed``."""
 
-    zd_said_failed = False
+    zd_startup_failed_sent = False
 
     async def _send(self, message: Event) -> None:
-        self.zd_said_failed |= message["type"] == "lifespan.startup.failed"
+        self.zd_startup_failed_sent |= message["type"] == "lifespan.startup.failed"
         await super()._send(message)
 
     @property
     def zd_unsupported(self) -> bool:
         """Whether a failed startup only means that the application has no lifespan: it raised, or returned."""
-        return self._startup_failed and not self.zd_said_failed
+        return self._startup_failed and not self.zd_startup_failed_sent
 
 
-class AsgiServer(Serving):
+class AsgiServer(AsgiServing):
     """The server of one worker."""
 
-    worker: ASGIWorker
+    worker: Worker
 
-    def __init__(self, worker: ASGIWorker) -> None:
-        super().__init__(worker)
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker, float(worker.cfg.keepalive))
         self.open: set[Connection] = set()
-        self.keepalive = float(worker.cfg.keepalive)
         self._lifespan: Lifespan | None = None
-        self._seeing_off = SeeingOff()
+        self._tls_close_timeout = TlsCloseTimeout()
         self.asgi = AsgiDrain(asgi_with_health(worker.asgi, worker), _tell_closed)
         worker.asgi = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
 
     async def serve(self) -> None:
         """Boot, serve, drain, and run lifespan shutdown.
 
-        :raises ToldToLeave: before connections were accepted.
+        :raises LeaveRequested: before connections were accepted.
         :raises SystemExit: (3) the worker cannot serve; it is reported.
         """
         self.begin_boot()
         await self.boot(self._start_lifespan)
-        listeners = await self._listen()
+        self.listeners = await self._listen()
         await self.opened()
-        await self.until_told(TICK)
-        if not await self.drain(listeners, self.keepalive):
-            await self._cut()
+        await self.until_leaving(HEARTBEAT_INTERVAL_S)
+        await self.drain_connections()
         if self._lifespan is not None:
             await self.until_done(self._lifespan.shutdown())
 
@@ -141,8 +143,8 @@ class AsgiServer(Serving):
 
     def _fail(self, text: str) -> None:
         self.worker.log.error("Application startup failed: %s", text)
-        told = [line for line in text.splitlines() if line and not line.startswith(" ")]
-        self.worker.zd_failed(f"application startup failed: {told[-1] if told else ''}", text, BOOT_FAILURE)
+        lines = [line for line in text.splitlines() if line and not line.startswith(" ")]
+        self.worker.zd_failed(f"application startup failed: {lines[-1] if lines else ''}", text, BOOT_FAILURE)
         raise SystemExit(BOOT_FAILURE)
 
     async def _listen(self) -> list[Any]:
@@ -177,7 +179,7 @@ class AsgiServer(Serving):
     # -- serving and draining ----------------------------------------------------------------------------------------
 
     def connections(self) -> Collection[Connection]:
-        """Return those behind their handshake, until they are lost and their calls are over."""
+        """Return the connections after their handshake, until they are lost and their calls have returned."""
         return self.open
 
     def load(self) -> tuple[int, int]:
@@ -189,31 +191,31 @@ class AsgiServer(Serving):
         return sum(connection.zd_running() for connection in self.open)
 
     def announce(self, protocol: Connection) -> None:
-        """Responses under way ask for themselves, when their head is written; HTTP/2 has to be followed from now on."""
+        """Follow an HTTP/2 connection from now on. Other responses announce the end themselves, in their head."""
         if protocol._zd_http2 is not None:
             protocol._zd_http2.begin()
 
     def prepare(self, send: Send) -> None:
-        """Nothing: see :meth:`announce`."""
+        """Do nothing: see :meth:`announce`."""
 
-    def tend(self, protocol: Connection, now: float) -> None:
-        """Let a connection end whose time is over."""
-        self._seeing_off.look(protocol, now)
-        protocol.zd_tend(now, self.unused_until)
-        if protocol._zd_http2 is not None:
-            protocol._zd_http2.tend(now, self.keepalive, self.unused_until, self.notice_at)
+    def tend(self, connection: Connection, now: float) -> None:
+        """End a connection whose time is over."""
+        self._tls_close_timeout.check(connection, now)
+        connection.zd_tend(now, self.drain)
+        if connection._zd_http2 is not None:
+            connection._zd_http2.tend(now, self.drain)
 
-    async def _cut(self) -> None:
+    def zd_cut(self) -> Iterable[float]:
         """End what the deadline has found: tell the applications, then cancel them, then close."""
         connections = list(self.open)
         for connection in connections:
-            connection.zd_tell_disconnected()
-        await asyncio.sleep(CUT)
+            connection.zd_signal_disconnect()
+        yield CUT_S
         tasks = {task for connection in connections for task in connection.zd_tasks()}
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=CUT)
+            yield CUT_S
         for connection in connections:
             if connection._zd_http2 is not None:
                 connection._zd_http2.end()
@@ -222,7 +224,7 @@ class AsgiServer(Serving):
 
 
 def _tell_closed(send: Send) -> None:
-    """Let the application see the end of its WebSocket: until 26.1 Gunicorn tells it only of an end by the client."""
+    """Let the application see the end of its WebSocket: until 26.1 Gunicorn reports only an end by the client."""
     queue = getattr(getattr(send, "__self__", None), "_receive_queue", None)
     if queue is not None:
         queue.put_nowait({"type": "websocket.disconnect", "code": 1012})

@@ -4,8 +4,8 @@ Rules:
 
 * Nothing of ``gunicorn.asgi``, ``gunicorn.workers.gasgi`` or asyncio is imported before a worker boots (or a fork
   server preloads). The server and its drain are in :mod:`zdworker.workers.gunicorn_asgi.server`.
-* What ``gunicorn.workers.gasgi.ASGIWorker`` has for its connections and for hooks to read, this class has by the same
-  names; it takes its place and its settings.
+* This class replaces ``gunicorn.workers.gasgi.ASGIWorker``, with the same settings, and has by the same names what that
+  class has for its connections and for hooks to read.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class ASGIWorker(LoopWorker):
         self.worker_connections = self.cfg.worker_connections
         self.nr_conns = 0
         self.state: dict[str, Any] = {}
-        """What lifespan startup has put there, for the scope of each request."""
+        """The state that lifespan startup has filled, for the scope of each request."""
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
-        """Warn of ``threads``, as the base does."""
+        """Warn if ``threads`` is above 1, which has no effect. The master calls it at its start."""
         if cfg.threads > 1:
             log.warning("ASGIWorker makes no use of threads: its connections share one event loop")
 
@@ -52,7 +52,7 @@ class ASGIWorker(LoopWorker):
         super().init_process()
 
     def load_wsgi(self) -> None:
-        """Load the application, as the base does."""
+        """Load the application, as Gunicorn's class does: with ``reload`` a syntax error becomes a page."""
         from zdworker.workers.gunicorn_asgi.server import load
 
         load(self)
@@ -60,7 +60,7 @@ class ASGIWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker was told to end
+        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker had to end
             before it was ready (code 0).
         """
         from zdworker.workers.gunicorn_asgi.server import run

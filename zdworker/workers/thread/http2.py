@@ -1,10 +1,10 @@
-"""What the thread worker must know about its HTTP/2 connections (``gunicorn.http2.connection.HTTP2ServerConnection``).
+"""What the thread worker asks of its HTTP/2 connections (``gunicorn.http2.connection.HTTP2ServerConnection``).
 
 Rules:
 
-* The library, h2, is not imported: connections are asked, and Gunicorn has made them.
-* GOAWAY is said when nothing is on its way, in either direction, as far as that can be brought about: the protocol
-  allows more (RFC 9113 6.8), clients in use do not.
+* The library, h2, is not imported here: Gunicorn makes the connections, and they are only asked.
+* GOAWAY is sent when nothing is on its way, in either direction, as far as that can be brought about: the protocol
+  allows more, but clients in use fail requests then (:mod:`zdworker.workers.http2`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,15 @@ from collections.abc import Callable
 from typing import Any
 
 from zdworker.syscalls import unread
-from zdworker.workers.wsgi.request_heads import has_come
+from zdworker.workers.http2 import GOAWAY_DELAY_S
+from zdworker.workers.wsgi.request_heads import is_readable
 
-PAUSE = 0.2
-"""Seconds without a request after which an HTTP/2 connection that was answered in the drain is told so with GOAWAY.
-
-While answers are on their way, or requests, httpx fails some of them when it reads a GOAWAY.
-"""
-
-SETTLE = 2.0
-"""Seconds at most until such a pause comes about when requests are no longer read."""
+SETTLE_LIMIT_S = 2.0
+"""Seconds at most until a client sends no more when its requests are no longer read."""
 
 
 def open_streams(protocol: Any) -> int:
-    """Return how many requests have begun to come and are not answered yet.
+    """Return how many requests have begun to arrive and are not answered yet.
 
     Before Gunicorn 27 the table of streams keeps those that the client has reset.
 
@@ -41,17 +36,17 @@ def last_stream(protocol: Any) -> int:
     return int(protocol.h2_conn.highest_inbound_stream_id)
 
 
-def settle(sock: Any) -> None:
-    """Wait until the client has nothing more to send before it gets an answer."""
-    end = time.monotonic() + SETTLE
+def wait_until_settled(sock: Any) -> None:
+    """Wait until the client sends no more before it gets an answer, for :data:`SETTLE_LIMIT_S` at most."""
+    end = time.monotonic() + SETTLE_LIMIT_S
     while time.monotonic() < end:
         before = unread(sock)
-        time.sleep(PAUSE)
+        time.sleep(GOAWAY_DELAY_S)
         if unread(sock) == before:
             return
 
 
-def readable(sock: Any) -> bool:
-    """Tell whether something has come, in the kernel or, of a TLS connection, decrypted already."""
+def has_input(sock: Any) -> bool:
+    """Tell whether something has arrived: in the kernel or, on a TLS connection, decrypted already."""
     pending: Callable[[], int] | None = getattr(sock, "pending", None)
-    return bool(pending and pending()) or has_come(sock)
+    return bool(pending and pending()) or is_readable(sock)

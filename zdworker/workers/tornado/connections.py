@@ -6,20 +6,17 @@ Rules:
   (:class:`Request`). Giving each object that class later, by ``__class__``, makes all access to it slower (6 %).
 * Whether a response ends its connection is decided when its head is written, not before: until then the drain may
   begin, and more of the client may arrive.
-* No close on unread data: the kernel would answer it with a reset, and the client lose a response that was sent
-  (RFC 9112 9.6). Tornado closes when an answer is done before the request's body; here it reads on, for a bounded time.
+* No connection is closed on unread data (:mod:`zdworker.workers.closing`). Tornado closes when an answer is done before
+  the request's body; here it goes on reading, for a bounded time.
 
 Known: Tornado 6.5 and 6.6.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import fcntl
 import socket
-import termios
 import time
 from typing import Any, ClassVar
 
@@ -29,7 +26,8 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
-from zdworker.workers.closing import LINGER, Standing
+from zdworker import syscalls
+from zdworker.workers.closing import LINGER_S, ConnectionState
 
 
 class Request(HTTP1Connection):
@@ -43,13 +41,14 @@ class Request(HTTP1Connection):
         if self.draining and not self.is_client and start_line.code != 101 and self._nothing_follows():
             self._disconnect_on_finish = True
             headers["Connection"] = "close"
-            # Of HTTP/1.0 it is told Keep-Alive if it has asked for that, even where the connection is then closed:
-            # `ab -k` sends its next request into the void. The application has these headers in an object of its own.
+            # Tornado answers a client of HTTP/1.0 that has asked for Keep-Alive with Keep-Alive, even where it closes
+            # the connection then: `ab -k` would lose its next request. The application has these headers in an object
+            # of its own.
             self._request_headers = HTTPHeaders()
         return super().write_headers(start_line, headers, chunk)
 
     def _nothing_follows(self) -> bool:
-        """Tell whether all that the client has sent is this request, and all of that has arrived."""
+        """Return whether all that the client has sent is this request, and all of that has arrived."""
         return (self._read_finished or not self._has_body()) and not _buffered(self.stream) and not unread(self.stream)
 
     def _has_body(self) -> bool:
@@ -69,12 +68,12 @@ class Request(HTTP1Connection):
         super()._finish_request(future)
 
     def _read_on(self) -> None:
-        """Have the rest of the request read, though nobody wants it, before the connection ends or is used again."""
+        """Have the rest of the request read and dropped before the connection ends or is used again."""
         if self._request_start_line is not None and self._request_headers is not None:
             asked = not self._can_keep_alive(self._request_start_line, self._request_headers)
             self.stream.zd_ends = asked  # type: ignore[attr-defined]
         self._disconnect_on_finish = False
-        asyncio.get_running_loop().call_later(LINGER, self._give_up_body)
+        asyncio.get_running_loop().call_later(LINGER_S, self._give_up_body)
 
     def _give_up_body(self) -> None:
         if not self._read_finished and self.stream is not None:
@@ -82,14 +81,14 @@ class Request(HTTP1Connection):
 
     async def _read_to_end(self) -> None:
         with contextlib.suppress(StreamClosedError, asyncio.TimeoutError):
-            end = time.monotonic() + LINGER
+            end = time.monotonic() + LINGER_S
             while (left := end - time.monotonic()) > 0:
                 await asyncio.wait_for(self.stream.read_bytes(65536, partial=True), left)
         self.close()
 
 
 _background: set[asyncio.Future[None]] = set()
-"""What nobody awaits, lest the loop forget it."""
+"""Tasks that nothing awaits; the event loop itself keeps only weak references to them."""
 
 http1connection.HTTP1Connection = Request  # type: ignore[misc]
 
@@ -98,11 +97,11 @@ class Server(HTTPServer):
     """Tornado's server, which knows what each of its connections is in the middle of."""
 
     answered = 0
-    """Requests answered since birth."""
+    """Requests answered since boot."""
 
     @property
     def connections(self) -> set[Any]:
-        """The open connections, of which each has read or waits for one request. WebSockets are none any more."""
+        """The open connections, each of which reads or waits for a request. A WebSocket is no longer among them."""
         return self._connections
 
     def start_request(self, server_conn: Any, request_conn: Any) -> Any:
@@ -121,7 +120,7 @@ class Server(HTTPServer):
             server_conn.stream.close()
 
     def begin_drain(self) -> None:
-        """Stop accepting; from now on each response ends its connection, if it can."""
+        """Stop accepting. From now on each response ends its connection, if it can."""
         self.stop()
         Request.draining = True
         now = time.monotonic()
@@ -129,27 +128,22 @@ class Server(HTTPServer):
             server_conn.zd_since = now
 
 
-def standing(server_conn: Any) -> Standing:
-    """Tell what a connection, a member of ``Server.connections``, is in the middle of."""
+def state_of(server_conn: Any) -> ConnectionState:
+    """Return what a connection, a member of ``Server.connections``, is in the middle of."""
     request = getattr(server_conn, "zd_request", None)
     if request is not None and request._request_start_line is not None:  # noqa: SLF001  # see the module's rules
-        return Standing.BUSY
+        return ConnectionState.BUSY
     if _buffered(server_conn.stream):
-        return Standing.READING
-    return Standing.IDLE if getattr(server_conn, "zd_used", False) else Standing.UNUSED
+        return ConnectionState.READING
+    return ConnectionState.IDLE if getattr(server_conn, "zd_used", False) else ConnectionState.UNUSED
 
 
 def unread(stream: Any) -> int:
-    """Return how many bytes of a connection the kernel and TLS hold that nobody has read; 0 if unknown."""
+    """Return how many bytes of a connection the kernel and TLS hold unread; 0 if unknown."""
     if stream.closed():
         return 0
-    count = array.array("i", [0])
-    try:
-        fcntl.ioctl(stream.fileno(), termios.FIONREAD, count)
-        pending = getattr(stream.socket, "pending", None)
-        return int(count[0]) + (pending() if pending is not None else 0)
-    except (AttributeError, OSError, ValueError):
-        return 0
+    pending = getattr(stream.socket, "pending", None)
+    return syscalls.unread(stream) + (pending() if pending is not None else 0)
 
 
 def _buffered(stream: Any) -> int:

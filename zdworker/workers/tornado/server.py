@@ -2,11 +2,13 @@
 
 Rules:
 
-* One loop, the one that is current when the application was loaded: what it has scheduled at import runs.
-* The drain has one deadline, the worker's ``zd_deadline``; heart and parent are seen to until the end.
-* A connection ends at its own time: Tornado itself would keep one that is idle for an hour, so in a drain Gunicorn's
+* The server runs on the loop that was current when the application was loaded, so what the application has scheduled
+  at import runs.
+* Booting and the drain are in :mod:`zdworker.workers.event_loop.serving`, what the drain does to a connection is in
+  :mod:`zdworker.workers.tornado.connections`; this file connects them with Tornado, and closes its WebSockets.
+* A connection ends at its own time. Tornado itself would keep one that is idle for an hour, so in a drain Gunicorn's
   ``keepalive`` counts, from the drain's beginning.
-* ``run()`` returns in time whatever handlers do: they are cancelled at the deadline and not waited for.
+* ``run()`` returns in time, whatever handlers do: they are cancelled at the deadline and not waited for.
 """
 
 from __future__ import annotations
@@ -14,10 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import time
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from gunicorn.sock import ssl_context
@@ -29,116 +30,95 @@ from tornado.websocket import WebSocketProtocol13
 from tornado.wsgi import WSGIContainer
 
 from zdworker.errors import WarmupFailed
-from zdworker.workers.asgi.websocket_schedule import SERVICE_RESTART, SOON, late, moments
-from zdworker.workers.base import UNUSED
-from zdworker.workers.closing import Standing
-from zdworker.workers.event_loop.serving import wind_up
-from zdworker.workers.health import tornado_with_health
-from zdworker.workers.tornado.connections import Server, standing, unread
+from zdworker.workers.asgi.warmup import warm_up
+from zdworker.workers.asgi.websocket_schedule import (
+    ANSWER_WAIT_S,
+    SERVICE_RESTART,
+    close_delays,
+    delay_after_accept,
+)
+from zdworker.workers.closing import ConnectionState
+from zdworker.workers.drain import InFlight
+from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end
+from zdworker.workers.health import HealthWorker, tornado_with_health
+from zdworker.workers.tornado.connections import Server, state_of, unread
 
-if TYPE_CHECKING:
-    from zdworker.workers.tornado.worker import TornadoWorker
+gtornado.TornadoWorker.setup()  # adds Gunicorn to the header ``Server``; called here so that it happens once
 
-TICK = 0.1
-"""Seconds between two beats of the heart, and in a drain between two looks at the connections."""
 
-GLANCE = 0.02
-"""Seconds between two looks at whether the last connection is gone: a reload waits for it."""
+class Worker(ServedWorker, HealthWorker, Protocol):
+    """What the server needs of its worker, a :class:`zdworker.workers.tornado.worker.TornadoWorker`."""
 
-CUT = 0.05
-"""Seconds that what is cut at the deadline has to notice before the loop is wound up."""
-
-gtornado.TornadoWorker.setup()  # Gunicorn adds itself to the header ``Server``; once is enough
+    zd_serving: Serving | None
+    sockets: list[Any]
+    wsgi: Any
 
 
 def forget_loop() -> None:
-    """Leave the loop of the process that this one was forked from: none survives a fork."""
+    """Replace the loop of the process that this one was forked from by a new one: no loop survives a fork."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         IOLoop.clear_current()
     asyncio.set_event_loop(asyncio.new_event_loop())
 
 
-def run(worker: TornadoWorker) -> None:
-    """Serve for ``worker`` until the drain is over. The loop is not closed: threads may still report to it.
+def run(worker: Worker) -> None:
+    """Serve for ``worker`` until the drain is over.
 
-    :raises SystemExit: (3) the warm-up failed; it is reported.
+    :raises SystemExit: 3, the warm-up failed (reported); 0, it had to end before it was ready.
     """
-    serving = TornadoServing(worker)
-    loop = asyncio.get_event_loop_policy().get_event_loop()
-    try:
-        loop.run_until_complete(serving.serve())
-    finally:
-        wind_up(loop)
+    serving = worker.zd_serving = TornadoServing(worker)
+    run_to_end(asyncio.get_event_loop_policy().get_event_loop(), serving.serve())
 
 
-class TornadoServing:
+class TornadoServing(Serving):
     """The server of one worker."""
 
-    def __init__(self, worker: TornadoWorker) -> None:
-        self.worker = worker
-        self.is_open = False
-        """Connections are accepted, or have been."""
+    worker: Worker
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker, float(worker.cfg.keepalive))
         self.server = _make_server(worker)
         self.websockets: set[Any] = set()
-        self._spread: float | None = None
-        self._begun = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._told = asyncio.Event()
 
-    # -- for the worker ----------------------------------------------------------------------------------------------
-
-    def wake(self) -> None:
-        """Take notice that the worker was told to leave; for signal handlers."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._told.set)
+    def connections(self) -> Collection[Any]:
+        """Return those that Tornado's server knows: WebSockets are no longer among them."""
+        return self.server.connections
 
     def load(self) -> tuple[int, int]:
-        """Return the number of open connections, and of requests answered since birth."""
+        """Return the number of open connections, and of requests answered since boot."""
         return len(self.server.connections) + len(self.websockets), self.server.answered
+
+    def running(self) -> int:
+        """Return how many handlers run; that of a WebSocket does as long as it is open."""
+        return max(len(_running_handlers()), len(self.websockets))
 
     # -- serving -----------------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
         """Boot, serve and drain.
 
+        :raises LeaveRequested: before connections were accepted.
         :raises SystemExit: (3) the warm-up failed; it is reported.
         """
-        self._loop = asyncio.get_running_loop()
-        self.worker.zd_serving = self
         self._watch_websockets()
-        if self._is_told_to_leave():
-            return
-        await self._warm_up(self.worker.zd_settings.warmup)
-        if self._is_told_to_leave():
-            return
+        self.begin_boot()
+        await self.boot()
         for sock in self.worker.sockets:
             sock.setblocking(False)
             self.server.add_socket(getattr(sock, "sock", sock))
-        self.is_open = True
-        self.worker.zd_ready()
-        while not self._is_told_to_leave():
-            self._tick()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._told.wait(), TICK)
-        await self._drain()
-
-    def _is_told_to_leave(self) -> bool:
-        return self.worker.zd_leaving
-
-    def _tick(self) -> None:
-        self.worker.notify()
-        if not self.worker.alive:
-            self.worker.zd_leave(0.0)  # Gunicorn's reloader says so, of a file that changed
+        await self.opened()
+        await self.until_leaving(TICK_INTERVAL_S)
+        await self.drain_connections()
 
     def _watch_websockets(self) -> None:
-        """Know each WebSocket from its acceptance to its end; Tornado's server forgets it with the upgrade."""
+        """Keep a record of each WebSocket until its end; Tornado's server forgets it with the upgrade."""
         serving, accept = self, WebSocketProtocol13.accept_connection
 
         async def accept_connection(protocol: Any, handler: Any) -> None:
             serving.websockets.add(handler)
-            if serving._spread is not None:
-                serving._close_later(handler, late(serving._spread))
+            if serving.draining:
+                serving._close_later(handler, delay_after_accept(serving.drain.websocket_spread_s))
             try:
                 await accept(protocol, handler)
             finally:
@@ -148,14 +128,17 @@ class TornadoServing:
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 
-    async def _warm_up(self, paths: Sequence[str]) -> None:
-        try:
-            for path in paths:
-                status = await self._answer(path)
-                if status >= 400:
-                    raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
-        except Exception as error:  # noqa: BLE001  # whatever comes of it
-            self.worker.zd_warmup_failed(error)
+    async def warm_up(self, paths: Sequence[str], timeout_s: float) -> None:
+        """Have each of ``paths`` answered over a pair of sockets.
+
+        :raises WarmupFailed: one was not answered, or with status 400 or above.
+        """
+        await warm_up(self._ask, paths, timeout_s)
+
+    async def _ask(self, path: str) -> None:
+        status = await self._answer(path)
+        if status >= 400:
+            raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
 
     async def _answer(self, path: str) -> int:
         """Send a request over a pair of sockets in this process, and return its status.
@@ -182,38 +165,28 @@ class TornadoServing:
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
-    async def _drain(self) -> None:
-        self._begun = time.monotonic()
+    def zd_stop_accepting(self) -> Iterable[float]:
+        """Close the listeners; Tornado takes a connection up in the same call that accepts it, so none is lost."""
         self.server.begin_drain()
-        self.worker.zd_draining()
-        self.worker.log.info(
-            "Draining: %d connections, %d requests under way", len(self.server.connections), self._requests()
-        )
-        self._close_websockets()
-        next_tick = 0.0
-        while not self._is_empty() and (now := time.monotonic()) < self.worker.zd_deadline:
-            if now >= next_tick:
-                next_tick = now + TICK
-                self._tick()
-                for connection in list(self.server.connections):
-                    self._tend(connection, now)
-            await asyncio.sleep(GLANCE)
-        if not self._is_empty():
-            await self._cut()
+        return ()
 
-    def _close_websockets(self) -> None:
-        # A second of what is left is for the last one's close handshake.
-        left = self.worker.zd_deadline - time.monotonic() - 1.0
-        self._spread = max(0.0, min(self.worker.zd_settings.websocket_drain, left))
-        standing_now = list(self.websockets)
-        for handler, delay in zip(standing_now, moments(len(standing_now), self._spread), strict=True):
+    def zd_in_flight(self) -> InFlight:
+        """Return what is under way; WebSockets are among the connections."""
+        requests = sum(state_of(connection) is ConnectionState.BUSY for connection in self.server.connections)
+        return InFlight(self.load()[0], requests, len(self.websockets))
+
+    def zd_begin_drain(self) -> None:
+        """Begin to close the WebSockets; responses announce the end by themselves."""
+        self.draining = True
+        open_now = list(self.websockets)
+        for handler, delay in zip(open_now, close_delays(len(open_now), self.drain.websocket_spread_s), strict=True):
             self._close_later(handler, delay)
 
     def _close_later(self, handler: Any, delay: float) -> None:
         asyncio.get_running_loop().call_later(delay, self._close_soon, handler)
 
     def _close_soon(self, handler: Any) -> None:
-        """Close it right behind the next message that the application writes, or in a moment."""
+        """Close a WebSocket right behind the next message that the application writes, or after a short time."""
         loop, write = asyncio.get_running_loop(), handler.write_message
 
         def write_last(*arguments: Any, **options: Any) -> Any:
@@ -221,31 +194,20 @@ class TornadoServing:
             return write(*arguments, **options)
 
         handler.write_message = write_last
-        loop.call_later(SOON, handler.close, SERVICE_RESTART)
+        loop.call_later(ANSWER_WAIT_S, handler.close, SERVICE_RESTART)
 
-    def _tend(self, connection: Any, now: float) -> None:
-        """Let a connection end that waits for its client, when it has waited long enough."""
-        keepalive = float(self.worker.cfg.keepalive)
-        what = standing(connection)
-        if what is Standing.UNUSED:
-            over = now >= self._begun + max(UNUSED, keepalive)
+    def tend(self, connection: Any, now: float) -> None:
+        """End a connection that waits for its client, when it has waited long enough."""
+        state = state_of(connection)
+        if state is ConnectionState.UNUSED:
+            over = now >= self.drain.unused_until
         else:
-            over = what is Standing.IDLE and now >= connection.zd_since + keepalive
+            over = state is ConnectionState.IDLE and now >= connection.zd_since + self.drain.keepalive_s
         if over and not unread(connection.stream):
             connection.stream.close()
 
-    def _is_empty(self) -> bool:
-        return not self.server.connections and not self.websockets and not _running_handlers()
-
-    def _requests(self) -> int:
-        return sum(standing(connection) is Standing.BUSY for connection in self.server.connections)
-
-    async def _cut(self) -> None:
-        self.worker.log.warning(
-            "graceful_timeout is over: %d requests, %d WebSockets and %d connections in all are cut",
-            self._requests(),
-            *(len(self.websockets), self.load()[0]),
-        )
+    def zd_cut(self) -> Iterable[float]:
+        """End what the deadline has found, handlers included."""
         for connection in list(self.server.connections):
             connection.stream.close()
         for handler in list(self.websockets):
@@ -253,10 +215,10 @@ class TornadoServing:
                 handler.on_connection_close()
         for task in _running_handlers():
             task.cancel()
-        await asyncio.sleep(CUT)
+        yield CUT_S
 
 
-def _make_server(worker: TornadoWorker) -> Server:
+def _make_server(worker: Worker) -> Server:
     cfg, app = worker.cfg, tornado_with_health(worker.wsgi, worker)
     if "h2" in cfg.http_protocols:
         worker.log.warning("Tornado knows no HTTP/2: http_protocols has no effect")
@@ -266,7 +228,7 @@ def _make_server(worker: TornadoWorker) -> Server:
 
 
 def _running_handlers() -> list[asyncio.Task[Any]]:
-    """Return the handlers that run: also those whose response is finished, or whose client has gone."""
+    """Return the handlers that run, those included whose response is finished or whose client has gone."""
     code = RequestHandler._execute.__code__  # noqa: SLF001  # Tornado keeps no list of them
     tasks = asyncio.all_tasks()
     return [task for task in tasks if getattr(task.get_coro(), "cr_code", None) is code and not task.done()]

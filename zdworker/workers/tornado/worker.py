@@ -2,10 +2,11 @@
 
 Rules:
 
-* Neither Tornado nor asyncio is imported before a worker boots (or a fork server preloads): what a generation has of
-  them is always new. The server and its drain are in :mod:`zdworker.workers.tornado.server`.
-* Not a subclass of Gunicorn's ``TornadoWorker``: of that, all but the line that it adds to the ``Server`` header would
-  be replaced (it looks once a second at everything, counts connections for requests, and closes what is kept).
+* Neither Tornado nor asyncio is imported before a worker boots (or a fork server preloads), so that each generation has
+  its own of them. The server and its drain are in :mod:`zdworker.workers.tornado.server`.
+* This is no subclass of Gunicorn's ``TornadoWorker``, because everything of it would be replaced but the line that it
+  adds to the ``Server`` header: it checks everything once a second only, counts connections as requests, and closes
+  keep-alive connections.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ from zdworker.workers.event_loop.worker import LoopWorker
 class TornadoWorker(LoopWorker):
     """Serves a Tornado application, or a WSGI application on Tornado, and loses no request when it is replaced."""
 
-    zd_serving: Any = None  # a TornadoServing
-
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
-        """Import Tornado and what serves.
+        """Import Tornado and the server.
 
         :raises GenerationError: Tornado is missing.
         """
         try:
-            import gunicorn.workers.gtornado  # noqa: F401  # it looks whether Tornado is there
+            import gunicorn.workers.gtornado  # noqa: F401  # raises if Tornado is missing
         except RuntimeError as error:
             raise GenerationError(f"zdworker.TornadoWorker: {error} (pip install 'zdworker[tornado]')") from error
         import zdworker.workers.tornado.server  # noqa: F401
@@ -43,7 +42,8 @@ class TornadoWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: the warm-up failed (code 3, reported).
+        :raises SystemExit: the warm-up failed (code 3, reported), or the worker had to end before it was ready
+            (code 0).
         """
         from zdworker.workers.tornado.server import run
 

@@ -2,12 +2,12 @@
 
 Rules:
 
-* uvicorn is asked, never changed: its classes stay as they are, only objects of a draining worker get something put in
-  front of them. Every attribute is looked up with care, so a protocol that we do not know is let alone.
-* A response says ``Connection: close`` only if nothing more will come on the connection that uvicorn has taken or the
+* uvicorn's classes stay as they are; only objects of a draining worker get something put in front of them. Every
+  attribute is read with a default, so that a protocol which is not known here is left alone.
+* A response says ``Connection: close`` only if nothing more comes on the connection that uvicorn has taken or the
   kernel has acknowledged: the request's body has arrived and no further request has begun. That is decided when
-  the head is written (:class:`ClosingHeaders`), not before: until then more may arrive.
-* No close on unread data: see :mod:`zdworker.workers.closing`.
+  the head is written (:class:`ClosingHeaders`), because until then more may arrive.
+* No connection is closed on unread data: see :mod:`zdworker.workers.closing`.
 
 Known protocols (uvicorn 0.36 to 0.54): ``HttpToolsProtocol``, ``H11Protocol``; ``ZttpProtocol`` has the same shape.
 For HTTP/2 (``ZttpH2Protocol``, since 0.54 and only if asked for in ``CONFIG_KWARGS``) see :func:`end_with_last_stream`.
@@ -20,28 +20,30 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, cast
 
-from zdworker.workers.closing import NOTICE, Header, SeeingOff, Standing, linger, unread, with_close
+from zdworker.workers.closing import ConnectionState, Header, with_close
+from zdworker.workers.event_loop.transports import TlsCloseTimeout, linger, unread
+from zdworker.workers.http2 import GOAWAY_NOTICE, DrainTimes, notice_is_due
 
 
-def standing(protocol: Any) -> Standing:
+def state_of(protocol: Any) -> ConnectionState:
     """Tell what a connection, a member of ``ServerState.connections``, is in the middle of."""
     transport = getattr(protocol, "transport", None)
     if transport is None or transport.is_closing() or not hasattr(protocol, "timeout_keep_alive_task"):
-        return Standing.LEAVING
+        return ConnectionState.CLOSING
     if transport.get_protocol() is not protocol:
-        return Standing.LEAVING  # an upgraded or a lingering one
+        return ConnectionState.CLOSING  # an upgraded or a lingering one
     if hasattr(protocol, "cycles"):
-        return Standing.STREAMS
+        return ConnectionState.HTTP2
     cycle = protocol.cycle
     if cycle is not None and not cycle.response_complete:
-        return Standing.BUSY
+        return ConnectionState.BUSY
     if _head_begun(protocol, cycle):
-        return Standing.READING
-    return Standing.UNUSED if cycle is None else Standing.IDLE
+        return ConnectionState.READING
+    return ConnectionState.UNUSED if cycle is None else ConnectionState.IDLE
 
 
 def _head_begun(protocol: Any, cycle: Any) -> bool:
-    """Tell whether bytes of a request behind ``cycle`` (None: of the first request) have been taken from the socket."""
+    """Return whether bytes of a request behind ``cycle`` (None: the first request) have been taken from the socket."""
     connection = getattr(protocol, "conn", None)
     if connection is not None:  # h11 keeps what it cannot parse yet; while a body arrives, that is none of a head
         return bool(getattr(connection, "trailing_data", (b"",))[0]) and not (cycle is not None and cycle.more_body)
@@ -57,7 +59,7 @@ class ClosingHeaders(list[Header]):
     """Default headers of one response, in a draining worker.
 
     uvicorn makes the headers of a response as ``cycle.default_headers + headers of the application`` when it writes
-    the head; the addition is where this decides whether the connection ends with this response.
+    the head; the addition decides whether the connection ends with this response.
     """
 
     def __init__(self, headers: Iterable[Header], cycle: Any, protocol: Any) -> None:
@@ -71,7 +73,7 @@ class ClosingHeaders(list[Header]):
 
 
 def may_close(cycle: Any, protocol: Any) -> bool:
-    """Tell whether the connection may end with the response of ``cycle``: nothing of the client's is under way."""
+    """Return whether the connection may end with the response of ``cycle``: nothing of the client's is under way."""
     return (
         not cycle.more_body
         and protocol.cycle is cycle
@@ -82,21 +84,22 @@ def may_close(cycle: Any, protocol: Any) -> bool:
 
 
 def announce(cycle: Any, protocol: Any) -> None:
-    """Have the response of ``cycle``, if its head is not written yet, end the connection as a client expects it to."""
+    """Have the response of ``cycle``, if its head is not written yet, announce the end of the connection and end it."""
     if not isinstance(cycle.default_headers, ClosingHeaders):
         cycle.default_headers = ClosingHeaders(cycle.default_headers, cycle, protocol)
         cycle.transport = CarefulTransport(cycle, protocol)
 
 
-def announce_standing(protocol: Any) -> None:
-    """:func:`announce` for the request that a connection is answering as the drain begins.
+def announce_current(protocol: Any) -> None:
+    """Call :func:`announce` for the request that a connection is answering as the drain begins.
 
-    Of pipelined requests only the last may end the connection; it is not begun yet, and gets it when it is.
+    Of pipelined requests only the last may end the connection. It has not begun yet; the announcement is made when it
+    does.
     """
-    what = standing(protocol)
-    if what is Standing.BUSY and not getattr(protocol, "pipeline", None):
+    state = state_of(protocol)
+    if state is ConnectionState.BUSY and not getattr(protocol, "pipeline", None):
         announce(protocol.cycle, protocol)
-    elif what is Standing.STREAMS:
+    elif state is ConnectionState.HTTP2:
         end_with_last_stream(protocol)
 
 
@@ -128,35 +131,35 @@ def end_with_last_stream(protocol: Any) -> None:
     protocol.on_stream_closed = closed
 
 
-def patient(protocol_class: Any) -> Any:
+def with_patient_timeout(protocol_class: Any) -> Any:
     """Return a protocol class like this one, whose idle connections do not end when a request has come.
 
-    A loop that was held up (by a slow call, or because the process stood still) looks at its timers first: it would end
-    a connection whose next request has been in the kernel for long, and reset the client.
+    A loop that was held up (by a slow call, or because the process was stopped) runs its timers first. It would end a
+    connection whose next request has been in the kernel for long, and reset the client.
     """
     if not hasattr(protocol_class, "timeout_keep_alive_handler"):
         return protocol_class
 
-    class Patient(protocol_class):  # type: ignore[misc]  # whichever uvicorn was told to take
-        """uvicorn's protocol."""
+    class PatientProtocol(protocol_class):  # type: ignore[misc]  # the class that uvicorn's configuration names
+        """uvicorn's protocol, whose keep-alive timeout looks for a request in the kernel first."""
 
         def timeout_keep_alive_handler(self) -> None:
             if unread(self.transport):
-                # With the data it is cancelled, or it was no request.
+                # uvicorn cancels it when it reads the data; if that is no request, the connection ends next time.
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
             else:
                 super().timeout_keep_alive_handler()
 
-    return Patient
+    return PatientProtocol
 
 
 # -- closing ---------------------------------------------------------------------------------------------------------
 
 
 class CarefulTransport:
-    """The transport as one request sees it: ``close()`` loses no response."""
+    """The transport that one request gets, whose ``close()`` loses no response."""
 
     def __init__(self, cycle: Any, protocol: Any) -> None:
         self._cycle = cycle
@@ -167,7 +170,7 @@ class CarefulTransport:
         return getattr(self._transport, name)
 
     def close(self) -> None:
-        """Close, but read what the client is still sending first."""
+        """Close the connection, but read first what the client is still sending."""
         sending = self._cycle.more_body and not self._cycle.disconnected
         if not self._transport.is_closing() and (sending or unread(self._transport)):
             _linger(self._protocol, self._transport)
@@ -177,7 +180,7 @@ class CarefulTransport:
 
 def _linger(protocol: Any, transport: Any) -> None:
     linger(protocol, transport)
-    # uvicorn arms the keep-alive timer behind the close, as for any transport that is still open.
+    # uvicorn starts the keep-alive timer after the close, since the transport is still open.
     asyncio.get_running_loop().call_soon(_disarm, protocol)
 
 
@@ -188,40 +191,36 @@ def _disarm(protocol: Any) -> None:
         protocol.timeout_keep_alive_task = None
 
 
-class Tending:
-    """Lets connections end that nobody uses; asked again and again during a drain.
+class IdleReaper:
+    """Ends connections that are not used; called in each round of a drain.
 
-    uvicorn ends a kept connection after its keep-alive time, but not one on which something came that was no
-    request (an empty line, the rest of a body that the application did not want), nor one that was never used.
+    uvicorn ends a keep-alive connection after its time, but not one on which something came that was no request (an
+    empty line, the rest of a body that the application did not want), nor one that was never used.
     """
 
     def __init__(self) -> None:
-        self._seeing_off = SeeingOff()
+        self._tls_close_timeout = TlsCloseTimeout()
         self._noticed: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def tend(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
-        """Do for a connection what there is to do at ``now``, by ``time.monotonic()``.
-
-        :param unused_until: when connections on which no byte ever came have had their time.
-        :param notice_at: when HTTP/2 connections on which streams overlap all the time are told to open no more.
-        """
-        what = standing(protocol)
-        if what is Standing.IDLE and protocol.timeout_keep_alive_task is None:
+    def check(self, protocol: Any, now: float, drain: DrainTimes) -> None:
+        """End the connection of ``protocol`` if its time is over at ``now``, by ``time.monotonic()``."""
+        state = state_of(protocol)
+        if state is ConnectionState.IDLE and protocol.timeout_keep_alive_task is None:
             protocol.timeout_keep_alive_task = asyncio.get_running_loop().call_later(
                 protocol.timeout_keep_alive, protocol.timeout_keep_alive_handler
             )
-        elif what is Standing.UNUSED and now >= unused_until and not unread(protocol.transport):
+        elif state is ConnectionState.UNUSED and now >= drain.unused_until and not unread(protocol.transport):
             protocol.transport.close()
-        elif what is Standing.LEAVING:
-            self._seeing_off.look(protocol, now)
-        elif what is Standing.STREAMS:
-            self._tend_streams(protocol, now, unused_until, notice_at)
+        elif state is ConnectionState.CLOSING:
+            self._tls_close_timeout.check(protocol, now)
+        elif state is ConnectionState.HTTP2:
+            self._check_streams(protocol, now, drain)
 
-    def _tend_streams(self, protocol: Any, now: float, unused_until: float, notice_at: float) -> None:
+    def _check_streams(self, protocol: Any, now: float, drain: DrainTimes) -> None:
         end_with_last_stream(protocol)  # it may have been in its TLS handshake as the drain began
-        if protocol.cycles and now >= notice_at and protocol not in self._noticed:
+        if notice_is_due(drain, now, len(protocol.cycles)) and protocol not in self._noticed:
             self._noticed.add(protocol)
-            protocol.transport.write(NOTICE)
+            protocol.transport.write(GOAWAY_NOTICE)
         idle = not protocol.cycles and protocol.timeout_keep_alive_task is None
-        if idle and now >= unused_until and not unread(protocol.transport):
-            protocol.shutdown()  # there is nothing to refuse: it says GOAWAY and closes
+        if idle and now >= drain.unused_until and not unread(protocol.transport):
+            protocol.shutdown()  # sends GOAWAY and closes; no stream is open that it could refuse

@@ -2,11 +2,12 @@
 
 Rules:
 
-* A subclass of :class:`uvicorn.Server`, nothing of it copied: the base starts, ticks and cuts what is left at the end.
-* What the drain is stands in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
-  :mod:`zdworker.workers.uvicorn.connections`; here is what uvicorn needs for it.
-* Signals stay with the worker: uvicorn would raise them again behind its end, and ``worker_exit`` and exit code 0 would
-  be lost.
+* The server is a subclass of :class:`uvicorn.Server`, and nothing of it is copied: the base starts, ticks and cuts what
+  is left at the end.
+* The drain is in :mod:`zdworker.workers.event_loop.serving`, what it does to a connection in
+  :mod:`zdworker.workers.uvicorn.connections`; this file connects them with uvicorn.
+* Signals stay with the worker: uvicorn would raise them again after its end, and the hook ``worker_exit`` and exit code
+  0 would be lost.
 * Idle connections are not closed unannounced: ``protocol.shutdown()``, which does that, is left to the deadline.
 """
 
@@ -18,44 +19,53 @@ import logging
 import socket
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from uvicorn import Config, Server
 
 from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
-from zdworker.workers.event_loop.serving import TICK, Serving, ToldToLeave, shares, wind_up
-from zdworker.workers.health import asgi_with_health
-from zdworker.workers.uvicorn.connections import Tending, announce, announce_standing, cycle_of, patient
-
-if TYPE_CHECKING:
-    from zdworker.workers.uvicorn.worker import UvicornWorker
-
-CUT = 0.05
-"""Seconds that what is cut at the deadline has to notice before its tasks are cancelled."""
+from zdworker.workers.event_loop.asgi_serving import AsgiServing
+from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
+from zdworker.workers.health import HealthWorker, asgi_with_health
+from zdworker.workers.uvicorn.connections import IdleReaper, announce, announce_current, cycle_of, with_patient_timeout
 
 logger = logging.getLogger("uvicorn.error")
 
 
-def run(worker: UvicornWorker) -> None:
+class Worker(ServedWorker, HealthWorker, Protocol):
+    """What the server needs of its worker, a :class:`zdworker.workers.uvicorn.worker.UvicornWorker`."""
+
+    zd_serving: Serving | None
+    sockets: list[Any]
+    wsgi: Any
+
+    @property
+    def config(self) -> Config:
+        """Uvicorn's configuration, not loaded yet."""
+
+    def zd_failed(self, reason: str, traceback: str = "", exit_code: int = 3) -> None:
+        """Report that the worker cannot boot."""
+
+
+def run(worker: Worker) -> None:
     """Serve for ``worker``, on a loop of its own, until the drain is over.
 
-    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, told to end before it was ready.
+    :raises SystemExit: 3, lifespan startup or warm-up failed (reported); 0, it had to end before it was ready.
     """
     worker.config.app = worker.wsgi
     server = worker.zd_serving = DrainingServer(worker.config, worker)
     factory = worker.config.get_loop_factory()
     loop = factory() if factory is not None else asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    try:
-        loop.run_until_complete(server.serve(sockets=worker.sockets))
-    finally:
-        wind_up(loop)
+    run_to_end(loop, server.serve(sockets=worker.sockets))
 
 
 def preload(config_kwargs: Mapping[str, Any]) -> None:
-    """Import all that a worker with these keyword arguments of :class:`uvicorn.Config` needs; for fork servers."""
+    """Import everything that a worker with these keyword arguments of :class:`uvicorn.Config` needs. The fork server
+    calls it.
+    """
     config = Config(**{**config_kwargs, "app": _no_application, "log_config": None})
     config.load()
     config.get_loop_factory()
@@ -65,19 +75,22 @@ async def _no_application(scope: Scope, receive: Receive, send: Send) -> None:
     """Stand in for the application while a configuration is loaded for its imports."""
 
 
-class DrainingServer(Serving, Server):
+class DrainingServer(AsgiServing, Server):
     """The server of one worker.
 
     :param config: not loaded yet; its application gets wrapped.
     """
 
-    def __init__(self, config: Config, worker: UvicornWorker) -> None:
-        Serving.__init__(self, worker)
+    worker: Worker
+
+    def __init__(self, config: Config, worker: Worker) -> None:
+        AsgiServing.__init__(self, worker, float(config.timeout_keep_alive))
         Server.__init__(self, config)
+        self.idle_reaper = IdleReaper()
         self._ticks = 0
 
     def connections(self) -> Collection[Any]:
-        """Return those that uvicorn knows; with TLS, those behind their handshake."""
+        """Return the connections that uvicorn knows; with TLS it knows one only after the handshake."""
         return self.server_state.connections
 
     def load(self) -> tuple[int, int]:
@@ -86,14 +99,15 @@ class DrainingServer(Serving, Server):
 
     def running(self) -> int:
         """Return how many calls of the application run."""
-        return sum(not task.done() for task in self.server_state.tasks)  # one that is done leaves a turn later
+        return sum(not task.done() for task in self.server_state.tasks)  # uvicorn removes one a turn after its end
 
     # -- booting -----------------------------------------------------------------------------------------------------
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Run lifespan startup and warm-up, open for accepting, report ready.
 
-        :raises SystemExit: 3, one of them failed; 0, told to end meanwhile.
+        :raises LeaveRequested: the worker has to leave meanwhile.
+        :raises SystemExit: (3) one of them failed; it is reported.
         """
         self._wrap()
         start_lifespan = self.lifespan.startup
@@ -107,26 +121,27 @@ class DrainingServer(Serving, Server):
             try:
                 self.begin_boot()
                 await super().startup(sockets=shares(sockets or ()))
-            except ToldToLeave:
-                raise SystemExit(0) from None
             except SystemExit:
                 self._fail(errors)
         if not self.started:  # uvicorn before 0.40 only says should_exit
             self._fail(errors)
+        self.listeners = self.servers
         await self.opened()
 
     def _fail(self, errors: list[str]) -> None:
         text = "\n".join(errors)
-        told = [line for line in text.splitlines() if line and not line.startswith((" ", "Application startup failed"))]
-        reason = f"application startup failed: {told[-1]}" if told else "application startup failed"
-        self.worker.zd_failed(reason, text, BOOT_FAILURE)  # no news behind a failed warm-up
+        lines = [
+            line for line in text.splitlines() if line and not line.startswith((" ", "Application startup failed"))
+        ]
+        reason = f"application startup failed: {lines[-1]}" if lines else "application startup failed"
+        self.worker.zd_failed(reason, text, BOOT_FAILURE)  # reports nothing if a failed warm-up was reported
         raise SystemExit(BOOT_FAILURE)
 
     def _wrap(self) -> None:
         config = self.config
         self.asgi = AsgiDrain(asgi_with_health(config.loaded_app, self.worker))
         config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
-        protocol_class: Any = patient(config.http_protocol_class)
+        protocol_class: Any = with_patient_timeout(config.http_protocol_class)
         config.http_protocol_class = protocol_class
         if config.ssl is None:
             return
@@ -156,11 +171,11 @@ class DrainingServer(Serving, Server):
         yield
 
     async def main_loop(self) -> None:
-        """Tick until told to leave; the base's would look for that only with its next tick."""
-        await self.until_told(TICK)
+        """Tick until the worker has to leave; uvicorn's own loop would notice that only with its next tick."""
+        await self.until_leaving(TICK_INTERVAL_S)
 
     async def tick(self) -> None:
-        """Do uvicorn's tick, too: it builds the headers anew."""
+        """Do uvicorn's tick, too: it rebuilds the default headers, of which one is the date."""
         await super().tick()
         if await self.on_tick(self._ticks):
             self.worker.zd_leave(self.worker.cfg.graceful_timeout)  # it counts requests itself, in CONFIG_KWARGS
@@ -170,18 +185,17 @@ class DrainingServer(Serving, Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, at the deadline cut what is left, and run lifespan shutdown."""
-        self.tending = Tending()
-        if await self.drain(self.servers, self.config.timeout_keep_alive):
+        if await self.drain_connections():
             for listener in sockets or []:
                 listener.close()
             await self.until_done(self.lifespan.shutdown())
         else:
-            self.config.timeout_graceful_shutdown = CUT  # type: ignore[assignment]  # seconds; floats do as well
+            self.config.timeout_graceful_shutdown = CUT_S  # type: ignore[assignment]  # seconds; floats do as well
             await self.until_done(super().shutdown(sockets=sockets))
 
     def announce(self, protocol: Any) -> None:
         """Have the response under way on a connection end that."""
-        announce_standing(protocol)
+        announce_current(protocol)
 
     def prepare(self, send: Send) -> None:
         """Have the response to a request that has just begun end its connection."""
@@ -189,17 +203,17 @@ class DrainingServer(Serving, Server):
         if known is not None:
             announce(*known)
 
-    def tend(self, protocol: Any, now: float) -> None:
-        """Let a connection end that nobody uses."""
-        self.tending.tend(protocol, now, self.unused_until, self.notice_at)
+    def tend(self, connection: Any, now: float) -> None:
+        """End a connection that is not used."""
+        self.idle_reaper.check(connection, now, self.drain)
 
 
 @contextlib.contextmanager
 def _errors() -> Iterator[list[str]]:
-    """Collect what uvicorn logs as an error: it tells only its log why lifespan startup failed."""
+    """Collect what uvicorn logs as an error: its log alone says why lifespan startup failed."""
     texts: list[str] = []
     handler = _Collector(texts)
-    # The list of handlers is Gunicorn's own; this one must not get into it.
+    # The list of handlers is Gunicorn's own, and must not be changed.
     before = logger.handlers
     logger.handlers = [*before, handler]
     try:

@@ -2,9 +2,9 @@
 
 Rules:
 
-* Neither uvicorn nor asyncio is imported before a worker boots (or a fork server preloads): what a generation has of
-  them is always new. The server and its drain are in :mod:`zdworker.workers.uvicorn.server`.
-* Settings of Gunicorn mean what they mean to ``uvicorn_worker.UvicornWorker``, whose place this class takes, and
+* Neither uvicorn nor asyncio is imported before a worker boots (or a fork server preloads), so that each generation has
+  its own of them. The server and its drain are in :mod:`zdworker.workers.uvicorn.server`.
+* Gunicorn's settings have the same effect as with ``uvicorn_worker.UvicornWorker``, which this class replaces, and
   ``CONFIG_KWARGS`` of a subclass wins over them.
 """
 
@@ -29,7 +29,7 @@ class UvicornWorker(LoopWorker):
 
     @property
     def config(self) -> Config:
-        """The configuration of uvicorn, made when it is first asked for: in the worker, not in the master."""
+        """The configuration of uvicorn; made on first access, which is in the worker and not in the master."""
         if self._config is None:
             from uvicorn import Config
 
@@ -54,7 +54,7 @@ class UvicornWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker was told to end
+        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker had to end
             before it was ready (code 0).
         """
         from zdworker.workers.uvicorn.server import run
@@ -63,15 +63,16 @@ class UvicornWorker(LoopWorker):
 
     def _share_log(self) -> None:
         """Let uvicorn log through Gunicorn's handlers."""
-        for name, ours in (("uvicorn.error", self.log.error_log), ("uvicorn.access", self.log.access_log)):
+        for name, gunicorns in (("uvicorn.error", self.log.error_log), ("uvicorn.access", self.log.access_log)):
             logger = logging.getLogger(name)
-            logger.handlers = ours.handlers
-            logger.setLevel(ours.level)
+            logger.handlers = gunicorns.handlers
+            logger.setLevel(gunicorns.level)
             logger.propagate = False
 
     def _config_kwargs(self) -> dict[str, Any]:
-        # No limit_max_requests: a worker that has served enough asks for a replacement and serves until it is there.
-        # No callback_notify: uvicorn would call it every `timeout` seconds, the very time after which Gunicorn kills.
+        # Without limit_max_requests: a worker that reaches max_requests asks for a replacement, and serves until that
+        # is ready. Without callback_notify: uvicorn would call it every `timeout` seconds, the very time after which
+        # Gunicorn kills.
         kwargs: dict[str, Any] = {
             "app": None,
             "log_config": None,
@@ -89,6 +90,6 @@ class UvicornWorker(LoopWorker):
 
 
 class UvicornH11Worker(UvicornWorker):
-    """The same on the pure Python parts: asyncio's loop and h11."""
+    """Serves an ASGI application with uvicorn on its pure Python parts: asyncio's loop and h11."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "asyncio", "http": "h11"}

@@ -3,10 +3,10 @@
 Rules:
 
 * Whether a connection ends with a response is decided when the head is sent, not when the request begins, nor when the
-  application calls ``start_response``: a drain that begins in between counts, and what the head says is what is done.
-* A response does not end the connection while further requests are there already (HTTP/1.1 pipelining): they would be
-  lost. The last one's does.
-* A warm-up request goes through the application as any other (PEP 3333): nothing of the server is involved.
+  application calls ``start_response``. So a drain that begins in between counts, and what the head says is done.
+* A response does not end the connection while further requests have arrived already (HTTP/1.1 pipelining), because they
+  would be lost. The response to the last of them does.
+* A warm-up request calls the application as the server does (PEP 3333), but without a connection.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from zdworker.syscalls import unread
 from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.health import wsgi_with_health
-from zdworker.workers.wsgi.request_heads import body_has_come, read_ahead
+from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead
 
-BEAT = 0.1
+HEARTBEAT_INTERVAL_S = 0.1
 """Seconds between two heartbeats, at least."""
 
 _default_headers = Response.default_headers
@@ -43,11 +43,11 @@ class WsgiDrain(ZeroDowntime):
 
     wsgi: WsgiApplication
 
-    _zd_next_beat = 0.0
+    _zd_next_heartbeat = 0.0
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
-        """Import the parsers, which Gunicorn imports with the first connection that needs them."""
+        """Import the parsers, which Gunicorn would import with the first connection that needs them."""
         with contextlib.suppress(ImportError):
             importlib.import_module("gunicorn_h1c")
         if "h2" in cfg.http_protocols:
@@ -58,22 +58,27 @@ class WsgiDrain(ZeroDowntime):
             importlib.import_module("gunicorn.uwsgi.parser")
 
     def load_wsgi(self) -> None:
-        """Load the application, as Gunicorn does; and see to the heads of its responses."""
+        """Load the application, put ``zd_health_path`` before it, and have its responses end connections in a drain."""
         super().load_wsgi()  # type: ignore[misc]
         self.wsgi = wsgi_with_health(self.wsgi, self)
-        _end_connections_of(self)
+        _end_connections_in_drain(self)
 
     def notify(self) -> None:
-        """Beat the heart, at most ten times a second: Gunicorn's loops do so in each turn, with each request."""
+        """Send the heartbeat, at most ten times a second: Gunicorn's loops call this with each request."""
         now = time.monotonic()
-        if now >= self._zd_next_beat:
-            self._zd_next_beat = now + BEAT
+        if now >= self._zd_next_heartbeat:
+            self._zd_next_heartbeat = now + HEARTBEAT_INTERVAL_S
             super().notify()
 
-    def zd_warm_up(self, paths: Sequence[str]) -> None:
-        """Answer each of ``paths`` once, whole.
+    def is_parent_alive(self) -> bool:
+        """Tell whether Gunicorn's loop may go on; under zdworker's master always, because ``notify()`` checks that."""
+        return bool(self.zd_master_pid) or super().is_parent_alive()  # type: ignore[misc]
 
-        :raises WarmupFailed: a status of 400 or above.
+    def zd_warm_up(self, paths: Sequence[str]) -> None:
+        """Answer each of ``paths`` once, to the end of the response.
+
+        :param paths: paths, or URLs that give scheme and host too.
+        :raises WarmupFailed: a status is 400 or above, or the application started no response.
         """
         for path in paths:
             status = answer(self.wsgi, path)
@@ -81,33 +86,35 @@ class WsgiDrain(ZeroDowntime):
                 raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
 
 
-def _end_connections_of(worker: ZeroDowntime) -> None:
-    """Have responses end their connections once ``worker`` is told to leave.
+def _end_connections_in_drain(worker: ZeroDowntime) -> None:
+    """Have responses end their connections once ``worker`` was told to leave.
 
-    Gunicorn's class is changed, in a worker's own process: a wrapper around the application could only mark a response
-    when it begins, or cost each request the change of an object.
+    This changes Gunicorn's class, in the worker's own process only. A wrapper around the application could mark a
+    response only when it begins, or would have to change an object with each request.
     """
 
     def default_headers(response: Response) -> list[str]:
-        if worker.zd_deadline != math.inf and not _more_has_come(response):
+        if worker.zd_deadline != math.inf and not _has_further_request(response):
             response.force_close()
         return _default_headers(response)  # type: ignore[no-any-return]
 
     Response.default_headers = default_headers
 
 
-def _more_has_come(response: Response) -> bool:
-    """Tell whether bytes are there that belong to a request behind the one that is being answered."""
+def _has_further_request(response: Response) -> bool:
+    """Tell whether bytes have arrived that belong to a request behind the one that is being answered."""
     request = response.req
-    if not body_has_come(request):
+    if not body_is_read(request):
         return False
-    return read_ahead(request.unreader, response.sock) or unread(response.sock) > 0
+    return has_read_ahead(request.unreader, response.sock) or unread(response.sock) > 0
 
 
 def answer(application: WsgiApplication, url: str) -> str:
-    """Have ``application`` answer a GET for ``url``, a path or a whole URL, and return the status line's text.
+    """Have ``application`` answer a GET request, and return the status with its reason phrase.
 
-    :raises WarmupFailed: the application never called ``start_response``.
+    :param url: a path, or a whole URL.
+
+    :raises WarmupFailed: the application did not call ``start_response``.
     """
     environ: Environ = {}
     parts = urlsplit(url)
@@ -115,7 +122,7 @@ def answer(application: WsgiApplication, url: str) -> str:
         environ["HTTP_HOST"], environ["wsgi.url_scheme"] = parts.netloc, parts.scheme
         environ["SERVER_NAME"] = parts.hostname or ""
         environ["SERVER_PORT"] = str(parts.port or (443 if parts.scheme == "https" else 80))
-    # PEP 3333: text that holds bytes, one character for each.
+    # PEP 3333: a string with one character for each byte.
     environ["PATH_INFO"] = unquote_to_bytes(parts.path).decode("latin-1")
     environ["QUERY_STRING"] = parts.query
     environ.update({"HTTP_HOST": environ.get("HTTP_HOST", "localhost"), "SERVER_PROTOCOL": "HTTP/1.1"})

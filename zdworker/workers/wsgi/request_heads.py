@@ -1,11 +1,11 @@
-"""Whether a request has come on a connection; and whether anything has come behind it.
+"""Whether a request has arrived on a connection, and whether more has arrived behind it.
 
 Rules:
 
-* A worker with few hands (threads, or none but its own) gives none of them to a connection that is silent, or whose
-  request has come only in part: it collects the head in its poll, and Gunicorn's parser gets it whole.
-* Where the end of a head cannot be seen (TLS, uWSGI's protocol, HTTP/2), the first byte counts as a request, and no
-  byte is taken: Gunicorn must find each where it looks for it.
+* A worker with threads, or with one process for one request, gives no thread to a connection that is silent or whose
+  request has arrived in part. It collects the head in its poll, and Gunicorn's parser gets the head whole.
+* The end of a head cannot be seen with TLS, with uWSGI's protocol and with HTTP/2. There the first byte counts as a
+  request, and no byte is read: Gunicorn must find each byte in the socket.
 """
 
 from __future__ import annotations
@@ -16,16 +16,10 @@ import socket
 import time
 from typing import Any
 
-from zdworker.workers.base import UNUSED
+from zdworker.workers.drain import UNUSED_CONNECTION_S
 
-HEAD_LIMIT = 8 * 1024
-"""Bytes after which a head counts as whole: Gunicorn reads the rest itself, and knows its own limits."""
-
-LINGER = 5.0
-"""Seconds without a byte after which the rest of a request body is no longer read (nginx: ``lingering_timeout``)."""
-
-LINGER_IN_ALL = 30.0
-"""Seconds that such a rest is read at most (nginx: ``lingering_time``)."""
+HEAD_LIMIT_BYTES = 8 * 1024
+"""Size from which a head counts as whole: Gunicorn reads the rest itself, and applies its own limits."""
 
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -36,62 +30,68 @@ def shows_heads(cfg: Any) -> bool:
 
 
 def read_head(sock: socket.socket, head: bytearray) -> bool:
-    """Add to ``head`` what has come, without waiting; tell whether it is whole (or longer than a head, or ended).
+    """Append to ``head`` what has arrived, without waiting, and tell whether a thread should take the connection.
 
     :param sock: without a timeout.
+    :return: True if the head is whole or has reached :data:`HEAD_LIMIT_BYTES`, or if the connection ended or failed.
     """
     try:
-        data = socket.socket.recv(sock, HEAD_LIMIT, socket.MSG_DONTWAIT)  # of a subclass it may give what is read ahead
+        # The base class's method: a subclass may return what was read before.
+        data = socket.socket.recv(sock, HEAD_LIMIT_BYTES, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # whoever serves it will meet the error, and knows what to do
+        return True  # Gunicorn meets the error when it serves the connection, and handles it
     head += data
-    return not data or _END_OF_HEAD in head or len(head) >= HEAD_LIMIT
+    return not data or _END_OF_HEAD in head or len(head) >= HEAD_LIMIT_BYTES
 
 
-def has_come(sock: socket.socket) -> bool:
-    """Tell whether a byte has come, or the connection's end; it stays where it is."""
-    # Not a look at the bytes: on a socket with a timeout Python would wait for them.
+def is_readable(sock: socket.socket, timeout_s: float = 0.0) -> bool:
+    """Tell whether a byte has arrived, or the end of the connection; reads nothing.
+
+    :param timeout_s: seconds to wait for it.
+    """
+    # Not by MSG_PEEK: on a socket with a timeout Python waits before it calls recv(2).
     poll = select.poll()
     try:
         poll.register(sock, select.POLLIN)
     except ValueError:  # it is closed
         return True
-    return bool(poll.poll(0))
+    return bool(poll.poll(timeout_s * 1000))
 
 
-def body_has_come(request: Any) -> bool:
-    """Tell whether the body of a ``gunicorn.http.message.Request`` has been read to its end; False if unsure."""
+def body_is_read(request: Any) -> bool:
+    """Tell whether the body of a ``gunicorn.http.message.Request`` has been read to its end; False if unknown."""
     reader = getattr(getattr(request, "body", None), "reader", None)
     if reader is None:
         return False
     remaining = getattr(reader, "length", None)
     if remaining is not None:
         return bool(remaining == 0)
-    return getattr(reader, "parser", reader) is None  # of a chunked body, dropped behind the last chunk
+    return getattr(reader, "parser", reader) is None  # ChunkedReader drops its parser behind the last chunk
 
 
-def read_ahead(unreader: Any, sock: socket.socket) -> bool:
-    """Tell whether bytes behind a request have left the kernel, so that no poll shows them any more.
+def has_read_ahead(unreader: Any, sock: socket.socket) -> bool:
+    """Tell whether bytes behind a request have left the kernel, so that no poll reports them any more.
 
     :param unreader: a ``gunicorn.http.unreader.Unreader``.
     """
-    pending = getattr(sock, "pending", None)  # of a TLS socket: decrypted already
+    pending = getattr(sock, "pending", None)  # of a TLS socket: bytes that are decrypted already
     return bool(unreader.buf.getvalue()) or (pending is not None and bool(pending()))
 
 
-def patience(cfg: Any, head_begun: bool, unused_until: float) -> float:
-    """Return until when a connection on which no request has come yet is kept, by ``time.monotonic()``.
+def wait_until(cfg: Any, head_begun: bool, unused_until: float) -> float:
+    """Return until when a connection without a whole request is kept, by ``time.monotonic()``.
 
-    One that is half-read has ``timeout`` seconds from its last byte. One never used has, as with Gunicorn's threads,
-    ``keepalive`` and 5 seconds; in a drain until ``unused_until``, and ``keepalive`` if it became idle only then.
+    With a part of a head it is kept for ``timeout`` seconds from its last byte. A connection that was never used is
+    kept for ``keepalive`` and 5 seconds, as Gunicorn's threads do; in a drain until ``unused_until``, or for
+    ``keepalive`` seconds if that is later.
 
-    :param unused_until: infinite while there is no drain.
+    :param unused_until: infinite while the worker does not drain.
     """
     now, keepalive = time.monotonic(), float(cfg.keepalive)
     if head_begun:
         return now + (float(cfg.timeout) or math.inf)
     if unused_until == math.inf:
-        return now + UNUSED + keepalive
+        return now + UNUSED_CONNECTION_S + keepalive
     return max(unused_until, now + keepalive)

@@ -1,21 +1,20 @@
-"""The worker class for WSGI applications, one request at a time: Gunicorn's ``sync``, with a drain that loses none.
+"""The worker class for WSGI applications, one request at a time: Gunicorn's ``sync``, with a drain without losses.
 
 Rules:
 
-* Gunicorn's loop and its handling of a request stay. Nobody waits for a client but while a request's body or its answer
-  are on their way: silent connections, half-read ones, and those whose last bytes are read away before they are closed
-  (a close on unread data is a reset, RFC 9112 9.6) are in the poll, beside the listeners.
-* Told to leave, it accepts no more; what it has accepted is answered, as in a class with many hands.
-* At the deadline an alarm interrupts whatever the application does; should the application catch that, the next one
-  comes soon. Code that is in no Python at all is left to the master, which kills a second later.
+* Gunicorn's loop and its handling of a request stay. The worker waits for a client only while a request's body or its
+  response are on their way. Silent connections, half-read ones and lingering ones are parked: they are in the poll,
+  beside the listeners.
+* When the worker is told to leave, it accepts no more and answers what it has accepted.
+* At the deadline an alarm interrupts the application; if the application catches that, the next alarm comes soon. Code
+  that does not return to Python is left to the master, which kills the worker a second later.
 """
 
 from __future__ import annotations
 
 import errno
-import math
 import os
-import select
+import selectors
 import signal
 import socket
 import ssl
@@ -26,68 +25,72 @@ from typing import Any
 from gunicorn.workers import sync
 
 from zdworker.errors import GenerationError
-from zdworker.syscalls import unread
-from zdworker.workers.base import UNUSED
+from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
+from zdworker.workers.wsgi import poller
 from zdworker.workers.wsgi.drain import WsgiDrain
-from zdworker.workers.wsgi.request_heads import (
-    LINGER,
-    LINGER_IN_ALL,
-    body_has_come,
-    has_come,
-    patience,
-    read_head,
-    shows_heads,
+from zdworker.workers.wsgi.parked import Parked
+from zdworker.workers.wsgi.request_heads import body_is_read, is_readable, wait_until
+
+FIRST_REQUEST_S = 0.01
+"""Seconds for which the worker waits for the request of a new connection before it serves others. Most requests arrive
+at once, and a connection that is parked stays with this worker, however long the next request takes."""
+
+ALARM_INTERVAL_S = 0.2
+"""Seconds after which the alarm of the deadline comes again, for an application that has caught it."""
+
+BEGIN_LINE = "Draining: %(connections)d connections"
+CUT_LINE = (
+    "graceful_timeout is over (or the end is a quick one):"
+    " %(requests)d requests and %(connections)d waiting connections are cut"
 )
 
-PROMPT = 0.01
-"""Seconds that the request of a new connection has to come before others are served first. Most come at once; and a
-connection that is put aside stays with this worker, however long the next request takes."""
 
-AGAIN = 0.2
-"""Seconds after which the alarm of the deadline comes again, to an application that has caught it."""
+class DeadlineReached(BaseException):
+    """Interrupts the application at the drain's deadline.
 
-GLANCE = 0.1
-"""Seconds between two looks at whose time is over, in a drain."""
+    Not an ``Exception``, nor a ``SystemExit``: applications and Gunicorn handle those.
+    """
 
 
-class Cut(BaseException):
-    """The deadline has come. Not an ``Exception``, nor an exit: applications and Gunicorn answer those."""
-
-
-class Careful(socket.socket):
-    """A client's socket: what Gunicorn calls closing it is for the worker to do, who does not wait for that."""
+class LingeringSocket(socket.socket):
+    """A client's socket that lingers: Gunicorn's calls to close it leave that to the worker, which does not wait."""
 
     zd_worker: WSGIWorker
     zd_listener: Listener
     zd_address: Any
+    zd_head: bytearray
     zd_request: Any = None
-    zd_timeout = math.inf
-    zd_end = math.inf
+
+    @property
+    def sock(self) -> LingeringSocket:
+        """The socket itself, which is the connection that is parked."""
+        return self
 
     def shutdown(self, how: int) -> None:
-        """Refuse, so that Gunicorn's ``util.close_graceful`` goes on to :meth:`close` and waits for nobody.
+        """Refuse, so that Gunicorn's ``util.close_graceful`` calls :meth:`close` at once and does not read.
 
         :raises OSError: always.
         """
         raise OSError(errno.EOPNOTSUPP, "a worker's connection is closed as a whole")
 
     def close(self) -> None:
-        """Close it when that loses nothing; until then the worker reads what the client still sends."""
-        self.zd_worker.zd_close(self)
+        """Close the socket if no data is unread; otherwise the worker first reads what the client still sends."""
+        self.zd_worker.zd_end(self)
 
 
-class Accepted(Careful):
-    """A connection as it was accepted, with what has come of its request's head."""
+class Accepted(LingeringSocket):
+    """A connection as it was accepted, with what was read of its request's head."""
 
     def __init__(self, worker: WSGIWorker, listener: Listener, client: socket.socket, address: Any) -> None:
         family, kind, protocol = listener.kind
         super().__init__(family, kind, protocol, client.detach())
-        self.setblocking(True)  # whatever accept(2) inherits here, and socket.setdefaulttimeout() of the application's
+        # Not what accept(2) inherits on some systems, nor the application's socket.setdefaulttimeout().
+        self.setblocking(True)
         self.zd_worker, self.zd_listener, self.zd_address = worker, listener, address
         self.zd_head = bytearray()
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Return what was read ahead first."""
+        """Return what was read of the head, then what arrives."""
         if not self.zd_head:
             return super().recv(size, flags)
         data = bytes(self.zd_head[:size])
@@ -96,24 +99,22 @@ class Accepted(Careful):
 
 
 class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn has no types
-    """Serves a WSGI application, one request at a time, and loses none when it is replaced.
+    """Serves a WSGI application, one request at a time, and loses no request when it is replaced.
 
-    Its name must not end in ``SyncWorker``: with ``threads`` above 1 Gunicorn silently takes its own threaded class in
-    the place of such a one.
+    Its name must not end in ``SyncWorker``: with ``threads`` above 1 Gunicorn replaces a class of such a name by its
+    own threaded one, without a message.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._poll = select.poll()
-        self._listeners: dict[int, Any] = {}
-        self._names: dict[Any, Listener] = {}
-        self._waiting: dict[int, Accepted] = {}  # no request has come on them yet
-        self._lingering: dict[int, Careful] = {}  # answered, but still sent to
-        self._most = int(self.cfg.worker_connections)
+        self._poller = poller.make()
+        self._parked = Parked(self, self._poller, self.cfg)
+        self._listeners: dict[Any, Listener] = {}
+        self._ready: list[Any] = []  # listeners with a connection to accept
+        self._max_parked = int(self.cfg.worker_connections)
         self._listening = False
-        self._unused_until = math.inf
-        self._cut = 0
-        self._shows_heads = shows_heads(self.cfg)
+        self._cut_requests = 0
+        self._drain = Drain(self, self, keepalive_s=float(self.cfg.keepalive), begin_line=BEGIN_LINE, cut_line=CUT_LINE)
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -126,7 +127,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
-        """Import what is imported late; and refuse threads, at a reload.
+        """Import what would be imported late; and refuse threads, at a reload.
 
         :raises GenerationError: ``threads`` is above 1.
         """
@@ -140,234 +141,190 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         :raises SystemExit: (3) ``zd_warmup`` failed, which is reported.
         """
         self.zd_warmed_up()
-        if self.zd_leaving:  # told so meanwhile: the listeners are closed
+        if self.zd_leaving:  # told to leave during the warm-up: the listeners are closed
             return
         if self.cfg.is_ssl:
-            self._close_tls_carefully()
-        self._poll.register(self.PIPE[0], select.POLLIN)
-        self._listeners = {listener.fileno(): listener for listener in self.sockets}
-        self._names = {listener: Listener(listener) for listener in self.sockets}
+            self._linger_with_tls()
+        self._poller.register(self.PIPE[0], selectors.EVENT_READ, _read_wake_ups)
+        self._listeners = {listener: Listener(listener) for listener in self.sockets}
         try:
             super().run()
-            self.zd_leave(self.cfg.graceful_timeout)  # without our arbiter it may have ended by itself
-            self._drain()
-        except Cut:
+            self.zd_leave(self.cfg.graceful_timeout)  # without zdworker's arbiter the loop may have ended by itself
+            for _pause_s in self._drain.until_over():
+                self.notify()
+                self._poll(TEND_INTERVAL_S)  # the end of a connection wakes it
+        except DeadlineReached:
             pass
         finally:
             if not self._zd_orphaned:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-        self._log_cut()
+        for _pause_s in self._drain.cut_rest():
+            pass
 
-    def _close_tls_carefully(self) -> None:
+    def _linger_with_tls(self) -> None:
         make_context = self.cfg.ssl_context
 
-        class CarefulTLS(Careful, ssl.SSLSocket):
+        class LingeringTLSSocket(LingeringSocket, ssl.SSLSocket):
             """What a connection becomes for the time of its request."""
 
             zd_worker = self
 
-        def careful_context(cfg: Any, default: Any) -> Any:
+        def make_lingering_context(cfg: Any, default: Any) -> Any:
             context = make_context(cfg, default)
-            context.sslsocket_class = CarefulTLS
+            context.sslsocket_class = LingeringTLSSocket
             return context
 
-        self.cfg.settings["ssl_context"].value = careful_context
+        self.cfg.settings["ssl_context"].value = make_lingering_context
 
     # -- accepting ---------------------------------------------------------------------------------------------------
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection, and answer its request if that has come.
+        """Accept a connection, and answer its request if that has arrived.
 
-        :raises BlockingIOError: there is none; or there are enough.
+        :raises BlockingIOError: no connection is there, or as many as allowed are parked.
         """
-        if not self.alive or self._aside() >= self._most:
+        if not self.alive or len(self._parked) >= self._max_parked:
             raise BlockingIOError(errno.EAGAIN, "not now")
         try:
             client, address = listener.accept()
         except (OSError, AttributeError) as error:
             if not self.alive:  # told to leave in this very moment: the listener is closed
                 raise BlockingIOError(errno.EAGAIN, "not now") from error
-            if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) or not self._aside():
+            if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) or not self._parked:
                 raise
-            self._most = self._aside()
-            self.log.warning("Out of file descriptors: from now on at most %d connections wait", self._most)
+            self._max_parked = len(self._parked)
+            self.log.warning("Out of file descriptors: from now on at most %d connections wait", self._max_parked)
             return
-        self._meet(Accepted(self, self._names[listener], client, address))
-        if self._waiting or self._lingering:
-            # Gunicorn's loop accepts as long as there is something to accept: those that wait get their turn between.
-            self._look(0.0)
-
-    def _is_full(self) -> bool:
-        return self._aside() >= self._most
-
-    def _aside(self) -> int:
-        return len(self._waiting) + len(self._lingering)
+        self._serve_or_park(Accepted(self, self._listeners[listener], client, address))
+        if self._parked:
+            # Gunicorn's loop accepts as long as there is something to accept: the parked ones get their turn between.
+            self._poll(0.0)
+            self._parked.expire(time.monotonic())
 
     def wait(self, timeout: float) -> list[Any]:
-        """Wait for a connection, and serve meanwhile those that have waited; return the listeners that are ready."""
+        """Wait for a connection, and serve the parked ones meanwhile; return the listeners that are ready."""
         self.notify()
-        return self._look(min(timeout, GLANCE if self.zd_leaving or self._lingering else 1.0))
-
-    def _look(self, timeout: float) -> list[Any]:
-        self._listen(self.alive and not self._is_full())
-        ready = []
-        for number, _event in self._poll.poll(timeout * 1000):
-            if number == self.PIPE[0]:
-                os.read(number, 4096)
-            elif number in self._waiting:
-                self.notify()
-                self._meet_again(self._waiting[number])
-            elif number in self._lingering:
-                self._read_away(self._lingering[number])
-            elif number in self._listeners:  # else the worker was told to leave while it polled
-                ready.append(self._listeners[number])
-        self._expire(time.monotonic())
+        limit = TEND_INTERVAL_S if self.zd_leaving or self._parked.lingering else 1.0
+        ready = self._poll(min(timeout, limit))
+        self._parked.expire(time.monotonic())
         return ready
+
+    def _poll(self, timeout: float) -> list[Any]:
+        self._listen(self.alive and len(self._parked) < self._max_parked)
+        self._ready = []
+        for key, _events in self._poller.select(timeout):
+            key.data(key.fileobj)
+        return self._ready
 
     def _listen(self, listening: bool) -> None:
         if listening == self._listening:
             return
         self._listening = listening
-        for number in self._listeners:
+        for listener in self.sockets:
             if listening:
-                self._poll.register(number, select.POLLIN)
+                self._poller.register(listener, selectors.EVENT_READ, self._note_ready)
             else:
-                self._poll.unregister(number)
+                self._poller.unregister(listener)
+
+    def _note_ready(self, listener: Any) -> None:
+        self._ready.append(listener)
 
     # -- one connection ----------------------------------------------------------------------------------------------
 
-    def _meet(self, client: Accepted) -> None:
-        """Answer the request of a new connection if it has come, or comes at once; else put the connection aside."""
-        if not self._has_come(client):
-            prompt = select.poll()
-            prompt.register(client, select.POLLIN)
-            if not prompt.poll(PROMPT * 1000) or not self._has_come(client):
-                client.zd_timeout = patience(self.cfg, bool(client.zd_head), self._unused_until)
-                self._waiting[client.fileno()] = client
-                self._poll.register(client, select.POLLIN)
-                return
-        self._serve(client)
-
-    def _meet_again(self, client: Accepted) -> None:
-        if self._has_come(client):
-            del self._waiting[client.fileno()]
-            self._poll.unregister(client)
-            self._serve(client)
+    def _serve_or_park(self, client: Accepted) -> None:
+        """Answer the request of a new connection if it has arrived, or arrives at once; else park the connection."""
+        has_request = self._parked.has_request
+        if has_request(client) or (is_readable(client, FIRST_REQUEST_S) and has_request(client)):
+            self.handle(client.zd_listener, client, client.zd_address)
         else:
-            client.zd_timeout = patience(self.cfg, bool(client.zd_head), self._unused_until)
+            self._parked.wait(client)
 
-    def _has_come(self, client: Accepted) -> bool:
-        return read_head(client, client.zd_head) if self._shows_heads else has_come(client)
+    def zd_serve(self, conn: Accepted) -> None:
+        """Answer the request that has arrived on a parked connection."""
+        self.notify()
+        self.handle(conn.zd_listener, conn, conn.zd_address)
 
-    def _serve(self, client: Accepted) -> None:
-        self.handle(client.zd_listener, client, client.zd_address)
+    def zd_wait_until(self, conn: Accepted) -> float:
+        """Return until when a connection without a whole request is kept, by ``time.monotonic()``."""
+        return wait_until(self.cfg, bool(conn.zd_head), self._drain.unused_until)
 
     def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> None:
-        """Gunicorn's; what the request says of its body is needed once more, at the end."""
+        """Answer a request, and keep it with its connection: whether that lingers depends on the request's body."""
         client.zd_request = req
         super().handle_request(listener, req, client, addr)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Gunicorn's; but a request that is cut may have its answer's head behind it: nothing is written."""
-        if isinstance(exc, Cut):
-            self._cut += 1
+        """Answer with an error page, except at the deadline: the response's head may have been sent already."""
+        if isinstance(exc, DeadlineReached):
+            self._cut_requests += 1
         else:
             super().handle_error(req, client, addr, exc)
 
-    def zd_close(self, client: Careful) -> None:
-        """Close ``client`` behind its answer; what it is still sending is read first, in the poll."""
-        number = client.fileno()
-        if number in self._lingering:
-            return
-        if number < 0 or (body_has_come(client.zd_request) and not unread(client)):
-            socket.socket.close(client)
-            return
-        try:
-            socket.socket.shutdown(client, socket.SHUT_WR)
-        except OSError:  # it is gone
-            socket.socket.close(client)
-            return
-        now = time.monotonic()
-        client.zd_timeout, client.zd_end = now + LINGER, now + LINGER_IN_ALL
-        self._lingering[number] = client
-        self._poll.register(number, select.POLLIN)
+    def zd_end(self, client: LingeringSocket) -> None:
+        """Close a connection behind its response; what its client still sends is read first, in the poll."""
+        if client not in self._parked.lingering:
+            self._parked.end(client, body_is_read(client.zd_request))
 
-    def _read_away(self, client: Careful) -> None:
-        try:
-            # The base class's method: what a TLS client sends now need not be deciphered.
-            over = not socket.socket.recv(client, 65536, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:
-            over = True
-        if over:
-            self._drop(client)
-        else:
-            client.zd_timeout = min(time.monotonic() + LINGER, client.zd_end)
+    def zd_close(self, conn: LingeringSocket) -> None:
+        """Close a connection at once."""
+        socket.socket.close(conn)
 
-    def _drop(self, client: Careful) -> None:
-        number = client.fileno()
-        self._poll.unregister(number)
-        self._waiting.pop(number, None)
-        self._lingering.pop(number, None)
-        socket.socket.close(client)
-
-    def _expire(self, now: float) -> None:
-        for client in [client for client in self._waiting.values() if client.zd_timeout <= now]:
-            if has_come(client):
-                self._meet_again(client)
-            else:
-                self._drop(client)
-        for late in [late for late in self._lingering.values() if late.zd_timeout <= now]:
-            self._drop(late)
+    def zd_expired(self, conn: LingeringSocket) -> None:
+        """Close a connection that has waited until its time was over."""
+        self.zd_close(conn)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
     def zd_load(self) -> tuple[int, int]:
-        """Return the connections that wait and the requests answered since birth."""
-        return self._aside(), self.nr
+        """Return the parked connections and the requests answered since the worker booted."""
+        return len(self._parked), self.nr
 
     def zd_on_leave(self) -> None:
         """Close the listeners, leave Gunicorn's loop behind the present request, set the alarm for the deadline."""
         self.alive = False
         self._listen(False)
-        self._listeners.clear()
         for listener in self.sockets:
             listener.close()
         if self._zd_orphaned:
-            return  # the kernel's own alarm is set; there is one only
+            return  # the kernel's own alarm is set, and a process has one alarm only
         signal.signal(signal.SIGALRM, self._interrupt)
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.zd_deadline - time.monotonic()), AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.zd_deadline - time.monotonic()), ALARM_INTERVAL_S)
 
     def _interrupt(self, sig: int, frame: FrameType | None) -> None:
-        raise Cut
+        raise DeadlineReached
 
-    def is_parent_alive(self) -> bool:
-        """Gunicorn's; a worker of ours looks in ``notify()``."""
-        return bool(self.zd_master_pid) or super().is_parent_alive()
+    def zd_stop_accepting(self) -> tuple[()]:
+        """Do nothing: :meth:`zd_on_leave` has closed the listeners already, during a request too."""
+        return ()
 
-    def _drain(self) -> None:
-        self.zd_draining()
-        self.log.info("Draining: %d connections", self._aside())
-        self._unused_until = time.monotonic() + max(UNUSED, self.cfg.keepalive)
-        for client in self._waiting.values():
-            if not client.zd_head:
-                client.zd_timeout = self._unused_until
-        while self._aside() and time.monotonic() < self.zd_deadline:
-            self.notify()
-            self._look(GLANCE)
+    def zd_in_flight(self) -> InFlight:
+        """Return the parked connections, and the requests that the alarm has cut."""
+        return InFlight(len(self._parked), self._cut_requests)
 
-    def _log_cut(self) -> None:
-        if self._cut or self._aside():
-            self.log.warning(
-                "graceful_timeout is over (or the end is a quick one): %d requests and %d waiting connections are cut",
-                self._cut,
-                self._aside(),
-            )
+    def zd_begin_drain(self) -> None:
+        """Limit the time of connections on which no request has begun."""
+        self._parked.limit_silent()
+
+    def zd_tend(self, now: float) -> None:
+        """End the connections whose time is over."""
+        self._parked.expire(now)
+
+    def zd_is_empty(self) -> bool:
+        """Tell whether no connection is parked and no request was cut."""
+        return not self._parked and not self._cut_requests
+
+    def zd_cut(self) -> tuple[()]:
+        """Do nothing: the end of the process closes what is left."""
+        return ()
+
+
+def _read_wake_ups(descriptor: int) -> None:
+    """Empty the pipe by which signals wake the poll."""
+    os.read(descriptor, 4096)
 
 
 class Listener:
-    """Stands for a listener in Gunicorn's code, which asks for its address when it may be closed already."""
+    """Stands for a listener in Gunicorn's code, which asks for its address when the listener may be closed already."""
 
     def __init__(self, listener: Any) -> None:
         self._name = listener.getsockname()

@@ -1,6 +1,7 @@
-"""A selector for reading only, on epoll: what ``selectors.EpollSelector`` does, at a third of its cost.
+"""A selector for reading only, on epoll: it does what ``selectors.EpollSelector`` does, at a third of the cost.
 
-A worker registers and unregisters a kept connection with each request, so that costs as much as the rest of the loop.
+A worker registers and unregisters a keep-alive connection with each request, so that this costs as much as the rest of
+the loop.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 
 class Key:
-    """What is registered, and with what data; as ``selectors.SelectorKey``."""
+    """What is registered, and its data; with the names of ``selectors.SelectorKey``."""
 
     __slots__ = ("data", "fileobj")
 
@@ -21,14 +22,14 @@ class Key:
 
 
 class Poller:
-    """As much of :class:`selectors.BaseSelector` as ``gunicorn.workers.gthread`` uses."""
+    """The part of :class:`selectors.BaseSelector` that Gunicorn's thread worker and parked connections use."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._keys: dict[int, Key] = {}
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> None:
-        """Wait for ``fileobj``, a descriptor or an object that has one, to become readable.
+        """Watch ``fileobj``, a descriptor or an object that has one, until it is unregistered.
 
         :param events: ``selectors.EVENT_READ``.
         :raises OSError: it is registered, or closed.
@@ -38,7 +39,7 @@ class Poller:
         self._keys[number] = Key(fileobj, data)
 
     def unregister(self, fileobj: Any) -> None:
-        """Wait for ``fileobj`` no longer.
+        """Watch ``fileobj`` no longer.
 
         :raises KeyError: it is not registered.
         """
@@ -47,17 +48,17 @@ class Poller:
         self._epoll.unregister(number)
 
     def select(self, timeout: float) -> list[tuple[Key, int]]:
-        """Return what is readable, or has ended; wait for that for ``timeout`` seconds."""
+        """Return what is readable, or has ended, after at most ``timeout`` seconds."""
         keys = self._keys
         found = self._epoll.poll(timeout, max(1, len(keys)))
         return [(keys[number], selectors.EVENT_READ) for number, _event in found if number in keys]
 
     def close(self) -> None:
-        """Forget all."""
+        """Watch nothing any more."""
         self._epoll.close()
         self._keys.clear()
 
 
 def make() -> Any:
-    """Return a selector, as good a one as this system has."""
+    """Return a selector: on epoll if the system has that, else the standard library's."""
     return Poller() if hasattr(select, "epoll") else selectors.DefaultSelector()

@@ -1,0 +1,169 @@
+"""The drain that all worker classes share: its course with a clock of its own, and both ways to take its steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from zdworker.workers.drain import (
+    CHECK_INTERVAL_S,
+    CUT_LINE_WITH_WEBSOCKETS,
+    TEND_INTERVAL_S,
+    UNUSED_CONNECTION_S,
+    Drain,
+    InFlight,
+)
+
+
+class Worker:
+    """A worker that is its own server; its clock goes on only when a test says so."""
+
+    def __init__(self, connections: int = 0, deadline: float = 120.0) -> None:
+        self.log = logging.getLogger("test.drain")
+        self.now = 100.0
+        self.zd_deadline = deadline
+        self.connections = connections
+        self.done: list[str] = []
+        self.tended: list[float] = []
+        self.drain = Drain(self, self, keepalive_s=2.0, websocket_spread_s=10.0, clock=lambda: self.now)
+
+    def zd_draining(self) -> None:
+        self.done.append("report")
+
+    def zd_stop_accepting(self) -> Iterator[float]:
+        self.done.append("remove")
+        yield 0.0
+        self.done.append("close")
+
+    def zd_in_flight(self) -> InFlight:
+        return InFlight(self.connections, self.connections, 0)
+
+    def zd_begin_drain(self) -> None:
+        self.done.append("announce")
+
+    def zd_tend(self, now: float) -> None:
+        self.tended.append(now)
+
+    def zd_is_empty(self) -> bool:
+        return not self.connections
+
+    def zd_cut(self) -> Iterable[float]:
+        self.done.append("cut")
+        yield 0.05
+        self.connections = 0
+
+    def sleep_through(self, steps: Iterator[float], until: float = float("inf")) -> list[float]:
+        """Take ``steps`` as a loop does that sleeps between them; stop when it is ``until``."""
+        pauses = []
+        for pause_s in steps:
+            pauses.append(pause_s)
+            self.now += pause_s
+            if self.now >= until:
+                break
+        return pauses
+
+
+def test_an_empty_worker_is_done_at_once() -> None:
+    worker = Worker()
+    assert worker.sleep_through(worker.drain.steps()) == [0.0]
+    assert worker.done == ["remove", "close", "report", "announce"]
+    assert worker.drain.cut is None
+    assert worker.tended == []
+
+
+def test_the_pauses_of_closing_the_listeners_come_before_the_report() -> None:
+    worker = Worker()
+    steps = worker.drain.steps()
+    assert next(steps) == 0.0
+    assert worker.done == ["remove"]
+    assert not worker.drain.has_begun
+
+
+def test_the_end_of_the_last_connection_is_noticed_soon_and_connections_are_tended_less_often() -> None:
+    worker = Worker(connections=1)
+    steps = worker.drain.steps()
+    worker.sleep_through(steps, until=101.0)
+    assert len(worker.tended) == pytest.approx(1.0 / TEND_INTERVAL_S, abs=2)
+    worker.connections = 0
+    assert list(steps) == []
+    assert worker.drain.cut is None
+    assert "cut" not in worker.done
+
+
+def test_what_is_left_at_the_deadline_is_logged_and_cut(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker(connections=3, deadline=100.5)
+    with caplog.at_level(logging.INFO):
+        pauses = worker.sleep_through(worker.drain.steps())
+    assert [record.getMessage() for record in caplog.records] == [
+        "Draining: 3 connections, 3 requests under way",
+        "graceful_timeout is over: 3 requests and 3 connections in all are cut",
+    ]
+    assert pauses[-1] == 0.05
+    assert set(pauses[1:-1]) == {CHECK_INTERVAL_S}
+    assert worker.drain.at_begin == worker.drain.cut == InFlight(3, 3, 0)
+
+
+def test_a_deadline_that_comes_nearer_counts() -> None:
+    worker = Worker(connections=1)
+    steps = worker.drain.steps()
+    worker.sleep_through(steps, until=101.0)
+    worker.zd_deadline = 101.1
+    worker.sleep_through(steps)
+    assert worker.done[-1] == "cut"
+    assert worker.now < 101.3
+
+
+def test_a_loop_that_turns_by_itself_takes_steps_early() -> None:
+    worker = Worker(connections=1)
+    assert worker.drain.advance()
+    for _turn in range(10):  # the clock stands still
+        assert worker.drain.advance()
+    assert worker.tended == [100.0]
+    worker.now += TEND_INTERVAL_S
+    assert worker.drain.advance()
+    assert worker.tended == [100.0, worker.now]
+    worker.connections = 0
+    assert not worker.drain.advance()
+    assert not worker.drain.advance()  # it does not begin again
+    assert worker.done.count("report") == 1
+
+
+def test_the_times_of_connections_follow_from_the_beginning() -> None:
+    worker = Worker(connections=1)
+    drain = worker.drain
+    assert drain.begun_at == drain.unused_until == drain.idle_until == drain.notice_at == float("inf")
+    drain.advance()
+    drain.advance()
+    assert drain.has_begun
+    assert drain.unused_until == 100.0 + UNUSED_CONNECTION_S
+    assert drain.idle_until == 102.0
+    assert drain.notice_at == 110.0
+    worker.zd_deadline = 104.0
+    assert drain.notice_at == 102.0
+
+
+@pytest.mark.parametrize(("deadline", "spread"), [(120.0, 10.0), (105.0, 4.0), (100.0, 0.0)])
+def test_websockets_are_spread_over_what_is_left_less_a_second(deadline: float, spread: float) -> None:
+    worker = Worker(deadline=deadline)
+    list(worker.drain.steps())
+    assert worker.drain.websocket_spread_s == spread
+
+
+def test_the_lines_can_name_websockets(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Worker(connections=2, deadline=100.0)
+    drain = Drain(
+        worker,
+        worker,
+        keepalive_s=0.0,
+        begin_line="Draining: %(connections)d connections",
+        cut_line=CUT_LINE_WITH_WEBSOCKETS,
+        clock=lambda: worker.now,
+    )
+    with caplog.at_level(logging.INFO):
+        list(drain.steps())
+    assert [record.getMessage() for record in caplog.records] == [
+        "Draining: 2 connections",
+        "graceful_timeout is over: 2 requests, 0 WebSockets and 2 connections in all are cut",
+    ]

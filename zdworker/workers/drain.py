@@ -1,0 +1,185 @@
+"""The drain of a worker, for all worker classes: from the order to leave until its last connection is gone.
+
+Rules:
+
+* The course is one generator, :meth:`Drain.steps`. It stops accepting, reports that, tends the connections until none
+  is left or the worker's deadline has come, and cuts the rest. It yields the seconds until it wants to go on.
+* It never sleeps. A caller that owns its loop sleeps between two steps, with gevent or with asyncio; a caller inside
+  another's loop takes a step in each turn (:meth:`Drain.advance`), which may be early.
+* It does not send heartbeats: the caller does, since its loop knows when.
+* The deadline is read again at each step, because it may come nearer during the drain.
+* The server is asked only for what :class:`DrainableServer` says. Nothing of asyncio, gevent or Gunicorn is known here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+TEND_INTERVAL_S = 0.1
+"""Seconds between two rounds through the connections, in which those end whose time is over."""
+
+CHECK_INTERVAL_S = 0.02
+"""Seconds between two checks whether the last connection is gone: a reload waits for it."""
+
+UNUSED_CONNECTION_S = 5.0
+"""Seconds from the drain's beginning, at least, that a connection is kept on which nothing has come yet."""
+
+WEBSOCKET_CLOSE_S = 1.0
+"""Seconds before the deadline that are left for the close handshake of the last WebSocket."""
+
+BEGIN_LINE = "Draining: %(connections)d connections, %(requests)d requests under way"
+CUT_LINE = "graceful_timeout is over: %(requests)d requests and %(connections)d connections in all are cut"
+CUT_LINE_WITH_WEBSOCKETS = (
+    "graceful_timeout is over: %(requests)d requests, %(websockets)d WebSockets"
+    " and %(connections)d connections in all are cut"
+)
+
+
+class InFlight(NamedTuple):
+    """What a worker has under way at one moment."""
+
+    connections: int
+    """All open connections, those of requests and WebSockets included."""
+    requests: int
+    """Requests that are being answered, without WebSockets."""
+    websockets: int = 0
+
+
+class DrainableServer(Protocol):
+    """What a drain needs of the server. The names have the prefix because worker classes implement this themselves."""
+
+    def zd_stop_accepting(self) -> Iterable[float]:
+        """Close the listeners; a generator that yields the seconds until it wants to go on, or an empty tuple."""
+
+    def zd_in_flight(self) -> InFlight:
+        """Return what is under way now."""
+
+    def zd_begin_drain(self) -> None:
+        """Announce the end on each connection. Called once, after accepting has stopped and that was logged."""
+
+    def zd_tend(self, now: float) -> None:
+        """End the connections whose own time is over at ``now``. Called every :data:`TEND_INTERVAL_S` seconds."""
+
+    def zd_is_empty(self) -> bool:
+        """Return whether no connection is left and nothing runs any more."""
+
+    def zd_cut(self) -> Iterable[float]:
+        """End what the deadline has found; yields as :meth:`zd_stop_accepting`. Called once, after it was logged."""
+
+
+class DrainableWorker(Protocol):
+    """What a drain needs of the worker, a :class:`zdworker.workers.base.ZeroDowntime`."""
+
+    @property
+    def log(self) -> Any:
+        """Gunicorn's logger."""
+
+    @property
+    def zd_deadline(self) -> float:
+        """When the drain has to be over, by ``time.monotonic()``."""
+
+    def zd_draining(self) -> None:
+        """Report to the master that the worker has stopped accepting."""
+
+
+class Drain:
+    """The drain of one worker; made when the server is, and begun when the worker has to leave.
+
+    :param server: whose connections are drained.
+    :param worker: whose deadline counts; a worker class that is its own server gives itself twice.
+    :param keepalive_s: seconds that a connection is kept between two requests.
+    :param websocket_spread_s: seconds over which many WebSockets are closed (``zd_websocket_drain``).
+    :param begin_line: what is logged at the beginning, a format with the names of :class:`InFlight`.
+    :param cut_line: what is logged when something has to be cut, with the same names.
+    :param clock: returns the present time, as ``time.monotonic()`` does.
+    """
+
+    def __init__(
+        self,
+        server: DrainableServer,
+        worker: DrainableWorker,
+        *,
+        keepalive_s: float,
+        websocket_spread_s: float = 0.0,
+        begin_line: str = BEGIN_LINE,
+        cut_line: str = CUT_LINE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._server = server
+        self._worker = worker
+        self._websocket_spread_s = websocket_spread_s
+        self._begin_line = begin_line
+        self._cut_line = cut_line
+        self._clock = clock
+        self._course: Iterator[float] | None = None
+        self.keepalive_s = keepalive_s
+        self.begun_at = math.inf
+        """When it began, by the clock; infinite before."""
+        self.unused_until = math.inf
+        """Until when a connection is kept on which nothing has come yet; infinite before the drain."""
+        self.idle_until = math.inf
+        """Until when a connection is kept that was idle as the drain began; infinite before the drain."""
+        self.at_begin: InFlight | None = None
+        """What was under way when the drain began."""
+        self.cut: InFlight | None = None
+        """What had to be cut; None if every connection has ended by itself."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the worker has stopped accepting because it has to leave."""
+        return self.begun_at != math.inf
+
+    @property
+    def unused_s(self) -> float:
+        """Seconds that a connection is kept on which nothing has come yet, from the drain's beginning."""
+        return max(UNUSED_CONNECTION_S, self.keepalive_s)
+
+    @property
+    def notice_at(self) -> float:
+        """When half of the time is over: an HTTP/2 connection with overlapping streams gets the notice."""
+        return (self.begun_at + self._worker.zd_deadline) / 2
+
+    @property
+    def websocket_spread_s(self) -> float:
+        """Seconds, from the drain's beginning, over which WebSockets are closed; less when the deadline is near."""
+        left = self._worker.zd_deadline - self.begun_at - WEBSOCKET_CLOSE_S
+        return max(0.0, min(self._websocket_spread_s, left))
+
+    def steps(self) -> Iterator[float]:
+        """Drain, from the beginning to the end, and yield before each pause how many seconds it is to last."""
+        yield from self.until_over()
+        yield from self.cut_rest()
+
+    def advance(self) -> bool:
+        """Do what is due now, and return whether the drain goes on; for loops that turn by themselves."""
+        if self._course is None:
+            self._course = self.steps()
+        return next(self._course, None) is not None
+
+    def until_over(self) -> Iterator[float]:
+        """Stop accepting, and tend the connections until none is left or the deadline has come; yields pauses."""
+        yield from self._server.zd_stop_accepting()
+        self._worker.zd_draining()
+        self.begun_at = self._clock()
+        self.unused_until = self.begun_at + self.unused_s
+        self.idle_until = self.begun_at + self.keepalive_s
+        self.at_begin = self._server.zd_in_flight()
+        self._worker.log.info(self._begin_line, self.at_begin._asdict())
+        self._server.zd_begin_drain()
+        next_round = self.begun_at
+        while not self._server.zd_is_empty() and (now := self._clock()) < self._worker.zd_deadline:
+            if now >= next_round:
+                next_round = now + TEND_INTERVAL_S
+                self._server.zd_tend(now)
+            yield CHECK_INTERVAL_S
+
+    def cut_rest(self) -> Iterator[float]:
+        """Log and cut what is left, if there is anything; yields pauses."""
+        if self._server.zd_is_empty():
+            return
+        self.cut = self._server.zd_in_flight()
+        self._worker.log.warning(self._cut_line, self.cut._asdict())
+        yield from self._server.zd_cut()
