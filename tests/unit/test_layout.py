@@ -143,6 +143,10 @@ def test_the_order_of_the_rooms_has_no_circle() -> None:
     assert circle(MAY_IMPORT) == []
 
 
+def test_files_import_each_other_in_no_circle() -> None:
+    assert circle({module_of(path): known_to(path) for path in FILES}) == []
+
+
 def test_packages_import_each_other_in_no_circle() -> None:
     arrows: dict[str, set[str]] = {}
     for path in FILES:
