@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.unit.stage import Stage, steady
+from tests.harness.core_stage import Stage, steady
 from zdworker.core.events import (
     Event,
     GenerationFailed,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.unit.stage import Stage, roll_on, steady
+from tests.harness.core_stage import Stage, roll_on, steady
 from zdworker.core.events import Policy, Reload, ReloadFinished, ReloadStarted, Rollback
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout

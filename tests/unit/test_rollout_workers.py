@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.stage import roll_on, steady
+from tests.harness.core_stage import roll_on, steady
 from zdworker.core.events import (
     Drain,
     Halt,
