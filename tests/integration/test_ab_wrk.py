@@ -13,9 +13,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from .classes import ALL, WorkerClass, for_each
-from .conftest import Start
-from .server import Server
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 BOOT_UNDER_FIRE = 90.0
 """Seconds for a reload while a thousand clients want both cores."""

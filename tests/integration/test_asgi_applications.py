@@ -12,12 +12,11 @@ import time
 
 import pytest
 
-from .applications import Site
-from .classes import ASGI, UVICORN, UVICORN_H11, WorkerClass, for_each
-from .clients import Broken, Client, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ASGI, UVICORN, UVICORN_H11, WorkerClass, for_each
 
 CLASSES = (UVICORN, UVICORN_H11, ASGI)
 LIMIT = 6

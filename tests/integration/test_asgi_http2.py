@@ -17,15 +17,14 @@ import gunicorn.config
 import httpx
 import pytest
 
-from .applications import Site
-from .classes import ASGI
-from .clients import trusting
-from .conftest import Start
-from .http2 import Http2Client, Stream
-from .processes import wait_for
-from .scenario import END, Outcomes, Scenario, Stage, Steps
-from .server import Server
-from .test_drain_tls import MAKE_CERTIFICATE
+from tests.harness.application_site import Site
+from tests.harness.clients import trusting
+from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
+from tests.harness.http2_client import Http2Client, Stream
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ASGI
+from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 scenario = Scenario()
 NO_ERROR = 0

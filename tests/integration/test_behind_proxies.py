@@ -8,19 +8,17 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from .applications import Site
-from .classes import ALL, WEBSOCKETS, WorkerClass, for_each
-from .clients import Address, Client, Load, request
-from .conftest import Start
-from .processes import wait_for
-from .proxies import BEHIND, HAProxy, Nginx, Proxy, program
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Address, Client, Load, request
+from tests.harness.processes import wait_for
+from tests.harness.proxies import BEHIND, MIXED_REQUESTS, HAProxy, Nginx, Proxy, program
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, WEBSOCKETS, WorkerClass, for_each
 
 GATEWAY_FAILURES = {502, 503, 504}
 BOOT_UNDER_FIRE = 60.0
@@ -41,9 +39,8 @@ class Mixed:
     """
 
     def __init__(self, address: tuple[str, int]) -> None:
-        script = str(Path(__file__).with_name("mixed.lua"))
         url = "http://%s:%s/" % address
-        self._words = ["wrk", "-t", "2", "-c", "64", "-d", "600", "--timeout", "20", "-s", script, url]
+        self._words = ["wrk", "-t", "2", "-c", "64", "-d", "600", "--timeout", "20", "-s", str(MIXED_REQUESTS), url]
         self.seen: dict[str, int] = {}
 
     def __enter__(self) -> Mixed:

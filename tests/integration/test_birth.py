@@ -7,10 +7,9 @@ import signal
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 GONE = 2.0
 """Seconds after which nothing may be left of a server whose master was killed."""

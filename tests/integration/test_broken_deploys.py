@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import pytest
 from xprocess import ProcessStarter, XProcess
 
-from .applications import BROKEN, BrokenKind, Site
-from .clients import Broken, Client, Load
-from .conftest import Start
-from .processes import wait_for
-from .server import BOOT, Server
-from .watcher import FleetWatcher, Seen
+from tests.harness.application_site import BROKEN, BrokenKind, Site
+from tests.harness.clients import Broken, Client, Load
+from tests.harness.fleet_watcher import FleetWatcher, Seen
+from tests.harness.processes import wait_for
+from tests.harness.server import BOOT, Server, Start
 
 SILENT: tuple[BrokenKind, ...] = ("exit", "hang")
 """Kinds that leave no text of their own: nothing runs that could say something."""

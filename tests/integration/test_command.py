@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 DONE, FAILED, MISUSE, NO_INSTANCE, TIMED_OUT = range(5)
 

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from .applications import Site
-from .clients import Address, Broken, Client, request
-from .conftest import Start
-from .processes import ports, wait_for
-from .server import Server, reserve_port
+from tests.harness.application_site import Site
+from tests.harness.clients import Address, Broken, Client, request
+from tests.harness.processes import ports, wait_for
+from tests.harness.server import Server, Start, reserve_port
 
 QUICKLY = 2.0
 """Seconds in which an address that nobody listens to any more refuses."""

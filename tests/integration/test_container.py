@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import children, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import children, wait_for
+from tests.harness.server import Server, Start
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="a namespace of its own takes root, and unshare"

@@ -15,13 +15,11 @@ from typing import Any
 
 import pytest
 
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import descriptors, wait_for
+from tests.harness.server import Server, Start
 from zdworker.ipc.control_directory import directory_of
-
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import descriptors, wait_for
-from .server import Server
 
 
 class Operator:

@@ -8,12 +8,11 @@ import time
 
 import pytest
 
-from .applications import Site
-from .clients import Load, Results
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
-from .watcher import FleetWatcher
+from tests.harness.application_site import Site
+from tests.harness.clients import Load, Results
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 pytestmark = pytest.mark.load  # how long nobody is answered is a matter of who else works on this machine
 

@@ -9,12 +9,11 @@ import time
 
 import pytest
 
-from .applications import Site
-from .clients import Client, Load, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
-from .watcher import FleetWatcher
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load, request
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
 
 CLASSES = ["zdworker.UvicornWorker", "zdworker.UvicornH11Worker"]
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])

@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 from zdworker.command import client
-
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
 
 ONLY_THE_FIRST_BOOTS = """
 import os

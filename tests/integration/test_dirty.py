@@ -13,11 +13,10 @@ from typing import Any
 import gunicorn
 import pytest
 
-from . import processes
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness import processes
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 0, 3), reason="this Gunicorn has no dirty arbiter")
 

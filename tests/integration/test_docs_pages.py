@@ -25,11 +25,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import documents
-
-from . import processes
-from .processes import wait_for
-from .server import BOOT, NO_SESSION, reserve_port
+from tests.harness import documents, processes
+from tests.harness.processes import wait_for
+from tests.harness.server import BOOT, NO_SESSION, reserve_port
 
 VARIES = re.compile(r"(\d\d+(?:\.\d+)?|\d\.\d+|…| +|[─━]+)")
 TYPED = 60.0

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .classes import ALL, WorkerClass
-from .clients import Broken, Client, Load, request
-from .processes import wait_for
-from .scenario import END, Outcomes, Scenario, Stage, Steps
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, Load, request
+from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
+from tests.harness.processes import wait_for
+from tests.harness.server import Server
+from tests.harness.worker_classes import ALL, WorkerClass
 
 scenario = Scenario()
 LIMIT = 3

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from .applications import Site
-from .classes import ALL, WorkerClass, for_each
-from .clients import Broken, Client, request
-from .conftest import Start
-from .processes import wait_for
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, request
+from tests.harness.processes import wait_for
+from tests.harness.server import Start
+from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 BURST = 300
 

@@ -10,12 +10,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from .applications import Site
-from .classes import ALL, WorkerClass, for_each
-from .clients import Client, Load, request
-from .conftest import Start
-from .server import Server
-from .watcher import FleetWatcher
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load, request
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 SILENT = 20
 

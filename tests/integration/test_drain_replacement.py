@@ -8,14 +8,13 @@ from contextlib import ExitStack
 
 import pytest
 
-from . import processes
-from .applications import Site
-from .classes import ALL, WorkerClass, for_each
-from .clients import Load
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
-from .watcher import FleetWatcher
+from tests.harness import processes
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 WORKERS = 4
 LIMIT = "150M"

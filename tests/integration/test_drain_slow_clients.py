@@ -11,12 +11,11 @@ import time
 
 import pytest
 
-from .applications import Site
-from .classes import KEEPING, THREAD, WSGI, WorkerClass, for_each
-from .clients import Broken, Client, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import KEEPING, THREAD, WSGI, WorkerClass, for_each
 
 BODY = b"0123456789abcdef" * 200
 ECHO = request("POST", "/echo", BODY, headers="Connection: close\r\n")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .classes import ALL, WorkerClass
-from .clients import MEGABYTE, Client, request
-from .scenario import END, Outcomes, Scenario, Stage, Steps
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import MEGABYTE, Client, request
+from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
+from tests.harness.server import Server
+from tests.harness.worker_classes import ALL, WorkerClass
 
 scenario = Scenario()
 BODY = b"0123456789abcdef" * 200

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from .applications import Site
-from .classes import WEBSOCKETS, WorkerClass, for_each
-from .clients import Client
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import WEBSOCKETS, WorkerClass, for_each
 
 BUSY = 40
 IDLE = 1000

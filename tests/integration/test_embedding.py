@@ -14,11 +14,10 @@ import sys
 import gunicorn
 import pytest
 
-from .applications import Site
-from .clients import Address, Client
-from .conftest import Start
-from .processes import ports, wait_for
-from .server import DEFAULT_CLASS, Server, run_once, script
+from tests.harness.application_site import Site
+from tests.harness.clients import Address, Client
+from tests.harness.processes import ports, wait_for
+from tests.harness.server import DEFAULT_CLASS, Server, Start, run_once, script
 
 HAS_CONTROL_SOCKET = gunicorn.version_info >= (25, 1)
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-
-APPLICATIONS = Path(__file__).with_name("frameworks")
+from tests.harness.application_site import APPLICATIONS, Site
+from tests.harness.clients import Load
+from tests.harness.server import Start
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.server import Server, Start
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 

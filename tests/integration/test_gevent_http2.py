@@ -10,13 +10,12 @@ import subprocess
 
 import pytest
 
-from .applications import Site
-from .classes import GEVENT
-from .conftest import Start
-from .http2 import Http2Client, Stream
-from .processes import alive, wait_for
-from .server import Server
-from .test_drain_tls import MAKE_CERTIFICATE
+from tests.harness.application_site import Site
+from tests.harness.http2_client import Http2Client, Stream
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import GEVENT
+from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 NO_ERROR = 0
 KEEP = 8

@@ -7,12 +7,11 @@ import os
 import signal
 import time
 
-from .applications import STARLETTE, Site
-from .classes import ALL, WSGI, WorkerClass, for_each
-from .clients import Broken, Client, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
+from tests.harness.application_site import STARLETTE, Site
+from tests.harness.clients import Broken, Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, WSGI, WorkerClass, for_each
 
 LIMIT = 3
 SLACK = 1.5

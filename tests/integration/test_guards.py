@@ -9,11 +9,10 @@ import time
 
 import pytest
 
-from . import processes
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness import processes
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 

@@ -7,10 +7,9 @@ import json
 import gunicorn
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server, run_once
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start, run_once
 
 pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 1), reason="the control socket came with gunicorn 25.1")
 

@@ -6,12 +6,11 @@ import os
 import signal
 import time
 
-from .applications import Site
-from .classes import ALL, UVICORN, WorkerClass, for_each
-from .clients import Client, Load
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, UVICORN, WorkerClass, for_each
 
 DELAY = 5.0
 LOOK = 1.0

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import browser as chromium
-from .applications import Site
-from .browser import Browser
-from .conftest import Start
-from .live_page import BREAK, DEPLOY, EXAMPLE, MEND, SLOW_MOTION, Example, LivePage
-from .processes import wait_for
+from tests.harness import browser as chromium
+from tests.harness.application_site import Site
+from tests.harness.browser import Browser
+from tests.harness.live_page import BREAK, DEPLOY, EXAMPLE, MEND, SLOW_MOTION, Example, LivePage
+from tests.harness.processes import wait_for
+from tests.harness.server import Start
 
 MIXED_ENOUGH = 20
 CLOCKS = 5.0

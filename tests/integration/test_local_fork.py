@@ -10,11 +10,10 @@ import signal
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 ELSEWHERE = """
 import socket as _socket

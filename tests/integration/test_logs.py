@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import descriptors, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import descriptors, wait_for
+from tests.harness.server import Server, Start
 
 
 @pytest.fixture

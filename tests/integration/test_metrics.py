@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from .applications import Site
-from .clients import Client
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 DONE, FAILED, MISUSE, NO_INSTANCE = range(4)
 

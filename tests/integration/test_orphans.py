@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .processes import alive, look, wait_for
+from tests.harness.application_site import Site
+from tests.harness.processes import alive, look, wait_for
+from tests.harness.server import Start
 
 
 @pytest.mark.parametrize("code", [0, 3, 4])

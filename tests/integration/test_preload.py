@@ -7,9 +7,8 @@ import signal
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.server import Server, Start
 
 
 def by_master(server: Server) -> list[bool]:

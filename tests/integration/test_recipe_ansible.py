@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .recipes import DEPLOY, adapted, commands, find, run
+from tests.harness.recipes import DEPLOY, adapted, commands, find, run
 
 PLAYBOOK = DEPLOY / "ansible" / "deploy.yml"
 ACTIVATE = """\

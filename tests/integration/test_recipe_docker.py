@@ -19,12 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from .applications import Site
-from .clients import Client, Load
-from .conftest import Start
-from .processes import children, wait_for
-from .recipes import DEPLOY, EXAMPLE, ROOT, path_with, run, versions
-from .server import Server, script
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load
+from tests.harness.processes import children, wait_for
+from tests.harness.recipes import DEPLOY, EXAMPLE, ROOT, path_with, run, versions
+from tests.harness.server import Server, Start, script
 
 ENTER = """\
 set -e

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from .clients import Load
-from .conftest import Start
-from .processes import children, command, wait_for
-from .recipes import (
+from tests.harness.clients import Load
+from tests.harness.processes import children, command, wait_for
+from tests.harness.recipes import (
     DEPLOY,
     EXAMPLE,
     adapted,
@@ -26,7 +25,7 @@ from .recipes import (
     run,
     versions,
 )
-from .server import Server
+from tests.harness.server import Server, Start
 
 PAGE = "git.md"
 QUICK = """\

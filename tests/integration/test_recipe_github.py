@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .recipes import DEPLOY, changed, commands, find, run
+from tests.harness.recipes import DEPLOY, changed, commands, find, run
 
 WORKFLOW = DEPLOY / "github" / "deploy.yml"
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .recipes import DEPLOY, EXAMPLE
+from tests.harness.recipes import DEPLOY, EXAMPLE
 
 
 def manifests() -> dict[str, dict[str, Any]]:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Client, Load
-from .processes import wait_for
-from .proxies import HAProxy, program
-from .recipes import adapted, commands, environment_of, path_with, run, versions
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load
+from tests.harness.processes import wait_for
+from tests.harness.proxies import HAProxy, program
+from tests.harness.recipes import adapted, commands, environment_of, path_with, run, versions
+from tests.harness.server import Server
 
 PAGE = "several-machines.md"
 MACHINES = ("app1", "app2", "app3")

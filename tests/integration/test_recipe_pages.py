@@ -6,9 +6,8 @@ import subprocess
 
 import pytest
 
-from tests import documents
-
-from .recipes import DEPLOY, EXAMPLE
+from tests.harness import documents
+from tests.harness.recipes import DEPLOY, EXAMPLE
 
 PAGES = sorted(page for page in documents.pages() if page.startswith("docs/recipes/"))
 

@@ -11,12 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from .applications import Site
-from .clients import Client, Load
-from .conftest import Start
-from .processes import wait_for
-from .recipes import DEPLOY, commands, environment_of, example_configuration, find, find_master, run
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load
+from tests.harness.processes import wait_for
+from tests.harness.recipes import DEPLOY, commands, environment_of, example_configuration, find, find_master, run
+from tests.harness.server import Server, Start
 
 PAGE = "procfile.md"
 PATIENCE = 30.0

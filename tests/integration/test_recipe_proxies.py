@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Address, Load
-from .conftest import Start
-from .proxies import HAProxy, Nginx, Proxy, program
-from .recipes import DEPLOY, adapted, run
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Address, Load
+from tests.harness.proxies import HAProxy, Nginx, Proxy, program
+from tests.harness.recipes import DEPLOY, adapted, run
+from tests.harness.server import Server, Start
 
 BEHIND = {"keepalive": 5, "graceful_timeout": 20}
 """What the example's gunicorn.conf.py has, too."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .processes import children, command, wait_for
-from .recipes import DEPLOY, EXAMPLE, adapted, changed, commands, path_with, run, versions
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import children, command, wait_for
+from tests.harness.recipes import DEPLOY, EXAMPLE, adapted, changed, commands, path_with, run, versions
 
 PAGE = "systemd.md"
 SYSTEMD = "/lib/systemd/systemd"

@@ -17,12 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import listeners, wait_for
-from .recipes import DEPLOY, adapted, environment_of, example_configuration, find, find_master, run, versions
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import listeners, wait_for
+from tests.harness.recipes import (
+    DEPLOY,
+    adapted,
+    environment_of,
+    example_configuration,
+    find,
+    find_master,
+    run,
+    versions,
+)
+from tests.harness.server import Server, Start
 
 NOTIFY_RELOAD_SINCE = 253
 """The version of systemd that has it (systemd.service(5), Type=)."""

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
-from .test_new_code_only import virtual_environment
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+from tests.integration.test_new_code_only import virtual_environment
 
 Way = Callable[[Site], list[str]]
 

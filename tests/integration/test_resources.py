@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import alive, descriptors, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import alive, descriptors, wait_for
+from tests.harness.server import Server, Start
 
 CGROUPS = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
 

@@ -7,11 +7,10 @@ import time
 
 import pytest
 
-from .applications import Site
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
-from .watcher import FleetWatcher
+from tests.harness.application_site import Site
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 
 def assert_refused(server: Server, name: str) -> None:

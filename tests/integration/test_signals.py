@@ -9,11 +9,10 @@ from signal import Signals
 
 import pytest
 
-from .applications import Site
-from .clients import Broken, Client, Load
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, Load
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 SLOW = "GET /sleep?seconds=%s HTTP/1.1\r\nHost: x\r\n\r\n"
 HARMLESS = (signal.SIGUSR1, signal.SIGWINCH, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2)

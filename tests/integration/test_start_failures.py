@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .applications import BROKEN, BrokenKind, Site
-from .conftest import Start
+from tests.harness.application_site import BROKEN, BrokenKind, Site
+from tests.harness.server import Start
 
 PROMPTLY = 15.0
 """Seconds, of which a loaded machine needs most to start the interpreters."""

@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from .applications import Site
-from .clients import Client, Load, request
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, Load, request
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 LIMIT = 3
 SLACK = 1.5

@@ -9,13 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from . import processes
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
-from .watcher import FleetWatcher
+from tests.harness import processes
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 
 def kinds(server: Server) -> Counter[str]:

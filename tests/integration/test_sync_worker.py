@@ -8,13 +8,12 @@ import time
 
 import pytest
 
-from .applications import Site
-from .classes import WSGI
-from .clients import Client, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
-from .test_drain_tls import MAKE_CERTIFICATE
+from tests.harness.application_site import Site
+from tests.harness.clients import Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import WSGI
+from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 PLAIN = request("GET", "/")
 

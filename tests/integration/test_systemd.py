@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Client
-from .conftest import Start
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Client
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
 
 
 class Ear:

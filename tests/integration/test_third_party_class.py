@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from .applications import Site
-from .clients import Load
-from .conftest import Start
-from .processes import alive, wait_for
-from .watcher import FleetWatcher
+from tests.harness.application_site import APPLICATIONS, Site
+from tests.harness.clients import Load
+from tests.harness.fleet_watcher import FleetWatcher
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Start
 
 DOCS = Path(__file__).parents[2] / "docs" / "draining.md"
 (CODE,) = re.findall(r"```python\n(# my_worker\.py\n.*?)```", DOCS.read_text(), re.DOTALL)
@@ -24,7 +24,7 @@ CLASS = "my_worker.MyWorker"
 def third_party(site: Site) -> None:
     """Somebody else's worker class, and ours made of it, lie beside the application."""
     site.serve("wsgi")
-    site.write("third_party.py", Path(__file__).with_name("third_party.py").read_text())
+    site.write("third_party.py", (APPLICATIONS / "third_party_worker.py").read_text())
     site.write("my_worker.py", CODE)
 
 

@@ -13,14 +13,13 @@ import time
 import httpx
 import pytest
 
-from .applications import Site
-from .classes import THREAD
-from .clients import trusting
-from .conftest import Start
-from .http2 import Http2Client, Stream
-from .processes import alive, wait_for
-from .server import Server
-from .test_drain_tls import MAKE_CERTIFICATE
+from tests.harness.application_site import Site
+from tests.harness.clients import trusting
+from tests.harness.http2_client import Http2Client, Stream
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import THREAD
+from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 NO_ERROR = 0
 KEEP = 6

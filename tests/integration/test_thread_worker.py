@@ -7,14 +7,13 @@ import time
 
 import pytest
 
-from .applications import Site
-from .classes import THREAD
-from .clients import Broken, Client, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
-from .test_drain_tls import MAKE_CERTIFICATE
-from .test_sync_worker import FEW_DESCRIPTORS
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import THREAD
+from tests.integration.test_drain_tls import MAKE_CERTIFICATE
+from tests.integration.test_sync_worker import FEW_DESCRIPTORS
 
 PLAIN = request("GET", "/")
 THREADS = 2

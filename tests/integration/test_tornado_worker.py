@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .classes import TORNADO
-from .clients import MEGABYTE, Client, request
-from .conftest import Start
-from .processes import alive, wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import MEGABYTE, Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import TORNADO
 
 BEHIND = """
 

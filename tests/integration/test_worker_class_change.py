@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .applications import Site
-from .classes import ALL
-from .clients import Load
-from .conftest import Start
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL
 
 START, *OTHERS = ALL
 

@@ -9,11 +9,11 @@ import signal
 
 import pytest
 
-from .applications import Site
-from .classes import GEVENT, THREAD, WSGI, WorkerClass, for_each
-from .clients import Broken, Client, request
-from .conftest import Start
-from .processes import alive, wait_for
+from tests.harness.application_site import Site
+from tests.harness.clients import Broken, Client, request
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Start
+from tests.harness.worker_classes import GEVENT, THREAD, WSGI, WorkerClass, for_each
 
 WSGI_CLASSES = (THREAD, GEVENT, WSGI)
 

@@ -21,8 +21,8 @@ from types import ModuleType, SimpleNamespace
 import click
 import pytest
 
-from tests import documents
-from tests.documents import FOLLOWED, ROOT
+from tests.harness import documents
+from tests.harness.documents import FOLLOWED, ROOT
 from zdworker import settings
 from zdworker.command import cli
 from zdworker.workers.base import ZeroDowntime

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration import classes
+from tests.harness import worker_classes as classes
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "draining.md").read_text()

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from .server import Server
+from tests.harness.server import Server
 
 PAUSE = 0.004
 """Seconds between two looks."""

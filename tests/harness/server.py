@@ -6,7 +6,7 @@ Rules:
   else.
 * Its TCP port is reserved by a bound socket that never listens: gunicorn can bind beside it
   (``SO_REUSEADDR``), nobody else is given the port, and "nobody listens any more" can be asked after its end.
-* Waiting is always for a fact with a deadline (:func:`~.processes.wait_for`), never for time or for log
+* Waiting is always for a fact with a deadline (:func:`wait_for`), never for time or for log
   prose.
 """
 
@@ -19,16 +19,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from signal import Signals
 from types import TracebackType
 from typing import Any
 
-from . import classes, processes
-from .applications import Site
-from .clients import Address, Client
-from .processes import Process, wait_for
+from tests.harness import processes, worker_classes
+from tests.harness.application_site import Site
+from tests.harness.clients import Address, Client
+from tests.harness.processes import Process, wait_for
 
 DEFAULT_CLASS = "zdworker.UvicornWorker"
 NO_SESSION = -1
@@ -77,7 +77,7 @@ class Server:
             **settings,
         }
         path = str(self.settings["worker_class"])
-        known = classes.of_path(path)
+        known = worker_classes.of_path(path)
         self.polls = known is None or known.polls
         # With a stock worker class USR2 would start a second master.
         self.reload_signal = signal.SIGHUP if known is not None and path == known.stock else signal.SIGUSR2
@@ -364,6 +364,10 @@ class Server:
     ) -> None:
         left = self.end()
         assert not left, f"could not be killed: {left}"
+
+
+Start = Callable[..., Server]
+"""Makes a server, as :class:`Server` does, and starts it: what the fixtures of that kind are."""
 
 
 def run_once(

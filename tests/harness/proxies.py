@@ -23,12 +23,14 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
-from .clients import Address, Broken, Client
-from .processes import wait_for
-from .server import reserve_port
+from tests.harness.clients import Address, Broken, Client
+from tests.harness.processes import wait_for
+from tests.harness.server import reserve_port
 
 IDLE = 1
 """Seconds that the proxies keep an unused upstream connection."""
+MIXED_REQUESTS = Path(__file__).with_name("mixed_requests.lua")
+"""What ``wrk`` sends through a proxy."""
 BEHIND = {"keepalive": 10, "graceful_timeout": 15}
 """Gunicorn's settings behind them: the proxy's time is shorter than the worker's, and that fits into the drain's."""
 

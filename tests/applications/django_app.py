@@ -1,4 +1,4 @@
-"""Django in one file: what served.py answers, with a model in a database. VERSION and MARKS are filled in.
+"""Django in one file: what asgi_app.py answers, with a model in a database. VERSION and MARKS are filled in.
 
 ``application`` is for WSGI classes, ``app`` for ASGI ones.
 """

@@ -1,4 +1,4 @@
-"""The application under test for Tornado: the endpoints of served.py, whose rules hold here too.
+"""The application under test for Tornado: the endpoints of asgi_app.py, whose rules hold here too.
 
 There is no lifespan: ``started`` and ``ended`` are called by the hooks ``post_worker_init`` and ``worker_exit``.
 """

@@ -1,4 +1,4 @@
-"""Flask: what served_wsgi.py answers, in the framework's own way. VERSION and MARKS are filled in."""
+"""Flask: what wsgi_app.py answers, in the framework's own way. VERSION and MARKS are filled in."""
 
 from __future__ import annotations
 

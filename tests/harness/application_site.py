@@ -21,10 +21,11 @@ from typing import Any, Literal
 
 Kind = Literal["asgi", "wsgi", "tornado"]
 """What an application is to its server."""
+APPLICATIONS = Path(__file__).parents[1] / "applications"
 TEMPLATES: dict[Kind, Path] = {
-    "asgi": Path(__file__).with_name("served.py"),
-    "wsgi": Path(__file__).with_name("served_wsgi.py"),
-    "tornado": Path(__file__).with_name("served_tornado.py"),
+    "asgi": APPLICATIONS / "asgi_app.py",
+    "wsgi": APPLICATIONS / "wsgi_app.py",
+    "tornado": APPLICATIONS / "tornado_app.py",
 }
 BrokenKind = Literal["syntax", "import", "raise", "exit", "hang", "lifespan"]
 BROKEN: tuple[BrokenKind, ...] = ("syntax", "import", "raise", "exit", "hang", "lifespan")

@@ -1,4 +1,4 @@
-"""Starlette: what served.py answers, in the framework's own way. VERSION and MARKS are filled in."""
+"""Starlette: what asgi_app.py answers, in the framework's own way. VERSION and MARKS are filled in."""
 
 from __future__ import annotations
 

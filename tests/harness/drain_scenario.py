@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from .classes import WorkerClass
-from .clients import Client
-from .processes import alive, wait_for
-from .server import Server
+from tests.harness.clients import Client
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server
+from tests.harness.worker_classes import WorkerClass
 
 Steps = Generator[None, None, None]
 END = "the end"

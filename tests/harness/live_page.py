@@ -5,7 +5,7 @@ Rules:
 * What the README tells its reader to type is read from there and typed.
 * What the page has seen is asked of the page (``live``), not of the server.
 
-``python -m tests.integration.live_page`` writes docs/live-page.png (a minute; needs Chromium).
+``python -m tests.harness.live_page`` writes docs/live-page.png (a minute; needs Chromium).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .applications import Site
-from .browser import Browser
-from .processes import wait_for
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.browser import Browser
+from tests.harness.processes import wait_for
+from tests.harness.server import Server
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_app"

@@ -17,11 +17,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests import documents
-
-from .clients import Broken, Client
-from .processes import wait_for
-from .server import Server, script
+from tests.harness import documents
+from tests.harness.clients import Broken, Client
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, script
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_app"

@@ -2,7 +2,7 @@
 
 Rules:
 
-* Standard library only and no relative import: this file is also the program of the load (its own process, so
+* Standard library only: this file is also the program of the load (its own process, so
   that neither the tests nor the watcher wait for it).
 * A kept connection is used as a careful client does: it looks for end of file before it sends, and obeys
   ``Connection: close``. Everything else that goes wrong is a failure; nothing is tried again.

@@ -16,7 +16,7 @@ from typing import Any
 import gunicorn
 import pytest
 
-from .applications import Kind
+from tests.harness.application_site import Kind
 
 
 @dataclass(frozen=True)

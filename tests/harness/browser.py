@@ -26,8 +26,8 @@ from typing import Any
 import httpx
 from websockets.sync.client import connect
 
-from . import processes
-from .processes import wait_for
+from tests.harness import processes
+from tests.harness.processes import wait_for
 
 PATIENCE = 30.0
 """Seconds for anything the browser is told, on a machine with other work to do."""

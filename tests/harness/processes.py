@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .sockets import LISTENING, OPEN, tcp
+from tests.harness.tcp_sockets import LISTENING, OPEN, tcp
 
 PF_FORKNOEXEC = 0x40
 UNIX_ACCEPTS = 0x10000

@@ -1,4 +1,4 @@
-"""FastAPI: what served.py answers, in the framework's own way. VERSION and MARKS are filled in."""
+"""FastAPI: what asgi_app.py answers, in the framework's own way. VERSION and MARKS are filled in."""
 
 import hashlib
 import json

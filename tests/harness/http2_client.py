@@ -21,7 +21,7 @@ import h2.config
 import h2.connection
 import h2.events
 
-from .clients import PATIENCE, Address, trusting
+from tests.harness.clients import PATIENCE, Address, trusting
 
 HEAD = 9
 """Bytes of a frame's head (RFC 9113 4.1): a length of three bytes, the type, flags, the stream."""
