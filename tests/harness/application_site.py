@@ -134,6 +134,18 @@ def nworkers_changed(server, new_value, old_value):
 """
 """Each hook writes a line; ``application_here`` tells whether the process has the application's module."""
 
+FEW_DESCRIPTORS = """
+import resource as _resource
+
+_before = post_worker_init
+
+
+def post_worker_init(worker):
+    _before(worker)
+    _resource.setrlimit(_resource.RLIMIT_NOFILE, (60, 60))
+"""
+"""What a test adds to gunicorn.conf.py: a booted worker may have 60 descriptors at most."""
+
 
 class Site:
     """The directory of one test. It is short, because a path of a Unix socket has 108 bytes at most."""

@@ -8,7 +8,6 @@ accepts any more.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,13 +17,13 @@ import httpx
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.certificates import make_certificate
 from tests.harness.clients import trusting
 from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
 from tests.harness.http2_client import Http2Client, Stream
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import ASGI
-from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 scenario = Scenario()
 NO_ERROR = 0
@@ -57,7 +56,7 @@ def settings_of(kind: str, site: Site) -> dict[str, Any]:
             pytest.skip("Gunicorn has that since 26.2")
         settings["http2_cleartext"] = "prior-knowledge"
     else:
-        subprocess.run(MAKE_CERTIFICATE.split(), cwd=site.directory, check=True, capture_output=True)
+        make_certificate(site.directory)
         settings |= {"certfile": "certificate.pem", "keyfile": "key.pem"}
     return {**settings, "keepalive": KEEP, "graceful_timeout": LIMIT, "zd_max_surge": "100%", "preload_app": True}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.certificates import make_certificate
 from tests.harness.clients import MEGABYTE, Client, request
 from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
 from tests.harness.server import Server
@@ -17,10 +17,6 @@ from tests.harness.worker_classes import ALL, WorkerClass
 scenario = Scenario()
 BODY = b"0123456789abcdef" * 200
 ECHO = request("POST", "/echo", BODY)
-MAKE_CERTIFICATE = (
-    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    " -keyout key.pem -out certificate.pem"
-)
 
 
 @pytest.fixture(scope="module", params=ALL, ids=str)
@@ -35,7 +31,7 @@ def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[s
         settings["threads"], settings["workers"], count = 1, len(scenario.of(worker)) + 2, 1
     site = Site()
     site.deploy("one")
-    subprocess.run(MAKE_CERTIFICATE.split(), cwd=site.directory, check=True, capture_output=True)
+    make_certificate(site.directory)
     settings = class_settings(worker, graceful_timeout=15, zd_max_surge="100%", preload_app=True, **settings)
     with Server(site, **settings) as server:
         yield scenario.play(Stage(server.start(), worker, count), 10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.server import Server, Start
+from tests.harness.virtual_environments import add_interpreter, site_packages
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 
@@ -38,14 +38,9 @@ class Environment:
     """A virtual environment with packages of its own in front of those of this one."""
 
     def __init__(self, directory: Path) -> None:
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-        self.packages = directory / "lib" / version / "site-packages"
+        self.packages = site_packages(directory)
         self.packages.mkdir(parents=True)
-        (directory / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
-        self.python = directory / "bin" / "python"
-        self.python.parent.mkdir()
-        self.python.symlink_to(base)
+        self.python = add_interpreter(directory)
         here = Path(sysconfig.get_path("purelib"))
         # Not a plain path: that would not look at its .pth files, one of which may lead to the package under test.
         (self.packages / "zz_base.pth").write_text(f"import site; site.addsitedir({str(here)!r})\n")

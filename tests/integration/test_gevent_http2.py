@@ -6,16 +6,15 @@ Gunicorn answers the streams of a connection one after the other, and by itself 
 from __future__ import annotations
 
 import contextlib
-import subprocess
 
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.certificates import make_certificate
 from tests.harness.http2_client import Http2Client, Stream
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import GEVENT
-from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 NO_ERROR = 0
 KEEP = 8
@@ -25,7 +24,7 @@ BODY = b"0123456789abcdef" * 50
 
 def serve(start: Start, site: Site, keepalive: int) -> Server:
     """Start two workers that are replaced at once."""
-    subprocess.run(MAKE_CERTIFICATE.split(), cwd=site.directory, check=True, capture_output=True)
+    make_certificate(site.directory)
     return start(
         worker_class=GEVENT.path,
         http_protocols="h2,h1",

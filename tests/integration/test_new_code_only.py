@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +11,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.processes import wait_for
 from tests.harness.server import Start
+from tests.harness.virtual_environments import virtual_environment
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 
@@ -50,20 +48,6 @@ def test_variable_that_a_reload_drops(start: Start, preload: bool) -> None:
     server.configure(raw_env=[])
     server.reload("two")
     assert server.get("/environment?name=ONLY_ONCE")["value"] is None
-
-
-def virtual_environment(directory: Path) -> Path:
-    """Make a virtual environment with the packages of this one; return its interpreter."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    base = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    packages = directory / "lib" / version
-    packages.mkdir(parents=True)
-    (packages / "site-packages").symlink_to(sysconfig.get_path("purelib"))
-    (directory / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
-    python = directory / "bin" / "python"
-    python.parent.mkdir()
-    python.symlink_to(base)
-    return python
 
 
 def test_respawn_when_the_virtual_environment_is_gone(make_server: Start, site: Site) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
-from tests.integration.test_new_code_only import virtual_environment
+from tests.harness.virtual_environments import virtual_environment
 
 Way = Callable[[Site], list[str]]
 

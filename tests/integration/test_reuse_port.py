@@ -21,10 +21,10 @@ import pytest
 from tests.harness import processes
 from tests.harness.application_site import Site
 from tests.harness.clients import PATIENCE, Client, Load, request
+from tests.harness.load_tools import number, run_through_reloads
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start, reserve_port
 from tests.harness.worker_classes import ALL, WSGI, WorkerClass, for_each
-from tests.integration.test_ab_wrk import number, run_through_reloads
 
 SLOW_IMPORT = "\ntime.sleep(1.0)\n"
 """Makes a boot take long enough to see what happens to connections meanwhile."""

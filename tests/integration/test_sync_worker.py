@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 
 import pytest
 
-from tests.harness.application_site import Site
+from tests.harness.application_site import FEW_DESCRIPTORS, Site
+from tests.harness.certificates import make_certificate
 from tests.harness.clients import Client, request
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import WSGI
-from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 PLAIN = request("GET", "/")
-
-FEW_DESCRIPTORS = """
-import resource as _resource
-
-_before = post_worker_init
-
-
-def post_worker_init(worker):
-    _before(worker)
-    _resource.setrlimit(_resource.RLIMIT_NOFILE, (60, 60))
-"""
 
 
 def test_threads_are_refused_at_the_start(make_server: Start) -> None:
@@ -171,7 +159,7 @@ def test_silent_tls_connection_holds_the_worker(start: Start, site: Site) -> Non
     """With TLS the end of a head cannot be seen from outside: from the handshake's first byte on a connection has the
     one hand there is, and who says nothing then keeps it until Gunicorn's ``timeout`` ends the worker.
     """
-    subprocess.run(MAKE_CERTIFICATE.split(), cwd=site.directory, check=True, capture_output=True)
+    make_certificate(site.directory)
     server = start_one(start, certfile="certificate.pem", keyfile="key.pem", timeout=3)
     silent = Client(server.address)
     silent.begin_tls()  # its first message, and no more

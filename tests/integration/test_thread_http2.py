@@ -7,19 +7,18 @@ says GOAWAY only to a connection that is busy just then. Here an idle connection
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 
 import httpx
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.certificates import make_certificate
 from tests.harness.clients import trusting
 from tests.harness.http2_client import Http2Client, Stream
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import THREAD
-from tests.integration.test_drain_tls import MAKE_CERTIFICATE
 
 NO_ERROR = 0
 KEEP = 6
@@ -29,7 +28,7 @@ THREADS = 4
 
 def serve(start: Start, site: Site, **settings: object) -> Server:
     """Start two workers that are replaced at once."""
-    subprocess.run(MAKE_CERTIFICATE.split(), cwd=site.directory, check=True, capture_output=True)
+    make_certificate(site.directory)
     wanted = {"certfile": "certificate.pem", "keyfile": "key.pem", "http_protocols": "h2,h1", "threads": THREADS}
     wanted |= {"keepalive": KEEP, "zd_max_surge": 2, "graceful_timeout": KEEP + 9, "preload_app": True}
     return start(worker_class=THREAD.path, **{**wanted, **settings})

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 
 import pytest
 
-from tests.harness.application_site import Site
+from tests.harness.application_site import FEW_DESCRIPTORS, Site
+from tests.harness.certificates import make_certificate
 from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import THREAD
-from tests.integration.test_drain_tls import MAKE_CERTIFICATE
-from tests.integration.test_sync_worker import FEW_DESCRIPTORS
 
 PLAIN = request("GET", "/")
 THREADS = 2
@@ -24,7 +22,7 @@ def start_one(start: Start, **settings: object) -> Server:
 
 
 def start_tls(start: Start, site: Site, **settings: object) -> Server:
-    subprocess.run(MAKE_CERTIFICATE.split(), cwd=site.directory, check=True, capture_output=True)
+    make_certificate(site.directory)
     return start_one(start, certfile="certificate.pem", keyfile="key.pem", **settings)
 
 
