@@ -22,7 +22,7 @@ FOLLOWED = {
     "docs/frameworks.md": ("django", "fastapi", "flask", "httpx", "sqlalchemy"),
     "docs/metrics.md": ("prometheus_client",),
 }
-"""The pages that a test follows to their end (``tests/integration/test_docs_pages.py``), and what each imports."""
+"""The pages that a test follows to their end (``tests/integration/docs/test_pages.py``), and what each imports."""
 
 FENCE = re.compile(r"^( *)(`{3,})([^`\n]*)\n(.*?)^\1\2 *$", re.DOTALL | re.MULTILINE)
 HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$", re.MULTILINE)

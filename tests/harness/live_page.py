@@ -24,10 +24,10 @@ from typing import Any
 
 from tests.harness.application_site import Site
 from tests.harness.browser import Browser
+from tests.harness.documents import ROOT
 from tests.harness.processes import wait_for
 from tests.harness.server import Server
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_app"
 README = (EXAMPLE / "README.md").read_text(encoding="utf-8")
 START, DEPLOY, BREAK, MEND = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

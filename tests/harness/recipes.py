@@ -19,10 +19,10 @@ from pathlib import Path
 
 from tests.harness import documents
 from tests.harness.clients import Broken, Client
+from tests.harness.documents import ROOT
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, script
 
-ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "example_app"
 DEPLOY = EXAMPLE / "deploy"
 

@@ -2,7 +2,7 @@
 
 Only a request whose head has arrived takes a thread (ThreadWorker) or the worker (WSGIWorker): who sends its body
 slowly, or never reads its answer, has that thread for as long. On the other classes it takes nothing
-(test_drain_deadline.py).
+(test_deadline.py).
 """
 
 from __future__ import annotations

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 
 from tests.harness.application_site import APPLICATIONS, Site
 from tests.harness.clients import Load
+from tests.harness.documents import ROOT
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Start
 
-DOCS = Path(__file__).parents[2] / "docs" / "draining.md"
+DOCS = ROOT / "docs" / "draining.md"
 (CODE,) = re.findall(r"```python\n(# my_worker\.py\n.*?)```", DOCS.read_text(), re.DOTALL)
 CLASS = "my_worker.MyWorker"
 

@@ -21,8 +21,9 @@ import yaml
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load
+from tests.harness.documents import ROOT
 from tests.harness.processes import children, wait_for
-from tests.harness.recipes import DEPLOY, EXAMPLE, ROOT, path_with, run, versions
+from tests.harness.recipes import DEPLOY, EXAMPLE, path_with, run, versions
 from tests.harness.server import Server, Start, script
 
 ENTER = """\

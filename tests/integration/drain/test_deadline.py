@@ -1,6 +1,6 @@
 """Clients and requests that would hold a worker for ever: the drain ends at its bound, in order, and hurts no other.
 
-The loads of :mod:`test_drain_connections` are answered before the deadline; these cannot be.
+The loads of ``test_connections.py`` are answered before the deadline; these cannot be.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_exit_code_is_0(start_class: Start, site: Site, worker: WorkerClass) -> 
 
 
 def test_the_heart_beats_during_the_drain(start_class: Start, site: Site) -> None:
-    """A drain longer than ``timeout`` is no reason to abort the worker; of the other classes test_drain_deadline tells.
+    """A drain longer than ``timeout`` is no reason to abort the worker; of the other classes test_deadline.py tells.
 
     On WSGIWorker a request longer than ``timeout`` is one, as ever: here the drain waits for a silent connection.
     """
