@@ -1,14 +1,11 @@
-"""Django in one file: what asgi_app.py answers, with a model in a database. VERSION and MARKS are filled in.
+"""Django in one file: some endpoints of endpoints.py, with a model in a database. VERSION and MARKS are filled in.
 
 ``application`` is for WSGI classes, ``app`` for ASGI ones.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import time
 
 import django
 from django.conf import settings
@@ -18,23 +15,13 @@ from django.db import connection
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
+from endpoints import Digest, Endpoints
+
 VERSION = "VERSION"
 MARKS = "MARKS"
 
-
-def mark(event: str) -> None:
-    line = {"event": event, "version": VERSION, "pid": os.getpid(), "time": time.monotonic()}
-    with open(MARKS, "a", encoding="ascii") as marks:
-        marks.write(json.dumps(line) + "\n")
-
-
-def started() -> None:
-    mark("startup")
-
-
-def ended() -> None:
-    mark("shutdown")
-
+endpoints = Endpoints(VERSION, MARKS)
+started, ended = endpoints.started, endpoints.ended
 
 settings.configure(
     ROOT_URLCONF=__name__,
@@ -51,27 +38,23 @@ settings.configure(
 django.setup()
 
 
-def answer(**facts: str) -> JsonResponse:
-    return JsonResponse({"version": VERSION, "pid": os.getpid(), **facts})
-
-
 def version(request: HttpRequest) -> JsonResponse:
     with connection.cursor() as cursor:
         cursor.execute("SELECT 1")
         assert cursor.fetchone() == (1,)
-    return answer()
+    return JsonResponse(endpoints.facts())
 
 
 def echo(request: HttpRequest) -> JsonResponse:
-    return answer(digest=hashlib.sha256(request.body).hexdigest())
+    return JsonResponse(endpoints.facts(**Digest(request.body).facts()))
 
 
 def sleep(request: HttpRequest) -> JsonResponse:
-    time.sleep(float(request.GET["seconds"]))
-    return answer()
+    endpoints.wait("/sleep", request.GET)
+    return JsonResponse(endpoints.facts())
 
 
 urlpatterns = [path("", version), path("echo", echo), path("sleep", sleep)]
 application = get_wsgi_application()
 app = get_asgi_application()
-mark("import")
+endpoints.mark("import")

@@ -1,53 +1,43 @@
-"""FastAPI: what asgi_app.py answers, in the framework's own way. VERSION and MARKS are filled in."""
+"""FastAPI: some endpoints of endpoints.py, in the framework's own way. VERSION and MARKS are filled in."""
 
-import hashlib
-import json
-import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 
+from endpoints import Digest, Endpoints, Facts
+
 VERSION = "VERSION"
 MARKS = "MARKS"
 
-
-def mark(event: str) -> None:
-    line = {"event": event, "version": VERSION, "pid": os.getpid(), "time": time.monotonic()}
-    with open(MARKS, "a", encoding="ascii") as marks:
-        marks.write(json.dumps(line) + "\n")
+endpoints = Endpoints(VERSION, MARKS)
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    mark("startup")
+    endpoints.started()
     yield
-    mark("shutdown")
+    endpoints.ended()
 
 
 app = FastAPI(lifespan=lifespan)
 
 
-def answer(**facts: str) -> dict[str, str | int]:
-    return {"version": VERSION, "pid": os.getpid(), **facts}
-
-
 @app.get("/")
-async def version() -> dict[str, str | int]:
-    return answer()
+async def version() -> Facts:
+    return endpoints.facts()
 
 
 @app.post("/echo")
-async def echo(request: Request) -> dict[str, str | int]:
-    return answer(digest=hashlib.sha256(await request.body()).hexdigest())
+async def echo(request: Request) -> Facts:
+    return endpoints.facts(**Digest(await request.body()).facts())
 
 
 @app.get("/sleep")
-def sleep(seconds: float) -> dict[str, str | int]:
+def sleep(request: Request) -> Facts:
     """A plain function: it runs in a thread."""
-    time.sleep(seconds)
-    return answer()
+    endpoints.wait("/sleep", request.query_params)
+    return endpoints.facts()
 
 
-mark("import")
+endpoints.mark("import")

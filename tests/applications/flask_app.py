@@ -1,53 +1,33 @@
-"""Flask: what wsgi_app.py answers, in the framework's own way. VERSION and MARKS are filled in."""
+"""Flask: some endpoints of endpoints.py, in the framework's own way. VERSION and MARKS are filled in."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import time
-
 from flask import Flask, request
+
+from endpoints import Digest, Endpoints, Facts
 
 VERSION = "VERSION"
 MARKS = "MARKS"
 
-
-def mark(event: str) -> None:
-    line = {"event": event, "version": VERSION, "pid": os.getpid(), "time": time.monotonic()}
-    with open(MARKS, "a", encoding="ascii") as marks:
-        marks.write(json.dumps(line) + "\n")
-
-
-def started() -> None:
-    mark("startup")
-
-
-def ended() -> None:
-    mark("shutdown")
-
-
+endpoints = Endpoints(VERSION, MARKS)
+started, ended = endpoints.started, endpoints.ended
 app = Flask(__name__)
 
 
-def answer(**facts: str) -> dict[str, str | int]:
-    return {"version": VERSION, "pid": os.getpid(), **facts}
-
-
 @app.get("/")
-def version() -> dict[str, str | int]:
-    return answer()
+def version() -> Facts:
+    return endpoints.facts()
 
 
 @app.post("/echo")
-def echo() -> dict[str, str | int]:
-    return answer(digest=hashlib.sha256(request.get_data()).hexdigest())
+def echo() -> Facts:
+    return endpoints.facts(**Digest(request.get_data()).facts())
 
 
 @app.get("/sleep")
-def sleep() -> dict[str, str | int]:
-    time.sleep(float(request.args["seconds"]))
-    return answer()
+def sleep() -> Facts:
+    endpoints.wait("/sleep", request.args)
+    return endpoints.facts()
 
 
-mark("import")
+endpoints.mark("import")

@@ -1,65 +1,66 @@
-"""The application under test for Tornado: the endpoints of asgi_app.py, whose rules hold here too.
+"""The application under test for Tornado. A copy of this file, with VERSION and MARKS filled in, is what is served.
 
-There is no lifespan: ``started`` and ``ended`` are called by the hooks ``post_worker_init`` and ``worker_exit``.
+The meaning of the endpoints stands in endpoints.py. A test may append code; the modules that such code needs are
+imported here.
 """
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
-import os
-import time
+import asyncio  # noqa: F401  # for appended code
+import json  # noqa: F401  # for appended code
+import os  # noqa: F401  # for appended code
+import time  # noqa: F401  # for appended code
 from typing import Any
 
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, RequestHandler, stream_request_body
 from tornado.websocket import WebSocketHandler
 
+from endpoints import FIXED_BODY, Digest, Endpoints, wait_async
+
 VERSION = "VERSION"
 MARKS = "MARKS"
-RELEASE = os.path.join(os.path.dirname(MARKS), "release")
-"""The file with which a test says so."""
-MEGABYTE = 1_000_000
 
-kept: list[bytes] = []
-
-
-def mark(event: str, **facts: Any) -> None:
-    """Append one line to the file of marks; ``time.monotonic()`` is the same clock in all processes."""
-    line = json.dumps({"event": event, "version": VERSION, "pid": os.getpid(), "time": time.monotonic(), **facts})
-    descriptor = os.open(MARKS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(descriptor, line.encode() + b"\n")
-    finally:
-        os.close(descriptor)
-
-
-def started() -> None:
-    mark("startup")
-
-
-def ended() -> None:
-    mark("shutdown")
+endpoints = Endpoints(VERSION, MARKS)
+mark, started, ended = endpoints.mark, endpoints.started, endpoints.ended
 
 
 class Endpoint(RequestHandler):
     """What all have in common."""
 
     def set_default_headers(self) -> None:
-        self.set_header("X-Version", VERSION)
-        self.set_header("X-Pid", str(os.getpid()))
+        for name, value in endpoints.head():
+            self.set_header(name, value)
 
     def answer(self, status: int = 200, **facts: Any) -> None:
         self.set_status(status)
-        self.finish(json.dumps({"version": VERSION, "pid": os.getpid(), **facts}))
+        self.finish(endpoints.body(**facts))
 
 
-class Version(Endpoint):
-    """Says which version and process answers."""
+class Shared(Endpoint):
+    """Answers what endpoints.py defines."""
 
-    def get(self) -> None:
-        self.answer()
+    async def get(self) -> None:
+        path = self.request.path
+        query = {name: self.get_argument(name) for name in self.request.query_arguments}
+        if path in endpoints.at_once:
+            self.answer(**endpoints.at_once[path](query))
+        elif path in endpoints.waiting:
+            await endpoints.wait_async(path, query)
+            self.answer()
+        else:
+            await self.stream(path, query)
+
+    async def stream(self, path: str, query: dict[str, str]) -> None:
+        for step in endpoints.stream(path, query):
+            if isinstance(step, bytes):
+                self.write(step)
+                try:
+                    await self.flush()
+                except StreamClosedError:
+                    return
+            else:
+                await wait_async(step)
 
 
 class Missing(Endpoint):
@@ -70,88 +71,24 @@ class Missing(Endpoint):
 
 
 class Fixed(RequestHandler):
-    """The same bytes in every version and process: ``ab`` counts another length as a failure."""
+    """Answers the same bytes in every version and process."""
 
     def get(self) -> None:
-        self.finish(b"ok\n")
-
-
-class Sleep(Endpoint):
-    """Answers after ``seconds``, without holding the event loop."""
-
-    async def get(self) -> None:
-        mark("request", path="/sleep")
-        await asyncio.sleep(float(self.get_argument("seconds")))
-        self.answer()
-
-
-class Hold(Endpoint):
-    """Answers when the test says so."""
-
-    async def get(self) -> None:
-        mark("request", path="/hold")
-        await released()
-        self.answer()
-
-
-async def released() -> None:
-    while not os.path.exists(RELEASE):  # noqa: ASYNC110  # another process says so
-        await asyncio.sleep(0.05)
-
-
-class Executor(Endpoint):
-    """Answers after ``seconds`` in a thread that nothing can interrupt."""
-
-    async def get(self) -> None:
-        mark("request", path="/executor")
-        seconds = float(self.get_argument("seconds"))
-        await asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
-        self.answer()
-
-
-class Stream(Endpoint):
-    """A piece each tenth of a second for ``seconds``, and a last one that says that it was the last.
-
-    With ``hold`` the last one comes when the test says so, at the earliest.
-    """
-
-    async def get(self) -> None:
-        mark("request", path="/stream")
-        for number in range(int(float(self.get_argument("seconds")) * 10)):
-            self.write(b"piece %d\n" % number)
-            await self.flush()
-            await asyncio.sleep(0.1)
-        if self.get_argument("hold", ""):
-            await released()
-        self.finish(b"whole\n")
-
-
-class Large(Endpoint):
-    """More bytes than lie between an application and a client that does not read."""
-
-    async def get(self) -> None:
-        mark("request", path="/large")
-        for _ in range(int(self.get_argument("megabytes"))):
-            self.write(bytes(MEGABYTE))
-            try:
-                await self.flush()
-            except StreamClosedError:
-                return
+        self.finish(FIXED_BODY)
 
 
 @stream_request_body
 class Echo(Endpoint):
-    """Reads the whole body; answers its length and its digest."""
+    """Reads the whole body before the answer."""
 
     def initialize(self) -> None:
-        self.digest, self.length = hashlib.sha256(), 0
+        self.digest = Digest()
 
     def data_received(self, chunk: bytes) -> None:
-        self.digest.update(chunk)
-        self.length += len(chunk)
+        self.digest.add(chunk)
 
     def post(self) -> None:
-        self.answer(length=self.length, digest=self.digest.hexdigest())
+        self.answer(**self.digest.facts())
 
 
 @stream_request_body
@@ -164,14 +101,6 @@ class Refuse(Endpoint):
 
     def data_received(self, chunk: bytes) -> None:
         """Do nothing with what comes all the same."""
-
-
-class Allocate(Endpoint):
-    """Takes ``megabytes`` of memory and keeps them."""
-
-    def get(self) -> None:
-        kept.append(os.urandom(MEGABYTE) * int(self.get_argument("megabytes")))
-        self.answer()
 
 
 class EchoWebSocket(WebSocketHandler):
@@ -189,20 +118,14 @@ class EchoWebSocket(WebSocketHandler):
 
 app = Application(
     [
-        ("/", Version),
-        ("/allocate", Allocate),
+        *((path, Shared) for path in (*endpoints.at_once, *endpoints.waiting, *endpoints.streaming)),
         ("/echo", Echo),
-        ("/executor", Executor),
         ("/fixed", Fixed),
-        ("/hold", Hold),
-        ("/large", Large),
         ("/refuse", Refuse),
-        ("/sleep", Sleep),
-        ("/stream", Stream),
         ("/websocket", EchoWebSocket),
     ],
     default_handler_class=Missing,
     log_function=lambda handler: None,
 )
 
-mark("import")
+endpoints.mark("import")

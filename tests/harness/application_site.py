@@ -21,12 +21,11 @@ from typing import Any, Literal
 
 Kind = Literal["asgi", "wsgi", "tornado"]
 """What an application is to its server."""
+ENDPOINTS = "endpoints.py"
+"""What all applications share; it is the same in all versions."""
+LAST_LINE = 'endpoints.mark("import")\n'
+"""Of every application: what a test appends is imported before."""
 APPLICATIONS = Path(__file__).parents[1] / "applications"
-TEMPLATES: dict[Kind, Path] = {
-    "asgi": APPLICATIONS / "asgi_app.py",
-    "wsgi": APPLICATIONS / "wsgi_app.py",
-    "tornado": APPLICATIONS / "tornado_app.py",
-}
 BrokenKind = Literal["syntax", "import", "raise", "exit", "hang", "lifespan"]
 BROKEN: tuple[BrokenKind, ...] = ("syntax", "import", "raise", "exit", "hang", "lifespan")
 
@@ -171,14 +170,20 @@ class Site:
                 version, extra = self._deployed
                 self.deploy(version, extra=extra)
 
+    def template(self) -> Path:
+        """Return the application, as the tests have it."""
+        return APPLICATIONS / f"{self.kind}_app.py"
+
     def deploy(self, version: str, *, extra: str = "") -> None:
         """Put ``version`` in place; ``extra`` is code to append."""
         self._deployed = version, extra
-        text = TEMPLATES[self.kind].read_text()
+        if not (self.directory / ENDPOINTS).exists():
+            self.write(ENDPOINTS, (APPLICATIONS / ENDPOINTS).read_text())
+        text = self.template().read_text()
         text = text.replace('VERSION = "VERSION"', f"VERSION = {version!r}")
         text = text.replace('MARKS = "MARKS"', f"MARKS = {str(self.marks_file)!r}")
-        last = 'mark("import")\n'
-        self.write("app.py", text.removesuffix(last) + extra + f"\n\n{last}")
+        before, last, _ = text.rpartition(LAST_LINE)
+        self.write("app.py", before + extra + f"\n\n{last}")
 
     def release(self, version: str) -> None:
         """Put ``version`` into a release of its own and point ``current`` to it."""
@@ -186,6 +191,7 @@ class Site:
         place.mkdir(parents=True)
         self.deploy(version)
         shutil.move(self.directory / "app.py", place / "app.py")
+        shutil.copy2(self.directory / ENDPOINTS, place)
         new = self.directory / ".current"
         new.symlink_to(Path("releases") / version)
         new.replace(self.directory / "current")

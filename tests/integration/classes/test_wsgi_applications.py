@@ -24,7 +24,7 @@ def late(environ, start_response, query):
 
     def pieces():
         mark("request", path="/late")
-        wait_for_release()
+        endpoints.wait_for_release()
         yield b"late\\n"
 
     return pieces()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -41,12 +42,10 @@ class FrameworkSite(Site):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self._template = (APPLICATIONS / f"{name}_app.py").read_text()
+        self._name = name
 
-    def deploy(self, version: str, *, extra: str = "") -> None:
-        """Put ``version`` in place."""
-        text = self._template.replace('VERSION = "VERSION"', f"VERSION = {version!r}")
-        self.write("app.py", text.replace('MARKS = "MARKS"', f"MARKS = {str(self.marks_file)!r}") + extra)
+    def template(self) -> Path:
+        return APPLICATIONS / f"{self._name}_app.py"
 
 
 @pytest.fixture(params=FRAMEWORKS, ids=str)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.application_site import ENDPOINTS
 from tests.harness.clients import Load
 from tests.harness.processes import children, command, wait_for
 from tests.harness.recipes import (
@@ -77,7 +78,8 @@ class Push:
         """Commit the application as ``version``, with the example's configuration."""
         self.site.deploy(version, extra=appendix)
         own = f"\ncontrol_socket = {str(self.site.directory / 'gunicorn.ctl')!r}\n"
-        (self.work / "app.py").write_text((self.site.directory / "app.py").read_text())
+        for name in ("app.py", ENDPOINTS):
+            (self.work / name).write_text((self.site.directory / name).read_text())
         (self.work / "gunicorn.conf.py").write_text((EXAMPLE / "gunicorn.conf.py").read_text() + own)
         (self.work / "requirements.txt").write_text(f"{self.wheel}\n")
         self.shell(f"git add -A && git commit -q -m {version}", self.work)
