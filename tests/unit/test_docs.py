@@ -30,7 +30,7 @@ from zdworker.workers.base import ZeroDowntime
 PAGES = documents.pages()
 OUTPUT = ("text", "json", "mermaid")
 
-DEMO = "tests/integration/docs/test_demo.py::test_no_request_fails"
+DEMO = "tests/integration/docs/test_demo.py::test_the_demo_loses_no_request"
 PROXIES = "tests/integration/load/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
 DRAWING = "not run: a drawing"
 MACHINES = "tests/integration/recipes/test_several_machines.py::"
@@ -46,7 +46,10 @@ SHOWN = {
     ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
     ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
     ("docs/draining.md", "backend gunicorn"): PROXIES,
-    ("docs/draining.md", "# my_worker.py"): "tests/integration/classes/test_third_party.py::test_reloads_under_load",
+    (
+        "docs/draining.md",
+        "# my_worker.py",
+    ): "tests/integration/classes/test_third_party.py::test_third_party_class_reloads_under_load",
     (
         "docs/recipes/docker.md",
         "docker compose up",
@@ -60,7 +63,10 @@ SHOWN = {
         "docs/recipes/proxies.md",
         "caddy validate",
     ): "not run: the machine's own Caddy; its file is tested with one of ours",
-    ("docs/recipes/several-machines.md", 'bind = "0.0.0.0:8000"'): f"{MACHINES}test_replaced_one_after_the_other",
+    (
+        "docs/recipes/several-machines.md",
+        'bind = "0.0.0.0:8000"',
+    ): f"{MACHINES}test_machines_are_replaced_one_after_the_other",
     ("docs/recipes/index.md", "useradd"): "not run: it makes a user; the script that it installs is run",
     ("docs/recipes/systemd.md", "install -m 644"): "not run: it makes a service; systemd-analyze verifies the unit",
 }

@@ -122,5 +122,7 @@ def test_each_listed_test_exists_and_is_spoken_of() -> None:
 def test_what_does_not_exist_is_noticed() -> None:
     with pytest.raises(AssertionError, match="does not exist"):
         shown_by("drain/test_connections.py::test_that_nobody_wrote")
-    assert shown_by("drain/test_connections.py::test_idle_and_left_alone") == {one.name for one in classes.KEEPING}
+    assert shown_by("drain/test_connections.py::test_connection_idle_and_left_alone") == {
+        one.name for one in classes.KEEPING
+    }
     assert shown_by("drain/test_slow_clients.py::test_slow_bodies_hold_threads") == {"ThreadWorker", "WSGIWorker"}

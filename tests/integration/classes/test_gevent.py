@@ -106,7 +106,7 @@ def test_without_gevent_the_start_says_what_to_install(make_server: Start, site:
     assert "pip install 'zdworker[gevent]'" in server.log
 
 
-def test_warm_up(make_server: Start, site: Site) -> None:
+def test_gevent_worker_warms_up(make_server: Start, site: Site) -> None:
     """Answered in the worker before it accepts, patched as any request; or it does not start."""
     server = make_server(worker_class=GEVENT.path, workers=1, zd_warmup=["/sleep?seconds=0.1"]).start()
     assert [mark["pid"] for mark in site.marks("request")] == server.workers()

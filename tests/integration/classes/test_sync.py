@@ -29,7 +29,7 @@ def test_threads_are_refused_at_the_start(make_server: Start) -> None:
     server.wait_nothing_left(2)
 
 
-@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_threads_are_refused_at_a_reload(start: Start, site: Site, preload: bool) -> None:
     server = start(worker_class=WSGI.path, workers=2, preload_app=preload)
     workers, before = server.workers(), server.fork_servers()
@@ -97,13 +97,13 @@ def test_silent_connections_take_nothing_from_the_others(start: Start, extra: st
     server.reload("two")
 
 
-def test_silent_connection_ends_when_its_time_is_over(start: Start) -> None:
+def test_sync_worker_ends_a_silent_connection_when_its_time_is_over(start: Start) -> None:
     """After ``keepalive`` and 5 seconds, drain or not, and without a reset."""
     server = start_one(start, keepalive=1)
     assert 5 < Client(server.address).wait_end() < 8
 
 
-def test_half_a_head_ends_when_nothing_follows(start: Start) -> None:
+def test_sync_worker_ends_half_a_head_when_nothing_follows(start: Start) -> None:
     """After ``timeout`` seconds without a byte: it holds up nobody, but it is not kept for ever."""
     server = start_one(start, timeout=3)
     client = Client(server.address)
@@ -129,7 +129,7 @@ def test_more_connections_than_it_takes_wait_in_the_queue(start: Start) -> None:
     assert client.reply().status == 200
 
 
-def test_out_of_descriptors(start: Start) -> None:
+def test_sync_worker_is_out_of_descriptors(start: Start) -> None:
     """It goes on with the connections that it has; Gunicorn's class ends with an error."""
     server = start_one(start, extra=FEW_DESCRIPTORS)
     [worker] = server.workers()

@@ -29,7 +29,7 @@ def third_party(site: Site) -> None:
 
 
 @pytest.mark.usefixtures("third_party")
-def test_reloads_under_load(start: Start, site: Site) -> None:
+def test_third_party_class_reloads_under_load(start: Start, site: Site) -> None:
     server = start(worker_class=CLASS, workers=3)
     with (
         FleetWatcher(server) as seen,
@@ -48,7 +48,7 @@ def test_reloads_under_load(start: Start, site: Site) -> None:
 
 
 @pytest.mark.usefixtures("third_party")
-def test_max_requests(start: Start) -> None:
+def test_third_party_worker_with_max_requests(start: Start) -> None:
     """The replacement is ready first, though the base class would simply end."""
     server = start(worker_class=CLASS, workers=2, max_requests=100)
     first = server.workers()
@@ -59,7 +59,7 @@ def test_max_requests(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("third_party")
-def test_a_worker_that_was_told_to_leave(start: Start) -> None:
+def test_third_party_worker_that_gets_term_loses_no_request(start: Start) -> None:
     server = start(worker_class=CLASS, workers=2)
     with Load(server.address, "new", clients=2) as load:
         victim = server.workers()[0]
@@ -70,7 +70,7 @@ def test_a_worker_that_was_told_to_leave(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("third_party")
-def test_the_workers_do_not_outlive_their_master(start: Start) -> None:
+def test_third_party_workers_do_not_outlive_their_master(start: Start) -> None:
     """The parent check comes with the class: a worker whose master was killed ends within two seconds."""
     server = start(worker_class=CLASS, workers=2)
     server.signal(signal.SIGKILL)

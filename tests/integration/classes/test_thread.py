@@ -26,7 +26,7 @@ def start_tls(start: Start, site: Site, **settings: object) -> Server:
     return start_one(start, certfile="certificate.pem", keyfile="key.pem", **settings)
 
 
-def test_out_of_descriptors(start: Start) -> None:
+def test_thread_worker_is_out_of_descriptors(start: Start) -> None:
     """It goes on with the connections that it has; Gunicorn's class ends with an error."""
     server = start_one(start, extra=FEW_DESCRIPTORS)
     [worker] = server.workers()
@@ -38,13 +38,13 @@ def test_out_of_descriptors(start: Start) -> None:
     assert {client.reply().json()["pid"] for client in crowd} == {worker}
 
 
-def test_silent_connection_ends_when_its_time_is_over(start: Start) -> None:
+def test_thread_worker_ends_a_silent_connection_when_its_time_is_over(start: Start) -> None:
     """After ``keepalive`` and 5 seconds, as in Gunicorn since 26: before, it held a thread for as long as it lasted."""
     server = start_one(start, keepalive=1)
     assert 5 < Client(server.address).wait_end() < 8
 
 
-def test_half_a_head_ends_when_nothing_follows(start: Start) -> None:
+def test_thread_worker_ends_half_a_head_when_nothing_follows(start: Start) -> None:
     """After ``timeout`` seconds without a byte; also on a connection that was used before."""
     server = start_one(start, timeout=3, keepalive=2)
     client = Client(server.address)

@@ -206,14 +206,14 @@ def test_without_tornado_the_start_says_what_to_install(make_server: Start, site
     assert "pip install 'zdworker[tornado]'" in server.log
 
 
-def test_warm_up(start: Start, site: Site) -> None:
+def test_tornado_worker_warms_up(start: Start, site: Site) -> None:
     """Answered in the worker, before it accepts: by then there is no connection."""
     server = serve(start, site, zd_warmup=["/sleep?seconds=0.1", "https://example.org/"], workers=2)
     assert len(site.marks("request", "one")) == 2
     assert server.get("/")["version"] == "one"
 
 
-def test_warm_up_that_fails(make_server: Start, site: Site) -> None:
+def test_tornado_worker_whose_warm_up_fails(make_server: Start, site: Site) -> None:
     site.deploy("one")
     server = make_server(worker_class=TORNADO.path, zd_warmup=["/nowhere"]).launch()
     assert server.wait_exit(15) == 3

@@ -105,7 +105,7 @@ def test_work_behind_the_answer_is_finished(start_class: Start, site: Site, work
 
 
 @for_each(WSGI_CLASSES)
-def test_warm_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
+def test_wsgi_classes_warm_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """Each worker answers the paths itself before it accepts; a later generation that cannot is given up."""
     server = start_class(worker, workers=1, zd_warmup=["/warm?a=1", "https://example.org/warm"])
     plain, url = site.marks("warm")
@@ -155,7 +155,7 @@ def test_worker_whose_master_dies_ends_soon(start_class: Start, site: Site, work
         long.reply()
 
 
-def test_heart_beats_all_through_the_drain(start_class: Start, site: Site) -> None:
+def test_heartbeat_goes_on_while_applications_finish(start_class: Start, site: Site) -> None:
     """Of threads: a request may take longer than ``timeout`` in a drain too."""
     server = start_class(THREAD, workers=1, timeout=2, graceful_timeout=10)
     client = Client(server.address)

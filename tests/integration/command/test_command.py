@@ -70,7 +70,7 @@ def test_a_reload_is_waited_for(server: Server, site: Site, command: Command) ->
     assert "generation 2, 1 of 2 workers ready" in done.stderr
 
 
-def test_a_reload_in_json(server: Server, site: Site, command: Command) -> None:
+def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command: Command) -> None:
     site.deploy("two")
     outcome = command.json("reload")
     assert list(outcome) == ["result", "generation", "duration_s", "serving", "error", "traceback"]
@@ -94,7 +94,7 @@ def test_not_waiting_returns_at_once(server: Server, site: Site, command: Comman
     server.wait_only("two")
 
 
-def test_waiting_has_an_end(server: Server, site: Site, command: Command) -> None:
+def test_waiting_for_a_reload_has_an_end(server: Server, site: Site, command: Command) -> None:
     site.deploy("two", extra="\ntime.sleep(3)\n")
     timed_out = command("reload", "--timeout", "0.5", code=TIMED_OUT)
     assert "what was ordered goes on" in timed_out.stderr
@@ -122,7 +122,7 @@ def test_a_rollback_without_anything_kept_is_refused(server: Server, command: Co
     assert "zd_rollback_window is 0" in command("rollback", code=FAILED).stderr
 
 
-def test_a_rollback(server: Server, site: Site, command: Command) -> None:
+def test_the_command_rolls_back(server: Server, site: Site, command: Command) -> None:
     server.configure(zd_rollback_window=60)
     site.deploy("two")
     command("reload")
@@ -192,7 +192,7 @@ def test_a_pid_finds_its_socket_wherever_that_is(start: Start, site: Site, comma
     assert command.json("status", "--pid", str(server.master))["pid"] == server.master
 
 
-def test_of_several_none_is_guessed(server: Server, command: Command) -> None:
+def test_of_several_masters_none_is_guessed(server: Server, command: Command) -> None:
     other = Site()
     other.deploy("one")
     try:
@@ -214,17 +214,20 @@ def test_of_several_none_is_guessed(server: Server, command: Command) -> None:
         ("status", "--socket", "/no/such/socket"),
         ("reload", "--pid", "999999999"),
     ],
+    ids=" ".join,
 )
-def test_where_there_is_no_master(command: Command, words: tuple[str, ...]) -> None:
+def test_the_command_finds_no_master(command: Command, words: tuple[str, ...]) -> None:
     none = command(*words, code=NO_INSTANCE)
     assert none.stderr.startswith("Error: ")
     assert len(none.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "words", [("relaod",), ("reload", "--timeout", "soon"), ("reload", "--pid", "x"), ("status", "now")]
+    "words",
+    [("relaod",), ("reload", "--timeout", "soon"), ("reload", "--pid", "x"), ("status", "now")],
+    ids=" ".join,
 )
-def test_misuse(command: Command, words: tuple[str, ...]) -> None:
+def test_a_misused_command_prints_its_usage(command: Command, words: tuple[str, ...]) -> None:
     assert "Usage: zdworker" in command(*words, code=MISUSE).stderr
 
 
@@ -254,5 +257,5 @@ def test_when_the_master_ends_so_does_the_wait(server: Server, site: Site, comma
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shells_complete_it(command: Command, shell: str) -> None:
+def test_shells_complete_the_command(command: Command, shell: str) -> None:
     assert "_ZDWORKER_COMPLETE" in command("completion", shell).stdout

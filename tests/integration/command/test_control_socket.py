@@ -173,7 +173,7 @@ def test_a_rollback_brings_the_code_and_its_configuration_back_without_a_loss(
         assert [entry["generation"] for entry in operator.status()["fork_servers"]] == [1, 2]
 
 
-def test_what_was_kept_goes_when_its_time_is_over(start: Start, site: Site, path: Path) -> None:
+def test_a_kept_generation_ends_with_its_rollback_window(start: Start, site: Site, path: Path) -> None:
     server = start(preload_app=True, zd_control_socket=str(path), zd_rollback_window=2)
     with contextlib.closing(Operator(path)) as operator:
         site.deploy("two")
@@ -200,7 +200,11 @@ def test_a_rollback_that_cannot_be_says_why(server: Server, operator: Operator) 
     assert refused["reason"] == "there can be no rollback: no generation is kept: zd_rollback_window is 0"
 
 
-@pytest.mark.parametrize("line", [b"garbage", b"{}", b'{"type": "order"}', b'{"type": "ready"}', b"[" * 5000])
+@pytest.mark.parametrize(
+    "line",
+    [b"garbage", b"{}", b'{"type": "order"}', b'{"type": "ready"}', b"[" * 5000],
+    ids=["garbage", "empty object", "order of nothing", "another type", "deeply nested"],
+)
 def test_what_is_no_order_is_answered_and_nothing_comes_of_it(
     server: Server, operator: Operator, path: Path, line: bytes
 ) -> None:
@@ -242,7 +246,7 @@ def _answered(path: Path) -> bool:
     return False
 
 
-def test_who_never_reads_is_let_go(server: Server, path: Path) -> None:
+def test_a_client_that_never_reads_is_disconnected(server: Server, path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
         deaf.settimeout(5)
         deaf.connect(str(path))
@@ -255,11 +259,11 @@ def test_who_never_reads_is_let_go(server: Server, path: Path) -> None:
     server.get()
 
 
-def test_only_this_user_can_enter(server: Server, path: Path) -> None:
+def test_only_this_user_can_use_the_control_socket(server: Server, path: Path) -> None:
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
-def test_the_default_is_a_directory_of_this_users_own(start: Start) -> None:
+def test_the_default_control_socket_is_in_this_users_own_directory(start: Start) -> None:
     server = start()
     path = directory_of(os.geteuid()) / f"{server.master}.sock"
     with contextlib.closing(Operator(path)) as operator:
@@ -269,7 +273,7 @@ def test_the_default_is_a_directory_of_this_users_own(start: Start) -> None:
     assert not path.exists()
 
 
-def test_none_means_none(start: Start) -> None:
+def test_control_socket_none_makes_no_socket(start: Start) -> None:
     server = start(zd_control_socket="none")
     assert not (directory_of(os.geteuid()) / f"{server.master}.sock").exists()
 
@@ -284,7 +288,7 @@ def test_a_socket_that_a_killed_master_has_left_is_no_obstacle(server: Server, p
         assert operator.status()["pid"] == again.master
 
 
-def test_the_path_can_change_with_a_reload(server: Server, site: Site, path: Path) -> None:
+def test_the_control_socket_s_path_can_change_with_a_reload(server: Server, site: Site, path: Path) -> None:
     other = site.directory / "other.sock"
     server.configure(zd_control_socket=str(other))
     server.reload("two")

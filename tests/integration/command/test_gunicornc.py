@@ -31,14 +31,14 @@ def assert_shown(server: Server) -> None:
     assert all(worker["booted"] for worker in shown), shown
 
 
-def test_show_workers(start: Start, site: Site) -> None:
+def test_gunicornc_shows_workers(start: Start, site: Site) -> None:
     server = start(workers=2)
     assert_shown(server)
     server.reload("two")
     assert_shown(server)
 
 
-def test_reload_and_scaling(start: Start, site: Site) -> None:
+def test_gunicornc_reloads_and_scales(start: Start, site: Site) -> None:
     server = start(workers=2)
     site.deploy("two")
     command(server, "reload")
@@ -51,7 +51,7 @@ def test_reload_and_scaling(start: Start, site: Site) -> None:
     server.wait_full()
 
 
-def test_kill_one_worker(start: Start, site: Site) -> None:
+def test_gunicornc_kills_one_worker(start: Start, site: Site) -> None:
     server = start(workers=2)
     old = server.workers()
     command(server, f"worker kill {old[0]}")

@@ -102,7 +102,7 @@ def deploy_and_reload(server: Server, version: str) -> None:
     server.wait_only(version)
 
 
-def test_reload_and_stop(server: Server, site: Site) -> None:
+def test_reload_and_stop_beside_a_dirty_arbiter(server: Server, site: Site) -> None:
     """At HUP the dirty arbiter starts a new worker and ends one of the two (Gunicorn 27 ends the new one)."""
     before = ask(server)
     deploy_and_reload(server, "two")
@@ -116,7 +116,7 @@ def test_reload_and_stop(server: Server, site: Site) -> None:
 
 
 def test_kill_9_of_the_dirty_arbiter(server: Server, site: Site) -> None:
-    """Workers learn of the new one's socket at birth, as in stock Gunicorn: a reload makes it known to all."""
+    """Workers learn of the new one's socket when they boot, as in stock Gunicorn: a reload makes it known to all."""
     before = ask(server)
     os.kill(before["arbiter"], signal.SIGKILL)
     wait_initialized(site, 2)

@@ -159,7 +159,7 @@ def test_attribute_of_a_hook_that_is_not_plain_data(start: Start, site: Site) ->
 # -- places --------------------------------------------------------------------------------------------------
 
 
-def test_without_pwd(make_server: Start) -> None:
+def test_a_server_without_pwd_says_so_and_works(make_server: Start) -> None:
     """Without PWD nobody knows by which link a directory was entered: it is said, and the rest works."""
     server = make_server()
     del server.environment["PWD"]

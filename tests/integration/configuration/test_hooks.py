@@ -33,7 +33,7 @@ def assert_by_worker(site: Site, workers: list[int], *hooks: str) -> None:
 
 
 @PRELOAD
-def test_from_start_to_stop(start: Start, site: Site, preload: bool) -> None:
+def test_hooks_from_start_to_stop(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
     workers = server.workers()
     assert server.stop() == 0
@@ -62,7 +62,7 @@ def test_from_start_to_stop(start: Start, site: Site, preload: bool) -> None:
 
 
 @PRELOAD
-def test_at_a_reload(start: Start, site: Site, preload: bool) -> None:
+def test_hooks_at_a_reload(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
     old = server.workers()
     server.reload("two")
@@ -225,7 +225,7 @@ def zd_reload_finished(server, report):
 
 
 @PRELOAD
-def test_hooks_of_ours(start: Start, site: Site, preload: bool) -> None:
+def test_zd_hooks_are_called(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload, extra=OUR_HOOKS)
     server.reload("two")
     assert_by_master(server, "zd_worker_ready", "zd_reload_started")
@@ -244,7 +244,7 @@ def test_hooks_of_ours(start: Start, site: Site, preload: bool) -> None:
     assert len(site.events("zd_reload_started")) == 2
 
 
-def test_hooks_of_ours_that_raise_hurt_nothing(start: Start, site: Site) -> None:
+def test_zd_hooks_that_raise_hurt_nothing(start: Start, site: Site) -> None:
     raising = re.sub(r"_note\(.*", "raise SystemExit(7)", OUR_HOOKS)
     server = start(workers=2, extra=raising)
     server.reload("two")

@@ -55,7 +55,7 @@ def stopped() -> Iterator[list[int]]:
 
 @pytest.mark.load
 @pytest.mark.skipif(shutil.which("ab") is None, reason="ab is not installed")
-def test_ab_sees_no_failed_request(start: Start, full: bool) -> None:
+def test_ab_sees_no_failed_request_with_reuse_port(start: Start, full: bool) -> None:
     requests = 100_000 if full else 20_000
     server = start(workers=4, reuse_port=True)
     words = ["ab", "-q", "-n", str(requests), "-c", "1000", "-s", "60", "http://%s:%s/fixed" % server.address]
@@ -147,7 +147,7 @@ def waiting(server: Server) -> int:
     return sum(int(line.split()[1]) for line in lines)
 
 
-def test_the_only_worker_is_killed(start: Start) -> None:
+def test_the_only_worker_with_reuse_port_is_killed(start: Start) -> None:
     """Nobody is there: connections wait, and none is refused."""
     server = start(workers=1, reuse_port=True)
     for _ in range(3):

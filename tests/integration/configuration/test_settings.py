@@ -37,6 +37,7 @@ def assert_refused(server: Server, name: str) -> None:
         ("zd_max_rss", "much"),
         ("zd_health_path", "health"),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_bad_setting_in_the_file(make_server: Start, name: str, value: object, preload: bool) -> None:
@@ -51,7 +52,7 @@ def test_bad_setting_in_the_environment(make_server: Start) -> None:
     assert_refused(make_server(environment={"ZD_MAX_SURGE": "much"}), "ZD_MAX_SURGE")
 
 
-def test_the_environment_wins(start: Start) -> None:
+def test_a_setting_in_the_environment_wins(start: Start) -> None:
     server = start(workers=2, zd_max_surge=1, environment={"ZD_MAX_SURGE": "0", "ZD_MAX_UNAVAILABLE": "1"})
     with FleetWatcher(server) as seen:
         server.reload("two")
@@ -67,7 +68,7 @@ def test_settings_come_with_a_reload(start: Start) -> None:
     assert seen.most_living == 2
 
 
-def test_min_ready_seconds(start: Start, site: Site) -> None:
+def test_zd_min_ready_seconds(start: Start, site: Site) -> None:
     """A new worker that dies in its first seconds takes no old one with it."""
     server = start(workers=2, zd_min_ready_seconds=1)
     old = server.workers()
@@ -91,7 +92,7 @@ async def lifespan(receive, send):
 """
 
 
-def test_boot_timeout(start: Start, site: Site) -> None:
+def test_zd_boot_timeout(start: Start, site: Site) -> None:
     server = start(workers=2, zd_boot_timeout=2)
     old = server.workers()
     site.break_("hang")

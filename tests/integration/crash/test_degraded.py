@@ -73,7 +73,7 @@ def test_a_later_worker_that_never_boots_without_a_way_back(start: Start, site: 
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
-def test_what_dies_and_cannot_be_replaced(start: Start, site: Site, preload: bool) -> None:
+def test_a_process_that_cannot_be_replaced_makes_the_state_degraded(start: Start, site: Site, preload: bool) -> None:
     """A worker whose code is broken on disk by now, or the fork server that held it: degraded, until that is mended."""
     server = begin(start, site, preload_app=preload)
     site.break_("raise")

@@ -25,7 +25,7 @@ def test_abandoned_child_that_ends(start: Start, site: Site, code: int) -> None:
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Site, preload: bool) -> None:
     """Death is what the kernel says, not the end of a channel: a forked child keeps that open."""
     server = start(workers=2, preload_app=preload)

@@ -45,7 +45,7 @@ def spin(server: Server) -> int:
 class TestStandingStill:
     """One of three workers does nothing any more."""
 
-    def test_it_is_replaced_after_the_timeout(
+    def test_a_stopped_worker_is_replaced_after_the_timeout(
         self, start: Start, site: Site, how: Callable[[Server], int], preload: bool
     ) -> None:
         site.deploy("one", extra=SPIN)
@@ -55,7 +55,9 @@ class TestStandingStill:
         server.wait_full()
         assert set(server.versions().values()) == {"one"}
 
-    def test_a_reload_goes_through(self, start: Start, site: Site, how: Callable[[Server], int], preload: bool) -> None:
+    def test_a_reload_replaces_a_stopped_worker(
+        self, start: Start, site: Site, how: Callable[[Server], int], preload: bool
+    ) -> None:
         """It cannot drain, so it is killed a second after the drain's time."""
         site.deploy("one", extra=SPIN)
         server = start(workers=3, timeout=60, graceful_timeout=2, preload_app=preload)
@@ -66,7 +68,7 @@ class TestStandingStill:
 
 
 @for_each(KEEPING)
-def test_what_comes_while_it_stands_still_is_answered(start_class: Start, worker: WorkerClass) -> None:
+def test_requests_to_a_stopped_worker_are_answered_when_it_continues(start_class: Start, worker: WorkerClass) -> None:
     """Longer than a connection is kept: when it goes on, its timers are due, but so is the request."""
     server = start_class(worker, workers=1, keepalive=1, timeout=60)
     (pid,) = server.workers()

@@ -180,7 +180,7 @@ def dead(pid: int) -> bool:
 
 @PRELOAD
 def test_the_master_is_not_hurt_by_a_storm_of_kills(start: Start, site: Site, preload: bool) -> None:
-    """Workers are killed as soon as they can be seen: before, in and after the protocol of their birth."""
+    """Workers are killed as soon as they can be seen: before, in and after the protocol of their boot."""
     server = start(workers=1, preload_app=preload)
     for _ in range(5):
         pid = wait_for(server.workers, 40, "a worker is there")[-1]

@@ -40,8 +40,8 @@ def assert_only_the_moment_is_hurt(results: Results, moment: float, clients: int
         assert failure.time + failure.latency >= moment - 0.1, failure
 
 
-@pytest.mark.parametrize("preload", [False, True])
-def test_kill_9_under_load(start: Start, site: Site, preload: bool) -> None:
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+def test_a_worker_is_killed_under_load(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=4, preload_app=preload)
     with (
         Load(server.address, "new") as new,
@@ -102,7 +102,7 @@ def test_broken_files_without_preload_leave_the_others_serving(start: Start, sit
     assert_only_the_moment_is_hurt(new.stop(), moment, 6)
 
 
-def test_kill_9_of_all_workers_at_once(start: Start, site: Site) -> None:
+def test_all_workers_are_killed_at_once(start: Start, site: Site) -> None:
     server = start(workers=3, preload_app=True)
     old = server.workers()
     for pid in old:

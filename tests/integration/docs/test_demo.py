@@ -11,7 +11,7 @@ from tests.harness.documents import ROOT
 
 
 @pytest.mark.load
-def test_no_request_fails() -> None:
+def test_the_demo_loses_no_request() -> None:
     words = [sys.executable, "example_app/demo.py"]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -76,7 +76,7 @@ def wait_painted(browser: Browser, colours: set[str]) -> None:
     wait_for(lambda: colours <= set(browser.evaluate(BAR)), 10, f"painted with {colours}")
 
 
-def test_a_deploy_is_seen(example: Example, browser: Browser) -> None:
+def test_a_deploy_is_seen_on_the_live_page(example: Example, browser: Browser) -> None:
     page = LivePage(browser, example.url)
     page.wait_settled("1.0")
     before = time.time()

@@ -167,7 +167,7 @@ def _mask(part: str) -> str:
 
 
 @pytest.mark.parametrize(("page", "needs"), documents.FOLLOWED.items(), ids=documents.FOLLOWED)
-def test_a_page_can_be_followed(page: str, needs: tuple[str, ...]) -> None:
+def test_a_documentation_page_can_be_followed(page: str, needs: tuple[str, ...]) -> None:
     absent = [name for name in needs if importlib.util.find_spec(name) is None]
     absent += [] if shutil.which("curl") else ["curl"]
     if absent:
@@ -179,7 +179,7 @@ def test_a_page_can_be_followed(page: str, needs: tuple[str, ...]) -> None:
         reader.close()
 
 
-def test_what_is_not_printed_is_noticed() -> None:
+def test_output_that_a_page_promises_and_is_missing_is_noticed() -> None:
     assert (
         missing("done: generation 2, after 0.9 s\n…\nmaster 4711", "x\ndone: generation 2, after 12.3 s\nmaster 5\n")
         is None

@@ -91,7 +91,7 @@ def assert_old(stream: Stream) -> None:
 
 
 @scenario.kind()
-def test_idle_and_used_again(stage: Stage) -> Steps:
+def test_http2_connection_idle_and_used_again(stage: Stage) -> Steps:
     client = connect(stage.server)
     assert_old(client.get("/"))
     yield
@@ -102,7 +102,7 @@ def test_idle_and_used_again(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_idle_and_left_alone(stage: Stage) -> Steps:
+def test_http2_connection_idle_and_left_alone(stage: Stage) -> Steps:
     """GOAWAY when its keep-alive time is over, in which all that was answered is named."""
     client = connect(stage.server)
     number = client.request("GET", "/")
@@ -115,7 +115,7 @@ def test_idle_and_left_alone(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_never_used(stage: Stage) -> Steps:
+def test_http2_connection_never_used(stage: Stage) -> Steps:
     client = connect(stage.server)
     assert client.read()  # the server's settings: it is accepted
     yield
@@ -126,7 +126,7 @@ def test_never_used(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_a_body_that_still_arrives(stage: Stage) -> Steps:
+def test_http2_body_still_arriving(stage: Stage) -> Steps:
     client = connect(stage.server)
     number = client.request("POST", "/echo", end=False)
     client.send(number, BODY)
@@ -144,7 +144,7 @@ def test_a_body_that_still_arrives(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_streams_in_flight_and_new_ones(stage: Stage) -> Steps:
+def test_http2_streams_in_flight_and_new_ones(stage: Stage) -> Steps:
     """All are answered; GOAWAY comes when no stream is in flight, never before."""
     client = connect(stage.server)
     slow = in_flight(stage, client, "/sleep?seconds=2.5")
@@ -159,7 +159,7 @@ def test_streams_in_flight_and_new_ones(stage: Stage) -> Steps:
 
 
 @scenario.kind(lambda _: gunicorn.version_info >= (27,))  # before, streams are answered one after the other
-def test_streams_that_always_overlap(stage: Stage) -> Steps:
+def test_http2_streams_that_always_overlap(stage: Stage) -> Steps:
     """A shutdown notice when half of the time is over; a client that obeys it loses nothing."""
     client = connect(stage.server)
     running = [in_flight(stage, client, "/sleep?seconds=2.5")]
@@ -174,7 +174,7 @@ def test_streams_that_always_overlap(stage: Stage) -> Steps:
     assert client.goaways == [NOTICE, (running[-1], NO_ERROR)]
 
 
-def test_nothing_holds_the_worker_after_that(drained: Outcomes) -> None:
+def test_no_http2_connection_holds_the_worker(drained: Outcomes) -> None:
     drained.check(END)
 
 

@@ -65,7 +65,7 @@ def assert_echoed_and_ended(client: Client) -> None:
 
 
 @scenario.kind()
-def test_never_used(stage: Stage) -> Steps:
+def test_connection_never_used(stage: Stage) -> Steps:
     """Accepted, silent until some time after the drain has begun."""
     clients = stage.opened()
     yield
@@ -240,7 +240,7 @@ def kept(stage: Stage) -> list[Client]:
 
 
 @scenario.kind()
-def test_idle_and_used_again(stage: Stage) -> Steps:
+def test_connection_idle_and_used_again(stage: Stage) -> Steps:
     """One more request on it is answered, as the last; a class that keeps no connection has said and done so before."""
     clients = kept(stage)
     yield
@@ -251,7 +251,7 @@ def test_idle_and_used_again(stage: Stage) -> Steps:
 
 
 @scenario.kind(lambda worker: worker.keeps)
-def test_idle_and_left_alone(stage: Stage) -> Steps:
+def test_connection_idle_and_left_alone(stage: Stage) -> Steps:
     """It ends with its own keep-alive time, and without a reset."""
     clients = kept(stage)
     yield
@@ -294,6 +294,6 @@ def test_early_answer_to_an_upload_under_way(stage: Stage) -> Steps:
         assert client.reply().status == 413
 
 
-def test_nothing_holds_the_worker_after_that(drained: Outcomes) -> None:
+def test_no_connection_holds_the_worker(drained: Outcomes) -> None:
     """When all these are answered the drain is over, long before its deadline."""
     drained.check(END)

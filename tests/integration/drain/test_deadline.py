@@ -37,7 +37,7 @@ def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[s
     if not worker.concurrent:  # each of these clients takes a thread, or a process
         settings["threads"] = 32
     if worker.keeps:
-        settings["timeout"] = 2  # less than the drain: its heart beats, or it would be aborted
+        settings["timeout"] = 2  # less than the drain: its heartbeat goes on, or it would be aborted
     else:
         settings["threads"], settings["workers"] = 1, len(scenario.of(worker)) + 2
     site = Site()
@@ -91,7 +91,7 @@ def assert_cut(client: Client) -> None:
 
 
 @scenario.kind()
-def test_one_byte_a_second(stage: Stage) -> Steps:
+def test_head_of_one_byte_a_second(stage: Stage) -> Steps:
     """A request's head that never gets complete: the connection is closed at the deadline."""
     (client,) = stage.half_sent(b"G")
     yield
@@ -157,16 +157,16 @@ def test_stream_beyond_the_deadline(stage: Stage) -> Steps:
 # -- the drain ---------------------------------------------------------------------------------------------------------
 
 
-def test_ends_at_its_bound(drained: Outcomes) -> None:
+def test_drain_ends_at_its_bound(drained: Outcomes) -> None:
     drained.check(END)
     drained.check("bound")
 
 
-def test_ends_in_order(drained: Outcomes) -> None:
+def test_drain_ends_in_order(drained: Outcomes) -> None:
     """``worker_exit``, the application's own end and counts in the log, no abort."""
     drained.check("orderly")
 
 
-def test_others_are_not_hurt(drained: Outcomes) -> None:
+def test_other_requests_are_not_hurt_by_those_beyond_the_deadline(drained: Outcomes) -> None:
     """As long as there are threads (ThreadWorker) or processes (WSGIWorker) that are not held."""
     drained.check("others")

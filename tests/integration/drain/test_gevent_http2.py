@@ -60,7 +60,7 @@ def assert_goodbye(client: Http2Client, last: int) -> None:
     assert client.goaways == [(last, NO_ERROR)]
 
 
-def test_kept_connections_get_one_more_answer(server: Server) -> None:
+def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
     clients = connections(server)
     for client in clients:
         assert_old(client, client.request("GET", "/"))
@@ -73,7 +73,7 @@ def test_kept_connections_get_one_more_answer(server: Server) -> None:
         assert_goodbye(client, 3)
 
 
-def test_connections_without_a_request_get_one(server: Server) -> None:
+def test_http2_connections_without_a_request_get_one(server: Server) -> None:
     clients = connections(server)
     server.begin_reload("two")
     for client in clients:
@@ -82,7 +82,7 @@ def test_connections_without_a_request_get_one(server: Server) -> None:
         assert_goodbye(client, 1)
 
 
-def test_streams_in_flight_are_finished(server: Server, site: Site) -> None:
+def test_http2_streams_in_flight_are_finished(server: Server, site: Site) -> None:
     """The one that the application has, and those that wait for it; GOAWAY comes behind the last."""
     (client,) = connections(server, 1)
     streams = [client.request("GET", path) for path in ("/sleep?seconds=3", "/", "/sleep?seconds=0.1")]
@@ -94,7 +94,7 @@ def test_streams_in_flight_are_finished(server: Server, site: Site) -> None:
     assert_goodbye(client, streams[-1])
 
 
-def test_body_still_arriving(server: Server) -> None:
+def test_http2_body_still_arriving(server: Server) -> None:
     (client,) = connections(server, 1)
     assert_old(client, client.request("GET", "/"))
     stream = client.request("POST", "/echo", end=False)
@@ -107,7 +107,7 @@ def test_body_still_arriving(server: Server) -> None:
     assert_goodbye(client, stream)
 
 
-def test_idle_connections_are_told_goodbye(start: Start, site: Site) -> None:
+def test_idle_http2_connections_get_goaway(start: Start, site: Site) -> None:
     """Also where the time of one is over before the drain: Gunicorn 26.1 and later do that, and would name stream 0."""
     server = serve(start, site, 1)
     (client,) = connections(server, 1)
@@ -131,7 +131,7 @@ def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) ->
     assert site.marks("request") == []
 
 
-def test_streams_without_a_pause(server: Server) -> None:
+def test_http2_streams_without_a_pause(server: Server) -> None:
     """A connection that is never quiet is told so between two streams; a client of RFC 9113 asks elsewhere."""
     (client,) = connections(server, 1)
     server.begin_reload("two")
@@ -145,7 +145,7 @@ def test_streams_without_a_pause(server: Server) -> None:
             assert_old(client, stream)
 
 
-def test_a_stream_beyond_the_deadline_is_cut(start: Start, site: Site) -> None:
+def test_http2_stream_beyond_the_deadline_is_cut(start: Start, site: Site) -> None:
     server = serve(start, site, 1)
     server.configure(graceful_timeout=2)
     server.reload("two")

@@ -91,7 +91,7 @@ _os.waitpid = _noting
 
 
 @for_each(ALL)
-def test_exit_code_is_0(start_class: Start, site: Site, worker: WorkerClass) -> None:
+def test_exit_code_of_a_drained_worker_is_0(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """What the kernel tells the master: of idle workers, and of one whose request is cut at the end of its time."""
     server = start_class(worker, workers=2, graceful_timeout=1, extra=NOTING_EXITS)
     old = server.workers()
@@ -106,7 +106,7 @@ def test_exit_code_is_0(start_class: Start, site: Site, worker: WorkerClass) -> 
     client.close()
 
 
-def test_the_heart_beats_during_the_drain(start_class: Start, site: Site) -> None:
+def test_the_heartbeat_goes_on_during_the_drain(start_class: Start, site: Site) -> None:
     """A drain longer than ``timeout`` is no reason to abort the worker; of the other classes test_deadline.py tells.
 
     On WSGIWorker a request longer than ``timeout`` is one, as ever: here the drain waits for a silent connection.

@@ -36,7 +36,7 @@ def loads(stack: ExitStack, server: Server, worker: WorkerClass, **plan: float) 
 
 @pytest.mark.load
 @for_each(ALL)
-def test_max_requests(start_class: Start, site: Site, worker: WorkerClass, full: bool) -> None:
+def test_max_requests_loses_no_request(start_class: Start, site: Site, worker: WorkerClass, full: bool) -> None:
     """Two hundred requests each, for 10 s (in CI 4): the replacement is ready first, and one is replaced at a time."""
     server = start_class(worker, workers=WORKERS, max_requests=200, max_requests_jitter=50)
     with FleetWatcher(server) as seen, ExitStack() as stack:
@@ -50,7 +50,7 @@ def test_max_requests(start_class: Start, site: Site, worker: WorkerClass, full:
 
 
 @for_each(ALL)
-def test_fewer_workers(start_class: Start, worker: WorkerClass) -> None:
+def test_fewer_workers_lose_no_request(start_class: Start, worker: WorkerClass) -> None:
     """``TTOU`` until two of four are left."""
     server = start_class(worker, workers=WORKERS)
     with ExitStack() as stack:

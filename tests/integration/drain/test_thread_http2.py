@@ -52,7 +52,7 @@ def assert_told_goodbye(client: Http2Client, last: int) -> None:
     assert client.goaways == [(last, NO_ERROR)]
 
 
-def test_kept_connections_get_one_more_answer(server: Server) -> None:
+def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
     """More of them than threads."""
     clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
     for client in clients:
@@ -64,7 +64,7 @@ def test_kept_connections_get_one_more_answer(server: Server) -> None:
         assert_told_goodbye(client, 3)
 
 
-def test_connections_without_a_request_get_one(server: Server) -> None:
+def test_http2_connections_without_a_request_get_one(server: Server) -> None:
     clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
     server.wait_taken()
     server.begin_reload("two")
@@ -73,7 +73,7 @@ def test_connections_without_a_request_get_one(server: Server) -> None:
         assert_told_goodbye(client, 1)
 
 
-def test_streams_in_flight_and_new_ones_are_answered(server: Server, site: Site) -> None:
+def test_http2_streams_in_flight_and_new_ones_are_answered(server: Server, site: Site) -> None:
     """The one that the application has, those that wait for it, and one that comes in the drain; then GOAWAY."""
     client = Http2Client(server.address)
     streams = [client.request("GET", "/sleep?seconds=1.5"), client.request("GET", "/stream?seconds=1")]
@@ -85,7 +85,7 @@ def test_streams_in_flight_and_new_ones_are_answered(server: Server, site: Site)
     assert_told_goodbye(client, streams[-1])
 
 
-def test_body_still_arriving(server: Server) -> None:
+def test_http2_body_still_arriving(server: Server) -> None:
     client = Http2Client(server.address)
     assert_old(client.get("/"))
     number = client.request("POST", "/echo", end=False)
@@ -98,7 +98,7 @@ def test_body_still_arriving(server: Server) -> None:
     assert_told_goodbye(client, number)
 
 
-def test_idle_connections_are_told_when_their_time_is_over(server: Server) -> None:
+def test_idle_http2_connections_get_goaway_when_their_time_is_over(server: Server) -> None:
     """Used or not: GOAWAY, and not just an end; a request that crosses it can be sent again elsewhere."""
     used, unused = Http2Client(server.address), Http2Client(server.address)
     assert_old(used.get("/"))
@@ -112,7 +112,7 @@ def test_idle_connections_are_told_when_their_time_is_over(server: Server) -> No
     wait_for(lambda: not any(alive(pid) for pid in old), 3, "nothing holds the old workers")
 
 
-def test_client_that_never_pauses_is_told_between_two_requests(start: Start, site: Site) -> None:
+def test_http2_client_that_never_pauses_gets_goaway_between_two_requests(start: Start, site: Site) -> None:
     """Its next request is there before the last one's answer is; after a while it is told all the same."""
     server = serve(start, site, keepalive=1)
     client = Http2Client(server.address)

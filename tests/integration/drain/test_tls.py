@@ -48,7 +48,7 @@ def assert_answered_and_ended(client: Client) -> None:
 
 
 @scenario.kind()
-def test_handshake_not_begun(stage: Stage) -> Steps:
+def test_tls_handshake_not_begun(stage: Stage) -> Steps:
     clients = stage.opened()
     yield
     for client in clients:
@@ -58,7 +58,7 @@ def test_handshake_not_begun(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_half_a_handshake(stage: Stage) -> Steps:
+def test_half_a_tls_handshake(stage: Stage) -> Steps:
     clients = stage.opened()
     for client in clients:
         client.begin_tls()
@@ -71,7 +71,7 @@ def test_half_a_handshake(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_never_used(stage: Stage) -> Steps:
+def test_tls_connection_never_used(stage: Stage) -> Steps:
     """The handshake was done before the drain, and that was all."""
     clients = stage.opened(tls=True)
     yield
@@ -81,7 +81,7 @@ def test_never_used(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_half_a_body(stage: Stage) -> Steps:
+def test_half_a_body_over_tls(stage: Stage) -> Steps:
     clients = stage.half_sent(ECHO[:-1000], tls=True)
     yield
     for client in clients:
@@ -90,7 +90,7 @@ def test_half_a_body(stage: Stage) -> Steps:
 
 
 @scenario.kind(lambda worker: worker.keeps)
-def test_idle_and_used_again(stage: Stage) -> Steps:
+def test_tls_connection_idle_and_used_again(stage: Stage) -> Steps:
     clients = stage.opened(tls=True)
     for client in clients:
         assert not client.ask("POST", "/echo", BODY).last
@@ -101,7 +101,7 @@ def test_idle_and_used_again(stage: Stage) -> Steps:
 
 
 @scenario.kind()
-def test_early_answer_to_an_upload(stage: Stage) -> Steps:
+def test_early_answer_to_an_upload_over_tls(stage: Stage) -> Steps:
     """413 to a megabyte that nobody reads."""
     clients = stage.opened(tls=True)
     yield
@@ -109,5 +109,5 @@ def test_early_answer_to_an_upload(stage: Stage) -> Steps:
         assert client.ask("POST", "/refuse", bytes(MEGABYTE)).status == 413
 
 
-def test_nothing_holds_the_worker_after_that(drained: Outcomes) -> None:
+def test_no_tls_connection_holds_the_worker(drained: Outcomes) -> None:
     drained.check(END)

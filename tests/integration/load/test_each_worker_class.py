@@ -31,7 +31,7 @@ def loads(stack: ExitStack, server: Server, worker: WorkerClass) -> dict[str, Lo
 
 @pytest.mark.load
 @for_each(ALL)
-def test_three_reloads_under_load(start_class: Start, site: Site, worker: WorkerClass) -> None:
+def test_three_reloads_of_each_class_under_load(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """New connections, kept ones with POSTs and think times, requests of a second, megabytes that come slowly."""
     server = start_class(worker, zd_max_surge="50%", graceful_timeout=15)
     workers, surge = server.expected, -(-server.expected // 2)

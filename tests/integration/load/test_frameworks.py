@@ -65,7 +65,7 @@ def site(framework: Framework) -> Iterator[Site]:
     made.remove()
 
 
-def test_reloads_under_load(start: Start, framework: Framework) -> None:
+def test_reloads_of_frameworks_under_load(start: Start, framework: Framework) -> None:
     """One to code that each worker imports, the next to code that is preloaded."""
     server = start(
         worker_class=f"zdworker.{framework.worker_class}",

@@ -8,7 +8,7 @@ from tests.soak.running import Soak
 
 
 @pytest.mark.load
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 2], ids=lambda seed: f"seed {seed}")
 def test_soak(seed: int) -> None:
     figures = Soak(seed, limit=20, seconds=120).run()
     assert figures.answers > 100

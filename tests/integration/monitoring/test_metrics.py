@@ -159,12 +159,12 @@ def test_the_command_prints_what_the_master_has_counted(start: Start, site: Site
     assert {key[2] for key in found if key[0] == "zdworker_worker_age_seconds"} == set(map(str, server.workers()))
 
 
-def test_without_a_master(site: Site) -> None:
+def test_metrics_command_without_a_master(site: Site) -> None:
     assert metrics(site, code=NO_INSTANCE).stderr.startswith("Error: no running master was found")
     assert "Usage: zdworker metrics" in metrics(site, "--pid", "x", code=MISUSE).stderr
 
 
-def test_without_prometheus_client(site: Site) -> None:
+def test_metrics_command_without_prometheus_client(site: Site) -> None:
     (site.directory / "prometheus_client.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'prometheus_client'\", name='prometheus_client')\n"
     )

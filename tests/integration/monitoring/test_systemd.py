@@ -101,7 +101,7 @@ def test_the_end_is_announced_and_asks_for_the_time_it_needs(server: Server, ear
     assert ear.stages() == ["READY", "STOPPING"]
 
 
-def test_the_watchdog_is_fed(server: Server, ear: Ear) -> None:
+def test_systemd_s_watchdog_is_fed(server: Server, ear: Ear) -> None:
     server.start()
     before = len([message for message in ear.listen() if "WATCHDOG" in message])
     wait_for(
@@ -109,7 +109,7 @@ def test_the_watchdog_is_fed(server: Server, ear: Ear) -> None:
     )
 
 
-def test_nobody_who_listens_changes_nothing(make_server: Start, tmp_path: Path) -> None:
+def test_a_notify_socket_without_a_reader_changes_nothing(make_server: Start, tmp_path: Path) -> None:
     server = make_server(environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")}).start()
     server.reload("two")
     assert server.stop() == 0

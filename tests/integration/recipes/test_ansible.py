@@ -23,7 +23,7 @@ exit 0
 needs_ansible = pytest.mark.skipif(find("ansible-playbook") is None, reason="ansible-core is not installed")
 
 
-def test_one_machine_after_the_other() -> None:
+def test_the_playbook_deploys_one_machine_after_the_other() -> None:
     plays: list[dict[str, Any]] = yaml.safe_load(PLAYBOOK.read_text())
     machines = next(play for play in plays if play["hosts"] == "app")
     assert machines["serial"] == 1
@@ -31,7 +31,7 @@ def test_one_machine_after_the_other() -> None:
 
 
 @needs_ansible
-def test_ansible_understands_it() -> None:
+def test_ansible_understands_the_playbook() -> None:
     words = ["ansible-playbook", "--syntax-check", "-i", "hosts.ini", "deploy.yml"]
     checked = run(words, PLAYBOOK.parent)
     assert checked.returncode == 0, checked.stdout

@@ -145,7 +145,7 @@ def health(server: Server) -> int:
     return inside(server, sys.executable, *words[1:]).returncode
 
 
-def test_a_life_as_pid_1(container: Server, site: Site) -> None:
+def test_a_container_from_start_to_end(container: Server, site: Site) -> None:
     status = Path(f"/proc/{container.master}/status").read_text()
     assert re.search(r"^NSpid:.*\t1$", status, re.MULTILINE)
     assert re.search(rf"^Uid:\t{Image().last('USER')}\t", status, re.MULTILINE)

@@ -135,7 +135,7 @@ def push(make_server: Start) -> Push:
     return Push(make_server())
 
 
-def test_pushes(push: Push) -> None:
+def test_pushes_deploy(push: Push) -> None:
     """The first, before anything runs; a good one; a broken one; another branch; the way back."""
     push.commit("one")
     assert "nothing runs: start the service" in push.push()
@@ -190,7 +190,7 @@ def test_only_the_newest_releases_are_kept(push: Push) -> None:
     assert os.readlink(push.root / "current") == "releases/20260103"
 
 
-def test_two_at_once_wait_for_each_other(push: Push) -> None:
+def test_two_pushes_at_once_wait_for_each_other(push: Push) -> None:
     for name in ("a", "b"):
         (push.root / "releases" / name / "venv").mkdir(parents=True)
     words = [str(push.root / "activate"), "releases/a"]

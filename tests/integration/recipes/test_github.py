@@ -25,7 +25,7 @@ def steps() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("schema", "file"), [("github-workflows", "github/deploy.yml"), ("compose-spec", "docker/compose.yaml")]
 )
-def test_it_is_of_the_published_schema(schema: str, file: str) -> None:
+def test_the_workflow_is_of_the_published_schema(schema: str, file: str) -> None:
     checked = run(["check-jsonschema", "--builtin-schema", f"vendor.{schema}", str(DEPLOY / file)], DEPLOY)
     assert checked.returncode == 0, checked.stdout
 

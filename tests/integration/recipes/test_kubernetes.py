@@ -42,13 +42,13 @@ needs_types = pytest.mark.skipif(importlib.util.find_spec("lightkube") is None, 
 
 
 @needs_types
-def test_they_are_of_the_types_of_the_api() -> None:
+def test_manifests_are_of_the_types_of_the_api() -> None:
     for document in manifests().values():
         assert as_the_api_reads_it(document) == document
 
 
 @needs_types
-def test_a_slip_would_be_noticed() -> None:
+def test_a_slip_in_a_manifest_would_be_noticed() -> None:
     probe: dict[str, Any] = {"httpGet": {"path": "/", "port": 80}}
     for slip in ({"name": "app", "readinesProbe": probe}, {"name": "app", "ports": [{"port": 80}]}, {"image": "app"}):
         deployment = manifests()["Deployment"]
@@ -59,7 +59,7 @@ def test_a_slip_would_be_noticed() -> None:
             assert "containers[0]" in str(error)  # noqa: PT017  # either way
 
 
-def test_its_parts_name_each_other() -> None:
+def test_the_manifest_s_parts_name_each_other() -> None:
     found = manifests()
     labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
@@ -73,7 +73,7 @@ def test_its_parts_name_each_other() -> None:
     assert [volume["name"] for volume in volumes] == [mount["name"] for mount in container()["volumeMounts"]]
 
 
-def test_its_times_fit_together() -> None:
+def test_the_manifest_s_times_fit_together() -> None:
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     environment = {entry["name"]: entry["value"] for entry in container()["env"]}
     probe = container()["readinessProbe"]

@@ -37,7 +37,7 @@ def dyno(make_server: Start, site: Site) -> Server:
     return server
 
 
-def test_the_procfile_is_one(dyno: Server) -> None:
+def test_honcho_understands_the_procfile(dyno: Server) -> None:
     checked = run(["honcho", "check"], dyno.site.directory)
     assert checked.returncode == 0, checked.stdout
     assert "(release, web)" in checked.stdout
@@ -53,7 +53,7 @@ def test_the_release_phase_refuses_code_that_does_not_start(dyno: Server, site: 
     assert f"RuntimeError: broken {unique}" in broken.stdout
 
 
-def test_a_deploy_in_place(dyno: Server, site: Site) -> None:
+def test_a_deploy_in_place_with_a_procfile(dyno: Server, site: Site) -> None:
     dyno.launch_as_is()
     find_master(dyno)
     with Load(dyno.address, "kept", clients=4, pause=0.01) as load:

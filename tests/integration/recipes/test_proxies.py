@@ -79,7 +79,9 @@ class RecipeHAProxy(HAProxy):
 
 
 @pytest.mark.parametrize("kind", [RecipeNginx, RecipeHAProxy, RecipeCaddy], ids=lambda kind: str(kind.name))
-def test_reloads_behind_it(make_server: Start, site: Site, kind: type[Proxy], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reloads_behind_a_recipe_s_proxy(
+    make_server: Start, site: Site, kind: type[Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if program(kind.name) is None:
         pytest.skip(f"{kind.name} is not installed")
     for place in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):  # where Caddy writes
@@ -110,7 +112,7 @@ def test_reloads_behind_it(make_server: Start, site: Site, kind: type[Proxy], mo
     ],
     ids=lambda words: str(words[0]),
 )
-def test_the_file_is_understood_as_it_stands(words: list[str], tmp_path: Path) -> None:
+def test_a_proxy_understands_its_file_as_it_stands(words: list[str], tmp_path: Path) -> None:
     path = program(words[0])
     if path is None:
         pytest.skip(f"{words[0]} is not installed")

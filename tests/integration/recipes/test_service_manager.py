@@ -214,7 +214,7 @@ def test_the_notify_reload_variant(manager: Manager, site: Site) -> None:
     assert versions(manager.socket) == {"two"}
 
 
-def test_broken_code_at_the_start(manager: Manager, site: Site) -> None:
+def test_broken_code_at_the_start_of_a_service(manager: Manager, site: Site) -> None:
     unique = site.break_("raise")
     assert manager("start", "app.service").returncode != 0
     assert f"RuntimeError: broken {unique}" in manager.log.read_text()

@@ -124,7 +124,9 @@ def under_load(balancer: Balancer) -> Iterator[None]:
     assert versions(balancer.address) == {"two"}
 
 
-def test_reloaded_one_after_the_other(machines: dict[str, Server], balancer: Balancer, tmp_path: Path) -> None:
+def test_machines_are_reloaded_one_after_the_other(
+    machines: dict[str, Server], balancer: Balancer, tmp_path: Path
+) -> None:
     """With the loop on the page; ``ssh`` takes the command to the machine's own control socket."""
     places = "\n".join(f"    {name}) place={server.site.directory} ;;" for name, server in machines.items())
     ssh = tmp_path / "ssh"
@@ -144,7 +146,7 @@ def test_reloaded_one_after_the_other(machines: dict[str, Server], balancer: Bal
     assert versions(balancer.address) == {"two"}
 
 
-def test_replaced_one_after_the_other(machines: dict[str, Server], balancer: Balancer) -> None:
+def test_machines_are_replaced_one_after_the_other(machines: dict[str, Server], balancer: Balancer) -> None:
     with under_load(balancer):
         for name, server in machines.items():
             server.site.deploy("two")

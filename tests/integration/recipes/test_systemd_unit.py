@@ -93,7 +93,7 @@ def units(place: Path, unit: Unit) -> list[str]:
 
 
 @needs["systemd-analyze"]
-def test_systemd_understands_it(unit: Unit, tmp_path: Path) -> None:
+def test_systemd_understands_the_unit(unit: Unit, tmp_path: Path) -> None:
     verified = run(units(tmp_path, unit), tmp_path)
     assert (verified.returncode, verified.stdout) == (0, "")
 

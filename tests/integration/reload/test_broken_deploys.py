@@ -51,7 +51,7 @@ def assert_untouched(server: Server, workers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_application(server: Server, site: Site, seen: Seen, kind: BrokenKind) -> None:
+def test_broken_application_at_a_reload(server: Server, site: Site, seen: Seen, kind: BrokenKind) -> None:
     workers = server.workers()
     with (
         Load(server.address, "new", clients=12, pause=PAUSE) as new,
@@ -129,7 +129,7 @@ def standing(xprocess: XProcess) -> Iterator[Server]:
         "def on_reload(server, too, many): pass",
     ],
 )
-def test_broken_configuration(standing: Server, extra: str) -> None:
+def test_broken_configuration_at_a_reload(standing: Server, extra: str) -> None:
     workers, before = standing.workers(), str(standing.get()["version"])
     with (
         FleetWatcher(standing) as seen,

@@ -16,7 +16,7 @@ def by_master(server: Server) -> list[bool]:
     return [event["application_here"] for event in server.site.events() if event["by"] == server.master]
 
 
-@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize("preload", [True, False], ids=["preload", "no preload"])
 def test_the_master_never_imports_the_application(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
     server.reload("two")

@@ -80,7 +80,7 @@ def place_of(server: Server) -> str:
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_life_of_a_link(make_server: Start, site: Site, way: Way, preload: bool) -> None:
+def test_life_of_a_link_to_releases(make_server: Start, site: Site, way: Way, preload: bool) -> None:
     places = {"one": release(site, "one")}
     server = make_server(preload_app=preload, workers=2)
     server.words = [*way(site), "-c", str(site.directory / "gunicorn.conf.py"), "app:app"]

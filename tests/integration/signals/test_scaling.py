@@ -18,8 +18,8 @@ def scale(server: Server, signum: signal.Signals, workers: int) -> None:
     server.wait_full()
 
 
-@pytest.mark.parametrize("preload", [False, True])
-def test_up_and_down_under_load(start: Start, site: Site, preload: bool) -> None:
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+def test_ttin_and_ttou_under_load(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
     with (
         Load(server.address, "new", clients=8, pause=0.01) as new,
@@ -35,7 +35,7 @@ def test_up_and_down_under_load(start: Start, site: Site, preload: bool) -> None
     assert changes == [(None, 2), (2, 3), (3, 4), (4, 3), (3, 2)]
 
 
-def test_not_below_one(start: Start) -> None:
+def test_ttou_does_not_go_below_one_worker(start: Start) -> None:
     server = start(workers=1)
     with Load(server.address, "new", clients=2, pause=0.01) as load:
         server.signal(signal.SIGTTOU)
@@ -52,7 +52,7 @@ def test_a_reload_takes_the_number_of_the_configuration(start: Start) -> None:
     assert load.stop().failures == []
 
 
-def test_up_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
+def test_ttin_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
     """A worker that is added while another one drains comes from the new code."""
     server = start(workers=2)
     site.deploy("two", extra="\ntime.sleep(0.3)\n")

@@ -30,8 +30,8 @@ def assert_nothing_left_over(server: Server, before: Counter[str]) -> None:
     assert len(server.left()) == 1 + 1 + server.expected
 
 
-@pytest.mark.parametrize("preload", [False, True])
-def test_ten_signals_at_once(start: Start, site: Site, preload: bool) -> None:
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+def test_ten_reload_signals_at_once(start: Start, site: Site, preload: bool) -> None:
     """At most one further generation follows the one under way."""
     server = start(workers=2, preload_app=preload)
     before = kinds(server)
@@ -48,8 +48,8 @@ def test_ten_signals_at_once(start: Start, site: Site, preload: bool) -> None:
     assert seen.most_living <= 3
 
 
-@pytest.mark.parametrize("preload", [False, True])
-def test_ten_signals_within_a_second(start: Start, site: Site, preload: bool) -> None:
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+def test_ten_reload_signals_within_a_second(start: Start, site: Site, preload: bool) -> None:
     """Whenever the signals arrive, the newest code wins and the fleet is never disturbed."""
     server = start(workers=2, preload_app=preload)
     before = kinds(server)
@@ -66,7 +66,7 @@ def test_ten_signals_within_a_second(start: Start, site: Site, preload: bool) ->
     assert seen.most_living <= 3
 
 
-@pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGHUP], ids=lambda signum: signum.name)
 def test_signal_to_the_whole_process_group(start: Start, site: Site, signum: signal.Signals) -> None:
     """One reload; requests in flight on workers that got the signal too are answered."""
     server = start(workers=2)

@@ -34,7 +34,7 @@ def serves(server: Server, version: str) -> bool:
     return {server.get()["version"] for _ in range(4)} == {version}
 
 
-def test_pid_1(server: Server, site: Site) -> None:
+def test_the_master_as_pid_1(server: Server, site: Site) -> None:
     assert server.get("/abandon?code=3")["child"] > 1
     with Load(server.address, "new", clients=4) as load:
         site.deploy("two")

@@ -13,7 +13,7 @@ PROMPTLY = 15.0
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_application(make_server: Start, site: Site, kind: BrokenKind, preload: bool) -> None:
+def test_broken_application_at_the_start(make_server: Start, site: Site, kind: BrokenKind, preload: bool) -> None:
     server = make_server(workers=2, preload_app=preload, zd_boot_timeout=3, pidfile="gunicorn.pid")
     unique = site.break_(kind)
     server.launch()
@@ -41,7 +41,7 @@ def test_attribute_that_is_not_there(make_server: Start, site: Site) -> None:
     assert "no_such_attribute" in server.log
 
 
-def test_broken_configuration(make_server: Start, site: Site) -> None:
+def test_broken_configuration_at_the_start(make_server: Start, site: Site) -> None:
     server = make_server(extra="\nraise RuntimeError('broken configuration')\n")
     server.launch()
     assert server.wait_exit(PROMPTLY) not in (0, None)

@@ -34,7 +34,7 @@ def server(start: Start) -> Server:
     return server
 
 
-def test_reload_and_stop(server: Server) -> None:
+def test_reload_and_stop_without_a_fork_server(server: Server) -> None:
     with (
         Load(server.address, "new", clients=3, pause=0.01) as new,
         Load(server.address, "kept", clients=3, pause=0.01) as kept,
@@ -50,7 +50,7 @@ def test_reload_and_stop(server: Server) -> None:
     assert server.left() == []
 
 
-def test_kill_9_is_made_good(server: Server, site: Site) -> None:
+def test_a_killed_worker_is_replaced_without_a_fork_server(server: Server, site: Site) -> None:
     victim, other = server.workers()
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
@@ -60,7 +60,7 @@ def test_kill_9_is_made_good(server: Server, site: Site) -> None:
     wait_for(lambda: not server.zombies(), 5, "no zombie is left")
 
 
-def test_broken_deploy(server: Server, site: Site) -> None:
+def test_broken_deploy_without_a_fork_server(server: Server, site: Site) -> None:
     workers = server.workers()
     unique = site.break_("raise")
     server.signal(signal.SIGUSR2)
@@ -70,7 +70,7 @@ def test_broken_deploy(server: Server, site: Site) -> None:
     assert server.stop() == 0
 
 
-def test_worker_class_of_another_kind(server: Server, site: Site) -> None:
+def test_worker_class_of_another_kind_without_a_fork_server(server: Server, site: Site) -> None:
     """Nobody but the master evaluates the configuration here: it has to look itself."""
     old, evaluated = server.workers(), len(site.events("evaluated"))
     with Load(server.address, "new", clients=3, pause=0.01) as load:

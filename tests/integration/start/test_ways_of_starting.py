@@ -39,7 +39,7 @@ def assert_reloads_and_stops(server: Server) -> None:
 
 @pytest.mark.parametrize("words", [(sys.executable, "-m", "gunicorn"), (script("gunicorn"),)], ids=["-m", "script"])
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
-def test_both_commands(start: Start, words: tuple[str, ...], preload: bool) -> None:
+def test_both_ways_to_call_gunicorn(start: Start, words: tuple[str, ...], preload: bool) -> None:
     assert_reloads_and_stops(start(command=words, preload_app=preload))
 
 
@@ -85,7 +85,7 @@ def test_print_config(site: Site) -> None:
 # -- ways to start -------------------------------------------------------------------------------------------
 
 
-def test_daemon(make_server: Start, site: Site) -> None:
+def test_start_as_a_daemon(make_server: Start, site: Site) -> None:
     log = str(site.directory / "error.txt")
     server = make_server("--daemon", pidfile="gunicorn.pid", errorlog=log)
     server.launch()
@@ -222,7 +222,7 @@ def test_port_zero_keeps_its_port(make_server: Start) -> None:
     assert_reloads_and_stops(server)
 
 
-def test_reuse_port(start: Start) -> None:
+def test_start_with_reuse_port(start: Start) -> None:
     assert_reloads_and_stops(start(reuse_port=True))
 
 
@@ -256,7 +256,7 @@ def readable_by_nobody() -> bool:
 
 
 @ROOT
-def test_group(start: Start) -> None:
+def test_start_with_a_group(start: Start) -> None:
     server = start("--group", "nogroup")
     server.reload("two")
     answer = server.get("/identity")
@@ -265,7 +265,7 @@ def test_group(start: Start) -> None:
 
 @ROOT
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
-def test_user_and_group(start: Start, preload: bool) -> None:
+def test_start_with_a_user_and_a_group(start: Start, preload: bool) -> None:
     if not preload and not readable_by_nobody():
         pytest.skip("nobody may not read this interpreter's library; with --preload it has been read before")
     nobody = pwd.getpwnam("nobody")

@@ -1,4 +1,4 @@
-"""The birth of a worker, with a sudden death at each of its steps: of the worker, its fork server, the master."""
+"""The boot of a worker, with a sudden death at each of its steps: of the worker, its fork server, the master."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def post_worker_init(worker):
 STEPS = ["before hello", "before go", "before the death signal", "before ready"]
 
 
-def kill_at_next_birth(server: Server, site: Site) -> None:
-    """Have a worker born, with a death at the step that the configuration names."""
+def kill_at_next_boot(server: Server, site: Site) -> None:
+    """Have a worker boot, with a death at the step that the configuration names."""
     armed = site.directory / "armed"
     armed.with_suffix(".tmp").write_text(str(server.master))
     armed.with_suffix(".tmp").rename(armed)
@@ -66,10 +66,10 @@ def kill_at_next_birth(server: Server, site: Site) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("victim", ["worker", "fork server"])
-def test_a_death_at_birth_is_made_good(start: Start, site: Site, step: str, victim: str) -> None:
+def test_a_death_during_a_boot_is_made_good(start: Start, site: Site, step: str, victim: str) -> None:
     server = start(workers=2, preload_app=True, extra=KILLING.format(step=step, victim=victim))
     other = server.workers()[1]
-    kill_at_next_birth(server, site)
+    kill_at_next_boot(server, site)
     assert other in server.wait_full()
     assert len(wait_for(server.fork_servers, 10, "there is a fork server")) == 1
     wait_for(lambda: not server.zombies(), 5, "no zombie is left")
@@ -77,8 +77,8 @@ def test_a_death_at_birth_is_made_good(start: Start, site: Site, step: str, vict
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_no_worker_is_born_to_a_dead_master(start: Start, site: Site, step: str) -> None:
+def test_no_worker_boots_for_a_dead_master(start: Start, site: Site, step: str) -> None:
     server = start(workers=2, preload_app=True, extra=KILLING.format(step=step, victim="master"))
-    kill_at_next_birth(server, site)
+    kill_at_next_boot(server, site)
     server.wait_nothing_left(GONE)
     assert server.port_free()

@@ -103,14 +103,14 @@ def test_a_worker_that_still_starts_leaves_with_the_others(start_class: Start, s
     assert server.wait_exit(15) == 0
 
 
-def test_int_does_not_wait(start_class: Start) -> None:
+def test_int_does_not_wait_for_the_shutdown_delay(start_class: Start) -> None:
     server = start_class(UVICORN, workers=1, zd_shutdown_delay=60)
     server.signal(signal.SIGTERM)
     server.signal(signal.SIGINT)
     assert server.wait_exit(10) == 0
 
 
-def test_status_says_that_it_stops(start_class: Start) -> None:
+def test_status_says_that_the_master_stops(start_class: Start) -> None:
     """A worker that dies meanwhile is replaced, and told as well."""
     server = start_class(UVICORN, workers=1, zd_health_path="/health", zd_shutdown_delay=60)
     server.signal(signal.SIGTERM)

@@ -70,7 +70,7 @@ def test_term_to_the_whole_group_answers_what_is_in_flight(start: Start) -> None
     assert_clean_end(server, LIMIT)
 
 
-@pytest.mark.parametrize("preload", [False, True])
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_term_answers_what_is_in_flight(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload, graceful_timeout=LIMIT + 2, pidfile="gunicorn.pid")
     clients = in_flight(server, ["/sleep?seconds=1.5", "/stream?seconds=2"] * 3)
@@ -101,9 +101,9 @@ def test_term_does_not_wait_beyond_the_limit(start: Start) -> None:
     assert time.monotonic() - begun > LIMIT - 0.5, "the requests had been given their time"
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGQUIT], ids=lambda signum: signum.name)
 @pytest.mark.parametrize("group", [False, True], ids=["master", "group"])
-def test_quick_end(start: Start, signum: signal.Signals, group: bool) -> None:
+def test_int_and_quit_end_without_the_graceful_timeout(start: Start, signum: signal.Signals, group: bool) -> None:
     server = start(workers=2, graceful_timeout=30, pidfile="gunicorn.pid")
     in_flight(server, ["/sleep?seconds=25", "/executor?seconds=25"])
     (server.signal_group if group else server.signal)(signum)
