@@ -78,7 +78,7 @@ def _note(event, **facts):
         _os.close(descriptor)
 
 
-def _tell_application(name):
+def _call_application(name):
     getattr(_sys.modules.get("app"), name, lambda: None)()  # an application without lifespan
 
 
@@ -100,7 +100,7 @@ def post_fork(server, worker):
 
 def post_worker_init(worker):
     _note("post_worker_init", age=worker.age, pid=worker.pid)
-    _tell_application("started")
+    _call_application("started")
 
 
 def worker_int(worker):
@@ -113,7 +113,7 @@ def worker_abort(worker):
 
 def worker_exit(server, worker):
     _note("worker_exit", age=worker.age, pid=worker.pid)
-    _tell_application("ended")
+    _call_application("ended")
 
 
 def child_exit(server, worker):

@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 from tests.harness import processes
 from tests.harness.processes import wait_for
 
-PATIENCE = 30.0
+BROWSER_TIMEOUT_S = 30.0
 """Seconds for anything the browser is told, on a machine with other work to do."""
 SWITCHES = (
     "--headless",
@@ -73,7 +73,7 @@ class Browser:
             self._directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zd-chromium-")))
             self._launch()
             stack.callback(self._end)
-            url = wait_for(self._page_address, PATIENCE, "the browser has opened its page")
+            url = wait_for(self._page_address, BROWSER_TIMEOUT_S, "the browser has opened its page")
             self._socket = stack.enter_context(connect(url, proxy=None, max_size=None, compression=None))
             for domain in ("Page", "Runtime", "Log"):
                 self.call(f"{domain}.enable")
@@ -97,7 +97,7 @@ class Browser:
         number = next(self._numbers)
         self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(PATIENCE))
+            message = json.loads(self._socket.recv(BROWSER_TIMEOUT_S))
             if message.get("id") == number:
                 break
             self._note(message.get("method", ""), message.get("params", {}))
@@ -114,7 +114,7 @@ class Browser:
         answer = self.call("Page.navigate", url=url)
         if "errorText" in answer:
             raise PageError(f"{url}: {answer['errorText']}")
-        wait_for(lambda: self.evaluate("document.readyState") == "complete", PATIENCE, f"{url} is loaded")
+        wait_for(lambda: self.evaluate("document.readyState") == "complete", BROWSER_TIMEOUT_S, f"{url} is loaded")
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression, as plain data.
@@ -178,10 +178,10 @@ class Browser:
     def _end(self) -> None:
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(PATIENCE)
+            self._process.wait(BROWSER_TIMEOUT_S)
         # Its own processes end with it, but moments later, and until then they write into the profile.
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not self._left(), PATIENCE, "the browser has ended")
+            wait_for(lambda: not self._left(), BROWSER_TIMEOUT_S, "the browser has ended")
         for pid in self._left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -28,11 +28,11 @@ from typing import Any
 
 Address = tuple[str, int] | str
 """Host and port, or the path of a Unix socket."""
-PATIENCE = 30.0
+CLIENT_TIMEOUT_S = 30.0
 """Seconds that a client waits for anything."""
 PIECE = 65536
 MEGABYTE = 1_000_000
-WORDS: dict[type[OSError], str] = {
+FAILURE_NAMES: dict[type[OSError], str] = {
     TimeoutError: "timeout",
     ConnectionRefusedError: "refused",
     ConnectionResetError: "reset",
@@ -69,10 +69,10 @@ class Client:
     :param tls: speak TLS, trusting whatever certificate comes.
     """
 
-    def __init__(self, address: Address, *, tls: bool = False, patience: float = PATIENCE) -> None:
+    def __init__(self, address: Address, *, tls: bool = False, timeout: float = CLIENT_TIMEOUT_S) -> None:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.socket = socket.socket(family, socket.SOCK_STREAM)
-        self.socket.settimeout(patience)
+        self.socket.settimeout(timeout)
         self._buffer = bytearray()
         try:
             self.socket.connect(address)
@@ -80,7 +80,7 @@ class Client:
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             self.socket.close()
-            raise Broken(_word(error)) from error
+            raise Broken(_failure_name(error)) from error
         if tls:
             self.start_tls()
 
@@ -97,7 +97,7 @@ class Client:
         try:
             self.socket = trusting().wrap_socket(self.socket)
         except OSError as error:
-            raise Broken(_word(error)) from error
+            raise Broken(_failure_name(error)) from error
 
     def begin_tls(self) -> None:
         """Send the first message of a TLS handshake and leave it at that."""
@@ -105,7 +105,7 @@ class Client:
         self.socket.setblocking(False)
         with contextlib.suppress(ssl.SSLWantReadError):
             self.socket.do_handshake()
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(CLIENT_TIMEOUT_S)
 
     def finish_tls(self) -> None:
         """Go on with the handshake that :meth:`begin_tls` began."""
@@ -113,7 +113,7 @@ class Client:
         try:
             self.socket.do_handshake()
         except OSError as error:
-            raise Broken(_word(error)) from error
+            raise Broken(_failure_name(error)) from error
 
     def close(self) -> None:
         self.socket.close()
@@ -130,7 +130,7 @@ class Client:
         try:
             self.socket.sendall(data)
         except OSError as error:
-            raise Broken(_word(error)) from error
+            raise Broken(_failure_name(error)) from error
 
     def ask(self, method: str, path: str, body: bytes | None = None, *, headers: str = "") -> Reply:
         """Send one request and return its answer."""
@@ -179,7 +179,7 @@ class Client:
         except OSError as error:
             raise Broken("reset while idle") from error
         finally:
-            self.socket.settimeout(PATIENCE)
+            self.socket.settimeout(CLIENT_TIMEOUT_S)
 
     def wait_end(self) -> float:
         """Read until the server closes; return the seconds that took."""
@@ -191,7 +191,7 @@ class Client:
         try:
             piece = self.socket.recv(PIECE)
         except OSError as error:
-            raise Broken(_word(error)) from error
+            raise Broken(_failure_name(error)) from error
         if not piece:
             raise Broken("cut" if self._buffer else nothing)
         self._buffer += piece
@@ -223,7 +223,7 @@ class Client:
             while piece := self.socket.recv(PIECE):
                 self._buffer += piece
         except OSError as error:
-            raise Broken(_word(error)) from error
+            raise Broken(_failure_name(error)) from error
         piece = bytes(self._buffer)
         self._buffer.clear()
         return piece
@@ -243,8 +243,8 @@ def trusting() -> ssl.SSLContext:
     return context
 
 
-def _word(error: OSError) -> str:
-    for kind, word in WORDS.items():
+def _failure_name(error: OSError) -> str:
+    for kind, word in FAILURE_NAMES.items():
         if isinstance(error, kind):
             return word
     return f"{type(error).__name__} {error}"
@@ -343,7 +343,7 @@ class Load:
         """End the load and return what it saw."""
         if self._results is None:
             assert self._process is not None
-            output, _ = self._process.communicate(timeout=PATIENCE + 10)
+            output, _ = self._process.communicate(timeout=CLIENT_TIMEOUT_S + 10)
             plain = json.loads(output)
             self._results = Results(
                 [Answer(*answer) for answer in plain["answers"]],
@@ -425,7 +425,7 @@ def main() -> None:
     threads = [threading.Thread(target=clients.one) for _ in range(clients.plan.clients)]
     for thread in threads:
         thread.start()
-    clients.answered.wait(PATIENCE)
+    clients.answered.wait(CLIENT_TIMEOUT_S)
     print("answered", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         sys.stdin.read()

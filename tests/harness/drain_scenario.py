@@ -83,7 +83,7 @@ class Outcomes:
     report: str = ""
     seconds: tuple[float, float] = (0.0, 0.0)
 
-    def tell(self, name: str, check: Callable[[], object]) -> None:
+    def record(self, name: str, check: Callable[[], object]) -> None:
         """Note what ``check`` raises as what became of ``name``."""
         try:
             check()
@@ -150,8 +150,8 @@ class Scenario:
             ends = {name: pool.submit(list, steps) for name, steps in under_way.items()}
             ended = pool.submit(over)
         outcomes.errors.update({name: end.exception() for name, end in ends.items()})
-        outcomes.tell(END, ended.result)
+        outcomes.record(END, ended.result)
         if outcomes.errors[END] is None:
-            outcomes.tell(END, lambda: stage.server.wait_only("two"))
+            outcomes.record(END, lambda: stage.server.wait_only("two"))
         outcomes.report = stage.server.report() if any(outcomes.errors.values()) else ""
         return outcomes

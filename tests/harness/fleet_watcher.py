@@ -2,10 +2,10 @@
 
 Rules:
 
-* A look reads the workers from the oldest to the newest. A worker that has stopped accepting when it is read
-  was replaced before that by a younger one, and that one is read later: so a look never shows fewer than
+* A sample reads the workers from the oldest to the newest. A worker that has stopped accepting when it is read
+  was replaced before that by a younger one, and that one is read later: so a sample never shows fewer than
   there were.
-* A look during which the set of workers changed is thrown away; the next one comes a few milliseconds later.
+* A sample during which the set of workers changed is thrown away; the next one comes a few milliseconds later.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from types import TracebackType
 
 from tests.harness.server import Server
 
-PAUSE = 0.004
-"""Seconds between two looks."""
+SAMPLE_INTERVAL_S = 0.004
+"""Seconds between two samples."""
 
 
 @dataclass
-class Look:
-    """What one look saw."""
+class Sample:
+    """What one sample saw."""
 
     time: float
     accepting: int
@@ -33,27 +33,27 @@ class Look:
 
 @dataclass
 class Seen:
-    """All looks of a watcher, and the pids that it has met."""
+    """All samples of a watcher, and the pids that it has met."""
 
-    looks: list[Look] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     workers: set[int] = field(default_factory=set)
     fork_servers: set[int] = field(default_factory=set)
 
     @property
     def fewest_accepting(self) -> int:
-        return min(look.accepting for look in self.looks)
+        return min(sample.accepting for sample in self.samples)
 
     @property
     def most_living(self) -> int:
-        return max(look.living for look in self.looks)
+        return max(sample.living for sample in self.samples)
 
     @property
     def most_fork_servers(self) -> int:
-        return max(look.fork_servers for look in self.looks)
+        return max(sample.fork_servers for sample in self.samples)
 
 
 class FleetWatcher:
-    """Looks at the fleet of ``server`` all the time from entering to leaving the ``with`` block."""
+    """Samples the fleet of ``server`` all the time from entering to leaving the ``with`` block."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -65,7 +65,7 @@ class FleetWatcher:
 
     def __enter__(self) -> Seen:
         self._inodes = self.server.listeners()
-        assert self._look(), "nobody accepts when the watch begins"
+        assert self._sample(), "no worker accepts when the watch begins"
         self._thread.start()
         return self.seen
 
@@ -76,10 +76,10 @@ class FleetWatcher:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(PAUSE):
-            self._look()
+        while not self._over.wait(SAMPLE_INTERVAL_S):
+            self._sample()
 
-    def _look(self) -> bool:
+    def _sample(self) -> bool:
         moment = time.monotonic()
         workers, fork_servers = self.server.workers(), self.server.fork_servers()
         accepting = sum(self._accepts(pid) for pid in workers)
@@ -87,7 +87,7 @@ class FleetWatcher:
             return False
         self.seen.workers.update(workers)
         self.seen.fork_servers.update(fork_servers)
-        self.seen.looks.append(Look(moment, accepting, len(workers), len(fork_servers)))
+        self.seen.samples.append(Sample(moment, accepting, len(workers), len(fork_servers)))
         return accepting > 0
 
     def _accepts(self, pid: int) -> bool:

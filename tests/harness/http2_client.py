@@ -21,7 +21,7 @@ import h2.config
 import h2.connection
 import h2.events
 
-from tests.harness.clients import PATIENCE, Address, trusting
+from tests.harness.clients import CLIENT_TIMEOUT_S, Address, trusting
 
 HEAD = 9
 """Bytes of a frame's head (RFC 9113 4.1): a length of three bytes, the type, flags, the stream."""
@@ -52,7 +52,7 @@ class Http2Client:
 
     def __init__(self, address: Address, *, tls: bool = True) -> None:
         assert not isinstance(address, str)
-        self.socket = socket.create_connection(address, PATIENCE)
+        self.socket = socket.create_connection(address, CLIENT_TIMEOUT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls:
             context = trusting()
@@ -117,7 +117,7 @@ class Http2Client:
             self.socket.settimeout(left)
             with contextlib.suppress(TimeoutError):
                 assert self.read(), f"the connection has ended: {self.goaways}"
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(CLIENT_TIMEOUT_S)
 
     def read(self) -> bool:
         """Take in what comes next; False: the server has closed."""

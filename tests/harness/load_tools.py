@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tests.harness.server import Server
 
-BOOT_UNDER_FIRE = 90.0
+RELOAD_TIMEOUT_S = 90.0
 """Seconds for a reload while a thousand clients want both cores."""
 
 
@@ -21,7 +21,7 @@ def run_through_reloads(server: Server, words: Sequence[str], deadline: float) -
         try:
             while tool.poll() is None:
                 assert time.monotonic() < end, f"{words[0]} has not ended within {deadline} s"
-                server.reload(f"v{reloads}", BOOT_UNDER_FIRE)
+                server.reload(f"v{reloads}", RELOAD_TIMEOUT_S)
                 reloads += 1
         finally:
             tool.kill()

@@ -42,7 +42,7 @@ def wait_for(predicate: Callable[[], Fact], deadline: float, what: str) -> Fact:
         if answer:
             return answer
         if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline} s: {what} (last look: {answer!r})")
+            raise AssertionError(f"not within {deadline} s: {what} (last answer: {answer!r})")
         time.sleep(0.01)
 
 
@@ -66,7 +66,7 @@ class Process:
         return bool(self.flags & PF_FORKNOEXEC)
 
 
-def look(pid: int) -> Process | None:
+def read_process(pid: int) -> Process | None:
     """Return what ``pid`` is, or None when there is no such process. A zombie is still there."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -77,7 +77,7 @@ def look(pid: int) -> Process | None:
 
 
 def alive(pid: int) -> bool:
-    process = look(pid)
+    process = read_process(pid)
     return process is not None and process.alive
 
 
@@ -86,7 +86,7 @@ def children(pid: int) -> list[Process]:
     found: list[int] = []
     for task in _entries(f"/proc/{pid}/task"):
         found += [int(child) for child in _text(f"/proc/{pid}/task/{task}/children").split()]
-    return [process for child in sorted(found) if (process := look(child)) and process.parent == pid]
+    return [process for child in sorted(found) if (process := read_process(child)) and process.parent == pid]
 
 
 def command(pid: int) -> str:
@@ -170,7 +170,7 @@ def belonging(directory: Path, session: int) -> list[int]:
     """
     found = []
     for name in _entries("/proc"):
-        process = look(int(name)) if name.isdigit() else None
+        process = read_process(int(name)) if name.isdigit() else None
         if process is None or not process.alive or process.pid == os.getpid():
             continue
         # Session 0 is that of the kernel's and the container's first processes: never a server's.
@@ -181,7 +181,7 @@ def belonging(directory: Path, session: int) -> list[int]:
 
 def tree(pid: int, depth: int = 0) -> Iterator[str]:
     """Yield a line for ``pid`` and each process below it, for the report of a failure."""
-    process = look(pid)
+    process = read_process(pid)
     if process is not None:
         yield f"{'  ' * depth}{pid} {process.state} {'forked ' if process.forked else ''}{command(pid)[:160]}"
         for child in children(pid):

@@ -6,9 +6,9 @@ Rules:
   service is started.
 * Nothing is ever tried twice by the proxy: what is lost behind it is a 502, 503 or 504 for the client, or a closed
   connection.
-* An unused upstream connection is ended by the proxy, :data:`IDLE` seconds after its last use, long before the worker
-  would do it. HTTP/1.1 knows no other way to keep a request from meeting a close that is already under way (RFC 9112
-  9.5), deploy or not.
+* The proxy ends an unused upstream connection :data:`UPSTREAM_IDLE_S` seconds after its last use, long before the
+  worker would do it. HTTP/1.1 knows no other way to keep a request from meeting a close that is already under way
+  (RFC 9112 9.5), deploy or not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.harness.clients import Address, Broken, Client
 from tests.harness.processes import wait_for
 from tests.harness.server import reserve_port
 
-IDLE = 1
+UPSTREAM_IDLE_S = 1
 """Seconds that the proxies keep an unused upstream connection."""
 MIXED_REQUESTS = Path(__file__).with_name("mixed_requests.lua")
 """What ``wrk`` sends through a proxy."""
@@ -109,7 +109,7 @@ class Proxy:
     name = ""
     log_name = "log.txt"
 
-    def __init__(self, upstream: Address, *, idle: int = IDLE) -> None:
+    def __init__(self, upstream: Address, *, idle: int = UPSTREAM_IDLE_S) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="zd-proxy-"))
         self.upstream = upstream
         self.idle = idle
@@ -187,7 +187,7 @@ class Nginx(Proxy):
     name = "nginx"
     log_name = "access.log"
 
-    def __init__(self, upstream: Address, *, idle: int = IDLE, buffering: bool = True) -> None:
+    def __init__(self, upstream: Address, *, idle: int = UPSTREAM_IDLE_S, buffering: bool = True) -> None:
         super().__init__(upstream, idle=idle)
         self.buffering = buffering
 

@@ -32,7 +32,7 @@ from tests.harness.processes import Process, wait_for
 
 DEFAULT_CLASS = "zdworker.UvicornWorker"
 NO_SESSION = -1
-BOOT = 30.0
+BOOT_TIMEOUT_S = 30.0
 """Seconds that a fleet may take to get ready on a machine with other work to do."""
 
 
@@ -133,7 +133,7 @@ class Server:
         assert self.session > 0, "not launched: group 0 would be that of these tests"
         os.killpg(self.session, signum)
 
-    def reload(self, version: str, deadline: float = BOOT) -> None:
+    def reload(self, version: str, deadline: float = BOOT_TIMEOUT_S) -> None:
         """Deploy ``version``, tell the master, and wait until nothing else is left."""
         self.site.deploy(version)
         self.signal(self.reload_signal)
@@ -152,7 +152,7 @@ class Server:
 
     def wait_retired(self, old: list[int]) -> None:
         """Wait until none of the workers ``old`` accepts any more."""
-        wait_for(lambda: not set(old) & set(self.accepting()), BOOT, "the old workers have stopped accepting")
+        wait_for(lambda: not set(old) & set(self.accepting()), BOOT_TIMEOUT_S, "the old workers have stopped accepting")
 
     @contextlib.contextmanager
     def reload_at_the_end(self, version: str) -> Iterator[list[int]]:
@@ -170,7 +170,7 @@ class Server:
         os.mkfifo(gate)  # opened for reading it blocks, and not in Python, so that gevent has no part in it
         self.site.deploy(version, extra=f'\n\nmark("waits")\nos.close(os.open({str(gate)!r}, os.O_RDONLY))\n')
         self.signal(self.reload_signal)
-        wait_for(lambda: self.site.marks("waits", version), BOOT, "the new code is being imported")
+        wait_for(lambda: self.site.marks("waits", version), BOOT_TIMEOUT_S, "the new code is being imported")
         yield old
         with gate.open("wb"):
             self.wait_retired(old)
@@ -258,7 +258,7 @@ class Server:
     def versions(self) -> dict[int, str | None]:
         return {pid: self.version_of(pid) for pid in self.workers()}
 
-    def wait_full(self, deadline: float = BOOT) -> list[int]:
+    def wait_full(self, deadline: float = BOOT_TIMEOUT_S) -> list[int]:
         """Wait until the configured number of workers accept and no other one lives; return their pids."""
 
         def full() -> list[int]:
@@ -268,7 +268,7 @@ class Server:
 
         return wait_for(full, deadline, f"{self.expected} workers accept, no other lives")
 
-    def wait_only(self, version: str, deadline: float = BOOT) -> list[int]:
+    def wait_only(self, version: str, deadline: float = BOOT_TIMEOUT_S) -> list[int]:
         """Wait until the fleet is full, all of it is ``version``, and one fork server at most is left."""
 
         def settled() -> bool:
@@ -279,7 +279,7 @@ class Server:
         wait_for(settled, deadline, f"only {version} is left")
         return self.wait_full(deadline)
 
-    def wait_started(self, version: str, count: int = 1, deadline: float = BOOT) -> None:
+    def wait_started(self, version: str, count: int = 1, deadline: float = BOOT_TIMEOUT_S) -> None:
         """Wait until ``count`` workers of ``version`` have gone through lifespan startup."""
         wait_for(
             lambda: len(self.site.marks("startup", version)) >= count,

@@ -20,7 +20,7 @@ import pytest
 
 from tests.harness import processes
 from tests.harness.application_site import Site
-from tests.harness.clients import PATIENCE, Client, Load, request
+from tests.harness.clients import CLIENT_TIMEOUT_S, Client, Load, request
 from tests.harness.load_tools import number, run_through_reloads
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start, reserve_port
@@ -35,9 +35,9 @@ def sockets(pid: int) -> set[int]:
     return processes.listeners(pid)
 
 
-def ask(server: Server, path: str = "/", patience: float = PATIENCE) -> int:
+def ask(server: Server, path: str = "/", timeout: float = CLIENT_TIMEOUT_S) -> int:
     """Return the pid that answers on a new connection."""
-    return int(server.get(path, patience=patience)["pid"])
+    return int(server.get(path, timeout=timeout)["pid"])
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_a_child_of_the_application_keeps_no_slot_open(start: Start) -> None:
     new = {mark["pid"] for mark in server.site.marks("startup")} - old
     seen: set[int] = set()
     for _ in range(200):
-        seen.add(ask(server, patience=5))
+        seen.add(ask(server, timeout=5))
     assert new < seen
 
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.processes import alive, look, wait_for
+from tests.harness.processes import alive, read_process, wait_for
 from tests.harness.server import Start
 
 
@@ -18,7 +18,7 @@ def test_abandoned_child_that_ends(start: Start, site: Site, code: int) -> None:
     server = start(workers=2)
     workers = server.workers()
     child = server.get(f"/abandon?code={code}")["child"]
-    wait_for(lambda: look(child) is None, 10, "the child has ended and was reaped")
+    wait_for(lambda: read_process(child) is None, 10, "the child has ended and was reaped")
     assert server.get()["pid"] in workers
     server.reload("two")
     wait_for(lambda: not server.zombies(), 5, "no zombie is left")
@@ -38,7 +38,7 @@ def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Sit
         assert alive(child)
     finally:
         os.kill(child, signal.SIGKILL)
-    wait_for(lambda: look(child) is None, 5, "the child was reaped")
+    wait_for(lambda: read_process(child) is None, 5, "the child was reaped")
     server.wait_full()
     server.reload("two")
 

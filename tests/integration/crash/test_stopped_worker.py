@@ -35,7 +35,7 @@ def stop(server: Server) -> int:
 
 
 def spin(server: Server) -> int:
-    with contextlib.suppress(Broken), Client(server.address, patience=0.3) as client:
+    with contextlib.suppress(Broken), Client(server.address, timeout=0.3) as client:
         client.ask("GET", "/spin")
     return int(server.site.marks("request")[-1]["pid"])
 

@@ -27,7 +27,7 @@ import pytest
 
 from tests.harness import documents, processes
 from tests.harness.processes import wait_for
-from tests.harness.server import BOOT, NO_SESSION, reserve_port
+from tests.harness.server import BOOT_TIMEOUT_S, NO_SESSION, reserve_port
 
 VARIES = re.compile(r"(\d\d+(?:\.\d+)?|\d\.\d+|…| +|[─━]+)")
 TYPED = 60.0
@@ -95,7 +95,7 @@ class Reader:
 
     def _compare(self, text: str, place: str) -> None:
         if self.output is None:
-            wait_for(lambda: not missing(text, self._said()), BOOT, f"{place}: {missing(text, self._said())}")
+            wait_for(lambda: not missing(text, self._said()), BOOT_TIMEOUT_S, f"{place}: {missing(text, self._said())}")
         else:
             assert not missing(text, self.output), f"{place}: {missing(text, self.output)!r} is not in\n{self.output}"
 
@@ -111,7 +111,7 @@ class Reader:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(self._steady, BOOT, "it serves")
+        wait_for(self._steady, BOOT_TIMEOUT_S, "it serves")
         self.output = None
 
     def _steady(self) -> bool:

@@ -48,9 +48,9 @@ def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[s
         with Load(server.address, "kept", clients=2, think=0.1) as others:
             outcomes = scenario.play(Stage(server, worker, 1), LIMIT + SLACK)
             results = others.stop()
-        outcomes.tell("others", lambda: assert_unhurt(results.failures, results.versions()))
-        outcomes.tell("orderly", lambda: assert_orderly_end(server, old))
-        outcomes.tell("bound", lambda: assert_bound(*outcomes.seconds))
+        outcomes.record("others", lambda: assert_unhurt(results.failures, results.versions()))
+        outcomes.record("orderly", lambda: assert_orderly_end(server, old))
+        outcomes.record("bound", lambda: assert_bound(*outcomes.seconds))
         outcomes.report = server.report()
         yield outcomes
     site.remove()

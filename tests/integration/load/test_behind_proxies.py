@@ -21,7 +21,7 @@ from tests.harness.server import Server, Start
 from tests.harness.worker_classes import ALL, WEBSOCKETS, WorkerClass, for_each
 
 GATEWAY_FAILURES = {502, 503, 504}
-BOOT_UNDER_FIRE = 60.0
+RELOAD_TIMEOUT_S = 60.0
 ENOUGH = 50_000
 BODY = b"0123456789abcdef" * 20_000
 
@@ -78,7 +78,7 @@ def test_fifty_thousand_requests_through_ten_reloads(start: Start, kind: type[Pr
     with kind(server.address) as proxy:
         with mixed_load(proxy):
             while reloads < 10 or proxy.statuses()[200] < ENOUGH:
-                server.reload(f"v{reloads}", BOOT_UNDER_FIRE)
+                server.reload(f"v{reloads}", RELOAD_TIMEOUT_S)
                 reloads += 1
         assert proxy.statuses()[200] >= ENOUGH
 
@@ -92,7 +92,7 @@ def test_three_reloads_of_each_class(start_class: Start, worker: WorkerClass, ki
     upstream: Address = unix(site) if bind else server.address
     with kind(upstream) as proxy, mixed_load(proxy):
         for version in ("two", "three", "four"):
-            server.reload(version, BOOT_UNDER_FIRE)
+            server.reload(version, RELOAD_TIMEOUT_S)
 
 
 @for_each(WEBSOCKETS)

@@ -14,7 +14,7 @@ from tests.harness.application_site import BROKEN, BrokenKind, Site
 from tests.harness.clients import Broken, Client, Load
 from tests.harness.fleet_watcher import FleetWatcher, Seen
 from tests.harness.processes import wait_for
-from tests.harness.server import BOOT, Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 SILENT: tuple[BrokenKind, ...] = ("exit", "hang")
 """Kinds that leave no text of their own: nothing runs that could say something."""
@@ -92,7 +92,7 @@ def standing(xprocess: XProcess) -> Iterator[Server]:
         args = server.words
         env = server.environment
         popen_kwargs: ClassVar[dict[str, Any]] = {"cwd": site.directory}
-        timeout = BOOT
+        timeout = BOOT_TIMEOUT_S
 
         def startup_check(self) -> bool:
             return connectable(server)
