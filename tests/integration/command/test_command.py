@@ -238,8 +238,8 @@ def test_another_users_master_is_out_of_reach(server: Server, site: Site, comman
         directory.chmod(0o755)
     path.chmod(0o666)  # by mode it could be reached; the kernel says who asks
     code = (
-        "import os, sys; from zdworker import instances; os.setgid(65534); os.setuid(65534)\n"
-        "try:\n    instances.status(sys.argv[1])\nexcept instances.NoInstance as error:\n    print(error)"
+        "import os, sys; from zdworker.command import client; os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    client.status(sys.argv[1])\nexcept client.NoInstance as error:\n    print(error)"
     )
     words = [sys.executable, "-c", code, str(path)]
     refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
