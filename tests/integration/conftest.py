@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from .applications import Site
-from .classes import WorkerClass
-from .server import Server
+from tests.harness.application_site import Site
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import WorkerClass
 
 FAILED = pytest.StashKey[bool]()
-Start = Callable[..., Server]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,5 +89,5 @@ def class_settings(request: pytest.FixtureRequest) -> Callable[..., dict[str, An
 
 @pytest.fixture
 def start_class(start: Start, class_settings: Callable[..., dict[str, Any]]) -> Start:
-    """Start a server with a :class:`~.classes.WorkerClass`."""
+    """Start a server with a :class:`WorkerClass`."""
     return lambda worker, **settings: start(**class_settings(worker, **settings))

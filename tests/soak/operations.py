@@ -21,9 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.integration.applications import BROKEN
-from tests.integration.processes import alive, wait_for
-from tests.integration.server import Server
+from tests.harness.application_site import BROKEN
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server
 
 SETTLED = 90.0
 """Seconds that any operation may take on a busy machine."""

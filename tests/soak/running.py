@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.integration import processes
-from tests.integration.applications import Site
-from tests.integration.server import Server
+from tests.harness import processes
+from tests.harness.application_site import Site
+from tests.harness.server import Server
 from tests.soak.operations import OPERATIONS, Fleet
 from tests.soak.watching import Watch
 

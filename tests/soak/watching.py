@@ -14,7 +14,7 @@ from types import TracebackType
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.sync.client import connect
 
-from tests.integration.clients import Address, Failure, Load
+from tests.harness.clients import Address, Failure, Load
 
 KILL_TAIL = 0.5
 """Seconds after a kill within which a client notices it."""

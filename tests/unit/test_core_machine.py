@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.unit.stage import BOOTING, READY, UNBORN, Stage
+from tests.harness.core_stage import BOOTING, READY, UNBORN, Stage
 from zdworker.core.events import (
     ConfigurationRefused,
     ConfigurationTaken,

@@ -8,7 +8,7 @@ from tests.benchmarks.deploys.figures import Deploy, Span, kinds, outside, span,
 from tests.benchmarks.deploys.loads import Seen
 from tests.benchmarks.deploys.measures import Timeline
 from tests.benchmarks.deploys.pictures import timeline
-from tests.integration.clients import Answer, Failure
+from tests.harness.clients import Answer, Failure
 
 DEPLOY = Deploy("2", 10.0, 14.0, 15.0)
 

@@ -3,7 +3,7 @@
 Rules:
 
 * A block of code counts as run when a test takes it out of its page: the pages in ``FOLLOWED`` are followed from top to
-  bottom by ``tests/integration/test_docs_pages.py``, and those of the recipes are asked for the block that begins with
+  bottom by ``tests/integration/docs/test_pages.py``, and those of the recipes are asked for the block that begins with
   some words (``commands(page, "some words")``). Else its text has to stand, word for word, in a file of
   ``example_app/``, which other tests run; or each of its lines in a block that is run.
 * What is left stands in ``SHOWN``, with the test that runs the same, or with the reason for which none does.
@@ -21,8 +21,8 @@ from types import ModuleType, SimpleNamespace
 import click
 import pytest
 
-from tests import documents
-from tests.documents import FOLLOWED, ROOT
+from tests.harness import documents
+from tests.harness.documents import FOLLOWED, ROOT
 from zdworker import settings
 from zdworker.command import cli
 from zdworker.workers.base import ZeroDowntime
@@ -30,10 +30,10 @@ from zdworker.workers.base import ZeroDowntime
 PAGES = documents.pages()
 OUTPUT = ("text", "json", "mermaid")
 
-DEMO = "tests/integration/test_demo.py::test_no_request_fails"
-PROXIES = "tests/integration/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
+DEMO = "tests/integration/docs/test_demo.py::test_the_demo_loses_no_request"
+PROXIES = "tests/integration/load/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
 DRAWING = "not run: a drawing"
-MACHINES = "tests/integration/test_recipe_machines.py::"
+MACHINES = "tests/integration/recipes/test_several_machines.py::"
 
 SHOWN = {
     ("README.md", "$ .venv/bin/python example_app/demo.py"): DEMO,
@@ -48,7 +48,10 @@ SHOWN = {
     ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
     ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
     ("docs/draining.md", "backend gunicorn"): PROXIES,
-    ("docs/draining.md", "# my_worker.py"): "tests/integration/test_third_party_class.py::test_reloads_under_load",
+    (
+        "docs/draining.md",
+        "# my_worker.py",
+    ): "tests/integration/classes/test_third_party.py::test_third_party_class_reloads_under_load",
     (
         "docs/recipes/docker.md",
         "docker compose up",
@@ -62,7 +65,10 @@ SHOWN = {
         "docs/recipes/proxies.md",
         "caddy validate",
     ): "not run: the machine's own Caddy; its file is tested with one of ours",
-    ("docs/recipes/several-machines.md", 'bind = "0.0.0.0:8000"'): f"{MACHINES}test_replaced_one_after_the_other",
+    (
+        "docs/recipes/several-machines.md",
+        'bind = "0.0.0.0:8000"',
+    ): f"{MACHINES}test_machines_are_replaced_one_after_the_other",
     ("docs/recipes/index.md", "useradd"): "not run: it makes a user; the script that it installs is run",
     ("docs/recipes/systemd.md", "install -m 644"): "not run: it makes a service; systemd-analyze verifies the unit",
 }
@@ -111,7 +117,7 @@ def test_a_dead_link_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def taken() -> Iterator[tuple[str, str, str]]:
     """Yield page, beginning and file of each ``commands(page, "beginning")`` in the integration tests."""
-    for path in sorted((ROOT / "tests" / "integration").glob("test_*.py")):
+    for path in sorted((ROOT / "tests" / "integration").rglob("test_*.py")):
         tree = ast.parse(path.read_text())
         assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)]
         names = {ast.unparse(node.targets[0]): ast.unparse(node.value) for node in assigned}
@@ -127,7 +133,7 @@ TAKEN = list(taken())
 def taken_by(block: documents.Block) -> str:
     """Return the test that takes a block out of its page, or "" when none does."""
     if block.page in FOLLOWED:
-        return "tests/integration/test_docs_pages.py"
+        return "tests/integration/docs/test_pages.py"
     return next((file for page, words, file in TAKEN if page == block.page and block.text.startswith(words)), "")
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from tests.integration import classes
+from tests.harness import worker_classes as classes
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "draining.md").read_text()
-LISTED = {int(number): name for number, name in re.findall(r"^(\d+)\. `([\w.]+::\w+)`$", TEXT, re.MULTILINE)}
+LISTED = {int(number): name for number, name in re.findall(r"^(\d+)\. `([\w./]+::\w+)`$", TEXT, re.MULTILINE)}
 NOTHING = "-"
 """The class does not have such connections."""
 
@@ -37,7 +37,7 @@ def rows() -> list[tuple[str, dict[str, str], list[int]]]:
 
 
 def shown_by(test: str) -> set[str]:
-    """Return the names of the classes with which ``test`` ("file.py::name") runs.
+    """Return the names of the classes with which ``test`` ("folder/file.py::name") runs.
 
     :raises AssertionError: there is no such test.
     """
@@ -121,6 +121,8 @@ def test_each_listed_test_exists_and_is_spoken_of() -> None:
 
 def test_what_does_not_exist_is_noticed() -> None:
     with pytest.raises(AssertionError, match="does not exist"):
-        shown_by("test_drain_connections.py::test_that_nobody_wrote")
-    assert shown_by("test_drain_connections.py::test_idle_and_left_alone") == {one.name for one in classes.KEEPING}
-    assert shown_by("test_drain_slow_clients.py::test_slow_bodies_hold_threads") == {"ThreadWorker", "WSGIWorker"}
+        shown_by("drain/test_connections.py::test_that_nobody_wrote")
+    assert shown_by("drain/test_connections.py::test_connection_idle_and_left_alone") == {
+        one.name for one in classes.KEEPING
+    }
+    assert shown_by("drain/test_slow_clients.py::test_slow_bodies_hold_threads") == {"ThreadWorker", "WSGIWorker"}

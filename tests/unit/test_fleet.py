@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tests.unit.stage import Stage, steady
+from tests.harness.core_stage import Stage, steady
 from zdworker.core.events import (
     ConfigurationRefused,
     ConfigurationTaken,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.stage import Stage, give_time, roll_on, started, steady
+from tests.harness.core_stage import Stage, give_time, roll_on, started, steady
 from zdworker.core.events import (
     Degraded,
     GenerationGone,

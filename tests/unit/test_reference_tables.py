@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from tests import documents
+from tests.harness import documents
 from zdworker import settings
 
 README = (documents.ROOT / "README.md").read_text()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "reliability.md"
-NAME = re.compile(r"`(test_\w+):(test_\w+)`")
+NAME = re.compile(r"`(\w+/test_\w+):(test_\w+)`")
 
 
 def defined(file: str) -> set[str]:

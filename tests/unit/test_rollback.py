@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.unit.stage import Stage, roll_on, steady
+from tests.harness.core_stage import Stage, roll_on, steady
 from zdworker.core.events import (
     Outcome,
     Policy,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.stage import Stage, roll_on, started, steady
+from tests.harness.core_stage import Stage, roll_on, started, steady
 from zdworker.core.events import (
     Drain,
     EndGeneration,

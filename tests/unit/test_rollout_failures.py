@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.stage import UNBORN, Stage, give_time, roll_on, steady
+from tests.harness.core_stage import UNBORN, Stage, give_time, roll_on, steady
 from zdworker.core.events import (
     Degraded,
     Drain,

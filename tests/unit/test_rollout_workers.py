@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.stage import Stage, roll_on, steady
+from tests.harness.core_stage import Stage, roll_on, steady
 from zdworker.core.events import Drain, Halt, Kill, KillReason, Policy, Spawn, Start, WorkerReady
 from zdworker.core.steps import KILL_MARGIN_S
 

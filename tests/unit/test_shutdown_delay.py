@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.unit.stage import Stage, steady
+from tests.harness.core_stage import Stage, steady
 from zdworker.core.events import Drain, Halt, Policy, Reload, Rollback, Start
 from zdworker.core.fleet import Fleet
 from zdworker.errors import IllegalEvent

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from tests import documents
+from tests.harness import documents
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.benchmarks.deploys.loads import Seen
-from tests.integration.clients import Answer
+from tests.harness.clients import Answer
 
 AFTER = 1.0
 """Seconds after a deploy that belong to it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tests.benchmarks.deploys import sockets
 from tests.benchmarks.deploys.contenders import Style
-from tests.integration.clients import Answer, Failure, Load, Results
+from tests.harness.clients import Answer, Failure, Load, Results
 
 TITLES: dict[Style, str] = {
     "new": "a connection for each request",

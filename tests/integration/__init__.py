@@ -1,1 +1,0 @@
-"""Scenarios against a real gunicorn, with real sockets and real signals."""

@@ -1,0 +1,261 @@
+"""The ``zdworker`` command as users run it: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+
+DONE, FAILED, MISUSE, NO_INSTANCE, TIMED_OUT = range(5)
+
+
+class Command:
+    """Runs the command, with a runtime directory of its own: other masters of this machine are not seen."""
+
+    def __init__(self, site: Site) -> None:
+        self.runtime = site.directory / "run"
+        self.runtime.mkdir()
+        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(self.runtime)}
+        self.directory: Path | None = None
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "zdworker", *words],
+            env=self.environment,
+            cwd=self.directory,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def __call__(self, *words: str, code: int = DONE) -> subprocess.CompletedProcess[str]:
+        with self.start(*words) as process:
+            out, error = process.communicate(timeout=60)
+        assert process.returncode == code, f"{process.returncode}\n{out}\n{error}"
+        return subprocess.CompletedProcess(words, code, out, error)
+
+    def json(self, *words: str, code: int = DONE) -> dict[str, Any]:
+        plain = json.loads(self(*words, "--json", code=code).stdout)
+        assert isinstance(plain, dict)
+        return plain
+
+
+@pytest.fixture
+def command(site: Site) -> Command:
+    return Command(site)
+
+
+@pytest.fixture
+def server(make_server: Start, command: Command) -> Server:
+    environment = {"XDG_RUNTIME_DIR": str(command.runtime)}
+    return make_server(preload_app=True, pidfile="gunicorn.pid", environment=environment).start()
+
+
+def test_a_reload_is_waited_for(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two")
+    done = command("reload")
+    assert set(server.versions().values()) == {"two"}
+    assert done.stdout.startswith("reload done: generation 2 serves")
+    assert "generation 2, 1 of 2 workers ready" in done.stderr
+
+
+def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two")
+    outcome = command.json("reload")
+    assert list(outcome) == ["result", "generation", "duration_s", "serving", "error", "traceback"]
+    assert (outcome["result"], outcome["generation"], outcome["serving"]) == ("done", 2, 2)
+
+
+def test_a_failed_reload_prints_the_applications_own_traceback(server: Server, site: Site, command: Command) -> None:
+    unique = site.break_("raise")
+    failed = command("reload", code=FAILED)
+    assert f"RuntimeError: broken {unique}" in failed.stderr
+    assert "app.py" in failed.stderr
+    assert failed.stderr.rstrip().endswith("generation 1 serves on")
+    assert command.json("reload", code=FAILED)["result"] == "failed"
+    assert set(server.versions().values()) == {"one"}
+
+
+def test_not_waiting_returns_at_once(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two", extra="\ntime.sleep(2)\n")
+    assert command("reload", "--no-wait").stdout == "reload ordered\n"
+    assert command.json("status")["state"] == "rolling"
+    server.wait_only("two")
+
+
+def test_waiting_for_a_reload_has_an_end(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two", extra="\ntime.sleep(3)\n")
+    timed_out = command("reload", "--timeout", "0.5", code=TIMED_OUT)
+    assert "what was ordered goes on" in timed_out.stderr
+    server.wait_only("two")
+
+
+def test_status_for_people_and_for_programs(server: Server, command: Command) -> None:
+    text = command("status").stdout
+    assert f"master {server.master}: steady, generation 1" in text
+    assert all(str(pid) in text for pid in server.workers())
+    assert command.json("status")["pid"] == server.master
+
+
+def test_status_can_be_watched(server: Server, command: Command) -> None:
+    with command.start("status", "--watch", "--json") as process:
+        assert process.stdout is not None
+        states = [json.loads(process.stdout.readline())["state"] for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+    assert states == ["steady", "steady"]
+    assert process.returncode == 130
+
+
+def test_a_rollback_without_anything_kept_is_refused(server: Server, command: Command) -> None:
+    assert "zd_rollback_window is 0" in command("rollback", code=FAILED).stderr
+
+
+def test_the_command_rolls_back(server: Server, site: Site, command: Command) -> None:
+    server.configure(zd_rollback_window=60)
+    site.deploy("two")
+    command("reload")
+    site.deploy("three")
+    command("reload")
+    assert command.json("rollback")["result"] == "done"
+    assert set(server.versions().values()) == {"two"}
+
+
+def test_a_reload_that_is_called_off_is_a_rollback_done_and_a_reload_failed(
+    server: Server, site: Site, command: Command
+) -> None:
+    site.deploy("two", extra="\ntime.sleep(20)\n")
+    with command.start("reload") as waiting:
+        wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+        assert command.json("rollback")["result"] == "done"
+        _out, error = waiting.communicate(timeout=10)
+    assert waiting.returncode == FAILED
+    assert "called off: a rollback was asked for" in error
+    server.wait_only("one")
+
+
+def test_a_reload_that_was_to_come_next_is_called_off_too(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two", extra="\ntime.sleep(20)\n")
+    command("reload", "--no-wait")
+    wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+    with command.start("reload") as waiting:
+        assert waiting.stderr is not None
+        assert "rolling" in waiting.stderr.readline(), "it is told how far the first one is"
+        assert command.json("rollback")["result"] == "done"
+        _out, error = waiting.communicate(timeout=10)
+    assert waiting.returncode == FAILED
+    assert "called off: a rollback was asked for" in error
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_users_pid_is_refused_in_a_line(server: Server) -> None:
+    words = [sys.executable, "-c", SOMEBODY_ELSE, str(server.master)]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    assert refused.returncode == NO_INSTANCE
+    assert "is another user's" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+SOMEBODY_ELSE = """
+import os, sys
+from zdworker.command.cli import main
+os.setgid(65534)
+os.setuid(65534)
+main(["status", "--pid", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("naming", ["--pid", "--pidfile", "--socket"])
+def test_a_master_can_be_named(server: Server, site: Site, command: Command, naming: str) -> None:
+    names = {
+        "--pid": str(server.master),
+        "--pidfile": str(site.directory / "gunicorn.pid"),
+        "--socket": str(command.runtime / "zdworker" / f"{server.master}.sock"),
+    }
+    assert command.json("status", naming, names[naming])["pid"] == server.master
+
+
+def test_a_pid_finds_its_socket_wherever_that_is(start: Start, site: Site, command: Command) -> None:
+    server = start(zd_control_socket=str(site.directory / "elsewhere.sock"))
+    command.directory = Path("/")
+    assert command.json("status", "--pid", str(server.master))["pid"] == server.master
+
+
+def test_of_several_masters_none_is_guessed(server: Server, command: Command) -> None:
+    other = Site()
+    other.deploy("one")
+    try:
+        with Server(other, environment={"XDG_RUNTIME_DIR": str(command.runtime)}) as second:
+            second.start()
+            several = command("status", code=MISUSE)
+            assert all(f"{pid}.sock" in several.stderr for pid in (server.master, second.master))
+            assert command.json("status", code=MISUSE)["result"] == "misuse"
+    finally:
+        other.remove()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("status", "--pid", "1"),
+        ("status", "--pidfile", "/no/such/file"),
+        ("status", "--socket", "/no/such/socket"),
+        ("reload", "--pid", "999999999"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_finds_no_master(command: Command, words: tuple[str, ...]) -> None:
+    none = command(*words, code=NO_INSTANCE)
+    assert none.stderr.startswith("Error: ")
+    assert len(none.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("relaod",), ("reload", "--timeout", "soon"), ("reload", "--pid", "x"), ("status", "now")],
+    ids=" ".join,
+)
+def test_a_misused_command_prints_its_usage(command: Command, words: tuple[str, ...]) -> None:
+    assert "Usage: zdworker" in command(*words, code=MISUSE).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_users_master_is_out_of_reach(server: Server, site: Site, command: Command) -> None:
+    path = command.runtime / "zdworker" / f"{server.master}.sock"
+    for directory in (site.directory, command.runtime, path.parent):
+        directory.chmod(0o755)
+    path.chmod(0o666)  # by mode it could be reached; the kernel says who asks
+    code = (
+        "import os, sys; from zdworker.command import client; os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    client.status(sys.argv[1])\nexcept client.NoInstance as error:\n    print(error)"
+    )
+    words = [sys.executable, "-c", code, str(path)]
+    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    assert "has closed the connection" in refused.stdout, refused.stderr
+
+
+def test_when_the_master_ends_so_does_the_wait(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two", extra="\ntime.sleep(20)\n")
+    with command.start("reload") as waiting:
+        wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+        assert server.stop() == 0
+        _out, error = waiting.communicate(timeout=10)
+    assert waiting.returncode == NO_INSTANCE
+    assert "it has ended" in error
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_the_command(command: Command, shell: str) -> None:
+    assert "_ZDWORKER_COMPLETE" in command("completion", shell).stdout

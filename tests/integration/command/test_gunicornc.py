@@ -1,0 +1,60 @@
+"""Gunicorn's own control command (25.1 and later) sees the workers as they are."""
+
+from __future__ import annotations
+
+import json
+
+import gunicorn
+import pytest
+
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start, run_once
+
+pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 1), reason="the control socket came with gunicorn 25.1")
+
+
+def command(server: Server, words: str) -> dict[str, object]:
+    done = run_once(
+        server.site, "gunicorn.ctl.cli", "-s", str(server.site.directory / "gunicorn.ctl"), "-j", "-c", words
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def assert_shown(server: Server) -> None:
+    shown = command(server, "show workers")["workers"]
+    assert isinstance(shown, list)
+    assert sorted(worker["pid"] for worker in shown) == server.workers()
+    assert all(worker["booted"] for worker in shown), shown
+
+
+def test_gunicornc_shows_workers(start: Start, site: Site) -> None:
+    server = start(workers=2)
+    assert_shown(server)
+    server.reload("two")
+    assert_shown(server)
+
+
+def test_gunicornc_reloads_and_scales(start: Start, site: Site) -> None:
+    server = start(workers=2)
+    site.deploy("two")
+    command(server, "reload")
+    server.wait_only("two")
+    command(server, "worker add 1")
+    server.settings["workers"] = 3
+    server.wait_full()
+    command(server, "worker remove 1")
+    server.settings["workers"] = 2
+    server.wait_full()
+
+
+def test_gunicornc_kills_one_worker(start: Start, site: Site) -> None:
+    server = start(workers=2)
+    old = server.workers()
+    command(server, f"worker kill {old[0]}")
+
+    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    assert old[0] not in server.wait_full()

@@ -1,0 +1,138 @@
+"""Gunicorn's dirty arbiter, which it forks from the master, works beside our workers.
+
+Rules: the dirty arbiter and its worker are known by their own hooks and by what they answer; Gunicorn keeps a file of
+its pid in the directory for temporary files, so each server has a directory of its own for these.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import gunicorn
+import pytest
+
+from tests.harness import processes
+from tests.harness.application_site import Site
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+
+pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 0, 3), reason="this Gunicorn has no dirty arbiter")
+
+DIRTY_APP = """
+import os
+
+from gunicorn.dirty.app import DirtyApp
+
+
+class Own(DirtyApp):
+    def who(self):
+        return {"worker": os.getpid(), "arbiter": os.getppid()}
+"""
+
+ASK = """
+
+async def dirty(scope, receive, send, query):
+    from gunicorn.dirty.client import DirtyClient
+
+    client = DirtyClient(os.environ["GUNICORN_DIRTY_SOCKET"], timeout=5)
+    try:
+        await answer(send, **await client.execute_async("dirty_app:Own", "who"))
+    except Exception as error:
+        await answer(send, 503, error=repr(error))
+    finally:
+        await client.close_async()
+
+
+ENDPOINTS["/dirty"] = dirty
+"""
+
+HOOKS = """
+
+def on_dirty_starting(arbiter):
+    _note("on_dirty_starting")
+
+
+def dirty_worker_init(worker):
+    _note("dirty_worker_init")
+"""
+
+
+@pytest.fixture
+def server(make_server: Start, site: Site, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Two workers, a dirty arbiter and a dirty worker that has started."""
+    site.write("dirty_app.py", DIRTY_APP)
+    site.deploy("one", extra=ASK)
+    server = make_server(
+        dirty_apps=["dirty_app:Own"],
+        dirty_workers=1,
+        dirty_graceful_timeout=3,
+        extra=HOOKS,
+        environment={"TMPDIR": str(site.directory)},
+    )
+    every = server.workers
+
+    def workers() -> list[int]:
+        arbiters = {event["by"] for event in site.events("on_dirty_starting")}
+        return [pid for pid in every() if pid not in arbiters]
+
+    monkeypatch.setattr(server, "workers", workers)  # to the kernel, the dirty arbiter is a forked child as they are
+    server.start()
+    wait_initialized(site, 1)
+    return server
+
+
+def wait_initialized(site: Site, count: int) -> int:
+    """Wait until ``count`` dirty workers have started; return the pid of the last one."""
+    found = wait_for(lambda: site.events("dirty_worker_init")[count - 1 :], 10, f"{count} dirty workers have started")
+    return int(found[-1]["by"])
+
+
+def ask(server: Server) -> dict[str, Any]:
+    """Return the pids that the dirty worker answers."""
+    answer = server.get("/dirty")
+    assert "error" not in answer
+    return answer
+
+
+def deploy_and_reload(server: Server, version: str) -> None:
+    server.site.deploy(version, extra=ASK)
+    server.signal(signal.SIGUSR2)
+    server.wait_only(version)
+
+
+def test_reload_and_stop_beside_a_dirty_arbiter(server: Server, site: Site) -> None:
+    """At HUP the dirty arbiter starts a new worker and ends one of the two (Gunicorn 27 ends the new one)."""
+    before = ask(server)
+    deploy_and_reload(server, "two")
+    wait_initialized(site, 2)
+    wait_for(lambda: len(dirty_workers(site)) == 1, 10, "one dirty worker is left")
+    answer = ask(server)
+    assert (answer["version"], answer["arbiter"]) == ("two", before["arbiter"])
+    assert server.stop() == 0
+    assert server.left() == []
+    assert len(site.events("on_dirty_starting")) == 1
+
+
+def test_kill_9_of_the_dirty_arbiter(server: Server, site: Site) -> None:
+    """Workers learn of the new one's socket when they boot, as in stock Gunicorn: a reload makes it known to all."""
+    before = ask(server)
+    os.kill(before["arbiter"], signal.SIGKILL)
+    wait_initialized(site, 2)
+    os.kill(before["worker"], signal.SIGKILL)  # Gunicorn leaves it running without an arbiter
+    deploy_and_reload(server, "two")
+    wait_initialized(site, 3)
+    wait_for(lambda: len(dirty_workers(site)) == 1, 10, "one dirty worker is left")
+    answer = ask(server)
+    assert answer["arbiter"] in [event["by"] for event in site.events("on_dirty_starting")]
+    assert answer["arbiter"] != before["arbiter"]
+    os.kill(answer["worker"], signal.SIGKILL)
+    assert wait_initialized(site, 4) == ask(server)["worker"], "what the new arbiter forks works too"
+    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    assert server.stop() == 0
+    assert server.left() == []
+
+
+def dirty_workers(site: Site) -> list[int]:
+    return [event["by"] for event in site.events("dirty_worker_init") if processes.alive(event["by"])]

@@ -1,0 +1,50 @@
+"""As PID 1 of a container: it reaps what is abandoned to it, takes every signal, and ends with TERM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+
+import pytest
+
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.processes import children, wait_for
+from tests.harness.server import Server, Start
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a namespace of its own takes root, and unshare"
+)
+
+
+@pytest.fixture
+def server(make_server: Start) -> Server:
+    words = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-m", "gunicorn"]
+    server: Server = make_server(command=words, preload_app=True).launch()
+    outside = server.master
+    wait_for(lambda: children(outside), 10, "unshare has forked")
+    server.master = children(outside)[0].pid
+    wait_for(lambda: len(server.accepting()) == 2, 20, "two workers accept")
+    return server
+
+
+def serves(server: Server, version: str) -> bool:
+    return {server.get()["version"] for _ in range(4)} == {version}
+
+
+def test_the_master_as_pid_1(server: Server, site: Site) -> None:
+    assert server.get("/abandon?code=3")["child"] > 1
+    with Load(server.address, "new", clients=4) as load:
+        site.deploy("two")
+        server.signal(signal.SIGUSR2)
+        wait_for(lambda: serves(server, "two"), 20, "the new code serves")
+        assert load.stop().failures == []
+    victim, other = server.accepting()
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: len(set(server.accepting()) - {victim, other}) == 1, 20, "the replacement accepts")
+    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    assert len(server.children()) == 3
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(8) == 0
