@@ -72,11 +72,13 @@ def zd_hooks(cfg: Any) -> dict[str, Callable[..., object]]:
 def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
     """Return a new ``Config`` for ``app``, which is left as it is: hooks evaluated here, ``values`` taken over.
 
+    The new configuration has to be one that can take the place of ``app.cfg``.
+
     :param directory: where the master was started; relative paths begin there, as they do in the generation. The
         present directory may be a release that has been deleted.
     :raises GenerationError: the configuration raised, or ended the evaluation; the text says what.
     """
-    trial = copy.copy(app)
+    trial, before, file = copy.copy(app), app.cfg, file_of(app.cfg)
     try:
         with _started_in(directory):
             trial.do_load_config()
@@ -90,6 +92,9 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
             cfg.settings[name].value = value
     cfg.env_orig = dict(environment)
     cfg.zd_hooks = zd_hooks(cfg)
+    refuse_missing_file(cfg, file)
+    refuse_foreign_class(cfg)
+    refuse_new_logger(before, cfg)
     return cfg
 
 

@@ -198,7 +198,7 @@ class Stage:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
         for slot in range(fleet.size):
             assert sum(fleet.fresh(w) for w in in_slot(fleet, slot)) <= 1, "two for one slot"
-        if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet))):
+        if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet.facts()))):
             due = self.core.next_deadline()
             assert due is not None, "something is awaited without a deadline"
         for number in self.failed:

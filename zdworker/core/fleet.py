@@ -250,6 +250,24 @@ class Previous:
     policy: Policy
 
 
+@dataclass(frozen=True)
+class Facts:
+    """The facts of one moment, as the plan's questions need them; see :meth:`Fleet.facts`.
+
+    ``slots`` has the workers of each slot that are not leaving, ``fresh`` the ids of those that may stay. ``source``
+    and ``fallback_source`` are the generations that can be spawned from. ``room`` is how many more processes may
+    exist, ``must_serve`` how many verified workers have to go on when one is told to leave.
+    """
+
+    fleet: Fleet
+    slots: dict[int, list[Worker]]
+    fresh: set[int]
+    source: int | None
+    fallback_source: int | None
+    room: int
+    must_serve: int
+
+
 @dataclass
 class Fleet:
     """All facts.
@@ -346,13 +364,21 @@ class Fleet:
 
     @property
     def surge(self) -> int:
-        """How many worker processes may exist above ``size``."""
-        return self.policy.surge_for(self.size)
+        """How many worker processes may exist above ``size``; a percentage is rounded up."""
+        policy = self.policy
+        return -(-self.size * policy.surge // 100) if policy.surge_is_percentage else policy.surge
 
     @property
     def unavailable(self) -> int:
-        """How many of ``size`` workers may be missing."""
-        return self.policy.unavailable_for(self.size)
+        """How many of ``size`` workers may be missing; a percentage is rounded down.
+
+        Never more than ``size``. Where rounding leaves neither surge nor unavailable a process, one worker may be
+        missing, because the reload could not move otherwise (Kubernetes does the same, see ``ResolveFenceposts`` in
+        ``pkg/controller/deployment/util/deployment_util.go``).
+        """
+        policy = self.policy
+        share = self.size * policy.unavailable // 100 if policy.unavailable_is_percentage else policy.unavailable
+        return min(share or int(self.surge == 0), self.size)
 
     def source(self, among: list[int]) -> int | None:
         """Return the newest generation ``among`` these that can be spawned from."""
@@ -370,6 +396,25 @@ class Fleet:
     def fresh(self, worker: Worker) -> bool:
         """Return whether ``worker`` is one that may stay."""
         return worker.generation in self.current and not worker.replacement_requested and worker.slot < self.size
+
+    def facts(self) -> Facts:
+        """Return what the plan's questions need, gathered once: they are asked of every worker, after every event."""
+        slots: dict[int, list[Worker]] = {}
+        fresh: set[int] = set()
+        for worker in self.workers.values():
+            if not worker.leaving:
+                slots.setdefault(worker.slot, []).append(worker)
+                if self.fresh(worker):
+                    fresh.add(worker.worker_id)
+        return Facts(
+            fleet=self,
+            slots=slots,
+            fresh=fresh,
+            source=self.source(self.current),
+            fallback_source=self.source(self.fallback),
+            room=self.size + self.surge - len(self.workers),
+            must_serve=self.size - self.unavailable,
+        )
 
     def configurations(self) -> set[int]:
         """Return the numbers of the configurations in use, or to which the fleet may go back."""

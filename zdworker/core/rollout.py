@@ -155,7 +155,7 @@ class Rollout:
         times += [g.deadline for g in fleet.generations.values()]
         if fleet.running:
             times.append(fleet.stop_at)
-            times.append(plan.next_retry(fleet))
+            times.append(plan.next_retry(fleet.facts()))
             times.append(fleet.restore_at if self._lacks_source() else None)
             times.append(fleet.previous.until if fleet.previous else None)
         return min((t for t in times if t is not None), default=None)
@@ -490,14 +490,18 @@ class Rollout:
             self._steps.halt()
         if not fleet.running:
             return
-        while (leaving := plan.next_to_leave(fleet)) is not None:
+        facts = fleet.facts()
+        while (leaving := plan.next_to_leave(facts)) is not None:
             self._steps.drain(leaving, now)
-        while (filling := plan.next_to_fill(fleet, now)) is not None:
+            facts = fleet.facts()
+        while (filling := plan.next_to_fill(facts, now)) is not None:
             self._steps.spawn(*filling, now)
-        if plan.converged(fleet) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
-            self._steps.settle(now)
+            facts = fleet.facts()
+        if plan.converged(facts) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
+            self._steps.settle(facts, now)
         self._load_next(now)
-        self._steps.end_unused_generations()
+        if len(fleet.generations) > 1:
+            self._steps.end_unused_generations()
 
     def _load_next(self, now: float) -> None:
         fleet = self.fleet

@@ -34,6 +34,7 @@ from zdworker.core.fleet import (
     GENERATIONS,
     PHASES,
     WORKERS,
+    Facts,
     Fleet,
     Generation,
     GenerationCause,
@@ -206,16 +207,17 @@ class Steps:
         if fleet.shrink_to is not None:
             fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
-    def settle(self, now: float) -> None:
+    def settle(self, facts: Facts, now: float) -> None:
         """Note that every slot has the worker that it should have."""
         fleet = self.fleet
-        fleet.phase = step(PHASES, fleet.phase, PhaseCause.CONVERGED)
+        if fleet.phase is not Phase.STEADY:
+            fleet.phase = step(PHASES, fleet.phase, PhaseCause.CONVERGED)
         if fleet.reloading is not None:
             self._keep_previous(now)
         fleet.fallback, fleet.fallback_policy, fleet.newest_verified = [], None, True
         self.finish_reload(Outcome.DONE)
         # A failed reload is remembered until the next one; a mended fleet is not degraded any more.
-        if fleet.degraded and fleet.source(fleet.current) is not None:
+        if facts.source is not None:
             fleet.degradation = None
 
     def _keep_previous(self, now: float) -> None:

@@ -9,6 +9,7 @@ Rules:
   unbounded memory.
 * Unknown fields are dropped and fields with a default may be missing: the two ends may be two versions of zdworker,
   since a generation imports the newest. :data:`PROTOCOL` changes when that is not enough.
+* The log shows a message by its ``repr``, which leaves out what is large or secret (the environment).
 * Descriptors travel beside a message (``SCM_RIGHTS``); the message says what they are by name, in ``descriptors``.
 """
 
@@ -40,8 +41,8 @@ class Loaded:
 
     protocol: int
     preloaded: bool
-    values: dict[str, Any]
-    settings: dict[str, Any]
+    values: dict[str, Any] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -50,7 +51,7 @@ class LoadFailed:
     """The generation failed; ``exit_code`` is what Gunicorn would have exited with."""
 
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     exit_code: int = 3
 
 
@@ -98,9 +99,9 @@ class Spawn:
     slot: int
     generation: int
     descriptors: list[str]
-    environment: dict[str, str | None] = field(default_factory=dict)
-    server_attributes: dict[str, Any] = field(default_factory=dict)
-    worker_attributes: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
+    server_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
+    worker_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
     workers: int = 1
 
 
@@ -129,7 +130,7 @@ class Failed:
     """The worker could not boot and is about to exit."""
 
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     exit_code: int = 3
 
 
@@ -187,7 +188,7 @@ COMMANDS = ("status", "reload", "rollback")
 class Report:
     """How things are."""
 
-    status: dict[str, Any]
+    status: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Outcome:
     duration_s: float
     serving: int
     error: str = ""
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -246,13 +247,6 @@ def encode(message: Message) -> bytes:
     """
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
-
-
-def brief(message: Message) -> str:
-    """Return ``message`` in one short line for the log: without what may be large, or secret (the environment)."""
-    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
-    shown = (f"{name}={reprlib.repr(v)}" for name, v in fields.items() if not isinstance(v, dict))
-    return f"{type(message).__name__}({', '.join(shown)})"
 
 
 def decode(line: bytes) -> Message:

@@ -182,11 +182,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     @property
     def LISTENERS(self) -> list[Any]:  # noqa: N802  # Gunicorn's name
         """The listening sockets of the configuration in force."""
-        return self.zd_configuration.listeners
+        return self.zd_configuration.current.listeners
 
     @LISTENERS.setter
     def LISTENERS(self, listeners: list[Any]) -> None:  # noqa: N802  # see above
-        self.zd_configuration.listeners = listeners
+        self.zd_configuration.current.listeners = listeners
 
     # -- workers -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Leave, Message, Stopping, brief
+from zdworker.ipc.messages import Leave, Message, Stopping
 from zdworker.master.reactor import Reactor
 
 STDERR_READS = 16
@@ -46,7 +46,7 @@ class ForkServer:
 
         :raises OSError: the fork server is gone, or does not read.
         """
-        self._log.debug("master -> fork server of generation %s: %s", self.number, brief(message))
+        self._log.debug("master -> fork server of generation %s: %r", self.number, message)
         self.channel.send(message, descriptors)
 
     def read_stderr(self) -> bool:
@@ -92,15 +92,17 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     """A worker as the master and its hooks see it.
 
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
-    master. ``ordered_at`` is when it was ordered, by ``time.monotonic()``; ``forked`` means that its fork server has
-    reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``, ``called_off``
-    that it will get no start order.
+    master. ``worker_id`` is what Gunicorn calls the worker's age. ``has_pid`` means that its process is known,
+    ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``,
+    ``called_off`` that it will get no start order. ``ordered_at`` is by ``time.monotonic()``.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
         super().__init__(*args)
+        self.worker_id = int(self.age)
         self.slot = slot
         self.generation = generation
+        self.has_pid = False
         self.channel: Channel | None = None
         self.forked = False
         self.greeted = False
@@ -111,20 +113,10 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._announced: set[type[Stopping | Leave]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
-    @property
-    def worker_id(self) -> int:
-        """The worker's number, which Gunicorn calls its age."""
-        return int(self.age)
-
-    @property
-    def has_pid(self) -> bool:
-        """Whether its process is known."""
-        return isinstance(self.pid, int)
-
     def send(self, message: Message) -> None:
         """Send a message; a worker that is gone gets none, and its end is seen elsewhere."""
         if self.channel is not None:
-            self.log.debug("master -> worker %s (pid:%s): %s", self.worker_id, self.pid, brief(message))
+            self.log.debug("master -> worker %s (pid:%s): %r", self.worker_id, self.pid, message)
             with contextlib.suppress(OSError):
                 self.channel.send(message)
 
@@ -214,7 +206,7 @@ class Children:
 
     def set_pid(self, record: WorkerRecord, pid: int) -> None:
         """Register a worker's process."""
-        record.pid = pid
+        record.pid, record.has_pid = pid, True
         self.workers_by_pid[pid] = record
 
     def without_pid(self) -> list[WorkerRecord]:

@@ -25,7 +25,7 @@ from zdworker.ipc.messages import Leave, Spawn
 from zdworker.master import launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
-from zdworker.master.observers import Reload
+from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.receiver import Receiver
 
@@ -95,7 +95,7 @@ class Executor:
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
         try:
-            file = gunicorn_config.file_of(configuration.cfg)
+            file = gunicorn_config.file_of(configuration.current.cfg)
             server = launch.start_generation(number, self._command, file, self._log)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
@@ -104,9 +104,9 @@ class Executor:
 
     def _local_generation(self, number: int) -> LocalGeneration:
         configuration = self._gunicorn.zd_configuration
-        cfg = configuration.cfg
+        cfg = configuration.current.cfg
         return LocalGeneration(
-            number, os.getpid(), configuration.app, cfg, self._log, configuration.settings, cfg.worker_class
+            number, os.getpid(), configuration.app, cfg, self._log, configuration.current.settings, cfg.worker_class
         )
 
     def _end_generation(self, number: int) -> None:
@@ -134,15 +134,15 @@ class Executor:
         self._publish(events.ConfigurationTaken(number, policy))
         if number in self._local:
             self._local[number] = self._local_generation(number)
-        self._observers.notify(lambda observer: observer.configuration_changed(configuration.settings))
+        self._observers.notify(Observer.configuration_changed, configuration.current.settings)
         self._log.reopen_files()
         self._gunicorn.zd_hook("on_reload")
-        self._observers.notify(lambda observer: observer.configuration_taken())
+        self._observers.notify(Observer.configuration_taken)
 
     def _restore_configuration(self, number: int) -> None:
         configuration = self._gunicorn.zd_configuration
         configuration.restore(number)
-        self._observers.notify(lambda observer: observer.configuration_changed(configuration.settings))
+        self._observers.notify(Observer.configuration_changed, configuration.current.settings)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -175,8 +175,8 @@ class Executor:
         :raises RuntimeError: ``worker_tmp_dir`` does not exist.
         """
         configuration = self._gunicorn.zd_configuration
-        cfg = configuration.cfg
-        sockets = self._gunicorn.zd_listeners.of_slot(action.slot, configuration.listeners)
+        cfg = configuration.current.cfg
+        sockets = self._gunicorn.zd_listeners.of_slot(action.slot, configuration.current.listeners)
         arguments = (action.worker_id, os.getpid(), sockets, configuration.app, cfg.timeout / 2.0, cfg, self._log)
         return WorkerRecord(*arguments, slot=action.slot, generation=action.generation)
 
@@ -239,7 +239,7 @@ class Executor:
             return
         passed = time.monotonic() - since
         empty = not self._gunicorn.zd_listeners.waiting(record.slot)
-        over = passed >= self._gunicorn.zd_configuration.cfg.graceful_timeout
+        over = passed >= self._gunicorn.zd_configuration.current.cfg.graceful_timeout
         if self._fleet.ending or over or (empty and passed >= HANDSHAKE_S):
             self._tell_to_leave(record, signal.SIGTERM)
         else:
@@ -268,7 +268,7 @@ class Executor:
 
     def _reload_started(self, generation: int) -> None:
         reload = self._reloads[generation] = Reload.begin(generation)
-        self._observers.notify(lambda observer: observer.reload_started(reload))
+        self._observers.notify(Observer.reload_started, reload)
         self._log.info("Reload: loading generation %s", generation)
         self._gunicorn.zd_hook("zd_reload_started")
 
@@ -277,7 +277,7 @@ class Executor:
         reload.duration = time.monotonic() - reload.began
         reload.result, reload.called_off = action.outcome, action.called_off
         reload.error, reload.traceback = action.reason or None, action.traceback or None
-        self._observers.notify(lambda observer: observer.reload_finished(reload, self._fleet))
+        self._observers.notify(Observer.reload_finished, reload, self._fleet)
         self._log_outcome(action)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
 
@@ -299,4 +299,4 @@ class Executor:
 
     def _degraded(self, action: events.Degraded) -> None:
         self._log.error("Degraded: %s", action.reason)
-        self._observers.notify(lambda observer: observer.degraded(action.reason, action.traceback, self._fleet))
+        self._observers.notify(Observer.degraded, action.reason, action.traceback, self._fleet)

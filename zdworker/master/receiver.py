@@ -34,9 +34,9 @@ from zdworker.ipc.messages import (
     ServerReport,
     Start,
     WorkerReport,
-    brief,
 )
 from zdworker.master.children import ForkServer, WorkerRecord
+from zdworker.master.observers import Observer
 from zdworker.master.parts import Parts
 from zdworker.settings import Settings
 
@@ -80,7 +80,7 @@ class Receiver:
             return
         received = record.channel.receive()
         for message, sender in received.messages:
-            self._log.debug("worker %s (pid:%s) -> master: %s", record.worker_id, sender, brief(message))
+            self._log.debug("worker %s (pid:%s) -> master: %r", record.worker_id, sender, message)
             self._handle_report(record, message, sender)
         if received.error:
             self._log.warning("Worker (pid:%s) sent something strange: %s", record.pid, received.error)
@@ -106,7 +106,7 @@ class Receiver:
             case Ready():
                 record.booted = True
                 boot_s = time.monotonic() - record.ordered_at
-                self._observers.notify(lambda observer: observer.worker_ready(boot_s))
+                self._observers.notify(Observer.worker_ready, boot_s)
                 self._gunicorn.zd_hook("zd_worker_ready", record)
                 self._publish(events.WorkerReady(record.worker_id))
             case Draining():
@@ -125,14 +125,14 @@ class Receiver:
         """Let a worker boot when it has greeted, and its fork server has reported it as the master's child."""
         if record.has_pid and record.greeted and record.forked and record.channel is not None:
             record.send(Start())
-            self._observers.notify(lambda observer: observer.worker_forked())
+            self._observers.notify(Observer.worker_forked)
             self._publish(events.WorkerForked(record.worker_id))
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
         self.receive_from_worker(record)
         known = self._fleet.workers.get(record.worker_id)
         if known is not None and known.state is WorkerState.READY:
-            self._observers.notify(lambda observer: observer.worker_crashed())
+            self._observers.notify(Observer.worker_crashed)
         if code:
             log = self._log.info if code == -signal.SIGTERM else self._log.error
             hint = " Perhaps out of memory?" if code == -signal.SIGKILL else ""
@@ -165,7 +165,7 @@ class Receiver:
         """Read a fork server's channel, without waiting, and handle what came."""
         received = server.channel.receive()
         for message, _sender in received.messages:
-            self._log.debug("fork server of generation %s -> master: %s", server.number, brief(message))
+            self._log.debug("fork server of generation %s -> master: %r", server.number, message)
             # One that was ended in the meantime has nothing to report.
             if server.number in self._children.servers and isinstance(message, ServerReport):
                 self._handle_server_report(server, message)

@@ -44,8 +44,11 @@ class Taken:
     """A configuration that is in force, or was; without listeners once its addresses were closed."""
 
     cfg: Any
+    """Gunicorn's configuration (``gunicorn.config.Config``)."""
     settings: Settings
+    """The ``zd_`` settings."""
     listeners: list[Any] = field(default_factory=list)
+    """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
 
 
 class Configuration(Observer):
@@ -64,39 +67,19 @@ class Configuration(Observer):
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
-        self._taken = {0: Taken(cfg, settings)}
+        self.app = arbiter.app
+        """Gunicorn's application object."""
+        self.current = Taken(cfg, settings)
+        """The configuration in force."""
+        self._taken = {0: self.current}
         self._in_force = 0
         self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
 
     # -- what is in force ----------------------------------------------------------------------------------------
 
-    @property
-    def app(self) -> Any:
-        """Gunicorn's application object."""
-        return self._arbiter.app
-
-    @property
-    def cfg(self) -> Any:
-        """Gunicorn's configuration (``gunicorn.config.Config``)."""
-        return self._taken[self._in_force].cfg
-
-    @property
-    def settings(self) -> Settings:
-        """The ``zd_`` settings."""
-        return self._taken[self._in_force].settings
-
-    @property
-    def listeners(self) -> list[Any]:
-        """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
-        return self._taken[self._in_force].listeners
-
-    @listeners.setter
-    def listeners(self, listeners: list[Any]) -> None:
-        self._taken[self._in_force].listeners = listeners
-
     def policy(self) -> events.Policy:
         """Return what the core has to know of the configuration in force."""
-        cfg, settings = self.cfg, self.settings
+        cfg, settings = self.current.cfg, self.current.settings
         surge, surge_is_percentage = amount(settings.max_surge)
         unavailable, unavailable_is_percentage = amount(settings.max_unavailable)
         return events.Policy(
@@ -169,13 +152,8 @@ class Configuration(Observer):
     def _evaluate(self, number: int) -> Taken:
         """Return the configuration that a generation has offered, with its addresses opened."""
         values, settings = self._offers[number]
-        file = gunicorn_config.file_of(self.cfg)
         cfg = gunicorn_config.evaluate(self.app, self._start_environment, values, str(Chdir.default))
-        settings = settings or gunicorn_config.zd_settings(cfg)
-        gunicorn_config.refuse_missing_file(cfg, file)
-        gunicorn_config.refuse_foreign_class(cfg)
-        gunicorn_config.refuse_new_logger(self.cfg, cfg)
-        return Taken(cfg, settings, self._open(cfg))
+        return Taken(cfg, settings or gunicorn_config.zd_settings(cfg), self._open(cfg))
 
     def _switch(self, number: int) -> None:
         """Go by another configuration, or by the same as before.
@@ -190,20 +168,20 @@ class Configuration(Observer):
             raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
 
     def _set_up(self, number: int) -> None:
-        gunicorn_config.unset_raw_environment(self.cfg)
-        self._in_force = number
-        self.app.cfg = self.cfg
+        gunicorn_config.unset_raw_environment(self.current.cfg)
+        self._in_force, self.current = number, self._taken[number]
+        self.app.cfg = self.current.cfg
         self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
-            self._arbiter.log.setup(self.cfg)
-            self._arbiter.log.cfg = self.cfg
-        self.hook_environment.pass_over()
+            self._arbiter.log.setup(self.current.cfg)
+            self._arbiter.log.cfg = self.current.cfg
 
     def restore(self, number: int) -> None:
         """Go back to a configuration that is kept and whose addresses are still open."""
         if number != self._in_force:
             self.hook_environment.note()
             self._set_up(number)
+            self.hook_environment.pass_over()
 
     # -- what is kept --------------------------------------------------------------------------------------------
 
@@ -227,9 +205,9 @@ class Configuration(Observer):
 
         :raises GenerationError: a new address cannot be opened.
         """
-        if cfg.address == self.cfg.address or self._arbiter.systemd or not self.listeners:
-            return list(self.listeners)
+        if cfg.address == self.current.cfg.address or self._arbiter.systemd or not self.current.listeners:
+            return list(self.current.listeners)
         known: dict[Any, Any] = {}
-        for taken in [*self._taken.values(), self._taken[self._in_force]]:  # the last one wins
+        for taken in [*self._taken.values(), self.current]:  # the last one wins
             known.update(zip(taken.cfg.address, taken.listeners, strict=False))
         return self._sockets.open(cfg, known)
