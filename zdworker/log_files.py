@@ -1,4 +1,4 @@
-"""Log files that are reopened (USR1, a reload): where that is impossible, logging goes on into the old files.
+"""Log files that are reopened (USR1, a reload): where that is impossible, logging continues in the old files.
 
 Rules: all files or none. Gunicorn closes each file before it opens it again. A file that cannot be opened would leave a
 handler that raises whenever something is logged, which would end the master's loop.
@@ -26,7 +26,7 @@ def guard(log: Any) -> None:
                 with open(path, "a", encoding="utf-8"):
                     pass
         except OSError as error:
-            log.warning("The log files cannot be reopened, logging goes on into the old ones: %s", error)
+            log.warning("The log files cannot be reopened; logging continues in the old ones: %s", error)
         else:
             reopen_files()
 

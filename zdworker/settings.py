@@ -45,7 +45,7 @@ HOOKS: Mapping[str, Hook] = {
         "`started_at`, `duration_s`, `error` and `traceback`",
     ),
 }
-"""In the configuration file only."""
+"""The hooks, which can be set in the configuration file only."""
 
 
 @dataclass(frozen=True)
@@ -328,13 +328,13 @@ SPECS: Mapping[str, Spec] = {
         'a path such as "/health", or None',
         _path,
         'a path (`"/health"`) that every worker answers itself, for balancers and probes: 200 while the site takes '
-        "traffic, 503 once the master was told to end; a worker that is replaced says 200 to its last",
+        "traffic, 503 once the master has to end; a worker that is replaced answers 200 until its end",
     ),
     "zd_shutdown_delay": Spec(
         _SECONDS,
         _seconds,
         "seconds between `TERM` (to the master, or to its whole process group, as on Heroku) and the end of accepting, "
-        "in which `zd_health_path` says 503, so that balancers look away first; a platform's own patience has to be "
+        "in which `zd_health_path` says 503, so that balancers turn away first; a platform's own timeout has to be "
         "longer than this and `graceful_timeout` together",
     ),
     "zd_rollback_window": Spec(

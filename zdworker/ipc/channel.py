@@ -46,10 +46,10 @@ class Channel:
     @classmethod
     def pair(cls) -> tuple[Channel, socket.socket]:
         """Return the master's end, which does not block and gets the pid of each sender, and the other end."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        syscalls.pass_credentials(ours)
-        ours.setblocking(False)
-        return cls(ours), theirs
+        own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        syscalls.pass_credentials(own)
+        own.setblocking(False)
+        return cls(own), other
 
     def fileno(self) -> int:
         """Return the descriptor, -1 when closed."""

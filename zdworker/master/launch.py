@@ -162,7 +162,7 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
     :raises ValueError: the ``#!`` line of the command's script cannot be split into words.
     :raises GenerationError: the command cannot be run again.
     """
-    channel, theirs = Channel.pair()
+    channel, other = Channel.pair()
     stderr, writer = -1, -1
     try:
         stderr, writer = os.pipe()
@@ -178,14 +178,14 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
         )
         # The message is sent before there is a reader, so that the master never waits for the other side.
         channel.send(init, [2])
-        pid = _spawn(command, theirs, writer)
+        pid = _spawn(command, other, writer)
     except BaseException:
         channel.close()
         if stderr >= 0:
             os.close(stderr)
         raise
     finally:
-        theirs.close()
+        other.close()
         if writer >= 0:
             os.close(writer)
     return ForkServer(number, pid, channel, stderr, log)

@@ -182,7 +182,7 @@ class Listeners(Observer):
         program = _program(positions or list(range(len(group.slots))))
         buffer = ctypes.create_string_buffer(program)
         option = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))  # struct sock_fprog
-        # A kernel without this option goes on spreading connections by their hash.
+        # A kernel without this option keeps spreading connections by their hash.
         with contextlib.suppress(OSError):
             group.first.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, option)
 

@@ -26,7 +26,7 @@ SEND_TIMEOUT_S = 0.1
 """Seconds that a message may wait for room in the socket."""
 
 EXTENSION_S = 15.0
-"""Seconds by which one request extends systemd's timeout. Whatever the master waits for has a deadline of its own."""
+"""Seconds by which one request extends systemd's timeout. All that the master waits for has a deadline of its own."""
 
 EXTENSION_INTERVAL_S = 5.0
 """Seconds between two such requests."""
