@@ -53,8 +53,8 @@ class Settings:
     """The settings of one generation, valid by construction.
 
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
-    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``: seconds.
-    ``shutdown_delay``: seconds. ``health_path``: a path, or empty. ``warmup``: paths or URLs.
+    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``, ``shutdown_delay``: seconds.
+    ``health_path``: a path, or empty. ``warmup``: paths or URLs.
     ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
     ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory.
 

@@ -35,7 +35,7 @@ HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class HasDescriptor(Protocol):
-    """A socket, of whichever library."""
+    """A socket of any library."""
 
     def fileno(self) -> int:
         """Return the descriptor, -1 if it is closed."""
@@ -67,7 +67,7 @@ def set_death_signal(signum: int) -> bool:
 
 
 def unread(sock: HasDescriptor) -> int:
-    """Return how many bytes the kernel holds that nobody has read (tcp(7), SIOCINQ); 0 if the socket is closed."""
+    """Return the number of received bytes that are still unread (SIOCINQ in tcp(7)); 0 if the socket is closed."""
     count = array.array("i", [0])  # twice as fast as an immutable buffer, of which the result has to be converted
     try:
         fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)

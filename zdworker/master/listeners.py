@@ -69,7 +69,7 @@ class Group:
 
 
 class Listeners(Observer):
-    """All open listening sockets, of whichever configuration."""
+    """All open listening sockets, of all configurations."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
