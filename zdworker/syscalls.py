@@ -1,7 +1,7 @@
-"""What Python lacks: the subreaper, the death signal, and descriptors and credentials beside a message.
+"""System calls that Python lacks: subreaper, death signal, unread bytes, memory, descriptors and credentials.
 
-Rules: one thin function per system call, Linux only; where the kernel has no such thing the function says so by its
-result and never raises, since its caller has a way without it.
+Rules: each function is a thin cover of one kernel interface. Where the kernel lacks it, the function does not raise but
+returns a result that says so, because every caller can do without.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Protocol
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 _UCRED = struct.Struct("3i")
-_MOST_DESCRIPTORS = 253  # SCM_MAX_FD, include/net/scm.h
+_DESCRIPTORS_MAX = 253  # SCM_MAX_FD, include/net/scm.h
 
-HARMLESS = tuple(
+GROUP_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
     if hasattr(signal, name)
 )
-"""Signals that a whole process group may get, and that are meant for the master."""
+"""Signals that may be sent to the whole process group and are meant for the master alone."""
 
-HELD = (*HARMLESS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
 
 
 class HasDescriptor(Protocol):
-    """A socket, of whichever library."""
+    """A socket of any library."""
 
     def fileno(self) -> int:
         """Return the descriptor, -1 if it is closed."""
@@ -48,21 +48,26 @@ def _prctl(option: int, argument: int) -> bool:
 
 
 def become_subreaper() -> bool:
-    """Let orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER in prctl(2))."""
+    """Let orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER in prctl(2)).
+
+    :return: whether the kernel has done it.
+    """
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_death_signal(signum: int) -> bool:
     """Have the kernel send ``signum`` to this process when its parent ends (PR_SET_PDEATHSIG in prctl(2)).
 
-    The kernel clears it at ``fork``, and at ``setuid`` and the like: it must be set anew after these. A parent that had
-    ended before is not noticed: look at ``getppid()`` afterwards.
+    The kernel clears it at ``fork``, ``setuid`` and similar calls, after which it must be set again. The kernel sends
+    no signal for a parent that has ended before this call, so check ``getppid()`` afterwards.
+
+    :return: whether the kernel has done it.
     """
     return _prctl(PR_SET_PDEATHSIG, signum)
 
 
 def unread(sock: HasDescriptor) -> int:
-    """Return how many bytes the kernel holds that nobody has read (tcp(7), SIOCINQ); 0 if the socket is closed."""
+    """Return the number of received bytes that are still unread (SIOCINQ in tcp(7)); 0 if the socket is closed."""
     count = array.array("i", [0])  # twice as fast as an immutable buffer, of which the result has to be converted
     try:
         fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
@@ -74,10 +79,10 @@ def unread(sock: HasDescriptor) -> int:
 def resident_memory(pid: int | None = None) -> int | None:
     """Return the bytes of memory that a process holds, shared ones included (RSS, proc_pid_statm(5)).
 
-    Without a ``/proc`` it is the most that this process has ever held (getrusage(2)), and None for another one, as
-    it is for one that has ended.
+    Without a ``/proc`` it is the most that this process has ever held (getrusage(2)). The result is None for a process
+    that has ended and, without a ``/proc``, for every other process.
 
-    :param pid: this process by default.
+    :param pid: the process; this one by default.
     """
     try:
         with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
@@ -103,10 +108,10 @@ def pass_credentials(channel: socket.socket) -> None:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
-def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
+def send_with_descriptors(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
     """Send all of ``data``, the first piece of it with ``descriptors`` (SCM_RIGHTS in unix(7)).
 
-    :raises OSError: the other end is gone, or (``BlockingIOError``) does not take more.
+    :raises OSError: the other end is closed, or (``BlockingIOError``) takes no more.
     """
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     sent = channel.sendmsg([data], ancillary)
@@ -114,12 +119,14 @@ def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> No
         channel.sendall(data[sent:])
 
 
-def receive_with(channel: socket.socket, size: int = 65536) -> tuple[bytes, list[int], int | None]:
-    """Return bytes, the descriptors that came with them (close-on-exec) and the sender's pid where it is passed.
+def receive_with_descriptors(channel: socket.socket, size: int = 65536) -> tuple[bytes, list[int], int | None]:
+    """Return bytes, the descriptors that came with them (close-on-exec), and the sender's pid or None.
 
-    :raises OSError: as ``recvmsg``.
+    The kernel passes the pid after :func:`pass_credentials`.
+
+    :raises OSError: whatever ``recvmsg`` raises.
     """
-    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4) + socket.CMSG_SPACE(_UCRED.size)
+    space = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4) + socket.CMSG_SPACE(_UCRED.size)
     data, ancillary, _flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
     descriptors, sender = array.array("i"), None
     for level, kind, payload in ancillary:

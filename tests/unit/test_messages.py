@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from zdworker.errors import MessageError
 from zdworker.ipc.messages import (
-    HINTS,
-    KINDS,
+    FIELD_TYPES,
+    MESSAGE_TYPES,
     PROTOCOL,
     Counts,
     Decoder,
@@ -50,7 +50,10 @@ def field_values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 messages: st.SearchStrategy[Message] = st.one_of(
-    [st.builds(kind, **{name: field_values(hint) for name, hint in HINTS[kind].items()}) for kind in KINDS.values()]
+    [
+        st.builds(kind, **{name: field_values(hint) for name, hint in FIELD_TYPES[kind].items()})
+        for kind in MESSAGE_TYPES.values()
+    ]
 )
 
 
@@ -84,7 +87,7 @@ def test_garbage_is_a_message_error_and_nothing_else(pieces: list[bytes]) -> Non
     decoder = Decoder(limit=20)
     for piece in pieces:
         try:
-            assert all(isinstance(message, tuple(KINDS.values())) for message in decoder.feed(piece))
+            assert all(isinstance(message, tuple(MESSAGE_TYPES.values())) for message in decoder.feed(piece))
         except MessageError:
             continue
 
@@ -173,5 +176,5 @@ def test_a_bad_line_loses_no_other() -> None:
 
 
 def test_every_kind_is_known_by_its_name() -> None:
-    assert all(kind.__name__.lower() == name for name, kind in KINDS.items())
-    assert all(dataclasses.is_dataclass(kind) for kind in KINDS.values())
+    assert all(kind.__name__.lower() == name for name, kind in MESSAGE_TYPES.items())
+    assert all(dataclasses.is_dataclass(kind) for kind in MESSAGE_TYPES.values())

@@ -15,7 +15,7 @@ from zdworker.master.reactor import Reactor
 def reactor() -> Iterator[Reactor]:
     made = Reactor()
     yield made
-    made.leave_to_child()
+    made.close_in_child()
 
 
 def test_a_readable_descriptor_is_called_back(reactor: Reactor) -> None:
@@ -40,8 +40,8 @@ def test_a_wake_ends_a_wait(reactor: Reactor) -> None:
 def test_timers_are_called_once_in_their_order_and_not_before(reactor: Reactor) -> None:
     start = time.monotonic()
     called: list[tuple[str, float]] = []
-    reactor.later(0.04, lambda: called.append(("second", time.monotonic())))
-    reactor.later(0.02, lambda: called.append(("first", time.monotonic())))
+    reactor.call_later(0.04, lambda: called.append(("second", time.monotonic())))
+    reactor.call_later(0.02, lambda: called.append(("first", time.monotonic())))
     while len(called) < 2:
         reactor.wait(5)
     assert [name for name, _moment in called] == ["first", "second"]

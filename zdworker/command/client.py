@@ -1,11 +1,11 @@
-"""The command's side of the control socket: finding a running master, and talking to it.
+"""The command's side of the control socket: it finds a running master and exchanges messages with it.
 
 Rules:
 
-* A master is named by its pid, its pidfile or its socket; without a name it is the only one that runs. Where there are
-  several, none is guessed.
-* What the kernel knows is asked, not the log or a name: which sockets a process listens on.
-* Every failure is a line that says what to do.
+* A master is named by its pid, its pidfile or its socket. Without a name it is the only one that runs; where several
+  run, none is guessed.
+* The kernel is asked which sockets a process listens on, not a log or a file name.
+* The text of every error says what to do.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from zdworker.errors import MessageError, NoInstance, OrderRefused, SeveralInsta
 from zdworker.ipc.control_directory import directory_of
 from zdworker.ipc.messages import Message, Order, Refused, Report, decode, encode
 
-PATIENCE = 10.0
+ANSWER_TIMEOUT_S = 10.0
 """Seconds that a master has for its first answer."""
 
-SOCKETS = "/proc/{}/net/unix"
-LISTENING = "00010000"
-"""Flag of a listening socket in that file (proc_net_unix(5), __SO_ACCEPTCON)."""
+UNIX_SOCKETS_FILE = "/proc/{}/net/unix"
+LISTENING_FLAGS = "00010000"
+"""The flags of a listening socket in that file (proc_net_unix(5), __SO_ACCEPTCON)."""
 
 
 def find(pid: int | None = None, pidfile: str | None = None, path: str | None = None) -> str:
@@ -41,8 +41,8 @@ def find(pid: int | None = None, pidfile: str | None = None, path: str | None = 
     if pidfile is not None:
         pid = _read_pidfile(pidfile)
     if pid is not None:
-        return _of_process(pid)
-    running = list(_running())
+        return _socket_of_process(pid)
+    running = list(_running_masters())
     if len(running) == 1:
         return running[0]
     if not running:
@@ -57,7 +57,7 @@ def _read_pidfile(name: str) -> int:
         raise NoInstance(f"--pidfile {name} has no pid in it: {error}") from error
 
 
-def _of_process(pid: int) -> str:
+def _socket_of_process(pid: int) -> str:
     try:
         owner = os.stat(f"/proc/{pid}").st_uid
     except OSError:
@@ -65,7 +65,7 @@ def _of_process(pid: int) -> str:
     default = directory_of(owner) / f"{pid}.sock"
     if os.path.exists(default):  # not Path.exists(): in another user's directory that raises
         return str(default)
-    for path in _listening(pid):
+    for path in _listening_paths(pid):
         with contextlib.suppress(NoInstance, MessageError, OrderRefused, TimeoutError):
             status(path)
             return path
@@ -75,22 +75,22 @@ def _of_process(pid: int) -> str:
     )
 
 
-def _listening(pid: int) -> list[str]:
+def _listening_paths(pid: int) -> list[str]:
     """Return the paths of the sockets that a process listens on."""
     try:
         targets = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-        lines = Path(SOCKETS.format(pid)).read_text().splitlines()
+        lines = Path(UNIX_SOCKETS_FILE.format(pid)).read_text().splitlines()
     except OSError:
         return []
     inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
     # Num RefCount Protocol Flags Type St Inode Path
     rows = [line.split(None, 7) for line in lines[1:]]
-    found = [row[7] for row in rows if len(row) == 8 and row[3] == LISTENING and row[6] in inodes]
+    found = [row[7] for row in rows if len(row) == 8 and row[3] == LISTENING_FLAGS and row[6] in inodes]
     return [path for path in found if path.startswith("/")]
 
 
-def _running() -> Iterator[str]:
-    """Yield the control sockets of this user that somebody listens on."""
+def _running_masters() -> Iterator[str]:
+    """Yield the paths of this user's control sockets on which a process listens."""
     named = os.environ.get("ZD_CONTROL_SOCKET", "")
     candidates = [Path(named)] if named.startswith("/") else []
     candidates += sorted(directory_of(os.geteuid()).glob("*.sock"))
@@ -101,21 +101,24 @@ def _running() -> Iterator[str]:
 
 
 def status(path: str) -> dict[str, Any]:
-    """Return how things are with the master that listens on ``path``.
+    """Return the status of the master that listens on ``path``.
 
-    :raises NoInstance: there is none, or it is not ours to ask.
+    :raises NoInstance: there is none, or this user may not connect to it.
+    :raises OrderRefused: it does not carry the order out.
+    :raises MessageError: its answer is not a message.
+    :raises TimeoutError: it does not answer within :data:`ANSWER_TIMEOUT_S` seconds.
     """
-    with Conversation(path) as master:
-        answer = master.order(Order("status"), PATIENCE)
+    with Connection(path) as master:
+        answer = master.order(Order("status"))
     if not isinstance(answer, Report):
         raise NoInstance(f"{path} gave a strange answer: {answer!r}")
     return answer.status
 
 
-class Conversation:
+class Connection:
     """A connection to a master.
 
-    :raises NoInstance: nobody listens there, or this user may not.
+    :raises NoInstance: no process listens there, or this user may not connect.
     """
 
     def __init__(self, path: str) -> None:
@@ -131,38 +134,39 @@ class Conversation:
             self.close()
             raise NoInstance(f"no master listens on {path}: {error.strerror or error}") from None
 
-    def __enter__(self) -> Conversation:
+    def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._socket.close()
 
-    def order(self, order: Order, patience: float) -> Message:
-        """Give an order, and return the first answer.
+    def order(self, order: Order) -> Message:
+        """Send an order and return the first answer, for which the master has :data:`ANSWER_TIMEOUT_S` seconds.
 
-        :param patience: seconds to wait for it.
-        :raises NoInstance: the master is gone.
-        :raises OrderRefused: it does not carry it out.
-        :raises TimeoutError: there is none in time.
-        """
-        with contextlib.suppress(ConnectionError):  # it has closed the connection at once: hear() says so
-            self._socket.sendall(encode(order))
-        return self.hear(time.monotonic() + patience)
-
-    def hear(self, until: float | None) -> Message:
-        """Return the next answer.
-
-        :param until: when to give up, by ``time.monotonic()``; None: never.
         :raises NoInstance: the master has ended.
         :raises OrderRefused: it does not carry the order out.
+        :raises MessageError: the answer is not a message.
+        :raises TimeoutError: there is none in time.
+        """
+        with contextlib.suppress(ConnectionError):  # the master has closed the connection: receive() raises for that
+            self._socket.sendall(encode(order))
+        return self.receive(time.monotonic() + ANSWER_TIMEOUT_S)
+
+    def receive(self, deadline: float | None) -> Message:
+        """Return the next answer.
+
+        :param deadline: when to give up, by ``time.monotonic()``; None: never.
+        :raises NoInstance: the master has ended.
+        :raises OrderRefused: it does not carry the order out.
+        :raises MessageError: the answer is not a message.
         :raises TimeoutError: there is none in time.
         """
         while b"\n" not in self._rest:
-            self._socket.settimeout(None if until is None else max(0.001, until - time.monotonic()))
+            self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
             try:
                 data = self._socket.recv(65536)
             except ConnectionError:

@@ -243,7 +243,7 @@ class Executor:
         if self._fleet.ending or over or (empty and passed >= HANDSHAKE_S):
             self._tell_to_leave(record, signal.SIGTERM)
         else:
-            self._reactor.later(HANDSHAKE_S / 5, partial(self._drain_with_socket, record, since))
+            self._reactor.call_later(HANDSHAKE_S / 5, partial(self._drain_with_socket, record, since))
 
     def _kill(self, action: events.Kill) -> None:
         record = self._children.workers.get(action.worker_id)

@@ -1,8 +1,8 @@
 """The one poll of the master, under Gunicorn's loop.
 
-Rules: everything happens on the main thread; a callback runs when its descriptor is readable or its time has come, and
-nothing else is ever waited for. Signals and other threads wake the poll through a pipe, so that nothing that happens
-between a look at the queue and the poll is slept over (the self-pipe trick; ``signal.set_wakeup_fd``).
+Rules: all callbacks run on the main thread, when their descriptor is readable or their time has come, and the master
+waits nowhere else. Signals and other threads end the poll by a byte in a pipe, so that a signal that arrives after the
+check of Gunicorn's queue and before the poll is not delayed (the self-pipe trick; ``signal.set_wakeup_fd``).
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ class Reactor:
     """A poll over a wake-up pipe and any number of descriptors."""
 
     def __init__(self) -> None:
-        # poll(2), not epoll: an epoll descriptor would be shared with every process that is ever forked from here.
+        # poll(2) and not epoll, whose descriptor would be shared with each process that is forked from the master.
         self._selector = selectors.PollSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
-        self.add(self._reader, self._woken)
+        self.add(self._reader, self._drain_wakeups)
 
-    def take_signals(self) -> None:
-        """Have signals wake the poll; call it when their handlers are in place."""
+    def wake_on_signals(self) -> None:
+        """Have signals end the poll. Call this after their handlers are set."""
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
     def add(self, descriptor: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` whenever ``descriptor`` is readable or at its end."""
+        """Call ``callback`` whenever ``descriptor`` is readable or at its end of file."""
         self._selector.register(descriptor, selectors.EVENT_READ, callback)
 
     def remove(self, descriptor: int) -> None:
-        """Forget ``descriptor``; it may be unknown."""
+        """Stop polling ``descriptor``, which need not be polled."""
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(descriptor)
 
-    def later(self, seconds: float, callback: Callable[[], None]) -> None:
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, ``seconds`` from now."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), callback))
 
@@ -66,8 +66,8 @@ class Reactor:
         with contextlib.suppress(BlockingIOError):
             os.write(self._writer, b"\0")
 
-    def leave_to_child(self) -> None:
-        """In a forked child: let go of what is the master's. Nothing is left for a second call, in a child of that."""
+    def close_in_child(self) -> None:
+        """Close the master's polled descriptors in a forked child; a second call, in a child of that, does nothing."""
         if self._writer < 0:
             return
         signal.set_wakeup_fd(-1)
@@ -78,7 +78,7 @@ class Reactor:
         os.close(self._writer)
         self._writer = -1
 
-    def _woken(self) -> None:
+    def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._reader, 4096):
                 pass
