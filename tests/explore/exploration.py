@@ -40,7 +40,7 @@ from zdworker.core.events import (
     WorkerReady,
     WorkerReplacementRequested,
 )
-from zdworker.core.fleet import Fleet, Phase, WorkerState
+from zdworker.core.fleet import Fleet, GenerationState, Phase, WorkerState
 from zdworker.core.rollout import ROLL_ATTEMPTS, START_ATTEMPTS, Rollout
 
 BEGIN = 1000.0
@@ -109,31 +109,20 @@ def canonical(stage: Stage, policies: tuple[Policy, ...]) -> bytes:
     def policy(value: Policy | None) -> Any:
         return None if value is None else (_which(value, policies), generation(value.configuration))
 
-    workers = [
-        (
-            worker.slot,
-            generation(worker.generation),
-            worker.state.value,
-            worker.deadline is None,
-            worker.ready_at is None or worker.ready_at <= STABLE,
-            worker.verified,
-            worker.replacement_requested,
-            stage.processes.get(worker.worker_id),
-            worker.worker_id in stage.leaving_only,
-        )
-        for worker in sorted(fleet.workers.values(), key=lambda w: w.worker_id)
-    ]
-    servers = [
-        (
-            generations[number],
-            known.state.value,
-            known.deadline is None,
-            known.preloaded,
-            known.loaded_at is None or known.loaded_at <= STABLE,
-            stage.servers.get(number),
-        )
-        for number, known in sorted(fleet.generations.items())
-    ]
+    workers = []
+    for worker in sorted(fleet.workers.values(), key=lambda w: w.worker_id):
+        process = stage.processes.get(worker.worker_id), worker.worker_id in stage.leaving_only
+        row: tuple[Any, ...] = (worker.slot, generation(worker.generation), worker.state.value, process)
+        if not worker.leaving:  # of one that leaves nothing else matters any more
+            young = worker.ready_at is not None and worker.ready_at > STABLE
+            row += (worker.deadline is None, young, worker.verified, worker.replacement_requested)
+        workers.append(row)
+    servers = []
+    for number, known in sorted(fleet.generations.items()):
+        row = (generations[number], known.state.value, stage.servers.get(number))
+        if known.state is not GenerationState.LOST:
+            row += (known.preloaded, known.loaded_at is not None and known.loaded_at > STABLE)
+        servers.append(row)
     cap = START_ATTEMPTS if fleet.never_served else 1
     slots = [(n, min(s.failures, cap), s.retry_at > BEGIN) for n, s in sorted(fleet.slots.items())]
     loading = fleet.loading and (generation(fleet.loading.generation), fleet.loading.purpose.value)

@@ -177,6 +177,7 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
             started=command.started,
         )
         # The message is sent before there is a reader, so that the master never waits for the other side.
+        log.debug("master -> fork server of generation %s: %r", number, init)
         channel.send(init, [2])
         pid = _spawn(command, other, writer)
     except BaseException:
