@@ -69,10 +69,11 @@ def zd_hooks(cfg: Any) -> dict[str, Callable[..., object]]:
     return settings.hooks(namespace(cfg))
 
 
-def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
+def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
     """Return a new ``gunicorn.config.Config``, with ``values`` and with hooks that are evaluated in this process.
 
     :param app: Gunicorn's application; it is not changed.
+    :param file: the file that the configuration in force was read from, empty without one.
     :param environment: the environment that the master was started with.
     :param values: the settings that are plain data, by name, as the generation has evaluated them.
     :param directory: where the master was started; relative paths start there, as they do in the generation. The
@@ -80,7 +81,7 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
     :raises GenerationError: the configuration raised an exception or exited, or cannot take the place of ``app.cfg``;
         the text says why.
     """
-    evaluated, before, file = copy.copy(app), app.cfg, file_of(app.cfg)
+    evaluated, before = copy.copy(app), app.cfg
     try:
         with _started_in(directory):
             evaluated.do_load_config()

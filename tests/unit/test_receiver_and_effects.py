@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -61,13 +62,18 @@ class Gunicorn:
         self.hooks: list[str] = []
         self.killed: list[tuple[int, int]] = []
         self.refusal: Exception | None = None
+        self.offered = {2}
+        self.evaluated_by: list[threading.Thread] = []
         self.restored: list[int] = []
         current = SimpleNamespace(cfg=Config(), settings=Settings(), listeners=[])
-        hook_environment = SimpleNamespace(changes=dict, server_attributes=dict)
+        hook_environment = SimpleNamespace(changes=dict, server_attributes=dict, note=lambda: None)
         self.zd_configuration: Any = SimpleNamespace(
             app=None,
             current=current,
             hook_environment=hook_environment,
+            is_kept=lambda number: number == 0,
+            is_offered=lambda number: number in self.offered,
+            evaluate=self._evaluate,
             take=self._take,
             restore=self.restored.append,
             offer=lambda *_: None,
@@ -75,9 +81,14 @@ class Gunicorn:
         )
         self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
 
-    def _take(self, number: int) -> Policy:
-        if self.refusal is not None:
+    def _evaluate(self, number: int) -> str:
+        self.evaluated_by.append(threading.current_thread())
+        if self.refusal is not None and threading.current_thread() is not threading.main_thread():
             raise self.refusal
+        return "evaluated"
+
+    def _take(self, number: int, evaluated: str | None) -> Policy:
+        assert (evaluated is None) == (number == 0)
         return Policy(configuration=number)
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
@@ -219,9 +230,34 @@ def test_a_spawn_without_a_fork_server_is_an_event(bench: Bench) -> None:
 
 def test_a_configuration_is_taken_and_the_core_learns_of_it_first(bench: Bench) -> None:
     bench.executor.execute(events.TakeConfiguration(2, 2))
+    assert bench.taken() == [], "it is evaluated in a thread, and the loop goes on"
+    bench.reactor.wait(5.0)
     assert bench.taken() == [events.ConfigurationTaken(2, Policy(configuration=2))]
     assert bench.gunicorn.hooks == ["on_reload"]
     assert bench.seen.names == ["configuration"]
+    assert bench.gunicorn.evaluated_by != [threading.main_thread()]
+
+
+def test_a_kept_configuration_is_taken_back_at_once(bench: Bench) -> None:
+    bench.executor.execute(events.TakeConfiguration(1, 0))
+    assert bench.taken() == [events.ConfigurationTaken(1, Policy(configuration=0))]
+
+
+def test_a_configuration_that_was_evaluated_too_late_is_not_taken(bench: Bench) -> None:
+    bench.executor.execute(events.TakeConfiguration(2, 2))
+    bench.gunicorn.offered.clear()
+    bench.reactor.wait(5.0)
+    assert bench.taken() == []
+    assert bench.gunicorn.hooks == []
+
+
+def test_a_configuration_that_needs_the_main_thread_gets_it(bench: Bench) -> None:
+    bench.gunicorn.refusal = GenerationError("the configuration cannot be evaluated")
+    bench.gunicorn.refusal.__cause__ = ValueError("signal only works in main thread of the main interpreter")
+    bench.executor.execute(events.TakeConfiguration(2, 2))
+    bench.reactor.wait(5.0)
+    assert bench.taken() == [events.ConfigurationTaken(2, Policy(configuration=2))]
+    assert bench.gunicorn.evaluated_by[-1] is threading.main_thread()
 
 
 @pytest.mark.parametrize(
@@ -234,6 +270,7 @@ def test_a_configuration_is_taken_and_the_core_learns_of_it_first(bench: Bench) 
 def test_whatever_refuses_a_configuration_is_an_event(bench: Bench, refusal: Exception, reason: str) -> None:
     bench.gunicorn.refusal = refusal
     bench.executor.execute(events.TakeConfiguration(2, 2))
+    bench.reactor.wait(5.0)
     assert bench.taken() == [events.ConfigurationRefused(2, reason)]
     assert bench.gunicorn.hooks == []
 

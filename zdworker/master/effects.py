@@ -23,11 +23,13 @@ from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Leave, Spawn
 from zdworker.master import launch
+from zdworker.master.background import call_in_background
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.receiver import Receiver
+from zdworker.master.reconfiguration import Evaluated
 
 HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: a socket's buffer has to take the message at once."""
@@ -95,8 +97,7 @@ class Executor:
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
         try:
-            file = gunicorn_config.file_of(configuration.current.cfg)
-            server = launch.start_generation(number, self._command, file, self._log)
+            server = launch.start_generation(number, self._command, configuration.current.file, self._log)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return
@@ -120,15 +121,42 @@ class Executor:
     # -- the configuration ---------------------------------------------------------------------------------------
 
     def _take_configuration(self, action: events.TakeConfiguration) -> None:
+        configuration = self._gunicorn.zd_configuration
+        configuration.hook_environment.note()
+        if configuration.is_kept(action.configuration):
+            self._take_evaluated(action, None)
+            return
+        # In a thread, because the loop has to go on however long the configuration takes, or if it never ends.
+        call_in_background(
+            self._reactor,
+            lambda: configuration.evaluate(action.configuration),
+            lambda result: self._evaluated(action, result),
+        )
+
+    def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | Exception) -> None:
+        configuration = self._gunicorn.zd_configuration
+        if not configuration.is_offered(action.configuration):
+            return  # it took so long that the generation was given up, and nothing has changed
+        if isinstance(result, Exception) and _wants_main_thread(result):
+            self._log.warning(
+                "The configuration can be evaluated in the main thread only (it sets signal handlers, say): the master "
+                "waits for it"
+            )
+            try:
+                result = configuration.evaluate(action.configuration)
+            except Exception as error:  # noqa: BLE001  # whatever a configuration raises
+                result = error
+        if isinstance(result, Exception):
+            self._refuse_configuration(action.generation, result)
+        else:
+            self._take_evaluated(action, result)
+
+    def _take_evaluated(self, action: events.TakeConfiguration, evaluated: Evaluated | None) -> None:
         number, configuration = action.generation, self._gunicorn.zd_configuration
         try:
-            policy = configuration.take(action.configuration)
-        except (GenerationError, SettingError) as error:
-            self._publish(events.ConfigurationRefused(number, str(error)))
-            return
+            policy = configuration.take(action.configuration, evaluated)
         except Exception as error:  # noqa: BLE001  # a log file that cannot be opened, a bug: the old one stays
-            self._log.exception("The new configuration cannot be taken over")
-            self._publish(events.ConfigurationRefused(number, f"the configuration cannot be taken over: {error!r}"))
+            self._refuse_configuration(number, error)
             return
         # First, so that the core waits for nothing, whatever happens in the following steps.
         self._publish(events.ConfigurationTaken(number, policy))
@@ -138,6 +166,13 @@ class Executor:
         self._log.reopen_files()
         self._gunicorn.zd_hook("on_reload")
         self._observers.notify(Observer.configuration_taken)
+
+    def _refuse_configuration(self, number: int, error: Exception) -> None:
+        reason = str(error)
+        if not isinstance(error, (GenerationError, SettingError)):
+            self._log.error("The new configuration cannot be taken over", exc_info=error)
+            reason = f"the configuration cannot be taken over: {error!r}"
+        self._publish(events.ConfigurationRefused(number, reason))
 
     def _restore_configuration(self, number: int) -> None:
         configuration = self._gunicorn.zd_configuration
@@ -300,3 +335,9 @@ class Executor:
     def _degraded(self, action: events.Degraded) -> None:
         self._log.error("Degraded: %s", action.reason)
         self._observers.notify(Observer.degraded, action.reason, action.traceback, self._fleet)
+
+
+def _wants_main_thread(error: Exception) -> bool:
+    """Return whether a configuration failed because it was not evaluated in the main thread (``signal.signal``)."""
+    cause = error.__cause__
+    return isinstance(cause, ValueError) and "main thread" in str(cause)

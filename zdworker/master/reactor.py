@@ -7,6 +7,7 @@ check of Gunicorn's queue and before the poll is not delayed (the self-pipe tric
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import heapq
 import itertools
@@ -24,6 +25,7 @@ class Reactor:
         # poll(2) and not epoll, whose descriptor would be shared with each process that is forked from the master.
         self._selector = selectors.PollSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._from_threads: collections.deque[Callable[[], None]] = collections.deque()
         self._numbers = itertools.count()
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
@@ -47,11 +49,18 @@ class Reactor:
         """Call ``callback`` once, ``seconds`` from now."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), callback))
 
+    def call_from_thread(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, soon, on the main thread; for other threads."""
+        self._from_threads.append(callback)
+        self.wake()
+
     def wait(self, timeout: float) -> None:
         """Wait up to ``timeout`` seconds, then run the callbacks of what is readable and of timers that are due."""
         if self._timers:
             timeout = min(timeout, self._timers[0][0] - time.monotonic())
         self._poll(timeout)
+        while self._from_threads:
+            self._from_threads.popleft()()
         while self._timers and self._timers[0][0] <= time.monotonic():
             heapq.heappop(self._timers)[2]()
 

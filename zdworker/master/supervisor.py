@@ -72,7 +72,10 @@ class Supervisor:
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
         timeout = min(timeout, self._notifier.due_in())
-        self.reactor.wait(timeout)
+        try:
+            self.reactor.wait(timeout)
+        except Exception:  # noqa: BLE001  # a callback has a fault: what else is readable comes with the next poll
+            self._log.exception("zdworker: what came could not be handled")
         self.handle(events.Tick())
 
     def handle(self, event: events.Event) -> None:

@@ -204,7 +204,7 @@ def test_winch_to_a_daemon(make_server: Start, site: Site) -> None:
 
 
 def test_quick_edits_in_development(start: Start, site: Site) -> None:
-    """``--reload``: an edit every few seconds, each of them served soon (Gunicorn rules out ``--preload`` beside it)."""
+    """``--reload``: edits some seconds apart, each of them served soon (Gunicorn rules out ``--preload`` with it)."""
     server = start("--reload", workers=1)
     for version in ("two", "three", "four"):
         # Gunicorn's reloader looks at the files once a second, and takes a file's time when it first sees it: an edit
