@@ -89,7 +89,7 @@ def no_jitter() -> float:
 def first_stage(policy: Policy) -> Stage:
     """Return the stage before anything has happened."""
     stage = Stage(policy, Rollout(Fleet(policy=policy, size=policy.workers), no_jitter))
-    stage.takes_at_once = False
+    stage.takes_at_once, stage.drops_late_answers = False, True
     stage.now = BEGIN
     return stage
 

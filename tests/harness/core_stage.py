@@ -63,6 +63,9 @@ class Stage:
     takes_at_once = True
     """Whether a configuration is taken over as soon as that is asked for; else by :meth:`take`."""
 
+    drops_late_answers = False
+    """Whether the configuration of a generation that has ended is not taken over any more, as the edge does it."""
+
     def __init__(self, policy: Policy | None = None, core: Rollout | None = None) -> None:
         self.core = core or rollout(policy or Policy(), lambda: 0.0)
         self.now = 1000.0
@@ -128,6 +131,8 @@ class Stage:
                 self.servers[number] = False
             case EndGeneration(generation=number):
                 self.servers.pop(number, None)
+                if self.drops_late_answers:
+                    self.taking = [order for order in self.taking if order.generation != number]
             case TakeConfiguration():
                 self.taking.append(action)
             case RestoreConfiguration(configuration=number):
