@@ -8,21 +8,27 @@ Rules, all of them parts of the invariant:
   ``unavailable`` allows it and the new generation is verified, or where nothing else would make room.
 * Until the new generation is verified a single worker, the canary, tries it out. A slot that a crash empties in the
   meantime is filled from the generation before.
+* A fork server has at most :data:`FORKS_AT_A_TIME` orders that it has not carried out. The other slots wait their turn.
 
 These are questions to the facts, asked again after every event, rather than steps of a script. So whatever happens in
 between (a crash, a second reload, a change of number) needs no case of its own.
 
-Why it never stands still: as long as a worker boots, is being verified or drains, its deadline brings an event. When
-none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable`` are ready
-(surge and unavailable are not both 0), so that one which may not stay can leave.
+Why it never stands still: as long as a worker is forked, boots, is being verified or drains, its deadline brings an
+event. When none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable``
+are ready (surge and unavailable are not both 0), so that one which may not stay can leave.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 
 from zdworker.core.fleet import Fleet, Worker, WorkerState
+
+FORKS_AT_A_TIME = 8
+"""Workers that a fork server is asked for at a time. It forks one after the other, so more of them would not be there
+sooner; but each order holds descriptors, and an order that was given cannot be taken back."""
 
 
 class _Facts:
@@ -49,6 +55,12 @@ class _Facts:
     def no_room(self) -> bool:
         """Whether only the end of a worker that serves can make room."""
         return not _has_room(self.fleet) and not any(w.leaving or not w.verified for w in self.fleet.workers.values())
+
+    @cached_property
+    def busy(self) -> set[int]:
+        """The generations whose fork servers have as many orders as they may have at a time."""
+        forking = Counter(w.generation for w in self.fleet.workers.values() if w.state is WorkerState.FORKING)
+        return {generation for generation, orders in forking.items() if orders >= FORKS_AT_A_TIME}
 
     @cached_property
     def canary_exists(self) -> bool:
@@ -131,7 +143,7 @@ def _next_to_fill(facts: _Facts, now: float) -> tuple[int, int] | None:
     for number in _lacking(facts):
         if _retry_at(facts, number) <= now:
             generation = _source_for(facts, number)
-            if generation is not None:
+            if generation is not None and generation not in facts.busy:
                 return number, generation
     return None
 
@@ -157,7 +169,7 @@ def _source_for(facts: _Facts, number: int) -> int | None:
 def next_retry(fleet: Fleet) -> float | None:
     """Return when the next slot that waits out a backoff may be filled.
 
-    A slot whose time has come waits for room or for a fork server, and these bring an event.
+    A slot whose time has come waits for room, or for a fork server or its turn there, and these bring an event.
     """
     facts = _Facts(fleet)
     times = sorted({_retry_at(facts, n) for n in _lacking(facts)})

@@ -354,6 +354,7 @@ class Rollout:
         if worker is None:
             return
         worker.state = step(WORKERS, worker.state, WorkerCause.FORKED)
+        self._steps.next_turn(worker, now)
         if worker.state is WorkerState.BOOTING:
             worker.deadline = now + self.fleet.policy.boot_timeout
         else:
@@ -410,6 +411,8 @@ class Rollout:
         before = worker.state
         worker.state = step(WORKERS, before, WorkerCause.GONE)
         del self.fleet.workers[event.worker_id]
+        if before is WorkerState.FORKING and not event.called_off:
+            self._steps.next_turn(worker, now)
         if before is WorkerState.READY and worker.verified:
             self._crashed(worker, event, now)
         elif event.called_off and not self.fleet.never_served:
@@ -428,8 +431,9 @@ class Rollout:
             return
         self._steps.kill(worker, _KILL_REASONS[before], now)
         if before is WorkerState.FORKING:
-            # The fork server is stuck, and of no use.
-            self._steps.abandon(worker.generation, now)
+            # The fork server is stuck, and of no use. That is one failure, however many workers wait for it.
+            if not self._steps.abandon(worker.generation, now):
+                return
             reason = f"not forked within {FORK_TIMEOUT_S:g} s"
             self._boot_failed(worker, WorkerFailed(worker.worker_id, reason), now)
         elif before is WorkerState.BOOTING:

@@ -20,6 +20,7 @@ import errno
 import gc
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -32,10 +33,10 @@ from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Forked, Init, Loaded, LoadFailed, NotForked, Spawn
+from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
 
 # As they are before a worker class monkey-patches: gevent's own watch children from a hub that nothing turns here.
-_fork, _waitpid = os.fork, os.waitpid
+_fork, _waitpid, _poll = os.fork, os.waitpid, select.poll
 
 
 def main() -> NoReturn:
@@ -135,6 +136,7 @@ class Generation:
         self.master = begin.master
         self._configuration = begin.configuration
         self._stderr = channel.take(begin.descriptors)["stderr"][0]
+        self.hook_data = HookData()
         self.app: Any = None
         self.cfg: Any = None
         self.log: Any = None
@@ -152,7 +154,9 @@ class Generation:
         while True:
             received = self.channel.receive()
             for message, _sender in received.messages:
-                if isinstance(message, Spawn):
+                if isinstance(message, HookData):
+                    self.hook_data = message
+                elif isinstance(message, Spawn):
                     self._spawn(message)
             if received.closed or received.error:
                 os._exit(0)
@@ -233,6 +237,9 @@ class Generation:
     def _spawn(self, message: Spawn) -> None:
         """Fork twice: the worker's parent ends at once, and the master, as subreaper, becomes its parent."""
         descriptors = self.channel.take(message.descriptors)
+        if _is_called_off(descriptors["report"][0]):
+            _close(descriptors)
+            return
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD)
         try:
             pid = _fork()
@@ -246,9 +253,7 @@ class Generation:
             self._answer(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
-            for numbers in descriptors.values():
-                for number in numbers:
-                    os.close(number)
+            _close(descriptors)
 
     def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
         try:
@@ -262,3 +267,19 @@ class Generation:
     def _answer(self, message: Forked | NotForked) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(message)
+
+
+def _is_called_off(report: int) -> bool:
+    """Return whether the master has closed its end of a worker's report channel: it does not want that worker any more.
+
+    Nothing has been sent on it yet, so that an event can only be its end.
+    """
+    poll = _poll()
+    poll.register(report, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _close(descriptors: dict[str, list[int]]) -> None:
+    for numbers in descriptors.values():
+        for number in numbers:
+            os.close(number)

@@ -24,7 +24,7 @@ from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Hello, Spawn, Start
+from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 
@@ -32,8 +32,8 @@ from zdworker.settings import Settings
 class Origin(Protocol):
     """What a worker takes over from the process that it was forked from.
 
-    ``master`` is the master's pid; the others are Gunicorn's application, configuration and logger, zdworker's settings
-    and the worker class.
+    ``master`` is the master's pid, ``hook_data`` what hooks in the master have set; the others are Gunicorn's
+    application, configuration and logger, zdworker's settings and the worker class.
     """
 
     master: int
@@ -42,6 +42,7 @@ class Origin(Protocol):
     log: Any
     settings: Settings
     worker_class: Any
+    hook_data: HookData
 
 
 _Socket = socket.socket
@@ -102,7 +103,7 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
     from gunicorn import util
     from gunicorn.errors import AppImportError
 
-    for name, value in spawn.environment.items():
+    for name, value in generation.hook_data.environment.items():
         if value is None:
             os.environ.pop(name, None)
         else:
@@ -194,7 +195,7 @@ def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
     server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
     server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.worker_id, spawn.workers
     server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
-    for name, value in spawn.server_attributes.items():
+    for name, value in generation.hook_data.server_attributes.items():
         setattr(server, name, value)
     return server
 

@@ -91,6 +91,17 @@ class Init:
 
 
 @dataclass(frozen=True)
+class HookData:
+    """What hooks in the master have set, for every worker that is ordered from now on. It is sent when it has changed.
+
+    ``environment`` has None for the variables that hooks have removed.
+    """
+
+    environment: dict[str, str | None] = field(default_factory=dict)
+    server_attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Spawn:
     """Fork a worker. ``descriptors`` names the descriptors that come with the message, in their order."""
 
@@ -98,8 +109,6 @@ class Spawn:
     slot: int
     generation: int
     descriptors: list[str]
-    environment: dict[str, str | None] = field(default_factory=dict)
-    server_attributes: dict[str, Any] = field(default_factory=dict)
     worker_attributes: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
 
@@ -224,6 +233,7 @@ WorkerReport = Hello | Ready | Draining | Failed | ReplacementRequested | Counts
 Message = (
     ServerReport
     | Init
+    | HookData
     | Spawn
     | WorkerReport
     | Start
