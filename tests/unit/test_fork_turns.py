@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.harness.core_stage import UNBORN, Stage, started, steady
 from zdworker.core.events import (
     EndGeneration,
+    GenerationFailed,
     Kill,
     Policy,
     Spawn,
@@ -107,3 +110,43 @@ class TestTime:
         stage = steady(3).crash(0).crash(1).crash(2).passes(FORK_TIMEOUT_S)
         assert stage.servers == {2: False}
         assert [stage.fleet.slot(number).failures for number in range(3)] == [2, 1, 1]
+
+
+class TestLoss:
+    """A fork server that reports a failure after it has loaded is lost, like one whose process has ended."""
+
+    FAILED = GenerationFailed(1, "RuntimeError: enough", "Traceback ...")
+
+    def test_it_is_replaced(self) -> None:
+        stage = steady(2)
+        stage.tell(self.FAILED)
+        assert stage.servers == {2: False}
+        assert stage.fleet.state == "steady"
+        assert stage.load().crash(0).boot().slots() == [2, 1]
+
+    def test_the_end_of_its_process_is_nothing_new(self) -> None:
+        stage = steady(2)
+        stage.tell(self.FAILED)
+        stage.lose_server(1)
+        assert stage.fleet.restore_failures == 1
+
+    def test_nor_is_its_report_after_that(self) -> None:
+        stage = steady(2).lose_server(1)
+        stage.tell(self.FAILED)
+        assert stage.fleet.restore_failures == 1
+
+    def test_before_its_first_worker_was_ready_the_reload_has_failed(self) -> None:
+        stage = steady(2).reload()
+        stage.tell(GenerationFailed(2, "RuntimeError: enough"))
+        assert stage.reloads[2] == "failed"
+        assert stage.servers == {1: True}
+
+    @pytest.mark.parametrize("fails", [True, False])
+    def test_one_that_is_kept_for_a_rollback_is_not_replaced(self, fails: bool) -> None:
+        stage = steady(1, preloaded=True, rollback_window=300.0)
+        stage.reload(preloaded=True, policy=Policy(workers=1, rollback_window=300.0)).boot().gone()
+        assert stage.kept() == {1}
+        stage.tell(self.FAILED) if fails else stage.lose_server(1)
+        assert stage.kept() == set()
+        assert stage.servers == {2: True}
+        assert stage.fleet.restore_failures == 0

@@ -160,6 +160,7 @@ GENERATIONS: Mapping[tuple[GenerationState, GenerationCause], GenerationState] =
     (_G.CONFIGURING, _GC.FAILED): _G.LOST,
     (_G.CONFIGURING, _GC.GONE): _G.LOST,
     (_G.LOADED, _GC.RECONFIGURE): _G.CONFIGURING,
+    (_G.LOADED, _GC.FAILED): _G.LOST,
     (_G.LOADED, _GC.GONE): _G.LOST,
     # A report that was under way when the generation was ended changes nothing.
     (_G.LOST, _GC.LOADED): _G.LOST,

@@ -300,8 +300,12 @@ class Rollout:
             return
         before = generation.state
         step(GENERATIONS, before, GenerationCause.FAILED)
-        if before is not GenerationState.LOST:
-            self._steps.end(event.generation)
+        if before is GenerationState.LOST:
+            return
+        self._steps.end(event.generation)
+        if before is GenerationState.LOADED:
+            self._lost(generation, now)
+        else:
             self._load_failed(event, now)
 
     def _generation_gone(self, event: GenerationGone, now: float) -> None:
@@ -312,12 +316,17 @@ class Rollout:
         generation.state, generation.deadline = step(GENERATIONS, before, GenerationCause.GONE), None
         if before in (GenerationState.LOADING, GenerationState.CONFIGURING):
             self._load_failed(GenerationFailed(event.generation, "the fork server died while loading"), now)
-        elif self.fleet.previous is not None and event.generation == self.fleet.previous.generation:
-            self.fleet.previous = None  # nothing is spawned from it, so it is not replaced
         elif before is GenerationState.LOADED:
-            self._steps.count_loss(generation, now)
-            if not self.fleet.newest_verified and self._lacks_source():
-                self._steps.turn_back("its fork server died before the first new worker was ready", "")
+            self._lost(generation, now)
+
+    def _lost(self, generation: Generation, now: float) -> None:
+        """Note that a fork server is gone whose code was loaded."""
+        if self.fleet.previous is not None and generation.number == self.fleet.previous.generation:
+            self.fleet.previous = None  # nothing is spawned from it, so it is not replaced
+            return
+        self._steps.count_loss(generation, now)
+        if not self.fleet.newest_verified and self._lacks_source():
+            self._steps.turn_back("its fork server died before the first new worker was ready", "")
 
     def _load_failed(self, event: GenerationFailed, now: float) -> None:
         """Give up a generation that did not load: no worker was touched yet."""

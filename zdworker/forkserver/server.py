@@ -11,6 +11,8 @@ Rules:
   current at the start, however the link has been flipped since.
 * It keeps no listening socket (the kernel would go on accepting into it) and takes no signal but a rotation's; it ends
   with its channel, and with its master (death signal).
+* What a preloaded application has set for signals is given back to the workers. In here its handlers could take the
+  end of a child that is waited for, or end the fork server.
 """
 
 from __future__ import annotations
@@ -136,6 +138,7 @@ class Generation:
         self.master = begin.master
         self._configuration = begin.configuration
         self._stderr = channel.take(begin.descriptors)["stderr"][0]
+        self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.app: Any = None
         self.cfg: Any = None
@@ -149,17 +152,17 @@ class Generation:
             warnings = self._load(app)
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
+            while True:
+                received = self.channel.receive()
+                for message, _sender in received.messages:
+                    if isinstance(message, HookData):
+                        self.hook_data = message
+                    elif isinstance(message, Spawn):
+                        self._spawn(message)
+                if received.closed or received.error:
+                    os._exit(0)
         except BaseException as error:  # noqa: BLE001  # exits too: the master must hear of all of them
             self.give_up(error)
-        while True:
-            received = self.channel.receive()
-            for message, _sender in received.messages:
-                if isinstance(message, HookData):
-                    self.hook_data = message
-                elif isinstance(message, Spawn):
-                    self._spawn(message)
-            if received.closed or received.error:
-                os._exit(0)
 
     def give_up(self, error: BaseException) -> NoReturn:
         """Tell the master why this generation is of no use, and end."""
@@ -198,19 +201,33 @@ class Generation:
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
-        # A rotation: the workers do that for themselves, but the old file takes its space until all have let go of it.
-        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
+        self._take_rotations()
         if self.cfg.preload_app:
             self.worker_class.zd_prepare(self.cfg)
         before = import_checks.descriptors()
         if self.cfg.preload_app:
             self.app.wsgi()
+        self._keep_application_handlers()
         warnings = import_checks.warnings(before)
         # The worker class's own libraries are the generation's in any case: the workers share them.
         self.worker_class.zd_preload(self.cfg)
         # What is here stays here: a collector that looks at it would copy its pages into every worker.
         gc.freeze()
         return warnings
+
+    def _take_rotations(self) -> None:
+        """A rotation: the workers do that for themselves, but the old file takes its space until all let go of it."""
+        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
+
+    def _keep_application_handlers(self) -> None:
+        """Set the fork server's own handlers, and keep what the application has set at import for the workers."""
+        before = {signum: signal.getsignal(signum) for signum in (*syscalls.HELD, signal.SIGCHLD)}
+        # None is a handler that Python did not set, and cannot set again.
+        self._application_handlers = {signum: handler for signum, handler in before.items() if handler is not None}
+        for signum in syscalls.HELD:
+            signal.signal(signum, _take_no_signal)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._take_rotations()
 
     def _fix_paths(self) -> None:
         """``--chdir`` and ``--pythonpath`` may have brought links into ``sys.path``."""
@@ -248,8 +265,7 @@ class Generation:
         else:
             if pid == 0:
                 self._fork_worker(message, descriptors)
-            _pid, status = _waitpid(pid, 0)
-            refused = os.waitstatus_to_exitcode(status)
+            refused = _wait_for_end(pid)
             self._answer(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
@@ -262,6 +278,8 @@ class Generation:
         except OSError as error:
             os._exit(error.errno or errno.EAGAIN)
         self.channel.close()
+        for signum, handler in self._application_handlers.items():
+            signal.signal(signum, handler)
         worker_boot.become_worker(self, message, descriptors)
 
     def _answer(self, message: Forked | NotForked) -> None:
@@ -277,6 +295,18 @@ def _is_called_off(report: int) -> bool:
     poll = _poll()
     poll.register(report, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _wait_for_end(pid: int) -> int:
+    """Wait for the end of a child and return its exit code; 0 when another thread has taken it.
+
+    Then a worker that could not be forked is missed by the master: its report channel ends.
+    """
+    try:
+        _pid, status = _waitpid(pid, 0)
+    except ChildProcessError:
+        return 0
+    return os.waitstatus_to_exitcode(status)
 
 
 def _close(descriptors: dict[str, list[int]]) -> None:
