@@ -261,7 +261,9 @@ class Executor:
     def _tell_to_leave(self, record: WorkerRecord, signum: signal.Signals) -> None:
         if not (record.has_pid and record.forked):
             self._receiver.call_off(record, "was not needed any more")
-            return
+            # Its channel has ended by now. One that is there all the same does not read it: it is stopped.
+            if signum != signal.SIGKILL or not record.has_pid:
+                return
         if signum == signal.SIGTERM:
             # One that boots may read it together with ``Start``; for that one any TERM is an order.
             record.announce(Leave)

@@ -109,3 +109,52 @@ def test_a_fork_server_that_fails_after_it_has_loaded_is_an_ordinary_loss(start:
     assert "this fork server has had enough" in server.log
     assert "was not expected" not in server.log
     assert [server["generation"] for server in status(server)["fork_servers"]] == [2]
+
+
+DIES_BEFORE_FORKED = """
+import os as _os
+import signal as _signal
+from zdworker.forkserver import server as _fork_server, worker_boot as _worker_boot
+
+_waiting = _fork_server._waitpid
+
+
+def _die_instead(*arguments):
+    result = _waiting(*arguments)
+    if _os.path.exists("armed"):
+        while not _os.path.exists("greeted"):
+            pass
+        _os.remove("armed")
+        _os.kill(_os.getpid(), _signal.SIGKILL)
+    return result
+
+
+class _Stopping(_worker_boot.Channel):
+    def receive(self):
+        if _os.path.exists("armed") and not _os.path.exists("greeted"):
+            with open("pid", "w") as file:
+                file.write(str(_os.getpid()))
+            _os.rename("pid", "greeted")
+            _os.kill(_os.getpid(), _signal.SIGSTOP)
+        return super().receive()
+
+
+_fork_server._waitpid = _die_instead
+_worker_boot.Channel = _Stopping
+"""
+
+
+@pytest.mark.load
+def test_a_stopped_worker_whose_fork_server_died_before_it_reported_the_fork_is_killed(
+    start: Start, site: Site
+) -> None:
+    """It reads nothing, so that it does not learn that it is called off."""
+    armed, greeted = site.directory / "armed", site.directory / "greeted"
+    server = start(workers=2, extra=DIES_BEFORE_FORKED)
+    armed.touch()
+    os.kill(server.workers()[0], signal.SIGKILL)
+    stopped = int(wait_for(lambda: greeted.exists() and greeted.read_text(), 15, "the worker has greeted"))
+    wait_for(lambda: not alive(stopped), 30, "the stopped worker is killed")
+    server.wait_full()
+    assert stopped not in server.workers()
+    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
