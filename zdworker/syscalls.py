@@ -130,6 +130,18 @@ def send_with_descriptors(channel: socket.socket, data: bytes, descriptors: list
         channel.sendall(data[sent:])
 
 
+def send_some(channel: socket.socket, data: bytes, descriptors: list[int]) -> int:
+    """Send what ``channel`` has room for, and return how many bytes that is; the descriptors go with the first of them.
+
+    :raises OSError: the other end is gone, or the kernel passes no more descriptors on.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    try:
+        return channel.sendmsg([data], ancillary)
+    except BlockingIOError:
+        return 0
+
+
 def receive_with_descriptors(channel: socket.socket, size: int = 65536) -> tuple[bytes, list[int], int | None]:
     """Return bytes, the descriptors that came with them (close-on-exec), and the sender's pid or None.
 

@@ -7,6 +7,7 @@ from the core's; time stands still unless a test lets it pass.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 from zdworker.core import plan
 from zdworker.core.events import (
@@ -199,6 +200,8 @@ class Stage:
         if not self.taking and not fleet.ending:
             assert self.in_force == fleet.policy.configuration, "the master goes by another configuration"
         assert {*fleet.current, *fleet.fallback} <= set(fleet.generations)
+        forking = Counter(w.generation for w in fleet.workers.values() if w.state is WorkerState.FORKING)
+        assert all(orders <= plan.FORKS_AT_A_TIME for orders in forking.values()), "more forks than at a time"
         if fleet.previous is not None:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
         for slot in range(fleet.size):
@@ -382,7 +385,8 @@ def steady(workers: int = 4, preloaded: bool = False, **settings: float) -> Stag
     stage = Stage(Policy(workers=workers, **settings))  # type: ignore[arg-type]
     stage.tell(Start())
     stage.load(preloaded)
-    stage.boot()
+    while stage.coming():
+        stage.boot()
     stage.passes(60.0)
     assert stage.fleet.state == "steady"
     assert stage.slots() == [1] * workers

@@ -17,6 +17,7 @@ from zdworker.core.events import (
     GenerationFailed,
     GenerationGone,
     GenerationLoaded,
+    KillReason,
     Policy,
     RestoreConfiguration,
     Scale,
@@ -292,3 +293,7 @@ def test_a_reload_can_always_move(surge: int, unavailable: int, percent: bool, o
     assert fleet.surge >= 0
     assert 0 <= fleet.unavailable <= workers
     assert fleet.surge + fleet.unavailable >= 1
+
+
+def test_words_are_shown_by_their_names() -> None:
+    assert repr(KillReason.NOT_READY) == "KillReason.NOT_READY"

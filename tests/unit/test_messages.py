@@ -19,6 +19,7 @@ from zdworker.ipc.messages import (
     Decoder,
     Failed,
     Hello,
+    HookData,
     Loaded,
     LoadFailed,
     Message,
@@ -124,8 +125,8 @@ def test_what_is_wrong_is_said() -> None:
         (Loaded(PROTOCOL, True, {}, {}), "values", []),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", [1]),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", "text"),
-        (Spawn(1, 0, 1, []), "environment", {"A": 1}),
-        (Spawn(1, 0, 1, []), "environment", ["A"]),
+        (HookData(), "environment", {"A": 1}),
+        (HookData(), "environment", ["A"]),
         (Spawn(1, 0, 1, []), "descriptors", {}),
     ],
 )
@@ -135,13 +136,13 @@ def test_wrong_types_are_refused(message: Message, field: str, value: Any) -> No
 
 
 def test_a_variable_that_was_unset_is_none() -> None:
-    message = Spawn(1, 0, 1, ["tcp:0"], environment={"A": None, "B": "x"})
+    message = HookData(environment={"A": None, "B": "x"})
     assert decode(encode(message)) == message
 
 
 def test_what_json_cannot_hold_is_told_to_the_sender() -> None:
     with pytest.raises(TypeError):
-        encode(Spawn(1, 0, 1, [], server_attributes={"lock": object()}))
+        encode(HookData(server_attributes={"lock": object()}))
 
 
 class TestTooLong:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 
@@ -49,3 +51,40 @@ def test_timers_are_called_once_in_their_order_and_not_before(reactor: Reactor) 
     assert called[1][1] - start >= 0.04
     reactor.wait(0)
     assert len(called) == 2
+
+
+def test_a_full_socket_is_called_back_once_when_it_takes_more(reactor: Reactor) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    called: list[str] = []
+    reactor.add(ours.fileno(), lambda: called.append("read"))
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(b"x" * 65536)
+    reactor.when_writable(ours.fileno(), lambda: called.append("room"))
+    reactor.wait(0)
+    assert called == []
+    while len(theirs.recv(1 << 20)) == 1 << 20:
+        pass
+    reactor.wait(5)
+    reactor.wait(0)
+    assert called == ["room"]
+    theirs.send(b"x")
+    reactor.wait(5)
+    assert called == ["room", "read"]
+    reactor.remove(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+def test_a_reader_may_remove_its_own_descriptor_before_it_is_written_to(reactor: Reactor) -> None:
+    ours, theirs = socket.socketpair()
+    called: list[str] = []
+    reactor.add(ours.fileno(), lambda: reactor.remove(ours.fileno()))
+    reactor.when_writable(ours.fileno(), lambda: called.append("room"))
+    theirs.close()
+    reactor.wait(5)
+    reactor.when_writable(ours.fileno(), lambda: called.append("room"))
+    reactor.wait(0)
+    assert called == []
+    ours.close()

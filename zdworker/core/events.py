@@ -104,7 +104,10 @@ class ConfigurationRefused:
 
 @dataclass(frozen=True)
 class GenerationFailed:
-    """A fork server could not load; ``exit_code`` is what Gunicorn would have exited with."""
+    """A fork server could not load; ``exit_code`` is what Gunicorn would have exited with.
+
+    One that has loaded and fails later is lost, as if its process had ended.
+    """
 
     generation: int
     reason: str

@@ -160,6 +160,7 @@ GENERATIONS: Mapping[tuple[GenerationState, GenerationCause], GenerationState] =
     (_G.CONFIGURING, _GC.FAILED): _G.LOST,
     (_G.CONFIGURING, _GC.GONE): _G.LOST,
     (_G.LOADED, _GC.RECONFIGURE): _G.CONFIGURING,
+    (_G.LOADED, _GC.FAILED): _G.LOST,
     (_G.LOADED, _GC.GONE): _G.LOST,
     # A report that was under way when the generation was ended changes nothing.
     (_G.LOST, _GC.LOADED): _G.LOST,
@@ -254,14 +255,16 @@ class Previous:
 class Facts:
     """The facts of one moment, as the plan's questions need them; see :meth:`Fleet.facts`.
 
-    ``slots`` has the workers of each slot that are not leaving, ``fresh`` the ids of those that may stay. ``source``
-    and ``fallback_source`` are the generations that can be spawned from. ``room`` is how many more processes may
-    exist, ``must_serve`` how many verified workers have to go on when one is told to leave.
+    ``slots`` has the workers of each slot that are not leaving, ``fresh`` the ids of those that may stay, ``forking``
+    the number of orders that each generation's fork server has yet to carry out. ``source`` and ``fallback_source`` are
+    the generations that can be spawned from. ``room`` is how many more processes may exist, ``must_serve`` how many
+    verified workers have to go on when one is told to leave.
     """
 
     fleet: Fleet
     slots: dict[int, list[Worker]]
     fresh: set[int]
+    forking: dict[int, int]
     source: int | None
     fallback_source: int | None
     room: int
@@ -389,10 +392,6 @@ class Fleet:
         """Return what is remembered of a slot."""
         return self.slots.setdefault(number, Slot())
 
-    def retry_at(self, number: int) -> float:
-        """Return when a slot may be filled again."""
-        return self.slots[number].retry_at if number in self.slots else 0.0
-
     def fresh(self, worker: Worker) -> bool:
         """Return whether ``worker`` is one that may stay."""
         return worker.generation in self.current and not worker.replacement_requested and worker.slot < self.size
@@ -401,7 +400,10 @@ class Fleet:
         """Return what the plan's questions need, gathered once: they are asked of every worker, after every event."""
         slots: dict[int, list[Worker]] = {}
         fresh: set[int] = set()
+        forking: dict[int, int] = {}
         for worker in self.workers.values():
+            if worker.state is WorkerState.FORKING:
+                forking[worker.generation] = forking.get(worker.generation, 0) + 1
             if not worker.leaving:
                 slots.setdefault(worker.slot, []).append(worker)
                 if self.fresh(worker):
@@ -410,6 +412,7 @@ class Fleet:
             fleet=self,
             slots=slots,
             fresh=fresh,
+            forking=forking,
             source=self.source(self.current),
             fallback_source=self.source(self.fallback),
             room=self.size + self.surge - len(self.workers),

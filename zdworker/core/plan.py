@@ -8,13 +8,14 @@ Rules, all of them parts of the invariant:
   ``unavailable`` allows it and the new generation is verified, or where nothing else would make room.
 * Until the new generation is verified a single worker, the canary, tries it out. A slot that a crash empties in the
   meantime is filled from the generation before.
+* A fork server has at most :data:`FORKS_AT_A_TIME` orders that it has not carried out. The other slots wait their turn.
 
 These are questions to the facts, asked again after every event, rather than steps of a script. So whatever happens in
 between (a crash, a second reload, a change of number) needs no case of its own.
 
-Why it never stands still: as long as a worker boots, is being verified or drains, its deadline brings an event. When
-none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable`` are ready
-(surge and unavailable are not both 0), so that one which may not stay can leave.
+Why it never stands still: as long as a worker is forked, boots, is being verified or drains, its deadline brings an
+event. When none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable``
+are ready (surge and unavailable are not both 0), so that one which may not stay can leave.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zdworker.core.fleet import Facts, Worker, WorkerState
+
+FORKS_AT_A_TIME = 8
+"""Workers that a fork server is asked for at a time. It forks one after the other, so more of them would not be there
+sooner; but each order holds descriptors, and an order that was given cannot be taken back."""
 
 
 def next_to_leave(facts: Facts) -> Worker | None:
@@ -96,7 +101,7 @@ def next_to_fill(facts: Facts, now: float) -> tuple[int, int] | None:
     for number in _lacking(facts):
         if _retry_at(facts, number) <= now:
             generation = _source_for(facts, number)
-            if generation is not None:
+            if generation is not None and facts.forking.get(generation, 0) < FORKS_AT_A_TIME:
                 return number, generation
     return None
 
@@ -126,7 +131,7 @@ def _source_for(facts: Facts, number: int) -> int | None:
 def next_retry(facts: Facts) -> float | None:
     """Return when the next slot that waits out a backoff may be filled.
 
-    A slot whose time has come waits for room or for a fork server, and these bring an event.
+    A slot whose time has come waits for room, or for a fork server or its turn there, and these bring an event.
     """
     times = sorted({_retry_at(facts, n) for n in _lacking(facts)})
     return next((t for t in times if next_to_fill(facts, t) is not None), None)

@@ -56,7 +56,8 @@ KILL_MARGIN_S = 1.0
 """Seconds that a worker gets beyond its own deadline before it is killed."""
 
 FORK_TIMEOUT_S = 10.0
-"""Seconds that a fork server has to fork a worker, which takes it milliseconds."""
+"""Seconds that a fork server has to fork a worker, which takes it milliseconds, or some tenths of a second with a large
+heap. They count from the moment at which it can begin: from the order, or from the end of the fork before."""
 
 EXIT_TIMEOUT_S = 5.0
 """Seconds until a worker is killed (again) that was killed, reported its exit, or never got its start order."""
@@ -107,12 +108,17 @@ class Steps:
             generation.state, generation.deadline = GenerationState.LOST, None
             self.actions.append(EndGeneration(number))
 
-    def abandon(self, number: int, now: float) -> None:
-        """End a loaded generation's fork server because it does not do its work."""
+    def abandon(self, number: int, now: float) -> bool:
+        """End a loaded generation's fork server because it does not do its work.
+
+        :return: whether it was loaded until now; one that was ended before has been counted.
+        """
         generation = self.fleet.generations[number]
-        if generation.state is GenerationState.LOADED:
-            self.count_loss(generation, now)
-            self.end(number)
+        if generation.state is not GenerationState.LOADED:
+            return False
+        self.count_loss(generation, now)
+        self.end(number)
+        return True
 
     def count_loss(self, generation: Generation, now: float) -> None:
         """Remember that a fork server died or did not load: the next one in its place waits the longer for it."""
@@ -271,6 +277,13 @@ class Steps:
         number, deadline = fleet.last_worker_id, now + FORK_TIMEOUT_S
         fleet.workers[number] = Worker(number, slot, generation, WorkerState.FORKING, deadline)
         self.actions.append(Spawn(number, slot, generation))
+
+    def next_turn(self, done: Worker, now: float) -> None:
+        """Let the time of those begin that wait behind a worker for the same fork server, which is done with it."""
+        for worker in self.fleet.workers.values():
+            waits = worker.state is WorkerState.FORKING and worker.generation == done.generation
+            if waits and worker.worker_id > done.worker_id:
+                worker.deadline = now + FORK_TIMEOUT_S
 
     def drain(self, worker: Worker, now: float) -> None:
         """Tell a worker to leave; one that has served for long has mended its slot."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from zdworker import roles, syscalls
 from zdworker.forkserver import worker_boot
-from zdworker.ipc.messages import Spawn
+from zdworker.ipc.messages import HookData, Spawn
 from zdworker.settings import Settings
 
 
@@ -34,14 +34,17 @@ class LocalGeneration:
     log: Any
     settings: Settings
     worker_class: Any
+    hook_data: HookData = field(default_factory=HookData)
 
-    def fork(self, spawn: Spawn, descriptors: list[int], listeners: list[Any]) -> int:
+    def fork(self, hook_data: HookData, spawn: Spawn, descriptors: list[int], listeners: list[Any]) -> int:
         """Fork the worker that ``spawn`` asks for, and return its pid.
 
+        :param hook_data: what hooks have set.
         :param descriptors: in the order of ``spawn.descriptors``.
         :param listeners: the master's listening sockets, which the child closes.
         :raises OSError: the kernel refuses the fork.
         """
+        self.hook_data = hook_data
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
             pid = os.fork()

@@ -13,6 +13,8 @@ Rules:
 * The fork server keeps no listening socket, because the kernel would go on completing connections into it. The only
   signal that it handles is a log rotation's. It ends when its channel is closed and, by its death signal, with its
   master.
+* The workers get the signal handlers back that a preloaded application has set. In the fork server these could take the
+  end of a child that it waits for, or end it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import errno
 import gc
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -34,10 +37,10 @@ from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Forked, Init, Loaded, LoadFailed, NotForked, Spawn
+from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
 
 # The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
-_fork, _waitpid = os.fork, os.waitpid
+_fork, _waitpid, _poll = os.fork, os.waitpid, select.poll
 
 
 def main() -> NoReturn:
@@ -137,6 +140,8 @@ class Generation:
         self.master = init.master
         self._configuration = init.configuration
         self._stderr = channel.take(init.descriptors)["stderr"][0]
+        self._application_handlers: dict[int, Any] = {}
+        self.hook_data = HookData()
         self.app: Any = None
         self.cfg: Any = None
         self.log: Any = None
@@ -149,15 +154,17 @@ class Generation:
             warnings = self._load(app)
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
+            while True:
+                received = self.channel.receive()
+                for message, _sender in received.messages:
+                    if isinstance(message, HookData):
+                        self.hook_data = message
+                    elif isinstance(message, Spawn):
+                        self._spawn(message)
+                if received.closed or received.error:
+                    os._exit(0)
         except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
             self.fail(error)
-        while True:
-            received = self.channel.receive()
-            for message, _sender in received.messages:
-                if isinstance(message, Spawn):
-                    self._spawn(message)
-            if received.closed or received.error:
-                os._exit(0)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
@@ -183,20 +190,33 @@ class Generation:
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
-        # On a log rotation the workers reopen their files by themselves. The fork server has to reopen its own, because
-        # the old file takes up space until the last process has closed it.
-        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
+        self._take_rotations()
         if self.cfg.preload_app:
             self.worker_class.zd_prepare(self.cfg)
         before = import_checks.descriptors()
         if self.cfg.preload_app:
             self.app.wsgi()
+        self._keep_application_handlers()
         warnings = import_checks.warnings(before)
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
         # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.
         gc.freeze()
         return warnings
+
+    def _take_rotations(self) -> None:
+        """Reopen the log files on a rotation: the old file takes up space until the last process has closed it."""
+        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
+
+    def _keep_application_handlers(self) -> None:
+        """Set the fork server's own handlers, and keep what the application has set at import for the workers."""
+        before = {signum: signal.getsignal(signum) for signum in (*syscalls.HELD_SIGNALS, signal.SIGCHLD)}
+        # None is a handler that Python did not set, and cannot set again.
+        self._application_handlers = {signum: handler for signum, handler in before.items() if handler is not None}
+        for signum in syscalls.HELD_SIGNALS:
+            signal.signal(signum, _ignore_signal)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._take_rotations()
 
     def _resolve_paths(self) -> None:
         """Make ``sys.path`` physical again, into which ``--chdir`` and ``--pythonpath`` may have put links."""
@@ -223,6 +243,9 @@ class Generation:
     def _spawn(self, message: Spawn) -> None:
         """Fork twice: when the process in between ends, the master, as subreaper, becomes the worker's parent."""
         descriptors = self.channel.take(message.descriptors)
+        if _is_called_off(descriptors["report"][0]):
+            _close(descriptors)
+            return
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
             pid = _fork()
@@ -231,14 +254,11 @@ class Generation:
         else:
             if pid == 0:
                 self._fork_worker(message, descriptors)
-            _pid, status = _waitpid(pid, 0)
-            refused = os.waitstatus_to_exitcode(status)
+            refused = _wait_for_end(pid)
             self._report(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
-            for numbers in descriptors.values():
-                for number in numbers:
-                    os.close(number)
+            _close(descriptors)
 
     def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
         try:
@@ -247,6 +267,8 @@ class Generation:
         except OSError as error:
             os._exit(error.errno or errno.EAGAIN)
         self.channel.close()
+        for signum, handler in self._application_handlers.items():
+            signal.signal(signum, handler)
         worker_boot.become_worker(self, message, descriptors)
 
     def _report(self, message: Forked | NotForked) -> None:
@@ -271,3 +293,31 @@ def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:
         return LoadFailed(str(error), "", 1)
     text = "".join(traceback.format_exception(error))
     return LoadFailed(f"{type(error).__name__}: {error}", text, 4 if isinstance(error, AppImportError) else 3)
+
+
+def _is_called_off(report: int) -> bool:
+    """Return whether the master has closed its end of a worker's report channel: it does not want that worker any more.
+
+    Nothing has been sent on it yet, so that an event can only be its end.
+    """
+    poll = _poll()
+    poll.register(report, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _wait_for_end(pid: int) -> int:
+    """Wait for the end of a child and return its exit code; 0 when another thread has taken it.
+
+    Then a worker that could not be forked is missed by the master: its report channel ends.
+    """
+    try:
+        _pid, status = _waitpid(pid, 0)
+    except ChildProcessError:
+        return 0
+    return os.waitstatus_to_exitcode(status)
+
+
+def _close(descriptors: dict[str, list[int]]) -> None:
+    for numbers in descriptors.values():
+        for number in numbers:
+            os.close(number)

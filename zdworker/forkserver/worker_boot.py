@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Hello, Spawn, Start
+from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 
@@ -34,9 +34,9 @@ from zdworker.settings import Settings
 class LoadedGeneration(Protocol):
     """What a worker takes over from the process that it is forked from, a fork server or the master.
 
-    ``master`` is the master's pid. ``app``, ``cfg`` and ``log`` are Gunicorn's application, configuration
-    (``gunicorn.config.Config``) and logger. ``settings`` and ``worker_class`` are zdworker's settings and the class of
-    the configuration.
+    ``master`` is the master's pid, ``hook_data`` what hooks in the master have set. ``app``, ``cfg`` and ``log`` are
+    Gunicorn's application, configuration (``gunicorn.config.Config``) and logger. ``settings`` and ``worker_class`` are
+    zdworker's settings and the class of the configuration.
     """
 
     master: int
@@ -45,6 +45,7 @@ class LoadedGeneration(Protocol):
     log: Any
     settings: Settings
     worker_class: Any
+    hook_data: HookData
 
 
 _Socket = socket.socket
@@ -110,7 +111,7 @@ def _run(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list
     """Make the worker, serve, run the last hook, and return the exit code."""
     from gunicorn import util
 
-    _set_environment(spawn.environment)
+    _set_environment(generation.hook_data.environment)
     # Before the worker is made, which draws its share of max_requests_jitter: all forks have the same random state.
     util.seed()
     generation.worker_class.zd_prepare(generation.cfg)
@@ -216,7 +217,7 @@ def _server_for_hooks(generation: LoadedGeneration, spawn: Spawn, worker: Any) -
     server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
     server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.worker_id, spawn.workers
     server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
-    for name, value in spawn.server_attributes.items():
+    for name, value in generation.hook_data.server_attributes.items():
         setattr(server, name, value)
     return server
 

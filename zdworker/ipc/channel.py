@@ -1,11 +1,13 @@
 """One end of a connection between master, fork server and worker: messages over a stream socket.
 
-Rules: a message is sent whole. What arrives is bounded. An end of file means that the other end was closed. Its absence
-does not mean that the process lives, because a child of an application may hold a copy of the socket.
+Rules: a message that is sent is sent whole. One that is posted is sent in its order, as the other end makes room for
+it. What arrives is bounded. An end of file means that the other end was closed. Its absence does not mean that the
+process lives, because a child of an application may hold a copy of the socket.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import socket
@@ -32,6 +34,19 @@ class Received:
     error: str = ""
 
 
+@dataclass
+class _Unsent:
+    """The rest of a message, and the descriptors that go with its first byte: copies, which are closed here."""
+
+    data: bytes
+    descriptors: list[int]
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = []
+
+
 class Channel:
     """One end of a channel. ``descriptors`` holds those that were received and not taken yet, in their order.
 
@@ -41,6 +56,7 @@ class Channel:
     def __init__(self, end: socket.socket, limit: int = MESSAGE_MAX_BYTES) -> None:
         self._socket = end
         self._decoder = Decoder(limit)
+        self._unsent: collections.deque[_Unsent] = collections.deque()
         self.descriptors: list[int] = []
 
     @classmethod
@@ -62,6 +78,35 @@ class Channel:
             more, because a part of the message may have been sent.
         """
         syscalls.send_with_descriptors(self._socket, encode(message), descriptors or [])
+
+    def post(self, message: Message, descriptors: list[int]) -> None:
+        """Send a message, or as much of it as there is room for: :meth:`flush` sends the rest. For a channel that does
+        not block.
+
+        :raises OSError: the other end is gone, or there is no descriptor left for the copies that have to wait. Of this
+            message nothing has been sent then.
+        """
+        data, sent = encode(message), 0
+        if not self._unsent:
+            sent = syscalls.send_some(self._socket, data, descriptors)
+        if sent < len(data):
+            self._unsent.append(_Unsent(data[sent:], _copies([] if sent else descriptors)))
+
+    def flush(self) -> bool:
+        """Send what there is room for; return whether nothing is left.
+
+        :raises OSError: the other end is gone.
+        """
+        while self._unsent:
+            first = self._unsent[0]
+            sent = syscalls.send_some(self._socket, first.data, first.descriptors)
+            if sent:
+                first.close()
+            if sent < len(first.data):
+                first.data = first.data[sent:]
+                return False
+            self._unsent.popleft()
+        return True
 
     def receive(self) -> Received:
         """Return what has arrived; on a blocking channel, wait until something has."""
@@ -92,9 +137,25 @@ class Channel:
         return taken
 
     def close(self) -> None:
-        """Close this end, and the descriptors that were received and not taken."""
+        """Close this end, with the descriptors that were received and not taken, and with what waits to be sent."""
         self._socket.close()
+        while self._unsent:
+            self._unsent.popleft().close()
         for descriptor in self.descriptors:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         self.descriptors = []
+
+
+def _copies(descriptors: list[int]) -> list[int]:
+    """Return a copy of each descriptor.
+
+    :raises OSError: there are not enough of them left; none is open then.
+    """
+    with contextlib.ExitStack() as undo:
+        copies = []
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))
+            undo.callback(os.close, copies[-1])
+        undo.pop_all()
+    return copies

@@ -97,6 +97,17 @@ class Init:
 
 
 @dataclass(frozen=True)
+class HookData:
+    """What hooks in the master have set, for every worker that is ordered from now on. It is sent when it has changed.
+
+    ``environment`` has None for the variables that hooks have removed.
+    """
+
+    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
+    server_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Spawn:
     """Fork a worker.
 
@@ -109,8 +120,6 @@ class Spawn:
     slot: int
     generation: int
     descriptors: list[str]
-    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
-    server_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
     worker_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
     workers: int = 1
 
@@ -235,6 +244,7 @@ WorkerReport = Hello | Ready | Draining | Failed | ReplacementRequested | Counts
 Message = (
     ServerReport
     | Init
+    | HookData
     | Spawn
     | WorkerReport
     | Start

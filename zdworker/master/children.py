@@ -16,7 +16,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Leave, Message, Stopping
+from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 
 STDERR_READS = 16
@@ -40,14 +40,24 @@ class ForkServer:
         self.stderr = stderr
         self._log = log
         self._tail = b""
+        self._hook_data = HookData()
 
     def send(self, message: Message, descriptors: list[int]) -> None:
-        """Send a message, with descriptors.
+        """Send a message, with descriptors. What it has no room for waits: it may be at a fork, which can take long.
 
-        :raises OSError: the fork server is gone, or does not read.
+        :raises OSError: the fork server is gone, or the master has no descriptors left.
         """
         self._log.debug("master -> fork server of generation %s: %r", self.number, message)
-        self.channel.send(message, descriptors)
+        self.channel.post(message, descriptors)
+
+    def send_hook_data(self, data: HookData) -> None:
+        """Send what hooks have set, if that has changed since it was sent last.
+
+        :raises OSError: the fork server is gone.
+        """
+        if data != self._hook_data:
+            self.send(data, [])
+            self._hook_data = data
 
     def read_stderr(self) -> bool:
         """Pass on what the fork server has written to its standard error; return False when that has ended."""
@@ -163,6 +173,22 @@ class Children:
     def _read_stderr(self, server: ForkServer) -> None:
         if not server.read_stderr():
             self._reactor.remove(server.stderr)
+
+    def order(self, server: ForkServer, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
+        """Send an order to a fork server, after what hooks have set; what does not fit now is sent when it does.
+
+        :raises OSError: the fork server is gone, or the master has no descriptors left.
+        """
+        server.send_hook_data(hook_data)
+        server.send(spawn, descriptors)
+        self._flush(server)
+
+    def _flush(self, server: ForkServer) -> None:
+        try:
+            if not server.channel.flush():
+                self._reactor.when_writable(server.channel.fileno(), lambda: self._flush(server))
+        except OSError:  # it is gone, or has got half of a message: in any case it is of no use any more
+            server.kill()
 
     def stop_polling(self, server: ForkServer) -> None:
         """Stop to poll a fork server's channel, which is closed on its side."""

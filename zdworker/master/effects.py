@@ -21,7 +21,7 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Leave, Spawn
+from zdworker.ipc.messages import HookData, Leave, Spawn
 from zdworker.master import launch
 from zdworker.master.background import call_in_background
 from zdworker.master.children import WorkerRecord
@@ -32,7 +32,7 @@ from zdworker.master.receiver import Receiver
 from zdworker.master.reconfiguration import Evaluated
 
 HOOK_DATA_BYTES = 16 * 1024
-"""Bytes that an attribute set by a hook may have as JSON: a socket's buffer has to take the message at once."""
+"""Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
 
 
 class Executor:
@@ -198,8 +198,8 @@ class Executor:
         try:
             self._order(record, theirs)
         except OSError as error:
-            if record.generation in self._children.servers:
-                # It is dead, or does not read, or has got half of a message: in any case it is of no use any more.
+            if isinstance(error, ConnectionError) and record.generation in self._children.servers:
+                # It is dead, or has closed its channel: in any case it is of no use any more.
                 self._children.servers[record.generation].kill()
             self._receiver.boot_failed(record, f"could not be asked for: {error}")
 
@@ -218,26 +218,29 @@ class Executor:
     def _order(self, record: WorkerRecord, theirs: socket.socket) -> None:
         hook_environment = self._gunicorn.zd_configuration.hook_environment
         with contextlib.closing(theirs):
+            hook_data = HookData(
+                environment=hook_environment.changes(),
+                server_attributes=self._plain("server", hook_environment.server_attributes()),
+            )
             listeners = [listener.fileno() for listener in record.sockets]
             message = Spawn(
                 worker_id=record.worker_id,
                 slot=record.slot,
                 generation=record.generation,
                 descriptors=[*["listener"] * len(listeners), "heartbeat", "report"],
-                environment=hook_environment.changes(),
-                server_attributes=self._plain("server", hook_environment.server_attributes()),
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._fleet.wanted_size,
             )
-            self._send_to_generation(record, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
+            self._send_order(record, hook_data, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
 
-    def _send_to_generation(self, record: WorkerRecord, message: Spawn, descriptors: list[int]) -> None:
+    def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
             every = self._gunicorn.zd_listeners.every()
-            self._children.set_pid(record, self._local[record.generation].fork(message, descriptors, every))
+            pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
+            self._children.set_pid(record, pid)
             record.forked = True
         elif record.generation in self._children.servers:
-            self._children.servers[record.generation].send(message, descriptors)
+            self._children.order(self._children.servers[record.generation], hook_data, spawn, descriptors)
         else:
             raise BrokenPipeError("its fork server has just ended")
 
@@ -293,7 +296,9 @@ class Executor:
     def _tell_to_leave(self, record: WorkerRecord, signum: signal.Signals) -> None:
         if not (record.has_pid and record.forked):
             self._receiver.call_off(record, "was not needed any more")
-            return
+            # Its channel has ended by now. One that is there all the same does not read it: it is stopped.
+            if signum != signal.SIGKILL or not record.has_pid:
+                return
         if signum == signal.SIGTERM:
             # One that boots may read it together with ``Start``; for that one any TERM is an order.
             record.announce(Leave)

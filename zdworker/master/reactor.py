@@ -24,6 +24,7 @@ class Reactor:
     def __init__(self) -> None:
         # poll(2) and not epoll, whose descriptor would be shared with each process that is forked from the master.
         self._selector = selectors.PollSelector()
+        self._writers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._from_threads: collections.deque[Callable[[], None]] = collections.deque()
         self._numbers = itertools.count()
@@ -40,8 +41,18 @@ class Reactor:
         """Call ``callback`` whenever ``descriptor`` is readable or at its end of file."""
         self._selector.register(descriptor, selectors.EVENT_READ, callback)
 
+    def when_writable(self, descriptor: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once, when ``descriptor`` takes more or its other end is gone; only while it is added."""
+        if descriptor in self._selector.get_map():
+            self._writers[descriptor] = callback
+            self._poll_for(descriptor, selectors.EVENT_READ | selectors.EVENT_WRITE)
+
+    def _poll_for(self, descriptor: int, events: int) -> None:
+        self._selector.modify(descriptor, events, self._selector.get_key(descriptor).data)
+
     def remove(self, descriptor: int) -> None:
         """Stop polling ``descriptor``, which need not be polled."""
+        self._writers.pop(descriptor, None)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(descriptor)
 
@@ -65,10 +76,17 @@ class Reactor:
             heapq.heappop(self._timers)[2]()
 
     def _poll(self, timeout: float) -> None:
-        for key, _events in self._selector.select(max(0.0, timeout)):
-            # A callback may have removed another one's descriptor.
-            if self._selector.get_map().get(key.fd) is key:
+        for key, events in self._selector.select(max(0.0, timeout)):
+            # A callback may have removed another one's descriptor, or its own.
+            if events & selectors.EVENT_READ and self._is_registered(key):
                 key.data()
+            if events & selectors.EVENT_WRITE and self._is_registered(key) and key.fd in self._writers:
+                self._poll_for(key.fd, selectors.EVENT_READ)
+                self._writers.pop(key.fd)()
+
+    def _is_registered(self, key: selectors.SelectorKey) -> bool:
+        now = self._selector.get_map().get(key.fd)
+        return now is not None and now.data is key.data
 
     def wake(self) -> None:
         """End a wait, from any thread."""
@@ -84,6 +102,7 @@ class Reactor:
             self._selector.unregister(key.fd)
             with contextlib.suppress(OSError):
                 os.close(key.fd)
+        self._writers.clear()
         os.close(self._writer)
         self._writer = -1
 

@@ -210,7 +210,10 @@ class Receiver:
 
     def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:
         server.read_stderr()
-        if message.traceback:
+        if self._fleet.generations[server.number].state is GenerationState.LOADED:
+            text = message.traceback or message.reason
+            self._log.error("The fork server of generation %s has failed:\n%s", server.number, text.rstrip())
+        elif message.traceback:
             self._log.error("Generation %s cannot be loaded:\n%s", server.number, message.traceback.rstrip())
         text = message.traceback or server.printed()
         # A reason that ends in a colon goes on with the last line that was printed: that is Gunicorn's own word on it.
