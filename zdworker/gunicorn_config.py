@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from zdworker import roles, settings
+from zdworker import roles, settings, texts
 from zdworker.errors import GenerationError
 from zdworker.ipc.messages import LIMIT
 
@@ -83,7 +83,7 @@ def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any]
     except SystemExit as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
     except Exception as error:
-        raise GenerationError(f"the configuration cannot be evaluated in the master: {error!r}") from error
+        raise GenerationError(f"the configuration cannot be evaluated in the master: {texts.reason(error)}") from error
     cfg = trial.cfg
     for name, value in values.items():
         if name in cfg.settings:

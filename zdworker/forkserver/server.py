@@ -27,7 +27,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from zdworker import gunicorn_config, log_files, roles, syscalls
+from zdworker import gunicorn_config, log_files, roles, syscalls, texts
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
@@ -163,16 +163,17 @@ class Generation:
 
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else 1
-            reason = f"the new code ended its interpreter (exit {error.code}):"
+            shown = texts.lines(str(error.code), texts.REASON_MAX)
+            reason = f"the new code ended its interpreter (exit {shown}):"
             if self.app is None:
-                reason = f"the configuration was refused (exit {error.code}):"
+                reason = f"the configuration was refused (exit {shown}):"
             unusable = LoadFailed(reason, "", code or 1)
         elif isinstance(error, ZdError):
-            unusable = LoadFailed(str(error), "", 1)
+            unusable = LoadFailed(texts.lines(str(error), texts.REASON_MAX), "", 1)
         else:
-            text = "".join(traceback.format_exception(error))
+            text = texts.lines("".join(traceback.format_exception(error)))
             code = 4 if isinstance(error, AppImportError) else 3
-            unusable = LoadFailed(f"{type(error).__name__}: {error}", text, code)
+            unusable = LoadFailed(texts.reason(error), text, code)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
-from zdworker import syscalls
+from zdworker import syscalls, texts
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Hello, Spawn, Start
 from zdworker.ipc.report import Reporter
@@ -150,7 +150,7 @@ def _exit_code(error: SystemExit, worker: Any) -> int:
 
 def _failed(worker: Any, error: Exception, code: int) -> int:
     text = "".join(traceback.format_exception(error))
-    worker.zd_failed(f"{type(error).__name__}: {error}", text, code)
+    worker.zd_failed(texts.reason(error), text, code)
     return code
 
 

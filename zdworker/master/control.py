@@ -13,19 +13,20 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import stat
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zdworker import syscalls
+from zdworker import syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of
-from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report, brief
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import serving_generation
@@ -176,7 +177,7 @@ class Control(Observer):
 
     def _answer(self, client: Client, message: Message) -> None:
         if not isinstance(message, Order) or message.command not in COMMANDS:
-            self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
+            self._send(client, Refused(f"not an order: {brief(message)}; send {_USAGE}"))
             return
         try:
             self._carry_out(client, message)
@@ -202,7 +203,7 @@ class Control(Observer):
 
     def _send(self, client: Client, message: Message) -> None:
         try:
-            client.channel.send(message)
+            client.channel.send(_for_program(message))
         except OSError:
             self._drop(client)  # it is gone, or does not read
 
@@ -242,6 +243,11 @@ class Control(Observer):
         for client in [client for client in self._clients.values() if client.after is not None]:
             client.after = None
             self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
+
+
+def _for_program(message: Message) -> Message:
+    fields = {field.name: texts.for_json(getattr(message, field.name)) for field in dataclasses.fields(message)}
+    return dataclasses.replace(message, **fields)
 
 
 def _outcome(reload: Reload, fleet: Fleet, rolls_back: bool) -> Outcome:

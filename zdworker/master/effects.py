@@ -1,7 +1,7 @@
 """The executor: it carries out the core's actions.
 
 Rules: :meth:`Executor.execute` names every action, one line for each. No action waits. One that cannot be done leads to
-an event, as does everything that comes of the others.
+an event (:meth:`Executor.give_up`), as does everything that comes of the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
-from zdworker import gunicorn_config
+from zdworker import gunicorn_config, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
 from zdworker.errors import GenerationError, SettingError
@@ -85,6 +85,27 @@ class Executor:
             case _:
                 assert_never(action)
 
+    def give_up(self, action: events.Action, error: BaseException) -> None:
+        """Let the core know that an action could not be carried out, where it waits for what would have come of it.
+
+        Nothing comes of most actions, and ``Drain`` and ``Kill`` are followed by a further ``Kill`` in any case.
+        """
+        reason = texts.reason(error)
+        match action:
+            case events.StartGeneration(generation):
+                self._end_generation(generation)
+                self._publish(events.GenerationFailed(generation, f"no fork server can be started: {reason}"))
+            case events.TakeConfiguration(generation):
+                refusal = f"the configuration cannot be taken over: {reason}"
+                self._publish(events.ConfigurationRefused(generation, refusal))
+            case events.Spawn(worker_id):
+                record = self._children.workers.get(worker_id)
+                if record is not None:
+                    self._children.remove_worker(record)
+                self._publish(events.WorkerGone(worker_id, f"could not be ordered: {reason}"))
+            case _:
+                pass
+
     # -- generations ---------------------------------------------------------------------------------------------
 
     def _start_generation(self, number: int) -> None:
@@ -97,7 +118,7 @@ class Executor:
         try:
             file = gunicorn_config.file_of(configuration.cfg)
             server = launch.start_generation(number, self._command, file, self._log)
-        except (OSError, ValueError, GenerationError) as error:
+        except (OSError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return
         self._children.add_server(server, self._receiver.receive_from_server)
@@ -125,10 +146,6 @@ class Executor:
             policy = configuration.take(action.configuration)
         except (GenerationError, SettingError) as error:
             self._publish(events.ConfigurationRefused(number, str(error)))
-            return
-        except Exception as error:  # noqa: BLE001  # a log file that cannot be opened, a bug: the old one stays
-            self._log.exception("The new configuration cannot be taken over")
-            self._publish(events.ConfigurationRefused(number, f"the configuration cannot be taken over: {error!r}"))
             return
         # First, so that the core waits for nothing, whatever happens in the following steps.
         self._publish(events.ConfigurationTaken(number, policy))
@@ -276,7 +293,8 @@ class Executor:
         reload = self._reloads.pop(action.generation, None) or Reload.begin(action.generation)
         reload.duration = time.monotonic() - reload.began
         reload.result, reload.called_off = action.outcome, action.called_off
-        reload.error, reload.traceback = action.reason or None, action.traceback or None
+        reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
+        reload.traceback = texts.lines(action.traceback) or None
         self._observers.notify(lambda observer: observer.reload_finished(reload, self._fleet))
         self._log_outcome(action)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
@@ -299,4 +317,5 @@ class Executor:
 
     def _degraded(self, action: events.Degraded) -> None:
         self._log.error("Degraded: %s", action.reason)
-        self._observers.notify(lambda observer: observer.degraded(action.reason, action.traceback, self._fleet))
+        reason, traceback = texts.lines(action.reason, texts.REASON_MAX), texts.lines(action.traceback)
+        self._observers.notify(lambda observer: observer.degraded(reason, traceback, self._fleet))

@@ -104,5 +104,5 @@ class Observers:
         for member in self._members:
             try:
                 notification(member)
-            except Exception:  # noqa: BLE001  # an observer is never worth the site
+            except BaseException:  # noqa: BLE001  # an exit, too: no observer is worth the site
                 self._log.exception("zdworker: %s failed; everything else goes on", type(member).__name__)

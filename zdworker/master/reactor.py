@@ -1,8 +1,9 @@
 """The one poll of the master, under Gunicorn's loop.
 
 Rules: everything happens on the main thread; a callback runs when its descriptor is readable or its time has come, and
-nothing else is ever waited for. Signals and other threads wake the poll through a pipe, so that nothing that happens
-between a look at the queue and the poll is slept over (the self-pipe trick; ``signal.set_wakeup_fd``).
+nothing else is ever waited for. What a callback raises is logged and ends nothing. Signals and other threads wake the
+poll through a pipe, so that nothing that happens between a look at the queue and the poll is slept over (the self-pipe
+trick; ``signal.set_wakeup_fd``).
 """
 
 from __future__ import annotations
@@ -10,17 +11,25 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import logging
 import os
 import selectors
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
+
+_LOG = logging.getLogger("gunicorn.error")
 
 
 class Reactor:
-    """A poll over a wake-up pipe and any number of descriptors."""
+    """A poll over a wake-up pipe and any number of descriptors.
 
-    def __init__(self) -> None:
+    :param log: the master's logger, for what callbacks raise.
+    """
+
+    def __init__(self, log: Any = _LOG) -> None:
+        self._log = log
         # poll(2), not epoll: an epoll descriptor would be shared with every process that is ever forked from here.
         self._selector = selectors.PollSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -53,13 +62,19 @@ class Reactor:
             timeout = min(timeout, self._timers[0][0] - time.monotonic())
         self._poll(timeout)
         while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+            self._call(heapq.heappop(self._timers)[2])
 
     def _poll(self, timeout: float) -> None:
         for key, _events in self._selector.select(max(0.0, timeout)):
             # A callback may have removed another one's descriptor.
             if self._selector.get_map().get(key.fd) is key:
-                key.data()
+                self._call(key.data)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except BaseException:  # noqa: BLE001  # an exit, too: it would end the master
+            self._log.exception("zdworker: what came in could not be handled; everything else goes on")
 
     def wake(self) -> None:
         """End a wait, from any thread."""

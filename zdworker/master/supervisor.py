@@ -42,7 +42,7 @@ class Supervisor:
     """
 
     def __init__(self, gunicorn: Gunicorn, command: Command | None, observer: Observer) -> None:
-        self.reactor = Reactor()
+        self.reactor = Reactor(gunicorn.log)
         self.children = Children(self.reactor)
         self._gunicorn = gunicorn
         self._log: Any = gunicorn.log
@@ -100,23 +100,27 @@ class Supervisor:
             actions = self._core.handle(event, time.monotonic())
         except Exception:  # noqa: BLE001  # see below
             # IllegalEvent, or a fault of zdworker's; but the site is served by workers that know nothing of it.
-            self._log.exception("zdworker: %r was not expected", event)
+            self._log.exception("zdworker: %s was not expected", _brief(event))
             return
         if actions or not isinstance(event, events.Tick):  # a tick that leads to nothing comes every second
             self._log.debug("zdworker: %s -> %s", _brief(event), ", ".join(map(_brief, actions)) or "nothing")
         for action in actions:
             try:
                 self._executor.execute(action)
-            except Exception:  # noqa: BLE001  # see below
-                # For the same reason: a full disk, or a log that cannot be opened, must not end the master.
-                self._log.exception("zdworker: %r could not be carried out", action)
+            except BaseException as error:  # noqa: BLE001  # an exit, too: nothing that is done here may end the master
+                self._log.exception("zdworker: %s could not be carried out", _brief(action))
+                self._executor.give_up(action, error)
 
     def reaped(self, pid: int, code: int) -> bool:
         """Handle the end of a child; return False when it is an orphan of the application.
 
         :param code: its exit code, negative for a signal.
         """
-        return self._receiver.reaped(pid, code)
+        try:
+            return self._receiver.reaped(pid, code)
+        except BaseException:  # noqa: BLE001  # see above: the master goes on
+            self._log.exception("zdworker: the end of a child (pid:%s) could not be handled", pid)
+            return True
 
     # -- what users ask for --------------------------------------------------------------------------------------
 
@@ -149,7 +153,9 @@ class Supervisor:
 
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""
-        self.children.end_all(self._gunicorn.kill_worker)
+        left = self.children.end_all(self._gunicorn.kill_worker)
+        if left:
+            self._log.critical("Processes that cannot be killed are left behind (pids: %s)", ", ".join(map(str, left)))
         self._notifier.close()
         self._control.close()
 

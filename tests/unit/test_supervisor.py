@@ -1,0 +1,157 @@
+"""Whatever an action, an observer, a hook or a callback raises: the master goes on, and the core waits for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zdworker.core import events
+from zdworker.core.fleet import Phase
+from zdworker.master import launch
+from zdworker.master.effects import Executor
+from zdworker.master.observers import Observer
+from zdworker.master.reactor import Reactor
+from zdworker.master.supervisor import Supervisor
+from zdworker.settings import Settings
+
+RAISED = [RuntimeError("broken \udce9"), StopIteration(), SystemExit(1), asyncio.CancelledError(), KeyError()]
+each_exception = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+
+
+class Configuration(Observer):
+    """A configuration that can be taken over, and does nothing."""
+
+    cfg = SimpleNamespace(settings={"config": SimpleNamespace(value="")})
+    settings = Settings(control_socket="none")
+
+    def policy(self) -> events.Policy:
+        return events.Policy(workers=1)
+
+    def withdraw(self, generation: int) -> None:
+        pass
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_it(*_arguments: object, **_names: object) -> None:
+        raise error
+
+    return raise_it
+
+
+@pytest.fixture
+def supervisor() -> Iterator[Supervisor]:
+    """One whose fork servers and workers cannot be started."""
+    gunicorn: Any = SimpleNamespace(
+        log=logging.getLogger("test"),
+        zd_configuration=Configuration(),
+        zd_listeners=Observer(),
+        zd_hook=lambda *_arguments: None,
+        kill_worker=lambda *_arguments: None,
+    )
+    command = launch.Command("/nowhere/python", [], ["-c", ""], {}, "/", safe_path=False, started=0)
+    made = Supervisor(gunicorn, command, Observer())
+    yield made
+    made.reactor.leave_to_child()
+
+
+@each_exception
+def test_a_fork_server_that_cannot_be_started(
+    supervisor: Supervisor, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "start_generation", raising(error))
+    supervisor.start()
+    assert supervisor.halt is not None
+    assert supervisor.halt.status == 3
+    assert type(error).__name__ in supervisor.halt.reason
+
+
+@each_exception
+def test_a_worker_that_cannot_be_ordered(
+    supervisor: Supervisor, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "start_generation", raising(OSError()))
+    monkeypatch.setattr(Executor, "_start_generation", lambda *_arguments: None)
+    monkeypatch.setattr(Executor, "_worker_record", raising(error))
+    supervisor.start()
+    supervisor.handle(events.GenerationLoaded(1, preloaded=True))
+    until = time.monotonic() + 10
+    while supervisor.halt is None and time.monotonic() < until:
+        supervisor.poll(0.05)
+    assert supervisor.halt is not None
+    assert supervisor.halt.status == 3
+    assert supervisor.children.workers == {}
+
+
+@each_exception
+def test_a_configuration_that_cannot_be_taken_over(
+    supervisor: Supervisor, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = supervisor.fleet
+    monkeypatch.setattr(Executor, "_start_generation", lambda *_arguments: None)
+    monkeypatch.setattr(Executor, "_spawn", lambda *_arguments: None)
+    supervisor.start()
+    supervisor.handle(events.GenerationLoaded(1, preloaded=True))
+    supervisor.handle(events.WorkerForked(1))
+    supervisor.handle(events.WorkerReady(1))
+    supervisor.handle(events.Reload())
+    monkeypatch.setattr(Configuration, "take", raising(error), raising=False)
+    supervisor.handle(events.GenerationLoaded(2, preloaded=True))
+    assert fleet.loading is None
+    assert (fleet.phase, fleet.state) == (Phase.STEADY, "failed")
+
+
+@each_exception
+def test_an_observer_that_raises(supervisor: Supervisor, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    for field in ("observe", "configuration_changed", "reload_requested"):
+        monkeypatch.setattr(Observer, field, raising(error))
+    monkeypatch.setattr(Executor, "_start_generation", lambda *_arguments: None)
+    supervisor.start()
+    supervisor.reload()
+    assert supervisor.fleet.phase is Phase.STARTING
+
+
+@each_exception
+def test_a_callback_that_raises_ends_nothing(error: BaseException) -> None:
+    reactor = Reactor(logging.getLogger("test"))
+    reader, writer = os.pipe()
+    called: list[str] = []
+
+    def read() -> None:
+        os.read(reader, 1)
+        raise error
+
+    def expire() -> None:
+        called.append("timer")
+        raise error
+
+    reactor.add(reader, read)
+    reactor.later(0.0, expire)
+    reactor.later(0.0, lambda: called.append("next"))
+    os.write(writer, b"x")
+    until = time.monotonic() + 5
+    while len(called) < 2 and time.monotonic() < until:
+        reactor.wait(0.1)
+    assert called == ["timer", "next"]
+    reactor.remove(reader)
+    reactor.leave_to_child()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_actions_that_the_core_waits_for_are_known() -> None:
+    """Each action but these leads to no event, or to one that comes by itself; a new one is to be thought about."""
+    waited_for = {events.StartGeneration, events.TakeConfiguration, events.Spawn}
+    others = {
+        *(events.EndGeneration, events.RestoreConfiguration, events.Drain, events.Kill, events.Halt),
+        *(events.ReloadStarted, events.ReloadFinished, events.Degraded),
+    }
+    assert waited_for | others == set(events.Action.__args__)
+    assert all(dataclasses.is_dataclass(kind) for kind in waited_for)
