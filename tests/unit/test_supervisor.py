@@ -6,6 +6,9 @@ import asyncio
 import dataclasses
 import logging
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -15,7 +18,10 @@ import pytest
 
 from zdworker.core import events
 from zdworker.core.fleet import Phase
+from zdworker.ipc.channel import Channel
+from zdworker.ipc.messages import PROTOCOL, Loaded, encode
 from zdworker.master import launch
+from zdworker.master.children import ForkServer
 from zdworker.master.effects import Executor
 from zdworker.master.observers import Observer
 from zdworker.master.reactor import Reactor
@@ -106,6 +112,28 @@ def test_a_configuration_that_cannot_be_taken_over(
     supervisor.handle(events.GenerationLoaded(2, preloaded=True))
     assert fleet.loading is None
     assert (fleet.phase, fleet.state) == (Phase.STEADY, "failed")
+
+
+@each_exception
+def test_a_report_that_cannot_be_handled(
+    supervisor: Supervisor, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generation is ended, and the core learns of that instead of waiting for it to load."""
+    ours, theirs = Channel.pair()
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(15)"]) as process:
+        server = ForkServer(1, process.pid, ours, reader, logging.getLogger("test"))
+        monkeypatch.setattr(launch, "start_generation", lambda *_arguments: server)
+        monkeypatch.setattr(Settings, "from_plain", raising(error))
+        supervisor.start()
+        theirs.sendall(encode(Loaded(PROTOCOL, preloaded=True, values={}, settings={})))
+        supervisor.poll(5)
+        assert process.wait(10) == -signal.SIGKILL
+    assert supervisor.reaped(process.pid, -signal.SIGKILL)
+    assert supervisor.halt is not None
+    theirs.close()
+    os.close(writer)
 
 
 @each_exception
