@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from zdworker import roles, settings
+from zdworker import roles, settings, texts
 from zdworker.errors import GenerationError
 from zdworker.ipc.messages import MESSAGE_MAX_BYTES
 
@@ -88,7 +88,7 @@ def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mappin
     except SystemExit as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
     except Exception as error:
-        raise GenerationError(f"the configuration cannot be evaluated in the master: {error!r}") from error
+        raise GenerationError(f"the configuration cannot be evaluated in the master: {texts.reason(error)}") from error
     cfg = evaluated.cfg
     for name, value in values.items():
         if name in cfg.settings:

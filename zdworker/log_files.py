@@ -1,20 +1,36 @@
-"""Log files that are reopened (USR1, a reload): where that is impossible, logging continues in the old files.
+"""Gunicorn's log in a process of zdworker: files that are reopened (USR1, a reload), and texts fit for a reader.
 
-Rules: all files or none. Gunicorn closes each file before it opens it again. A file that cannot be opened would leave a
-handler that raises whenever something is logged, which would end the master's loop.
+Rules:
+
+* No log is worth the site. Where a file cannot be reopened, or has no room for what is not written yet, a warning says
+  so where that is possible, and everything else goes on.
+* All files or none. Gunicorn closes each file before it opens it again. A file that cannot be opened would leave a
+  handler that raises whenever something is logged, which would end the master's loop.
+* What could not be written to a full disk is dropped before a file is closed. Python keeps it and tries it again with
+  each close, and Gunicorn does not expect what that raises.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from gunicorn.glogging import loggers
 
+from zdworker import texts
+
+_NAMES = ("gunicorn.error", "gunicorn.access")
+
 
 def guard(log: Any) -> None:
-    """Have ``log.reopen_files()`` check first that all files can be opened; else it logs a warning and changes nothing.
+    """Make sure that ``log.reopen_files()`` raises nothing, and that what goes into the error log is printable.
+
+    What cannot be written when the process ends is dropped, too.
 
     :param log: an object of Gunicorn's logger class.
     """
@@ -25,18 +41,96 @@ def guard(log: Any) -> None:
             for path in set(_paths(log)):
                 with open(path, "a", encoding="utf-8"):
                     pass
-        except OSError as error:
-            log.warning("The log files cannot be reopened; logging continues in the old ones: %s", error)
-        else:
+            _drop_unwritten(log)
             reopen_files()
+        except Exception as error:  # noqa: BLE001  # a user's logger class may raise anything
+            log.warning("The log files cannot be reopened; logging continues in the old ones: %s", texts.reason(error))
+
+    def end() -> None:
+        with contextlib.suppress(Exception):
+            _drop_unwritten(log)
 
     log.reopen_files = guarded
+    atexit.register(end)  # Python exits with status 120 where standard output cannot be flushed at its end
+    logging.getLogger("gunicorn.error").addFilter(_Printable())
+
+
+def before_setup(log: Any) -> None:
+    """Make a logger ready for its ``setup()`` with another configuration.
+
+    Gunicorn before 26.1 removes one of its handlers at most, and adds one for each of file and syslog: with each
+    reload there would be one more. Newer ones remove all of them, as this does.
+
+    :param log: an object of Gunicorn's logger class, which :func:`guard` knows.
+    """
+    _drop_unwritten(log)
+    for name in _NAMES:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if getattr(handler, "_gunicorn", False):
+                logger.removeHandler(handler)
+                handler.close()
 
 
 def _paths(log: Any) -> Iterator[str]:
     if log.cfg.capture_output and log.cfg.errorlog != "-":
         yield log.cfg.errorlog
+    for handler in _file_handlers():
+        yield handler.baseFilename
+
+
+def _file_handlers() -> Iterator[logging.FileHandler]:
     for logger in loggers():
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler) and handler.stream:
-                yield handler.baseFilename
+                yield handler
+
+
+def _drop_unwritten(log: Any) -> None:
+    """Write what the log files' streams hold; drop what cannot be written.
+
+    :raises OSError: there is no descriptor left to do that with.
+    """
+    for handler in _file_handlers():
+        handler.acquire()
+        try:
+            _flush(handler.stream)
+        finally:
+            handler.release()
+    if log.cfg.capture_output:
+        for stream in (sys.stdout, sys.stderr):
+            _flush(stream)
+
+
+def _flush(stream: Any) -> None:
+    try:
+        stream.flush()
+    except OSError:
+        number = stream.fileno()
+        inheritable = os.get_inheritable(number)
+        kept = os.dup(number)
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), number, inheritable)
+            stream.flush()
+        finally:
+            os.dup2(kept, number, inheritable)
+            os.close(kept)
+
+
+class _Printable(logging.Filter):
+    """Makes each record's text, and its traceback, fit for a reader; leaves those alone that are."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        with contextlib.suppress(Exception):  # arguments that do not fit their message: the handler says so
+            text = record.getMessage()
+            printable = texts.lines(text)
+            if printable != text:
+                record.msg, record.args = printable, None
+            if record.exc_info and not record.exc_text:
+                text = logging.Formatter().formatException(record.exc_info)
+                printable = texts.lines(text)
+                if printable != text:
+                    record.exc_text = printable
+        return True

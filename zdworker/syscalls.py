@@ -66,6 +66,19 @@ def become_subreaper() -> bool:
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+def open_standard_streams() -> None:
+    """Open ``/dev/null`` in the place of each of the descriptors 0, 1 and 2 that is closed.
+
+    What is opened next would take that place, be it the pipe that wakes the master: whatever prints would write there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, and those below are not
+            os.set_inheritable(opened, True)
+
+
 def set_death_signal(signum: int) -> bool:
     """Have the kernel send ``signum`` to this process when its parent ends (PR_SET_PDEATHSIG in prctl(2)).
 

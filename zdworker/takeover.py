@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zdworker import roles
+from zdworker import roles, syscalls
 
 _installed = False
 
@@ -21,6 +21,7 @@ def install() -> None:
     if _installed:
         return
     _installed = True
+    syscalls.open_standard_streams()
     from gunicorn.app.base import BaseApplication
     from gunicorn.arbiter import Arbiter
 

@@ -40,7 +40,7 @@ from zdworker.core.events import (
     WorkerReady,
     WorkerReplacementRequested,
 )
-from zdworker.core.fleet import Fleet, GenerationState, Phase, WorkerState
+from zdworker.core.fleet import Fleet, GenerationState, Phase, Worker, WorkerState
 from zdworker.core.rollout import ROLL_ATTEMPTS, START_ATTEMPTS, Rollout
 
 BEGIN = 1000.0
@@ -112,7 +112,7 @@ def canonical(stage: Stage, policies: tuple[Policy, ...]) -> bytes:
     workers = []
     for worker in sorted(fleet.workers.values(), key=lambda w: w.worker_id):
         process = stage.processes.get(worker.worker_id), worker.worker_id in stage.leaving_only
-        row: tuple[Any, ...] = (worker.slot, generation(worker.generation), worker.state.value, process)
+        row: tuple[Any, ...] = (worker.slot, generation(worker.generation), worker.state.value, process, worker.killed)
         if not worker.leaving:  # of one that leaves nothing else matters any more
             young = worker.ready_at is not None and worker.ready_at > STABLE
             row += (worker.deadline is None, young, worker.verified, worker.replacement_requested)
@@ -197,8 +197,8 @@ def _of_generations(stage: Stage, limits: Limits) -> Iterator[Step]:
 
 
 def _of_workers(stage: Stage) -> Iterator[Step]:
-    for number, state in stage.processes.items():
-        worker = stage.fleet.workers[number]
+    for number, worker in stage.fleet.workers.items():
+        state = stage.processes[number]
         if state == UNBORN and worker.state in (WorkerState.FORKING, WorkerState.DYING):
             yield f"worker {number} is forked", lambda s, n=number: s.tell(WorkerForked(n))  # type: ignore[misc]
             yield (
@@ -249,6 +249,8 @@ def _of_time(stage: Stage) -> Iterator[Step]:
 def _over(stage: Stage, owner: Any, name: str) -> None:
     """Let one deadline be over, and no other."""
     setattr(owner, name, BEGIN)
+    if isinstance(owner, Worker) and owner.killed:
+        stage.killed[owner.worker_id] = STABLE  # it was killed long ago, and is still there
     stage.tell(Tick())
 
 

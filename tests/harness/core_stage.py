@@ -45,6 +45,7 @@ from zdworker.core.events import (
 )
 from zdworker.core.fleet import Fleet, GenerationState, Phase, Worker, WorkerState
 from zdworker.core.rollout import Rollout, rollout
+from zdworker.core.steps import EXIT_TIMEOUT_S
 
 UNBORN, BOOTING, READY = "unborn", "booting", "ready"
 LEAVING = (WorkerState.DRAINING, WorkerState.DYING)
@@ -77,6 +78,7 @@ class Stage:
         self.reloads: dict[int, str] = {}  # each reload's outcome, "" while there is none
         self.halted: Halt | None = None
         self.leaving_only: set[int] = set()
+        self.killed: dict[int, float] = {}  # when each was killed for the first time
         self.brought: Policy | None = None  # what the next configuration says; None: the same as before
         self.taking: list[TakeConfiguration] = []  # what the core waits for
         self.configurations: dict[int, Policy] = {0: self.fleet.policy}
@@ -159,13 +161,20 @@ class Stage:
             case Kill(worker_id=worker_id):
                 assert worker_id in self.processes
                 self.leaving_only.add(worker_id)
+                self.killed.setdefault(worker_id, self.now)
             case Halt():
-                assert not self.processes
+                assert set(self.processes) <= self.unkillable()
                 assert not self.servers
                 self.halted = action
             case _:
                 assert isinstance(action, Degraded)
                 assert action.reason
+
+    def unkillable(self) -> set[int]:
+        """The processes that were killed long ago and are still there, once the fleet has to end."""
+        if self.fleet.running:
+            return set()
+        return {i for i in self.processes if self.now - self.killed.get(i, self.now) >= EXIT_TIMEOUT_S}
 
     def _spawn(self, action: Spawn) -> None:
         assert self.servers.get(action.generation), f"{action}: no such generation to be spawned from"
@@ -190,7 +199,9 @@ class Stage:
     def check(self) -> None:
         """Hold the core to what must be so after every event."""
         fleet = self.fleet
-        assert set(fleet.workers) == set(self.processes)
+        gone = set(self.processes) - set(fleet.workers)
+        assert set(fleet.workers) <= set(self.processes)
+        assert gone <= self.unkillable(), "only what cannot be killed is left behind, and only at the end"
         for worker in fleet.workers.values():
             settled = worker.state is WorkerState.READY and worker.verified
             assert (worker.deadline is None) == settled, worker

@@ -264,7 +264,7 @@ def test_a_configuration_that_needs_the_main_thread_gets_it(bench: Bench) -> Non
     ("refusal", "reason"),
     [
         (GenerationError("the address is in use"), "the address is in use"),
-        (RuntimeError("a bug"), "the configuration cannot be taken over: RuntimeError('a bug')"),
+        (RuntimeError("a bug"), "the configuration cannot be taken over: RuntimeError: a bug"),
     ],
 )
 def test_whatever_refuses_a_configuration_is_an_event(bench: Bench, refusal: Exception, reason: str) -> None:

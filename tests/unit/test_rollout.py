@@ -370,8 +370,21 @@ class TestStop:
         stage = steady(1, graceful_timeout=3.0).stop().passes(3.0)
         assert stage.took(Kill) == []
         assert stage.passes(KILL_MARGIN_S).took(Kill) == [Kill(1, KillReason.NOT_DRAINED)]
-        assert stage.passes(EXIT_TIMEOUT_S).took(Kill) == [Kill(1, KillReason.STILL_THERE)]
         assert stage.gone().halted
+
+    def test_what_cannot_be_killed_is_left_behind(self) -> None:
+        """A process in state D; its end comes too late, if ever."""
+        stage = steady(2, graceful_timeout=3.0).stop().passes(3.0 + KILL_MARGIN_S)
+        assert stage.passes(EXIT_TIMEOUT_S - 0.1).halted is None
+        assert stage.passes(0.1).halted == Halt(0, "")
+        assert stage.took(Kill) == [Kill(1, KillReason.NOT_DRAINED), Kill(2, KillReason.NOT_DRAINED)]
+        assert stage.tell(WorkerGone(1, "was killed by SIGKILL", -9)) == []
+
+    def test_what_was_not_killed_before_the_end_is_killed_then(self) -> None:
+        stage = started(workers=1).stop().passes(EXIT_TIMEOUT_S)
+        assert stage.took(Kill) == [Kill(1, KillReason.STILL_THERE)]
+        assert stage.halted is None
+        assert stage.passes(EXIT_TIMEOUT_S).halted
 
     def test_quick(self) -> None:
         stage = steady(1).stop(quick=True)

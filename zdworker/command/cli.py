@@ -5,13 +5,16 @@ Rules:
 * Exit codes are fixed, because scripts rely on them (:class:`Exit`). With ``--json`` the output for a program is one
   JSON object on standard output. Errors go to standard error.
 * The command prints what the master has answered and decides nothing itself.
+* What it prints of the master's answers is made printable (:mod:`zdworker.texts`), whichever master has sent it.
 * ``click`` and ``rich`` are imported here and nowhere else, ``prometheus_client`` only by ``openmetrics.py``.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +30,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from zdworker import texts
 from zdworker.command import client
 from zdworker.errors import MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
@@ -80,6 +84,9 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failed (the old code serves on), 2 misuse, 3 no such master or not allowed, 4 timed out.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no failure
 
 
 @main.command()
@@ -177,7 +184,7 @@ def _follow(
             words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers ready"
             bar.update(task, description=words[0], ready=words[1], completed=answer.ready, total=answer.workers)
             if not console.is_terminal:
-                console.print(f"{answer.state}: {words[0]}, {words[1]}", soft_wrap=True)
+                console.print(f"{_in_table(answer.state)}: {words[0]}, {words[1]}", soft_wrap=True)
             answer = master.receive(deadline)
     if not isinstance(answer, messages.Outcome):
         raise MessageError(f"a strange answer: {answer!r}")
@@ -186,7 +193,7 @@ def _follow(
 
 def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"result": None, "state": status["state"], "generation": status["target_generation"]}))
+        _print_json({"result": None, "state": status["state"], "generation": status["target_generation"]})
     else:
         click.echo(f"{command} ordered")
 
@@ -194,16 +201,24 @@ def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
 def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
     done = outcome.result == "done"
     if as_json:
-        click.echo(json.dumps(asdict(outcome)))
+        _print_json(asdict(outcome))
     elif done:
         click.echo(f"{command} done: generation {outcome.generation} serves, after {outcome.duration_s:.1f} s")
     else:
         if outcome.traceback:
-            click.echo(outcome.traceback.rstrip(), err=True)
-        click.echo(f"{command} {outcome.result}: {outcome.error}", err=True)
-        click.echo(f"generation {outcome.serving} serves on", err=True)
+            _print_error(outcome.traceback.rstrip())
+        _print_error(f"{command} {outcome.result}: {outcome.error}")
+        _print_error(f"generation {outcome.serving} serves on")
     if not done:
         raise SystemExit(Exit.FAILED)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(texts.for_json(value)))
+
+
+def _print_error(text: str) -> None:
+    click.echo(texts.lines(text), err=True)
 
 
 @contextmanager
@@ -227,8 +242,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
 
 def _exit_with(code: Exit, text: str, as_json: bool) -> NoReturn:
     if as_json:
-        click.echo(json.dumps({"result": code.name.lower(), "error": text}))
-    click.echo(f"Error: {text}", err=True)
+        _print_json({"result": code.name.lower(), "error": text})
+    _print_error(f"Error: {text}")
     raise SystemExit(code)
 
 
@@ -237,7 +252,7 @@ def _exit_with(code: Exit, text: str, as_json: bool) -> NoReturn:
 
 def _show(console: Console, status: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(status))
+        _print_json(status)
     else:
         console.print(_table(status))
 
@@ -254,9 +269,9 @@ def _table(status: dict[str, Any]) -> Table:
             str(worker["slot"]),
             str(worker["pid"] or "-"),
             str(worker["generation"]),
-            f"[{STYLES.get(worker['state'], '')}]{worker['state']}[/]"
+            f"[{STYLES[worker['state']]}]{worker['state']}[/]"
             if worker["state"] in STYLES
-            else worker["state"],
+            else _in_table(worker["state"]),
             f"{worker['age_s']:.0f} s",
             f"{memory / (1 << 20):.0f} MiB" if memory else "-",
             str(worker["connections"]),
@@ -268,7 +283,8 @@ def _table(status: dict[str, Any]) -> Table:
 def _title(status: dict[str, Any]) -> str:
     state, target = status["state"], status["target_generation"]
     going = f", to generation {target}" if target else ""
-    return f"master {status['pid']}: [{STYLES.get(state, 'red')}]{state}[/], generation {status['generation']}{going}"
+    shown = f"[{STYLES.get(state, 'red')}]{_in_table(state)}[/]"
+    return f"master {status['pid']}: {shown}, generation {status['generation']}{going}"
 
 
 def _caption(status: dict[str, Any]) -> str:
@@ -280,5 +296,10 @@ def _caption(status: dict[str, Any]) -> str:
             f"last reload: {result}, generation {last['generation']}, {last['duration_s']:.1f} s, {last['started_at']}"
         )
         if last["error"]:
-            lines.append(escape(last["error"]))
+            lines.append(_in_table(last["error"]))
     return "\n".join(lines)
+
+
+def _in_table(text: str) -> str:
+    """Return a text of the master's for ``rich``, which would take brackets for its markup."""
+    return escape(texts.lines(text))

@@ -189,7 +189,8 @@ def step(table: Mapping[tuple[State, Cause], State], state: State, cause: Cause)
 class Worker:
     """One worker process. ``worker_id`` counts all workers of the master, as Gunicorn's ``age`` does.
 
-    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds.
+    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds, ``killed``
+    that the order to kill it was given.
     """
 
     worker_id: int
@@ -200,6 +201,7 @@ class Worker:
     ready_at: float | None = None
     verified: bool = False
     replacement_requested: bool = False
+    killed: bool = False
 
     @property
     def leaving(self) -> bool:

@@ -438,6 +438,10 @@ class Rollout:
             if worker.generation in self.fleet.current:
                 self._steps.verify_newest()
             return
+        if worker.killed and not self.fleet.running:
+            # Nothing ends a process that waits in the kernel (state D). The master ends without it.
+            del self.fleet.workers[worker.worker_id]
+            return
         self._steps.kill(worker, _KILL_REASONS[before], now)
         if before is WorkerState.FORKING:
             # The fork server is stuck, and of no use. That is one failure, however many workers wait for it.

@@ -306,8 +306,8 @@ class Steps:
         worker.deadline = now + timeout_s
 
     def kill(self, worker: Worker, why: KillReason, now: float) -> None:
-        """End a worker; the order is repeated as long as it is there."""
-        worker.deadline = now + EXIT_TIMEOUT_S
+        """End a worker; the order is repeated as long as it is there, and the fleet runs."""
+        worker.deadline, worker.killed = now + EXIT_TIMEOUT_S, True
         self.actions.append(Kill(worker.worker_id, why))
 
     def count_failure(self, worker: Worker, now: float) -> None:

@@ -32,7 +32,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
-from zdworker import gunicorn_config, log_files, roles, syscalls
+from zdworker import gunicorn_config, log_files, roles, syscalls, texts
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
@@ -285,14 +285,15 @@ def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:
 
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else 1
-        reason = f"the new code ended its interpreter (exit {error.code}):"
+        shown = texts.lines(str(error.code), texts.REASON_MAX)
+        reason = f"the new code ended its interpreter (exit {shown}):"
         if not configured:
-            reason = f"the configuration was refused (exit {error.code}):"
+            reason = f"the configuration was refused (exit {shown}):"
         return LoadFailed(reason, "", code or 1)
     if isinstance(error, ZdError):
-        return LoadFailed(str(error), "", 1)
-    text = "".join(traceback.format_exception(error))
-    return LoadFailed(f"{type(error).__name__}: {error}", text, 4 if isinstance(error, AppImportError) else 3)
+        return LoadFailed(texts.lines(str(error), texts.REASON_MAX), "", 1)
+    text = texts.lines("".join(traceback.format_exception(error)))
+    return LoadFailed(texts.reason(error), text, 4 if isinstance(error, AppImportError) else 3)
 
 
 def _is_called_off(report: int) -> bool:

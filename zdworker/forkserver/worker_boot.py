@@ -24,7 +24,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
-from zdworker import syscalls
+from zdworker import syscalls, texts
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
@@ -173,7 +173,7 @@ def _report_exit(error: SystemExit, worker: Any) -> int:
 
 def _report_failure(worker: Any, error: Exception, code: int) -> int:
     text = "".join(traceback.format_exception(error))
-    worker.zd_failed(f"{type(error).__name__}: {error}", text, code)
+    worker.zd_failed(texts.reason(error), text, code)
     return code
 
 

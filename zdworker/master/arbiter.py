@@ -25,7 +25,7 @@ from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
-from zdworker import gunicorn_config, log_files, syscalls
+from zdworker import gunicorn_config, log_files, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
@@ -71,7 +71,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             self._zd_take_over()
         except (SettingError, UnsupportedGunicorn, GenerationError) as error:
-            sys.stderr.write(f"\nError: {error}\n")
+            with contextlib.suppress(OSError):  # not sys.stderr: that is None where it was closed at start
+                os.write(2, f"\nError: {texts.lines(str(error))}\n".encode())
             sys.exit(1)
         stock_run(self)
 
@@ -218,10 +219,15 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send ``sig`` to a worker; one that has just died is reaped as any other."""
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(pid, sig)
-            if sig in (signal.SIGTERM, signal.SIGKILL):
-                self._zd_count("workers_killed")
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            self.log.warning("Worker (pid:%s) cannot be sent a signal, is it another user's now? %s", pid, error)
+            return
+        if sig in (signal.SIGTERM, signal.SIGKILL):
+            self._zd_count("workers_killed")
 
     def reap_workers(self) -> None:
         """Find out which children have ended. Orphans of the application, adopted by the subreaper, are ignored."""
@@ -248,7 +254,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
             if hook is not None:
                 hook(self, *arguments)
-        except (Exception, SystemExit):
+        except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)
 
     def _zd_count(self, name: str) -> None:

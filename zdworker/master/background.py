@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def call_in_background(
-    reactor: Reactor, function: Callable[[], Result], done: Callable[[Result | Exception], None]
+    reactor: Reactor, function: Callable[[], Result], done: Callable[[Result | BaseException], None]
 ) -> None:
     """Call ``function`` in a thread with a working directory of its own, where the system has such a thing.
 
@@ -25,11 +25,11 @@ def call_in_background(
     """
 
     def run() -> None:
-        result: Result | Exception
+        result: Result | BaseException
         try:
             syscalls.unshare_directory()
             result = function()
-        except Exception as error:  # noqa: BLE001  # it is handled by ``done``
+        except BaseException as error:  # noqa: BLE001  # an exit, too: ``done`` handles it
             result = error
         reactor.call_from_thread(lambda: done(result))
 

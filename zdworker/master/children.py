@@ -6,6 +6,7 @@ removing it from the registry gives that back.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import signal
@@ -15,15 +16,19 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
+from zdworker import texts
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 
+KILLED_WAIT_S = 1.0
+"""Seconds that the master waits at its end for the processes that it has killed."""
+
+REAP_INTERVAL_S = 0.01
+"""Seconds between two looks whether they have ended."""
+
 STDERR_READS = 16
 """Reads at a time from a fork server's standard error: one that prints without end must not hold up the master."""
-
-STDERR_TAIL_BYTES = 16 * 1024
-"""Bytes of a generation's standard error that are kept for the report of its failure."""
 
 
 class ForkServer:
@@ -39,7 +44,8 @@ class ForkServer:
         self.channel = channel
         self.stderr = stderr
         self._log = log
-        self._tail = b""
+        self._tail = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._hook_data = HookData()
 
     def send(self, message: Message, descriptors: list[int]) -> None:
@@ -68,14 +74,15 @@ class ForkServer:
                 return True
             if not data:
                 return False
-            self._tail = (self._tail + data)[-STDERR_TAIL_BYTES:]
+            text = texts.printed(self._decoder.decode(data))
+            self._tail = (self._tail + text)[-texts.LINES_MAX :]
             with contextlib.suppress(OSError):
-                os.write(2, data)
+                os.write(2, text.encode())
         return True
 
     def printed(self) -> str:
         """Return the last that it wrote to its standard error."""
-        return self._tail.decode(errors="replace").strip()
+        return texts.lines(self._tail.strip())
 
     def last_line(self) -> str:
         """Return the last line of that, which tells the cause more often than not."""
@@ -267,16 +274,31 @@ class Children:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def end_all(self, kill: Callable[[int, int], None]) -> None:
-        """Kill what is left and wait for it: a killed process ends soon.
+    def end_all(self, kill: Callable[[int, int], None]) -> list[int]:
+        """Kill what is left and wait for it, for :data:`KILLED_WAIT_S` seconds at most.
+
+        A killed process ends soon, unless it waits in the kernel for what does not come (state D in proc_pid_stat(5)):
+        a disk of the network, say.
 
         :param kill: sends a signal to a worker's pid.
+        :return: the pids of the processes that are still there.
         """
         for record in self.workers.values():
             if record.has_pid:
                 kill(record.pid, signal.SIGKILL)
         for server in list(self.servers.values()):
             self.end_server(server)
-        for pid in [*self._killed_servers, *self.workers_by_pid]:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+        left = [pid for pid in [*self._killed_servers, *self.workers_by_pid] if not _reaped(pid)]
+        until = time.monotonic() + KILLED_WAIT_S
+        while left and time.monotonic() < until:
+            time.sleep(REAP_INTERVAL_S)
+            left = [pid for pid in left if not _reaped(pid)]
+        return left
+
+
+def _reaped(pid: int) -> bool:
+    """Reap a child if it has ended; return False while it has not."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True

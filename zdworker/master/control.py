@@ -15,13 +15,14 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import stat
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zdworker import syscalls
+from zdworker import syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
@@ -204,7 +205,7 @@ class Control(Observer):
 
     def _send(self, client: Client, message: Message) -> None:
         try:
-            client.channel.send(message)
+            client.channel.send(_for_program(message))
         except OSError:
             self._drop(client)  # the client has left, or does not read
 
@@ -244,6 +245,11 @@ class Control(Observer):
         for client in [client for client in self._clients.values() if client.after is not None]:
             client.after = None
             self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
+
+
+def _for_program(message: Message) -> Message:
+    fields = {field.name: texts.for_json(getattr(message, field.name)) for field in dataclasses.fields(message)}
+    return dataclasses.replace(message, **fields)
 
 
 def _outcome(reload: Reload, fleet: Fleet, rolls_back: bool) -> Outcome:

@@ -1,7 +1,7 @@
 """The executor: it carries out the core's actions.
 
 Rules: :meth:`Executor.execute` names every action, one line for each. No action waits. One that cannot be done leads to
-an event, as does everything that comes of the others.
+an event (:meth:`Executor.give_up`), as does everything that comes of the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from functools import partial
 from typing import Any
 
-from zdworker import gunicorn_config
+from zdworker import gunicorn_config, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
 from zdworker.errors import GenerationError, SettingError
@@ -87,6 +87,27 @@ class Executor:
             case _:
                 assert_never(action)
 
+    def give_up(self, action: events.Action, error: BaseException) -> None:
+        """Let the core know that an action could not be carried out, where it waits for what would have come of it.
+
+        Nothing comes of most actions, and ``Drain`` and ``Kill`` are followed by a further ``Kill`` in any case.
+        """
+        reason = texts.reason(error)
+        match action:
+            case events.StartGeneration(generation):
+                self._end_generation(generation)
+                self._publish(events.GenerationFailed(generation, f"no fork server can be started: {reason}"))
+            case events.TakeConfiguration(generation):
+                refusal = f"the configuration cannot be taken over: {reason}"
+                self._publish(events.ConfigurationRefused(generation, refusal))
+            case events.Spawn(worker_id):
+                record = self._children.workers.get(worker_id)
+                if record is not None:
+                    self._children.remove_worker(record)
+                self._publish(events.WorkerGone(worker_id, f"could not be ordered: {reason}"))
+            case _:
+                pass
+
     # -- generations ---------------------------------------------------------------------------------------------
 
     def _start_generation(self, number: int) -> None:
@@ -133,20 +154,20 @@ class Executor:
             lambda result: self._evaluated(action, result),
         )
 
-    def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | Exception) -> None:
+    def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | BaseException) -> None:
         configuration = self._gunicorn.zd_configuration
         if not configuration.is_offered(action.configuration):
             return  # it took so long that the generation was given up, and nothing has changed
-        if isinstance(result, Exception) and _wants_main_thread(result):
+        if isinstance(result, BaseException) and _wants_main_thread(result):
             self._log.warning(
                 "The configuration can be evaluated in the main thread only (it sets signal handlers, say): the master "
                 "waits for it"
             )
             try:
                 result = configuration.evaluate(action.configuration)
-            except Exception as error:  # noqa: BLE001  # whatever a configuration raises
+            except BaseException as error:  # noqa: BLE001  # whatever a configuration raises
                 result = error
-        if isinstance(result, Exception):
+        if isinstance(result, BaseException):
             self._refuse_configuration(action.generation, result)
         else:
             self._take_evaluated(action, result)
@@ -155,7 +176,7 @@ class Executor:
         number, configuration = action.generation, self._gunicorn.zd_configuration
         try:
             policy = configuration.take(action.configuration, evaluated)
-        except Exception as error:  # noqa: BLE001  # a log file that cannot be opened, a bug: the old one stays
+        except BaseException as error:  # noqa: BLE001  # a log file that cannot be opened, a bug: the old one stays
             self._refuse_configuration(number, error)
             return
         # First, so that the core waits for nothing, whatever happens in the following steps.
@@ -167,11 +188,11 @@ class Executor:
         self._gunicorn.zd_hook("on_reload")
         self._observers.notify(Observer.configuration_taken)
 
-    def _refuse_configuration(self, number: int, error: Exception) -> None:
+    def _refuse_configuration(self, number: int, error: BaseException) -> None:
         reason = str(error)
         if not isinstance(error, (GenerationError, SettingError)):
             self._log.error("The new configuration cannot be taken over", exc_info=error)
-            reason = f"the configuration cannot be taken over: {error!r}"
+            reason = f"the configuration cannot be taken over: {texts.reason(error)}"
         self._publish(events.ConfigurationRefused(number, reason))
 
     def _restore_configuration(self, number: int) -> None:
@@ -316,7 +337,8 @@ class Executor:
         reload = self._reloads.pop(action.generation, None) or Reload.begin(action.generation)
         reload.duration = time.monotonic() - reload.began
         reload.result, reload.called_off = action.outcome, action.called_off
-        reload.error, reload.traceback = action.reason or None, action.traceback or None
+        reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
+        reload.traceback = texts.lines(action.traceback) or None
         self._observers.notify(Observer.reload_finished, reload, self._fleet)
         self._log_outcome(action)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
@@ -339,10 +361,11 @@ class Executor:
 
     def _degraded(self, action: events.Degraded) -> None:
         self._log.error("Degraded: %s", action.reason)
-        self._observers.notify(Observer.degraded, action.reason, action.traceback, self._fleet)
+        reason, traceback = texts.lines(action.reason, texts.REASON_MAX), texts.lines(action.traceback)
+        self._observers.notify(Observer.degraded, reason, traceback, self._fleet)
 
 
-def _wants_main_thread(error: Exception) -> bool:
+def _wants_main_thread(error: BaseException) -> bool:
     """Return whether a configuration failed because it was not evaluated in the main thread (``signal.signal``)."""
     cause = error.__cause__
     return isinstance(cause, ValueError) and "main thread" in str(cause)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -144,7 +143,8 @@ def interpreter(command: Command) -> list[str]:
             line = file.readline(4096)
     except OSError as error:
         raise GenerationError(f"the command cannot be run again: {error}") from error
-    words = shlex.split(line[2:].decode(errors="replace")) if line.startswith(b"#!") else []
+    # Not shlex.split(): a quote has no meaning there for the kernel either (execve(2)).
+    words = os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
     if words and os.path.basename(words[0]) == "env":
         found = shutil.which(words[1], path=command.environment.get("PATH")) if len(words) == 2 else None
         words = [found] if found else []
@@ -159,7 +159,6 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
     :param configuration: the file that the master's configuration was read from, empty without one.
     :param log: the master's logger.
     :raises OSError: the system gives no process, pipe or socket.
-    :raises ValueError: the ``#!`` line of the command's script cannot be split into words.
     :raises GenerationError: the command cannot be run again.
     """
     channel, other = Channel.pair()
@@ -205,10 +204,13 @@ def _spawn(command: Command, channel: socket.socket, stderr: int) -> int:
     environment = {**command.environment, "PYTHONSAFEPATH": "1"}
     number = 3 + max(channel.fileno(), stderr)
     words = [*interpreter(command), "-m", "zdworker.forkserver", str(number), "--", *command.target]
-    actions = [
+    actions: list[tuple[Any, ...]] = [
         (os.POSIX_SPAWN_DUP2, channel.fileno(), number),
         (os.POSIX_SPAWN_DUP2, stderr, 2),
     ]
+    # Where the master was started without one of them, a file of its own may be in its place (the log, say).
+    closed = [stream for stream in (0, 1) if not os.get_inheritable(stream)]
+    actions += [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in closed]
     return os.posix_spawn(
         words[0], words, environment, file_actions=actions, setsigmask=syscalls.HELD_SIGNALS, setsigdef=[signal.SIGCHLD]
     )

@@ -116,5 +116,5 @@ class Observers:
         for handler in self._handlers[notification.__name__]:
             try:
                 handler(*args, **kwargs)
-            except Exception:  # noqa: BLE001  # an observer is never worth the site
+            except BaseException:  # noqa: BLE001  # an exit, too: no observer is worth the site
                 self._log.exception("zdworker: %s failed; everything else goes on", handler.__qualname__)

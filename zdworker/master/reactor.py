@@ -1,8 +1,9 @@
 """The one poll of the master, under Gunicorn's loop.
 
 Rules: all callbacks run on the main thread, when their descriptor is readable or their time has come, and the master
-waits nowhere else. Signals and other threads end the poll by a byte in a pipe, so that a signal that arrives after the
-check of Gunicorn's queue and before the poll is not delayed (the self-pipe trick; ``signal.set_wakeup_fd``).
+waits nowhere else. What a callback raises is logged and ends nothing. Signals and other threads end the poll by a byte
+in a pipe, so that a signal that arrives after the check of Gunicorn's queue and before the poll is not delayed (the
+self-pipe trick; ``signal.set_wakeup_fd``).
 """
 
 from __future__ import annotations
@@ -11,17 +12,25 @@ import collections
 import contextlib
 import heapq
 import itertools
+import logging
 import os
 import selectors
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
+
+_LOG = logging.getLogger("gunicorn.error")
 
 
 class Reactor:
-    """A poll over a wake-up pipe and any number of descriptors."""
+    """A poll over a wake-up pipe and any number of descriptors.
 
-    def __init__(self) -> None:
+    :param log: the master's logger, for what callbacks raise.
+    """
+
+    def __init__(self, log: Any = _LOG) -> None:
+        self._log = log
         # poll(2) and not epoll, whose descriptor would be shared with each process that is forked from the master.
         self._selector = selectors.PollSelector()
         self._writers: dict[int, Callable[[], None]] = {}
@@ -71,22 +80,28 @@ class Reactor:
             timeout = min(timeout, self._timers[0][0] - time.monotonic())
         self._poll(timeout)
         while self._from_threads:
-            self._from_threads.popleft()()
+            self._call(self._from_threads.popleft())
         while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+            self._call(heapq.heappop(self._timers)[2])
 
     def _poll(self, timeout: float) -> None:
         for key, events in self._selector.select(max(0.0, timeout)):
             # A callback may have removed another one's descriptor, or its own.
             if events & selectors.EVENT_READ and self._is_registered(key):
-                key.data()
+                self._call(key.data)
             if events & selectors.EVENT_WRITE and self._is_registered(key) and key.fd in self._writers:
                 self._poll_for(key.fd, selectors.EVENT_READ)
-                self._writers.pop(key.fd)()
+                self._call(self._writers.pop(key.fd))
 
     def _is_registered(self, key: selectors.SelectorKey) -> bool:
         now = self._selector.get_map().get(key.fd)
         return now is not None and now.data is key.data
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except BaseException:  # noqa: BLE001  # an exit, too: it would end the master
+            self._log.exception("zdworker: what came in could not be handled; everything else goes on")
 
     def wake(self) -> None:
         """End a wait, from any thread."""

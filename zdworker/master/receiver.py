@@ -168,7 +168,11 @@ class Receiver:
             self._log.debug("fork server of generation %s -> master: %r", server.number, message)
             # One that was ended in the meantime has nothing to report.
             if server.number in self._children.servers and isinstance(message, ServerReport):
-                self._handle_server_report(server, message)
+                try:
+                    self._handle_server_report(server, message)
+                except BaseException:  # noqa: BLE001  # its end is an event, and the core waits for one
+                    self._log.exception("Generation %s sent what cannot be handled, it is ended", server.number)
+                    server.kill()
         if received.closed or received.error:
             self._children.stop_polling(server)
             if received.error:

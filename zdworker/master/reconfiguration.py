@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from gunicorn import version_info
 from gunicorn.config import Chdir
 
-from zdworker import gunicorn_config
+from zdworker import gunicorn_config, log_files, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
@@ -196,14 +196,15 @@ class Configuration(Observer):
         before = self._in_force
         try:
             self._set_up(number)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # an exit, too: it would end the master
             self._set_up(before)
-            raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
+            raise GenerationError(f"the new configuration cannot be taken over: {texts.reason(error)}") from error
 
     def _set_up(self, number: int) -> None:
         gunicorn_config.unset_raw_environment(self.current.cfg)
         self._in_force, self.current = number, self._taken[number]
         self.app.cfg = self.current.cfg
+        log_files.before_setup(self._arbiter.log)
         self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
             self._arbiter.log.setup(self.current.cfg)

@@ -41,7 +41,7 @@ class Supervisor:
     """
 
     def __init__(self, gunicorn: Gunicorn, command: Command | None, observer: Observer) -> None:
-        self.reactor = Reactor()
+        self.reactor = Reactor(gunicorn.log)
         self.children = Children(self.reactor)
         self._gunicorn = gunicorn
         self._log: Any = gunicorn.log
@@ -72,10 +72,7 @@ class Supervisor:
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
         timeout = min(timeout, self._notifier.due_in())
-        try:
-            self.reactor.wait(timeout)
-        except Exception:  # noqa: BLE001  # a callback has a fault: what else is readable comes with the next poll
-            self._log.exception("zdworker: what came could not be handled")
+        self.reactor.wait(timeout)
         self.handle(events.Tick())
 
     def handle(self, event: events.Event) -> None:
@@ -106,16 +103,20 @@ class Supervisor:
         for action in actions:
             try:
                 self._executor.execute(action)
-            except Exception:  # noqa: BLE001  # see below
-                # For the same reason: a full disk, or a log that cannot be opened, must not end the master.
+            except BaseException as error:  # noqa: BLE001  # an exit, too: nothing that is done here may end the master
                 self._log.exception("zdworker: %r could not be carried out", action)
+                self._executor.give_up(action, error)
 
     def reaped(self, pid: int, code: int) -> bool:
         """Handle the end of a child; return False when it is an orphan of the application.
 
         :param code: its exit code, negative for a signal.
         """
-        return self._receiver.reaped(pid, code)
+        try:
+            return self._receiver.reaped(pid, code)
+        except BaseException:  # noqa: BLE001  # see above: the master goes on
+            self._log.exception("zdworker: the end of a child (pid:%s) could not be handled", pid)
+            return True
 
     # -- what users ask for --------------------------------------------------------------------------------------
 
@@ -148,6 +149,8 @@ class Supervisor:
 
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""
-        self.children.end_all(self._gunicorn.kill_worker)
+        left = self.children.end_all(self._gunicorn.kill_worker)
+        if left:
+            self._log.critical("Processes that cannot be killed are left behind (pids: %s)", ", ".join(map(str, left)))
         self._notifier.close()
         self._control.close()

@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from enum import Enum
 
+from zdworker import texts
 from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
 from zdworker.master.observers import Observer
 
@@ -109,7 +110,7 @@ class Notifier(Observer):
     def _send_changes(self, stage: Stage, status: str, now: float) -> None:
         if (stage, status) == (self._stage, self._status):
             return
-        lines = [f"STATUS={_one_line(status)}"]
+        lines = [f"STATUS={texts.line(status)}"]
         if stage is not self._stage:
             self._next_extension = now + EXTENSION_INTERVAL_S
             lines = [*_announcement(stage), *lines]
@@ -128,10 +129,6 @@ def _announcement(stage: Stage) -> list[str]:
         # In the same message, because systemd compares it with the time of its own request (Type=notify-reload).
         return ["RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"]
     return {Stage.READY: ["READY=1"], Stage.STOPPING: ["STOPPING=1"]}.get(stage, [])
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:500]
 
 
 def _connected(address: str) -> socket.socket | None:

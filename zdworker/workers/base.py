@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
-from zdworker import roles, takeover
+from zdworker import roles, takeover, texts
 from zdworker.errors import WarmupFailed
 from zdworker.ipc.messages import Counts, Draining, Failed, Leave, Message, Ready, ReplacementRequested, Stopping
 from zdworker.ipc.report import Reporter
@@ -43,9 +43,6 @@ SELF_CHECK_INTERVAL_S = 1.0
 
 BOOT_FAILURE = 3
 """Exit code of a worker that cannot boot: ``gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR``."""
-
-REPORTED_TEXT_CHARS = 64 * 1024
-"""Characters of a traceback that are reported, counted from its end, where the reason stands."""
 
 
 class ZeroDowntime(roles.ZeroDowntimeClass):
@@ -136,7 +133,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""
-        self._report_once(ReplacementRequested(reason))
+        self._report_once(ReplacementRequested(texts.lines(reason, texts.REASON_MAX)))
 
     def zd_tired(self, reason: str) -> None:
         """Call :meth:`zd_request_replacement`; its name before version 0.2."""
@@ -148,7 +145,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         Nothing is reported of a worker that has been ready: the master sees how its process ends.
         """
         if self.zd_failure is None and "Ready" not in self._zd_reported:
-            self.zd_failure = Failed(reason[-REPORTED_TEXT_CHARS:], traceback[-REPORTED_TEXT_CHARS:], exit_code)
+            self.zd_failure = Failed(texts.lines(reason, texts.REASON_MAX), texts.lines(traceback), exit_code)
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int) -> None:
@@ -261,7 +258,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """
         text = "".join(traceback.format_exception(error))
         self.log.error("Warm-up failed:\n%s", text.rstrip())
-        self.zd_failed(f"warm-up failed: {type(error).__name__}: {error}", text, BOOT_FAILURE)
+        self.zd_failed(f"warm-up failed: {texts.reason(error)}", text, BOOT_FAILURE)
         raise SystemExit(BOOT_FAILURE)
 
     # -- the end of the master ---------------------------------------------------------------------------------------

@@ -62,10 +62,11 @@ class UvicornWorker(LoopWorker):
         run(self)
 
     def _share_log(self) -> None:
-        """Let uvicorn log through Gunicorn's handlers."""
+        """Let uvicorn log through Gunicorn's handlers and filters."""
         for name, gunicorns in (("uvicorn.error", self.log.error_log), ("uvicorn.access", self.log.access_log)):
             logger = logging.getLogger(name)
             logger.handlers = gunicorns.handlers
+            logger.filters = gunicorns.filters
             logger.setLevel(gunicorns.level)
             logger.propagate = False
 
