@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import termios
+from dataclasses import dataclass
 from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
@@ -114,17 +115,33 @@ def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> No
         channel.sendall(data[sent:])
 
 
-def receive_with(channel: socket.socket, size: int = 65536) -> tuple[bytes, list[int], int | None]:
+@dataclass(frozen=True)
+class Piece:
+    """What one ``recvmsg`` brought. ``sender`` is a pid where it is passed; ``refused`` means that descriptors came
+    along for which there was no room: the kernel has closed them.
+    """
+
+    data: bytes
+    descriptors: list[int]
+    sender: int | None
+    refused: bool
+
+
+def receive_with(channel: socket.socket, size: int = 65536, *, descriptors: bool, credentials: bool) -> Piece:
     """Return bytes, the descriptors that came with them (close-on-exec) and the sender's pid where it is passed.
 
+    :param descriptors: make room for descriptors. Without it none can get into this process, whoever sends them.
+    :param credentials: make room for the sender's pid, which is passed after :func:`pass_credentials`; not otherwise,
+        because the kernel would put descriptors there.
     :raises OSError: as ``recvmsg``.
     """
-    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4) + socket.CMSG_SPACE(_UCRED.size)
-    data, ancillary, _flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-    descriptors, sender = array.array("i"), None
+    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4) if descriptors else 0
+    space += socket.CMSG_SPACE(_UCRED.size) if credentials else 0
+    data, ancillary, flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+    taken, sender = array.array("i"), None
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+            taken.frombytes(payload[: len(payload) - len(payload) % taken.itemsize])
         elif level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", -1):
             sender = _UCRED.unpack(payload[: _UCRED.size])[0]
-    return data, list(descriptors), sender
+    return Piece(data, list(taken), sender, refused=bool(flags & socket.MSG_CTRUNC))

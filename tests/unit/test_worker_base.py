@@ -11,7 +11,7 @@ from types import FrameType, SimpleNamespace
 
 import pytest
 
-from zdworker.ipc import report
+from zdworker.ipc import messages, report
 from zdworker.ipc.messages import Counts, Decoder, Draining, Failed, Message, Ready, ReplacementRequested
 from zdworker.ipc.report import Reporter
 from zdworker.workers import base
@@ -195,7 +195,7 @@ def test_an_endless_traceback_is_cut_to_its_end() -> None:
     worker = Worker()
     worker.zd_failed("reason", "x" * 1_000_000 + "ValueError: the reason")
     assert worker.zd_failure is not None
-    assert len(worker.zd_failure.traceback) == base.REPORTED_TEXT_CHARS
+    assert len(worker.zd_failure.traceback) == messages.REPORTED_TEXT_BYTES
     assert worker.zd_failure.traceback.endswith("ValueError: the reason")
 
 

@@ -42,7 +42,7 @@ def main() -> NoReturn:
     """Be a fork server, as the command line says."""
     number, command = int(sys.argv[1]), sys.argv[3:]
     os.set_inheritable(number, False)
-    channel = Channel(socket.socket(fileno=number))
+    channel = Channel(socket.socket(fileno=number), takes_descriptors=True)
     begin = _first_word(channel)
     syscalls.set_death_signal(signal.SIGKILL)
     if os.getppid() != begin.master:

@@ -18,6 +18,7 @@ from gunicorn.workers.base import Worker
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Leave, Message, Stopping, brief
 from zdworker.master.reactor import Reactor
+from zdworker.master.report_rules import ReportRules
 
 STDERR_READS = 16
 """Reads at a time from a fork server's standard error: one that prints without end must not hold up the master."""
@@ -94,7 +95,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
     master. ``ordered_at`` is when it was ordered, by ``time.monotonic()``; ``forked`` means that its fork server has
     reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``, ``called_off``
-    that it will get no start order.
+    that it will get no start order. ``replacement_requested`` means that it has asked for that before it was ready.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -105,6 +106,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.forked = False
         self.greeted = False
         self.called_off = False
+        self.report_rules = ReportRules(self.worker_id)
+        self.replacement_requested = False
         self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0

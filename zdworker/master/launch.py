@@ -28,7 +28,7 @@ from typing import Any
 from zdworker import syscalls
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Init
+from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
 
 SAME_DEPLOY = 2_000_000_000
@@ -150,7 +150,7 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
     :raises ValueError: the ``#!`` line of the command's script cannot be taken apart.
     :raises GenerationError: the command cannot be run again.
     """
-    channel, theirs = Channel.pair()
+    channel, theirs = Channel.pair(SERVER_REPORT_BYTES)
     stderr, writer = -1, -1
     try:
         stderr, writer = os.pipe()

@@ -23,6 +23,7 @@ class Reactor:
     def __init__(self) -> None:
         # poll(2), not epoll: an epoll descriptor would be shared with every process that is ever forked from here.
         self._selector = selectors.PollSelector()
+        self._paused: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._reader, self._writer = os.pipe()
@@ -40,8 +41,19 @@ class Reactor:
 
     def remove(self, descriptor: int) -> None:
         """Forget ``descriptor``; it may be unknown."""
+        self._paused.pop(descriptor, None)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(descriptor)
+
+    def pause(self, descriptor: int) -> None:
+        """Do not poll ``descriptor`` for a while: it stays readable, and its turn has not come."""
+        self._paused[descriptor] = self._selector.unregister(descriptor).data
+
+    def resume(self, descriptor: int) -> None:
+        """Poll ``descriptor`` again; it may have been removed meanwhile."""
+        callback = self._paused.pop(descriptor, None)
+        if callback is not None:
+            self.add(descriptor, callback)
 
     def later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, ``seconds`` from now."""
@@ -52,7 +64,8 @@ class Reactor:
         if self._timers:
             timeout = min(timeout, self._timers[0][0] - time.monotonic())
         self._poll(timeout)
-        while self._timers and self._timers[0][0] <= time.monotonic():
+        now = time.monotonic()  # once: a callback that asks to be called in the next turn must not hold up this one
+        while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2]()
 
     def _poll(self, timeout: float) -> None:
@@ -71,10 +84,10 @@ class Reactor:
         if self._writer < 0:
             return
         signal.set_wakeup_fd(-1)
-        for key in list(self._selector.get_map().values()):
-            self._selector.unregister(key.fd)
+        for descriptor in [*(key.fd for key in self._selector.get_map().values()), *self._paused]:
+            self.remove(descriptor)
             with contextlib.suppress(OSError):
-                os.close(key.fd)
+                os.close(descriptor)
         os.close(self._writer)
         self._writer = -1
 

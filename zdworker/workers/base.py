@@ -24,7 +24,17 @@ from typing import Any, ClassVar, NoReturn
 
 from zdworker import roles, takeover
 from zdworker.errors import WarmupFailed
-from zdworker.ipc.messages import Counts, Draining, Failed, Leave, Message, Ready, ReplacementRequested, Stopping
+from zdworker.ipc.messages import (
+    Counts,
+    Draining,
+    Failed,
+    Leave,
+    Message,
+    Ready,
+    ReplacementRequested,
+    Stopping,
+    reported_text,
+)
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD, resident_memory, set_death_signal
@@ -43,9 +53,6 @@ SELF_CHECK_INTERVAL_S = 1.0
 
 BOOT_FAILURE = 3
 """Exit code of a worker that cannot boot: ``gunicorn.arbiter.Arbiter.WORKER_BOOT_ERROR``."""
-
-REPORTED_TEXT_CHARS = 64 * 1024
-"""Characters of a traceback that are reported, counted from its end, where the reason stands."""
 
 
 class ZeroDowntime(roles.ZeroDowntimeClass):
@@ -136,7 +143,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""
-        self._report_once(ReplacementRequested(reason))
+        self._report_once(ReplacementRequested(reported_text(reason)))
 
     def zd_tired(self, reason: str) -> None:
         """Call :meth:`zd_request_replacement`; its name before version 0.2."""
@@ -148,7 +155,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         Nothing is reported of a worker that has been ready: the master sees how its process ends.
         """
         if self.zd_failure is None and "Ready" not in self._zd_reported:
-            self.zd_failure = Failed(reason[-REPORTED_TEXT_CHARS:], traceback[-REPORTED_TEXT_CHARS:], exit_code)
+            self.zd_failure = Failed(reported_text(reason), reported_text(traceback), exit_code)
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int) -> None:
