@@ -157,8 +157,8 @@ def _order(
 ) -> None:
     with _exit_codes(as_json):
         until = None if timeout is None else time.monotonic() + timeout
-        with client.Conversation(client.find(pid, pidfile, path)) as master:
-            first = master.order(messages.Order(command, wait=not no_wait), client.PATIENCE)
+        with client.Conversation(client.find(pid, pidfile, path), until) as master:
+            first = master.order(messages.Order(command, wait=not no_wait))
             if isinstance(first, messages.Report):
                 _say_ordered(command, first.status, as_json)
                 return
@@ -217,8 +217,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         _end(Exit.MISUSE, str(error), as_json)
     except (NoInstance, MessageError) as error:
         _end(Exit.NO_INSTANCE, str(error), as_json)
-    except TimeoutError:
-        _end(Exit.TIMED_OUT, "timed out waiting; what was ordered goes on", as_json)
+    except TimeoutError as error:
+        _end(Exit.TIMED_OUT, str(error), as_json)
     except KeyboardInterrupt:
         # The order stands; 130 is what shells expect (128 + SIGINT).
         os.write(2, b"\n")

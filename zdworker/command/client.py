@@ -6,11 +6,13 @@ Rules:
   several, none is guessed.
 * What the kernel knows is asked, not the log or a name: which sockets a process listens on.
 * Every failure is a line that says what to do.
+* Every wait has an end: a master may be stopped, and then it accepts nothing and answers nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -23,7 +25,10 @@ from zdworker.ipc.control_directory import directory_of
 from zdworker.ipc.messages import Message, Order, Refused, Report, decode, encode
 
 PATIENCE = 10.0
-"""Seconds that a master has for its first answer."""
+"""Seconds that a master has to accept a connection and to answer."""
+
+CONNECT_RETRY_S = 0.05
+"""Seconds between two tries to connect to a master whose queue of connections is full."""
 
 SOCKETS = "/proc/{}/net/unix"
 LISTENING = "00010000"
@@ -65,9 +70,10 @@ def _of_process(pid: int) -> str:
     default = directory_of(owner) / f"{pid}.sock"
     if os.path.exists(default):  # not Path.exists(): in another user's directory that raises
         return str(default)
+    until = time.monotonic() + PATIENCE
     for path in _listening(pid):
         with contextlib.suppress(NoInstance, MessageError, OrderRefused, TimeoutError):
-            status(path)
+            status(path, until)
             return path
     raise NoInstance(
         f"the process {pid} has no control socket that can be reached: it is no master of zdworker's, has "
@@ -96,17 +102,21 @@ def _running() -> Iterator[str]:
     candidates += sorted(directory_of(os.geteuid()).glob("*.sock"))
     for path in dict.fromkeys(candidates):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(str(path))
+            probe.setblocking(False)
+            with contextlib.suppress(BlockingIOError):  # its queue of connections is full: it listens
+                probe.connect(str(path))
             yield str(path)
 
 
-def status(path: str) -> dict[str, Any]:
+def status(path: str, until: float | None = None) -> dict[str, Any]:
     """Return how things are with the master that listens on ``path``.
 
+    :param until: as for :class:`Conversation`.
     :raises NoInstance: there is none, or it is not ours to ask.
+    :raises TimeoutError: it does not answer in time.
     """
-    with Conversation(path) as master:
-        answer = master.order(Order("status"), PATIENCE)
+    with Conversation(path, until) as master:
+        answer = master.order(Order("status"))
     if not isinstance(answer, Report):
         raise NoInstance(f"{path} gave a strange answer: {answer!r}")
     return answer.status
@@ -115,21 +125,40 @@ def status(path: str) -> dict[str, Any]:
 class Conversation:
     """A connection to a master.
 
+    :param until: when to give up connecting and ordering, by ``time.monotonic()``; never later than in
+        :data:`PATIENCE` seconds.
     :raises NoInstance: nobody listens there, or this user may not.
+    :raises TimeoutError: the master does not accept the connection in time.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, until: float | None = None) -> None:
         self._path = path
+        self._until = min(time.monotonic() + PATIENCE, math.inf if until is None else until)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rest = b""
         try:
-            self._socket.connect(path)
+            self._connect()
+        except TimeoutError:
+            self.close()
+            raise
         except PermissionError:
             self.close()
             raise NoInstance(f"{path} belongs to another user: run this as that one, or as root") from None
         except OSError as error:
             self.close()
             raise NoInstance(f"no master listens on {path}: {error.strerror or error}") from None
+
+    def _connect(self) -> None:
+        self._socket.setblocking(False)  # a timeout would not do: a full queue fails at once with one (connect(2))
+        while True:
+            try:
+                self._socket.connect(self._path)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= self._until:
+                    text = f"the master on {self._path} accepts no connection: it is stopped, or has too much to do"
+                    raise TimeoutError(text) from None
+                time.sleep(CONNECT_RETRY_S)
 
     def __enter__(self) -> Conversation:
         return self
@@ -141,32 +170,39 @@ class Conversation:
         """End it."""
         self._socket.close()
 
-    def order(self, order: Order, patience: float) -> Message:
+    def order(self, order: Order) -> Message:
         """Give an order, and return the first answer.
 
-        :param patience: seconds to wait for it.
         :raises NoInstance: the master is gone.
         :raises OrderRefused: it does not carry it out.
         :raises TimeoutError: there is none in time.
         """
+        self._socket.settimeout(max(0.001, self._until - time.monotonic()))
         with contextlib.suppress(ConnectionError):  # it has closed the connection at once: hear() says so
             self._socket.sendall(encode(order))
-        return self.hear(time.monotonic() + patience)
+        return self.hear(self._until)
 
     def hear(self, until: float | None) -> Message:
         """Return the next answer.
 
-        :param until: when to give up, by ``time.monotonic()``; None: never.
+        :param until: when to give up, by ``time.monotonic()``; None: when the master is silent, and does not answer
+            another client either.
         :raises NoInstance: the master has ended.
         :raises OrderRefused: it does not carry the order out.
         :raises TimeoutError: there is none in time.
         """
         while b"\n" not in self._rest:
-            self._socket.settimeout(None if until is None else max(0.001, until - time.monotonic()))
+            self._socket.settimeout(PATIENCE if until is None else max(0.001, until - time.monotonic()))
             try:
                 data = self._socket.recv(65536)
             except ConnectionError:
                 data = b""
+            except TimeoutError:
+                if until is not None:
+                    raise TimeoutError("timed out waiting; what was ordered goes on") from None
+                with contextlib.suppress(NoInstance):  # a reload may give the control socket another path
+                    status(self._path)
+                continue
             if not data:
                 raise NoInstance(f"the master on {self._path} has closed the connection: it has ended, or is too busy")
             self._rest += data
