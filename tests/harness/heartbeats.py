@@ -22,8 +22,8 @@ STATUS = b'{"type": "order", "command": "status"}\n'
 def ask(path: Path, data: bytes = STATUS, timeout: float = 10) -> dict[str, Any]:
     """Send an order and return its first answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.connect(str(path))  # before the timeout, with which a full queue would be an error at once
         control.settimeout(timeout)
-        control.connect(str(path))
         control.sendall(data)
         answer = json.loads(control.makefile().readline())
     assert isinstance(answer, dict)
