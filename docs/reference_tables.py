@@ -161,7 +161,7 @@ STATUS = {
     "workers[].age_s": "seconds since it was asked for",
     "workers[].rss_bytes": "resident memory, shared pages included; null if it cannot be read",
     "workers[].connections": "open connections, as last reported",
-    "workers[].requests": "requests answered since its birth, as last reported",
+    "workers[].requests": "requests answered since it was forked, as last reported",
     "fork_servers": "a list, by generation",
     "fork_servers[].pid": "its own",
     "fork_servers[].generation": "whose code it has",

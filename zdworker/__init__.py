@@ -45,4 +45,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'zdworker' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    # Kept, because Gunicorn asks for a worker class by this name again and again.
+    globals()[name] = found = getattr(importlib.import_module(_HOMES[name]), name)
+    return found

@@ -1,4 +1,4 @@
-"""``python -m zdworker``: the command, where its script is not on the path."""
+"""``python -m zdworker`` runs the command where its script is not on the path."""
 
 from zdworker.command.cli import main
 

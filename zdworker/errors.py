@@ -1,4 +1,4 @@
-"""Errors that zdworker raises: each one's text is a line that tells the user what to do."""
+"""The errors that zdworker raises. The text of each is one line that tells the user what to do."""
 
 
 class ZdError(Exception):
@@ -10,11 +10,11 @@ class SettingError(ZdError):
 
 
 class MessageError(ZdError):
-    """Bytes on a channel are not a message of ours."""
+    """Bytes on a channel are not a message of zdworker's."""
 
 
 class IllegalEvent(ZdError):
-    """The core was told something that cannot happen in its present state; nothing has changed."""
+    """The core received an event that cannot happen in its present state; nothing has changed."""
 
 
 class GenerationError(ZdError):
@@ -22,11 +22,11 @@ class GenerationError(ZdError):
 
 
 class UnsupportedGunicorn(ZdError):
-    """This Gunicorn lacks something that zdworker stands on; the text names the versions that are known."""
+    """This Gunicorn lacks something that zdworker needs; the text names the versions that are known."""
 
 
 class WarmupFailed(ZdError):
-    """A path of ``zd_warmup`` was not answered as it has to be; the text names it and the answer."""
+    """The application did not answer a path of ``zd_warmup`` as required; the text names the path and the answer."""
 
 
 class ControlError(ZdError):
@@ -42,4 +42,4 @@ class SeveralInstances(ZdError):
 
 
 class OrderRefused(ZdError):
-    """A master does not carry out an order; the text is its reason."""
+    """The master refuses an order; the text is its reason."""

@@ -1,8 +1,8 @@
-"""Gunicorn's configuration on its way from a generation to the master.
+"""Gunicorn's configuration, as a generation evaluates it and the master takes it over.
 
-Rules: the generation evaluates the configuration first, in a fresh interpreter, and sends what is plain data; the
-master takes these values as they are. What is not plain (hooks, classes) the master evaluates itself, into an
-application's configuration of its own that is handed back whole or not at all.
+Rules: the generation evaluates the configuration first, in a fresh interpreter, and sends the settings that are plain
+data; the master takes these values as they are. The master evaluates the others (hooks, classes) itself, into a new
+configuration object that is returned complete or not at all.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 from zdworker import roles, settings
 from zdworker.errors import GenerationError
-from zdworker.ipc.messages import LIMIT
+from zdworker.ipc.messages import MESSAGE_MAX_BYTES
 
 
-def is_plain(value: object, limit: int = LIMIT) -> bool:
-    """Return whether JSON gives ``value`` back as it was (a tuple may come back as a list), in ``limit`` bytes."""
+def is_plain(value: object, limit: int = MESSAGE_MAX_BYTES) -> bool:
+    """Return whether ``value`` survives JSON unchanged (a tuple may become a list) and has at most ``limit`` bytes."""
     try:
         text = json.dumps(value)
         back = json.loads(text)
@@ -40,8 +40,8 @@ def plain_values(cfg: Any) -> dict[str, Any]:
 def namespace(cfg: Any) -> Mapping[str, object]:
     """Return the names that the configuration file defines, empty without one.
 
-    Gunicorn passes over names that it does not know, ours too, but keeps the module: ``__config__`` for a file
-    (``gunicorn/app/base.py``, ``get_config_from_filename``), its own name for ``python:…``.
+    Gunicorn ignores names that it does not know, which include the ``zd_`` settings, but keeps the module: a file's as
+    ``__config__`` (``gunicorn/app/base.py``, ``get_config_from_filename``), that of ``python:…`` under its own name.
     """
     location = cfg.settings["config"].value or ""
     name = location.removeprefix("python:") if location.startswith("python:") else "__config__"
@@ -54,7 +54,7 @@ def file_of(cfg: Any) -> str:
 
 
 def zd_settings(cfg: Any) -> settings.Settings:
-    """Return our settings from the configuration file and the environment.
+    """Return the ``zd_`` settings from the configuration file and the environment.
 
     :raises SettingError: one is unknown or has a bad value.
     """
@@ -62,40 +62,48 @@ def zd_settings(cfg: Any) -> settings.Settings:
 
 
 def zd_hooks(cfg: Any) -> dict[str, Callable[..., object]]:
-    """Return our hooks from the configuration file.
+    """Return the ``zd_`` hooks from the configuration file, by name.
 
-    :raises SettingError: one is no function, or takes other arguments.
+    :raises SettingError: one is not a function, or takes other arguments.
     """
     return settings.hooks(namespace(cfg))
 
 
-def evaluate(app: Any, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
-    """Return a new ``Config`` for ``app``, which is left as it is: hooks evaluated here, ``values`` taken over.
+def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mapping[str, Any], directory: str) -> Any:
+    """Return a new ``gunicorn.config.Config``, with ``values`` and with hooks that are evaluated in this process.
 
-    :param directory: where the master was started; relative paths begin there, as they do in the generation. The
-        present directory may be a release that has been deleted.
-    :raises GenerationError: the configuration raised, or ended the evaluation; the text says what.
+    :param app: Gunicorn's application; it is not changed.
+    :param file: the file that the configuration in force was read from, empty without one.
+    :param environment: the environment that the master was started with.
+    :param values: the settings that are plain data, by name, as the generation has evaluated them.
+    :param directory: where the master was started; relative paths start there, as they do in the generation. The
+        working directory may be a release that has been deleted.
+    :raises GenerationError: the configuration raised an exception or exited, or cannot take the place of ``app.cfg``;
+        the text says why.
     """
-    trial = copy.copy(app)
+    evaluated, before = copy.copy(app), app.cfg
     try:
         with _started_in(directory):
-            trial.do_load_config()
+            evaluated.do_load_config()
     except SystemExit as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
     except Exception as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master: {error!r}") from error
-    cfg = trial.cfg
+    cfg = evaluated.cfg
     for name, value in values.items():
         if name in cfg.settings:
             cfg.settings[name].value = value
     cfg.env_orig = dict(environment)
     cfg.zd_hooks = zd_hooks(cfg)
+    refuse_missing_file(cfg, file)
+    refuse_foreign_class(cfg)
+    refuse_new_logger(before, cfg)
     return cfg
 
 
 @contextlib.contextmanager
 def _started_in(directory: str) -> Iterator[None]:
-    """Be in a directory, and for Gunicorn be started in one that exists: it will not have another as its default."""
+    """Change to a directory; without it Gunicorn's default of ``chdir``, which has to exist, is ``/`` meanwhile."""
     from gunicorn.config import Chdir
 
     default = Chdir.default
@@ -111,7 +119,7 @@ def _started_in(directory: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_on_failure() -> Iterator[None]:
-    """Have the configuration's module and directory as they were, should the new one be refused."""
+    """Restore the configuration's module and the working directory if the body raises."""
     module = sys.modules.pop("__config__", None)
     before = os.open(".", os.O_RDONLY)
     try:
@@ -126,9 +134,9 @@ def restored_on_failure() -> Iterator[None]:
 
 
 def refuse_foreign_class(cfg: Any) -> None:
-    """Refuse a worker class that is not one of ours.
+    """Refuse a worker class that is not one of zdworker's.
 
-    :raises GenerationError: it is not.
+    :raises GenerationError: the configured class is another one.
     """
     if not roles.is_zero_downtime(cfg.worker_class):
         raise GenerationError(
@@ -138,19 +146,19 @@ def refuse_foreign_class(cfg: Any) -> None:
 
 
 def refuse_missing_file(cfg: Any, before: str) -> None:
-    """Refuse a configuration without a file where there was one: every setting in it would silently be the default.
+    """Refuse a configuration without a file if there was one, because all its settings would silently be defaults.
 
     :param before: the file that the master's configuration was read from, empty without one.
-    :raises GenerationError: it is gone.
+    :raises GenerationError: the file is gone.
     """
     if before and not file_of(cfg):
         raise GenerationError(f"the configuration file {before} is gone")
 
 
 def refuse_patching() -> None:
-    """Refuse a configuration that monkey-patches: the master, which evaluates it next, must stay as it is.
+    """Refuse a configuration that monkey-patches, because the master evaluates it next and must not be patched.
 
-    :raises GenerationError: it does.
+    :raises GenerationError: gevent has patched this process.
     """
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("os"):
@@ -161,21 +169,23 @@ def refuse_patching() -> None:
 
 
 def refuse_new_logger(before: Any, cfg: Any) -> None:
-    """Refuse another ``logger_class``: the master's own log cannot change its kind.
+    """Refuse another ``logger_class``, because the master cannot replace its own logger.
 
-    :raises GenerationError: it is another one.
+    :param before: the configuration in force.
+    :param cfg: the new one.
+    :raises GenerationError: the class is another one.
     """
     if _class_name(before.settings["logger_class"].value) != _class_name(cfg.settings["logger_class"].value):
         raise GenerationError("logger_class has changed: that needs a restart")
 
 
 def _class_name(setting: Any) -> str:
-    # By name: a class that the configuration file defines is a new object each time the file is evaluated.
+    # By name, because a class that the configuration file defines is a new object after each evaluation.
     return f"{setting.__module__}.{setting.__qualname__}" if isinstance(setting, type) else str(setting)
 
 
 def unset_raw_environment(cfg: Any) -> None:
-    """Undo what ``raw_env`` of the old configuration has set, as Gunicorn's own reload does."""
+    """Unset the variables that ``raw_env`` of ``cfg`` has set, as Gunicorn's own reload does."""
     for name in cfg.env:
         if name in cfg.env_orig:
             os.environ[name] = cfg.env_orig[name]

@@ -1,7 +1,7 @@
-"""Log files that are opened anew (USR1, a reload): where that cannot be done, logging goes on as before.
+"""Log files that are reopened (USR1, a reload): where that is impossible, logging continues in the old files.
 
-Rules: all or none. Gunicorn closes each file before it opens it anew; one that cannot be opened then leaves a handler
-that raises whenever something is logged, in the master's loop too, and the site would end for want of a log.
+Rules: all files or none. Gunicorn closes each file before it opens it again. A file that cannot be opened would leave a
+handler that raises whenever something is logged, which would end the master's loop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gunicorn.glogging import loggers
 
 
 def guard(log: Any) -> None:
-    """Have ``log.reopen_files()`` try first whether it can be done; else it says so, and changes nothing.
+    """Have ``log.reopen_files()`` check first that all files can be opened; else it logs a warning and changes nothing.
 
     :param log: an object of Gunicorn's logger class.
     """
@@ -26,7 +26,7 @@ def guard(log: Any) -> None:
                 with open(path, "a", encoding="utf-8"):
                     pass
         except OSError as error:
-            log.warning("The log files cannot be opened anew, what is logged goes on into the old ones: %s", error)
+            log.warning("The log files cannot be reopened; logging continues in the old ones: %s", error)
         else:
             reopen_files()
 

@@ -7,7 +7,7 @@ master and a worker can ask these two questions without importing each other.
 from __future__ import annotations
 
 in_generation = False
-"""Whether this process belongs to a generation: a fork server, or a worker. There is no master to become in it."""
+"""Whether this process belongs to a generation, as a fork server or a worker. Such a process cannot become a master."""
 
 
 class ZeroDowntimeClass:
@@ -18,5 +18,5 @@ class ZeroDowntimeClass:
 
 
 def is_zero_downtime(worker_class: object) -> bool:
-    """Return whether ``worker_class`` is a worker class of zdworker's, or one made with its mixin."""
+    """Return whether ``worker_class`` is one of zdworker's worker classes, or one that was made with its mixin."""
     return isinstance(worker_class, type) and issubclass(worker_class, ZeroDowntimeClass)

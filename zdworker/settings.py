@@ -1,12 +1,14 @@
-"""The ``zd_`` settings: which exist, what they may be, what they mean.
+"""The ``zd_`` settings: their names, allowed values and meanings.
 
-Rules of this module:
+Rules:
 
-* ``SPECS`` is the one list of settings; checks and error lines follow from it, defaults are in ``Settings``.
-* A value is checked once, in ``read``; every ``Settings`` that exists is valid (its constructor checks too).
-* A wrong setting is one line that names the setting, where it stands, and the values allowed.
-* Pure: mappings in, a frozen value out. Nothing is imported but the standard library and ``zdworker.errors``,
-  because the master, the fork server and every worker import this.
+* ``SPECS`` is the one list of settings, from which checks, error lines and documentation are made. Defaults are in
+  ``Settings``.
+* Every ``Settings`` object is valid: ``read`` checks values with the name that the user wrote, the constructor checks
+  all of them.
+* The error for a bad setting is one line that names the setting, its source and the allowed values.
+* The functions are pure. Only the standard library and ``zdworker.errors`` are imported, because the master, the fork
+  server and every worker import this file.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ HOOKS: Mapping[str, Hook] = {
         "`started_at`, `duration_s`, `error` and `traceback`",
     ),
 }
-"""In the configuration file only."""
+"""The hooks, which can be set in the configuration file only."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ class Settings:
     """The settings of one generation, valid by construction.
 
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
-    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``: seconds.
-    ``shutdown_delay``: likewise. ``health_path``: a path, or empty. ``warmup``: paths or URLs.
+    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``, ``shutdown_delay``: seconds.
+    ``health_path``: a path, or empty. ``warmup``: paths or URLs.
     ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
     ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory.
-    Raises ``SettingError`` for a bad value.
+
+    :raises SettingError: a value is bad.
     """
 
     max_surge: int | str = 1
@@ -74,7 +77,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, spec in SPECS.items():
             attribute = name.removeprefix(PREFIX)
-            # Frozen: the normal form ("2" -> 2, 5 -> 5.0) is written past the guard, here and nowhere else.
+            # The class is frozen; only here the normal form ("2" -> 2, 5 -> 5.0) replaces the value that was given.
             object.__setattr__(self, attribute, spec.checked(getattr(self, attribute), name))
         if _is_zero(self.max_surge) and _is_zero(self.max_unavailable):
             raise SettingError(
@@ -90,15 +93,17 @@ class Settings:
                 )
 
     def to_plain(self) -> dict[str, object]:
-        """The settings as JSON-able data, all of them, without the prefix."""
+        """Return all settings as data for JSON, by name without the prefix."""
         return asdict(self)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, object]) -> Settings:
-        """The settings from ``to_plain``'s data; raises ``SettingError`` for a bad value.
+        """Return the settings in data from ``to_plain``.
 
-        The other side may run another zdworker: a name this one does not know is passed over, one that is
-        missing gets its default.
+        The other process may run another version of zdworker: unknown names are ignored, and missing ones get their
+        defaults.
+
+        :raises SettingError: a value is bad.
         """
         known = {field.name for field in fields(cls)}
         values: dict[str, Any] = {name: value for name, value in plain.items() if name in known}
@@ -107,8 +112,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a setting may be: ``allowed`` in words, ``parse`` gives the normal form or a ``ValueError``; and its
-    ``meaning``, for the documentation.
+    """The allowed values of a setting, and its meaning.
+
+    ``allowed`` describes the values in error lines, ``parse`` returns the normal form of a value or raises
+    ``ValueError``, and ``meaning`` is for the documentation.
     """
 
     allowed: str
@@ -116,7 +123,11 @@ class Spec:
     meaning: str
 
     def checked(self, value: object, label: str) -> object:
-        """The value in its normal form; ``SettingError`` with ``label`` (the name as its user wrote it)."""
+        """Return the value in its normal form.
+
+        :param label: the setting's name as the user wrote it, for the error.
+        :raises SettingError: the value is not allowed.
+        """
         try:
             return self.parse(value)
         except (ValueError, OverflowError):
@@ -125,10 +136,12 @@ class Spec:
 
 
 def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Settings:
-    """The settings that a configuration file and an environment give; the environment wins.
+    """Return the settings in a configuration file and an environment, which takes precedence.
 
-    ``namespace``: the globals of ``gunicorn.conf.py`` (names without the prefix are not looked at).
-    Raises ``SettingError``. Unknown ``ZD_`` variables are left to ``unknown_environment``.
+    Unknown ``ZD_`` variables are ignored (see :func:`unknown_environment`).
+
+    :param namespace: the globals of ``gunicorn.conf.py``; names without the prefix are ignored.
+    :raises SettingError: a setting is unknown or has a bad value, or a hook is bad.
     """
     values: dict[str, object] = {}
     hooks(namespace)
@@ -145,9 +158,9 @@ def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Setting
 
 
 def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
-    """Return the hooks that a configuration file defines.
+    """Return the ``zd_`` hooks that a configuration file defines, by name.
 
-    :raises SettingError: one is no function, or takes other arguments.
+    :raises SettingError: one is not a function, or takes other arguments.
     """
     found: dict[str, Callable[..., object]] = {}
     for name, known in HOOKS.items():
@@ -162,13 +175,13 @@ def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
         except TypeError as error:
             raise SettingError(f"{wanted}: {error}") from None
         except ValueError:
-            pass  # one in C, whose arguments nobody knows
+            pass  # a function in C, whose arguments cannot be known
         found[name] = hook
     return found
 
 
 def unknown_environment(environ: Mapping[str, str]) -> list[str]:
-    """The ``ZD_`` variables that are no setting, sorted: another program's, or a slip worth a warning."""
+    """Return the sorted ``ZD_`` variables that are not settings: another program's, or misspelt ones."""
     known = {name.upper() for name in SPECS}
     return sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
 
@@ -179,7 +192,7 @@ def _refuse_unless_known(name: str, label: str) -> None:
 
 
 def _share(value: object) -> int | str:
-    """A count of processes, or a percentage up to ``100%``: more than a second fleet is never of use."""
+    """Return a number of processes, or a percentage up to ``100%``, which is a whole second fleet."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     match = re.fullmatch(r"([0-9]{1,9})(%?)", value.strip(), re.ASCII) if isinstance(value, str) else None
@@ -194,7 +207,7 @@ def _share(value: object) -> int | str:
 
 
 def _seconds(value: object) -> float:
-    """Seconds from 0 up, finite: a deadline that never comes would be none."""
+    """Return finite seconds from 0 up; a deadline must come."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError
     seconds = float(value)
@@ -204,7 +217,7 @@ def _seconds(value: object) -> float:
 
 
 def _positive_seconds(value: object) -> float:
-    """Seconds above 0."""
+    """Return seconds above 0."""
     seconds = _seconds(value)
     if seconds == 0:
         raise ValueError
@@ -212,14 +225,14 @@ def _positive_seconds(value: object) -> float:
 
 
 def _on_crash(value: object) -> str:
-    """One of the two words."""
+    """Return ``"respawn"`` or ``"exit"``."""
     if value not in ("respawn", "exit"):
         raise ValueError
     return str(value)
 
 
 def _paths(value: object) -> tuple[str, ...]:
-    """Paths or URLs, in a list or, as in the environment, in one text with spaces or commas between them."""
+    """Return paths or URLs, given as a list or, as in the environment, as one text with spaces or commas in between."""
     if value is None:
         return ()
     items = re.split(r"[\s,]+", value.strip()) if isinstance(value, str) else value
@@ -232,7 +245,7 @@ def _paths(value: object) -> tuple[str, ...]:
 
 
 def _path(value: object) -> str:
-    """One path without a query, or nothing."""
+    """Return one path without a query, or "" for none."""
     if value in (None, ""):
         return ""
     if not isinstance(value, str) or not re.fullmatch(r"/[^\s?#]*", value, re.ASCII):
@@ -241,7 +254,7 @@ def _path(value: object) -> str:
 
 
 def _bytes(value: object) -> int | None:
-    """A number of bytes above 0, or None; ``"512M"`` is 512 times 1024 times 1024."""
+    """Return a number of bytes above 0, or None; ``"512M"`` is 512 times 1024 times 1024."""
     if value is None:
         return None
     match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)B?", str(value).strip().upper(), re.ASCII)
@@ -251,7 +264,7 @@ def _bytes(value: object) -> int | None:
 
 
 def _socket_path(value: object) -> str:
-    """A path that fits a socket's address (unix(7)), "none" or ""."""
+    """Return a path that fits a socket's address (unix(7)), "none" or ""."""
     if value in (None, ""):
         return ""
     if not isinstance(value, str) or (value != "none" and not value.startswith("/")) or len(value.encode()) > 100:
@@ -315,13 +328,13 @@ SPECS: Mapping[str, Spec] = {
         'a path such as "/health", or None',
         _path,
         'a path (`"/health"`) that every worker answers itself, for balancers and probes: 200 while the site takes '
-        "traffic, 503 once the master was told to end; a worker that is replaced says 200 to its last",
+        "traffic, 503 once the master has to end; a worker that is replaced answers 200 until its end",
     ),
     "zd_shutdown_delay": Spec(
         _SECONDS,
         _seconds,
         "seconds between `TERM` (to the master, or to its whole process group, as on Heroku) and the end of accepting, "
-        "in which `zd_health_path` says 503, so that balancers look away first; a platform's own patience has to be "
+        "in which `zd_health_path` says 503, so that balancers turn away first; a platform's own timeout has to be "
         "longer than this and `graceful_timeout` together",
     ),
     "zd_rollback_window": Spec(

@@ -1,7 +1,7 @@
-"""What Python lacks: the subreaper, the death signal, and descriptors and credentials beside a message.
+"""System calls that Python lacks: subreaper, death signal, unread bytes, memory, descriptors and credentials.
 
-Rules: one thin function per system call, Linux only; where the kernel has no such thing the function says so by its
-result and never raises, since its caller has a way without it.
+Rules: each function is a thin cover of one kernel interface. Where the kernel lacks it, the function does not raise but
+returns a result that says so, because every caller can do without.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+CLONE_FS = 0x200  # include/uapi/linux/sched.h
 _UCRED = struct.Struct("3i")
-_MOST_DESCRIPTORS = 253  # SCM_MAX_FD, include/net/scm.h
+_DESCRIPTORS_MAX = 253  # SCM_MAX_FD, include/net/scm.h
 
-HARMLESS = tuple(
+GROUP_SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTTIN", "SIGTTOU")
     if hasattr(signal, name)
 )
-"""Signals that a whole process group may get, and that are meant for the master."""
+"""Signals that may be sent to the whole process group and are meant for the master alone."""
 
-HELD = (*HARMLESS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
 
 
 class HasDescriptor(Protocol):
-    """A socket, of whichever library."""
+    """A socket of any library."""
 
     def fileno(self) -> int:
         """Return the descriptor, -1 if it is closed."""
@@ -48,22 +49,37 @@ def _prctl(option: int, argument: int) -> bool:
     return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
 
 
+def unshare_directory() -> bool:
+    """Give this thread a working directory of its own (CLONE_FS in unshare(2)), which needs no privilege.
+
+    :return: whether it has one now; elsewhere than on Linux it goes on sharing the process's.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    return bool(ctypes.CDLL(None, use_errno=True).unshare(CLONE_FS) == 0)
+
+
 def become_subreaper() -> bool:
-    """Let orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER in prctl(2))."""
+    """Let orphans among the descendants become children of this process (PR_SET_CHILD_SUBREAPER in prctl(2)).
+
+    :return: whether the kernel has done it.
+    """
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def set_death_signal(signum: int) -> bool:
     """Have the kernel send ``signum`` to this process when its parent ends (PR_SET_PDEATHSIG in prctl(2)).
 
-    The kernel clears it at ``fork``, and at ``setuid`` and the like: it must be set anew after these. A parent that had
-    ended before is not noticed: look at ``getppid()`` afterwards.
+    The kernel clears it at ``fork``, ``setuid`` and similar calls, after which it must be set again. The kernel sends
+    no signal for a parent that has ended before this call, so check ``getppid()`` afterwards.
+
+    :return: whether the kernel has done it.
     """
     return _prctl(PR_SET_PDEATHSIG, signum)
 
 
 def unread(sock: HasDescriptor) -> int:
-    """Return how many bytes the kernel holds that nobody has read (tcp(7), SIOCINQ); 0 if the socket is closed."""
+    """Return the number of received bytes that are still unread (SIOCINQ in tcp(7)); 0 if the socket is closed."""
     count = array.array("i", [0])  # twice as fast as an immutable buffer, of which the result has to be converted
     try:
         fcntl.ioctl(sock.fileno(), termios.FIONREAD, count)
@@ -75,10 +91,10 @@ def unread(sock: HasDescriptor) -> int:
 def resident_memory(pid: int | None = None) -> int | None:
     """Return the bytes of memory that a process holds, shared ones included (RSS, proc_pid_statm(5)).
 
-    Without a ``/proc`` it is the most that this process has ever held (getrusage(2)), and None for another one, as
-    it is for one that has ended.
+    Without a ``/proc`` it is the most that this process has ever held (getrusage(2)). The result is None for a process
+    that has ended and, without a ``/proc``, for every other process.
 
-    :param pid: this process by default.
+    :param pid: the process; this one by default.
     """
     try:
         with open(f"/proc/{pid or 'self'}/statm", "rb") as file:
@@ -104,10 +120,10 @@ def pass_credentials(channel: socket.socket) -> None:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
 
-def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
+def send_with_descriptors(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
     """Send all of ``data``, the first piece of it with ``descriptors`` (SCM_RIGHTS in unix(7)).
 
-    :raises OSError: the other end is gone, or (``BlockingIOError``) does not take more.
+    :raises OSError: the other end is closed, or (``BlockingIOError``) takes no more.
     """
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     sent = channel.sendmsg([data], ancillary)
@@ -115,10 +131,22 @@ def send_with(channel: socket.socket, data: bytes, descriptors: list[int]) -> No
         channel.sendall(data[sent:])
 
 
+def send_some(channel: socket.socket, data: bytes, descriptors: list[int]) -> int:
+    """Send what ``channel`` has room for, and return how many bytes that is; the descriptors go with the first of them.
+
+    :raises OSError: the other end is gone, or the kernel passes no more descriptors on.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    try:
+        return channel.sendmsg([data], ancillary)
+    except BlockingIOError:
+        return 0
+
+
 @dataclass(frozen=True)
 class Piece:
-    """What one ``recvmsg`` brought. ``sender`` is a pid where it is passed; ``refused`` means that descriptors came
-    along for which there was no room: the kernel has closed them.
+    """The result of one ``recvmsg``. ``sender`` is a pid where it is passed. ``refused`` means that descriptors came
+    for which there was no room: the kernel has closed them.
     """
 
     data: bytes
@@ -127,15 +155,17 @@ class Piece:
     refused: bool
 
 
-def receive_with(channel: socket.socket, size: int = 65536, *, descriptors: bool, credentials: bool) -> Piece:
-    """Return bytes, the descriptors that came with them (close-on-exec) and the sender's pid where it is passed.
+def receive_with_descriptors(
+    channel: socket.socket, size: int = 65536, *, descriptors: bool, credentials: bool
+) -> Piece:
+    """Return bytes, the descriptors that came with them (close-on-exec), and the sender's pid or None.
 
-    :param descriptors: make room for descriptors. Without it none can get into this process, whoever sends them.
-    :param credentials: make room for the sender's pid, which is passed after :func:`pass_credentials`; not otherwise,
-        because the kernel would put descriptors there.
-    :raises OSError: as ``recvmsg``.
+    :param descriptors: make room for descriptors. Without it none can get into this process.
+    :param credentials: make room for the sender's pid, which the kernel passes after :func:`pass_credentials`; not
+        otherwise, because the kernel would put descriptors there.
+    :raises OSError: whatever ``recvmsg`` raises.
     """
-    space = socket.CMSG_SPACE(_MOST_DESCRIPTORS * 4) if descriptors else 0
+    space = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4) if descriptors else 0
     space += socket.CMSG_SPACE(_UCRED.size) if credentials else 0
     data, ancillary, flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
     taken, sender = array.array("i"), None

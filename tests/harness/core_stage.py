@@ -7,6 +7,7 @@ from the core's; time stands still unless a test lets it pass.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 
 from zdworker.core import plan
 from zdworker.core.events import (
@@ -62,6 +63,9 @@ class Stage:
 
     takes_at_once = True
     """Whether a configuration is taken over as soon as that is asked for; else by :meth:`take`."""
+
+    drops_late_answers = False
+    """Whether the configuration of a generation that has ended is not taken over any more, as the edge does it."""
 
     def __init__(self, policy: Policy | None = None, core: Rollout | None = None) -> None:
         self.core = core or rollout(policy or Policy(), lambda: 0.0)
@@ -128,6 +132,8 @@ class Stage:
                 self.servers[number] = False
             case EndGeneration(generation=number):
                 self.servers.pop(number, None)
+                if self.drops_late_answers:
+                    self.taking = [order for order in self.taking if order.generation != number]
             case TakeConfiguration():
                 self.taking.append(action)
             case RestoreConfiguration(configuration=number):
@@ -194,11 +200,13 @@ class Stage:
         if not self.taking and not fleet.ending:
             assert self.in_force == fleet.policy.configuration, "the master goes by another configuration"
         assert {*fleet.current, *fleet.fallback} <= set(fleet.generations)
+        forking = Counter(w.generation for w in fleet.workers.values() if w.state is WorkerState.FORKING)
+        assert all(orders <= plan.FORKS_AT_A_TIME for orders in forking.values()), "more forks than at a time"
         if fleet.previous is not None:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
         for slot in range(fleet.size):
             assert sum(fleet.fresh(w) for w in in_slot(fleet, slot)) <= 1, "two for one slot"
-        if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet))):
+        if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet.facts()))):
             due = self.core.next_deadline()
             assert due is not None, "something is awaited without a deadline"
         for number in self.failed:
@@ -377,7 +385,8 @@ def steady(workers: int = 4, preloaded: bool = False, **settings: float) -> Stag
     stage = Stage(Policy(workers=workers, **settings))  # type: ignore[arg-type]
     stage.tell(Start())
     stage.load(preloaded)
-    stage.boot()
+    while stage.coming():
+        stage.boot()
     stage.passes(60.0)
     assert stage.fleet.state == "steady"
     assert stage.slots() == [1] * workers

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from zdworker.ipc.messages import HINTS, KINDS, Message, encode
+from zdworker.ipc.messages import FIELD_TYPES, MESSAGE_TYPES, Message, encode
 
 ODD: list[Any] = [
     None, True, -1, 0, 1, 1.5, 1e308, 10**30, "", "x", "\ud800", "\0", "\x1b]0;title\x07", "x" * 5000, [], [[]], {}
@@ -34,7 +34,7 @@ def value(chance: random.Random, hint: Any) -> Any:
 def legal(chance: random.Random, kinds: list[type[Message]]) -> bytes:
     """Return a message that is well-formed, whoever may send it."""
     kind = chance.choice(kinds)
-    return encode(kind(**{name: value(chance, hint) for name, hint in HINTS[kind].items()}))
+    return encode(kind(**{name: value(chance, hint) for name, hint in FIELD_TYPES[kind].items()}))
 
 
 def mutated(chance: random.Random, line: bytes) -> bytes:
@@ -68,7 +68,7 @@ def messages(chance: random.Random, kinds: list[type[Message]], wrong: float) ->
     :param kinds: the kinds that are legal here; others come, too, but seldom.
     :param wrong: the share of those with something wrong.
     """
-    every = list(KINDS.values())
+    every = list(MESSAGE_TYPES.values())
     while True:
         line = legal(chance, every if chance.random() < wrong / 5 else kinds)
         yield mutated(chance, line) if chance.random() < wrong else line

@@ -1,104 +1,103 @@
-"""A channel's end: bounded pieces, and descriptors only where they are taken."""
+"""What is posted on a channel arrives in its order, each message with its descriptors, however little room there is."""
 
 from __future__ import annotations
 
-import array
 import os
-import socket
+import resource
 from collections.abc import Iterator
 
 import pytest
 
-from zdworker.ipc.channel import READS, Channel
-from zdworker.ipc.messages import WORKER_REPORT_BYTES, Counts, Draining, Order, Ready, encode
+from zdworker.ipc.channel import Channel
+from zdworker.ipc.messages import HookData, Message, Spawn
+
+LARGE = HookData(environment={"LARGE": "x" * 1_000_000})
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[Channel, socket.socket]]:
-    channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
-    with theirs:
-        yield channel, theirs
-    channel.close()
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    """The master's end, which does not block, and the other one."""
+    ours, theirs = Channel.pair({Spawn: 4096})
+    other = Channel(theirs, takes_descriptors=True)
+    yield ours, other
+    ours.close()
+    other.close()
 
 
-def send_descriptors(theirs: socket.socket, data: bytes, count: int) -> None:
-    numbers = array.array("i", [theirs.fileno()] * count)
-    theirs.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)])
+def order(number: int, descriptors: int) -> Spawn:
+    return Spawn(number, 0, 1, ["report"] * descriptors)
 
 
-@pytest.mark.parametrize("count", [1, 4, 250])
-@pytest.mark.parametrize("credentials", [True, False])
-def test_descriptors_are_refused(count: int, credentials: bool) -> None:
-    if credentials:
-        channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
-    else:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        channel = Channel(ours, WORKER_REPORT_BYTES)
-    with theirs:
-        before = len(os.listdir("/dev/fd"))
-        send_descriptors(theirs, encode(Ready()), count)
-        received = channel.receive()
-        assert len(os.listdir("/dev/fd")) == before
-        channel.close()
-    assert "takes none" in received.error
-    assert received.messages == []
-    assert channel.descriptors == []
+def inodes(descriptors: list[int]) -> list[int]:
+    return [os.fstat(descriptor).st_ino for descriptor in descriptors]
 
 
-def test_descriptors_are_taken_where_they_are_wanted() -> None:
-    ours, theirs = socket.socketpair()
-    channel = Channel(ours, takes_descriptors=True)
-    with theirs:
-        send_descriptors(theirs, encode(Ready()), 2)
-        assert [message for message, _sender in channel.receive().messages] == [Ready()]
-    taken = channel.take(["a", "a"])
-    assert len(set(taken["a"])) == 2
-    for number in taken["a"]:
-        os.close(number)
-    channel.close()
+def open_descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
 
 
-def test_the_sender_is_named(pair: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = pair
-    theirs.sendall(encode(Ready()))
-    assert channel.receive().messages == [(Ready(), os.getpid())]
+def test_each_order_has_its_own_descriptors(ends: tuple[Channel, Channel]) -> None:
+    """Those that wait are copies: the sender may close its own, and give their numbers to other files."""
+    ours, theirs = ends
+    ours.post(LARGE, [])
+    expected: dict[int, list[int]] = {}
+    for number in range(1, 30):
+        pipe = [*os.pipe()][: number % 3]
+        expected[number] = inodes(pipe)
+        ours.post(order(number, len(pipe)), pipe)
+        for descriptor in pipe:
+            os.close(descriptor)
+    assert not ours.flush()
+    messages: list[Message] = []
+    found: dict[int, list[int]] = {}
+    while len(messages) < 30:
+        ours.flush()
+        for message, _sender in theirs.receive().messages:
+            messages.append(message)
+            if isinstance(message, Spawn):
+                descriptors = theirs.take(message.descriptors).get("report", [])
+                found[message.worker_id] = inodes(descriptors)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+    assert messages == [LARGE, *(order(number, number % 3) for number in range(1, 30))]
+    assert found == expected
+    assert ours.flush()
 
 
-def test_a_turn_is_bounded_in_bytes(pair: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = pair
-    line = encode(Counts(1, 1))
-    theirs.sendall(line * 1000)
-    first = channel.receive(8192)
-    assert first.size == 8192
-    assert len(first.messages) == 8192 // len(line)
-    assert len(channel.receive().messages) == 1000 - len(first.messages)
-    assert channel.receive().size == 0
-
-
-def test_a_turn_is_bounded_in_reads(pair: tuple[Channel, socket.socket]) -> None:
-    """A read ends where the next message of another sender begins; here, where descriptors begin."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    channel = Channel(ours, takes_descriptors=True)
-    with theirs:
-        for _ in range(READS + 1):
-            send_descriptors(theirs, encode(Ready()), 1)
-        assert len(channel.receive().messages) == READS
-    channel.close()
-
-
-def test_nothing_is_read_after_an_error(pair: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = pair
-    theirs.sendall(encode(Ready()) + encode(Order("reload")) + encode(Draining()))
-    received = channel.receive()
-    assert [message for message, _sender in received.messages] == [Ready()]
-    assert received.error == "Order is not for this end of a channel"
-
-
-def test_the_end_is_seen(pair: tuple[Channel, socket.socket]) -> None:
-    channel, theirs = pair
-    theirs.sendall(encode(Ready()))
+def test_an_end_that_is_closed_keeps_no_copies() -> None:
+    before = open_descriptors()
+    ours, theirs = Channel.pair({Spawn: 4096})
+    ours.post(LARGE, [])
+    for number in range(5):
+        ours.post(order(number, 1), [0])
+    ours.close()
     theirs.close()
-    received = channel.receive()
-    assert (len(received.messages), received.closed) == (1, True)
+    assert open_descriptors() == before
+
+
+def test_an_end_that_nobody_reads_any_more(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    ours.post(LARGE, [])
+    theirs.close()
+    with pytest.raises(BrokenPipeError):
+        ours.flush()
+
+
+def test_without_descriptors_for_copies_nothing_is_sent(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    ours.post(LARGE, [])
+    before = open_descriptors()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(before), limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            ours.post(order(1, 20), [0] * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert open_descriptors() == before
+    ours.post(order(2, 1), [0])
+    messages: list[Message] = []
+    while len(messages) < 2:
+        ours.flush()
+        messages += [message for message, _sender in theirs.receive().messages]
+    assert messages == [LARGE, order(2, 1)]

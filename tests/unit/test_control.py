@@ -34,7 +34,7 @@ def server() -> Iterator[Control]:
     made = Control(orders, reactor, logging.getLogger())
     yield made
     made.close()
-    reactor.leave_to_child()
+    reactor.close_in_child()
 
 
 def test_the_directory_is_this_users_own(runtime: Path) -> None:

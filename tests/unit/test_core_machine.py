@@ -9,12 +9,15 @@ all goes well, and the fleet must converge, or halt when it was stopped.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.harness.core_stage import BOOTING, READY, UNBORN, Stage
+from zdworker.core import plan
 from zdworker.core.events import (
     ConfigurationRefused,
     ConfigurationTaken,
@@ -39,6 +42,15 @@ from zdworker.core.events import (
 from zdworker.core.fleet import Fleet, GenerationState, Phase
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks_at_a_time() -> Iterator[None]:
+    """Fewer than there are workers, so that some of them wait their turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "FORKS_AT_A_TIME", 2)
+        yield
+
 
 any_number = st.integers(-1, 40)
 exit_codes = st.sampled_from([None, -9, 0, 1, 3, 4])

@@ -33,6 +33,7 @@ OUTPUT = ("text", "json", "mermaid")
 DEMO = "tests/integration/docs/test_demo.py::test_the_demo_loses_no_request"
 PROXIES = "tests/integration/load/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
 DRAWING = "not run: a drawing"
+DEBUGGING = "tests/unit/test_debugging_page.py::test_a_fork_server_is_started_by_hand"
 MACHINES = "tests/integration/recipes/test_several_machines.py::"
 
 SHOWN = {
@@ -45,6 +46,11 @@ SHOWN = {
     ("CONTRIBUTING.md", "python3 -m venv --upgrade-deps"): "not run: it makes the environment that runs the tests",
     ("CONTRIBUTING.md", ".venv/bin/towncrier create"): "not run: it adds a fragment; tox -e lint reads all of them",
     ("docs/architecture.md", "steady                        gunicorn master"): DRAWING,
+    ("docs/debugging.md", "import os"): DEBUGGING,
+    ("docs/debugging.md", "python load.py"): DEBUGGING,
+    ("docs/debugging.md", "py-spy dump"): "not run: py-spy is no tool of the tests, and may need privileges",
+    ("docs/debugging.md", ".venv/bin/pytest"): "not run: it runs tests",
+    ("docs/debugging.md", "tox -e soak"): "not run: it runs the soak, which the integration tests do with other seeds",
     ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
     ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
     ("docs/draining.md", "backend gunicorn"): PROXIES,

@@ -17,6 +17,7 @@ from zdworker.core.events import (
     GenerationFailed,
     GenerationGone,
     GenerationLoaded,
+    KillReason,
     Policy,
     RestoreConfiguration,
     Scale,
@@ -276,17 +277,23 @@ def test_percentages_round_up_for_surge_and_down_for_unavailable(
     policy = Policy(
         surge=share, unavailable=share, surge_is_percentage=percentage, unavailable_is_percentage=percentage
     )
-    assert (policy.surge_for(workers), policy.unavailable_for(workers)) == (surge, unavailable)
+    fleet = Fleet(policy, size=workers)
+    assert (fleet.surge, fleet.unavailable) == (surge, unavailable)
 
 
 def test_rounding_never_leaves_a_reload_without_a_move() -> None:
-    assert Policy(surge=0, unavailable=10, unavailable_is_percentage=True).unavailable_for(4) == 1
+    assert Fleet(Policy(surge=0, unavailable=10, unavailable_is_percentage=True), size=4).unavailable == 1
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.booleans(), st.booleans(), st.integers(1, 500))
 def test_a_reload_can_always_move(surge: int, unavailable: int, percent: bool, other: bool, workers: int) -> None:
     assume(surge or unavailable)
     policy = Policy(surge=surge, unavailable=unavailable, surge_is_percentage=percent, unavailable_is_percentage=other)
-    assert policy.surge_for(workers) >= 0
-    assert 0 <= policy.unavailable_for(workers) <= workers
-    assert policy.surge_for(workers) + policy.unavailable_for(workers) >= 1
+    fleet = Fleet(policy, size=workers)
+    assert fleet.surge >= 0
+    assert 0 <= fleet.unavailable <= workers
+    assert fleet.surge + fleet.unavailable >= 1
+
+
+def test_words_are_shown_by_their_names() -> None:
+    assert repr(KillReason.NOT_READY) == "KillReason.NOT_READY"

@@ -55,7 +55,7 @@ def test_to_be_replaced_is_not_stopping(worker: ZeroDowntime, ends: tuple[socket
     assert verdict(worker) == HEALTHY
     ends[0].send(encode(Stopping()))
     assert verdict(worker) == STOPPING
-    assert worker.zd_reporter.was_told(Leave)
+    assert worker.zd_reporter.was_announced(Leave)
 
 
 def test_a_master_that_is_gone_has_stopped(worker: ZeroDowntime) -> None:

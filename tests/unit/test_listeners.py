@@ -42,7 +42,7 @@ def listeners() -> Iterator[Listeners]:
 def opened(listeners: Listeners, *, reuse_port: bool = True) -> list[Any]:
     cfg = configuration(ANY, reuse_port=reuse_port)
     first = create_sockets(cfg, LOG)
-    listeners.take(first, share_out=reuse_port)
+    listeners.take(first, socket_per_slot=reuse_port)
     return list(first)
 
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from zdworker.errors import MessageError
 from zdworker.ipc.messages import (
-    HINTS,
-    KINDS,
+    FIELD_TYPES,
+    MESSAGE_TYPES,
     PROTOCOL,
     Counts,
     Decoder,
     Failed,
     Hello,
+    HookData,
     Loaded,
     LoadFailed,
     Message,
@@ -50,7 +51,10 @@ def field_values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 messages: st.SearchStrategy[Message] = st.one_of(
-    [st.builds(kind, **{name: field_values(hint) for name, hint in HINTS[kind].items()}) for kind in KINDS.values()]
+    [
+        st.builds(kind, **{name: field_values(hint) for name, hint in FIELD_TYPES[kind].items()})
+        for kind in MESSAGE_TYPES.values()
+    ]
 )
 
 
@@ -84,7 +88,7 @@ def test_garbage_is_a_message_error_and_nothing_else(pieces: list[bytes]) -> Non
     decoder = Decoder(limit=20)
     for piece in pieces:
         try:
-            assert all(isinstance(message, tuple(KINDS.values())) for message in decoder.feed(piece))
+            assert all(isinstance(message, tuple(MESSAGE_TYPES.values())) for message in decoder.feed(piece))
         except MessageError:
             continue
 
@@ -121,8 +125,8 @@ def test_what_is_wrong_is_said() -> None:
         (Loaded(PROTOCOL, True, {}, {}), "values", []),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", [1]),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", "text"),
-        (Spawn(1, 0, 1, []), "environment", {"A": 1}),
-        (Spawn(1, 0, 1, []), "environment", ["A"]),
+        (HookData(), "environment", {"A": 1}),
+        (HookData(), "environment", ["A"]),
         (Spawn(1, 0, 1, []), "descriptors", {}),
     ],
 )
@@ -132,13 +136,13 @@ def test_wrong_types_are_refused(message: Message, field: str, value: Any) -> No
 
 
 def test_a_variable_that_was_unset_is_none() -> None:
-    message = Spawn(1, 0, 1, ["tcp:0"], environment={"A": None, "B": "x"})
+    message = HookData(environment={"A": None, "B": "x"})
     assert decode(encode(message)) == message
 
 
 def test_what_json_cannot_hold_is_told_to_the_sender() -> None:
     with pytest.raises(TypeError):
-        encode(Spawn(1, 0, 1, [], server_attributes={"lock": object()}))
+        encode(HookData(server_attributes={"lock": object()}))
 
 
 class TestTooLong:
@@ -173,5 +177,5 @@ def test_a_bad_line_loses_no_other() -> None:
 
 
 def test_every_kind_is_known_by_its_name() -> None:
-    assert all(kind.__name__.lower() == name for name, kind in KINDS.items())
-    assert all(dataclasses.is_dataclass(kind) for kind in KINDS.values())
+    assert all(kind.__name__.lower() == name for name, kind in MESSAGE_TYPES.items())
+    assert all(dataclasses.is_dataclass(kind) for kind in MESSAGE_TYPES.values())

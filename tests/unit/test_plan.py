@@ -36,7 +36,7 @@ def old(*slots: int) -> list[tuple[int, int, str]]:
 
 
 def leaver(facts: Fleet) -> int | None:
-    worker = next_to_leave(facts)
+    worker = next_to_leave(facts.facts())
     return None if worker is None else worker.worker_id
 
 
@@ -116,58 +116,58 @@ class TestFilling:
     """Which slot gets a worker."""
 
     def test_none_when_all_is_well(self) -> None:
-        assert next_to_fill(fleet(*old(0, 1, 2, 3)), 0.0) is None
+        assert next_to_fill(fleet(*old(0, 1, 2, 3)).facts(), 0.0) is None
 
     def test_slots_in_order(self) -> None:
-        assert next_to_fill(fleet(*old(0, 1, 2, 3), current=2), 0.0) == (0, 2)
-        assert next_to_fill(fleet((0, 2, READY), *old(1, 2, 3), current=2), 0.0) == (1, 2)
+        assert next_to_fill(fleet(*old(0, 1, 2, 3), current=2).facts(), 0.0) == (0, 2)
+        assert next_to_fill(fleet((0, 2, READY), *old(1, 2, 3), current=2).facts(), 0.0) == (1, 2)
 
     def test_an_empty_slot_first(self) -> None:
-        assert next_to_fill(fleet(*old(0, 1, 3), current=2), 0.0) == (2, 2)
+        assert next_to_fill(fleet(*old(0, 1, 3), current=2).facts(), 0.0) == (2, 2)
 
     @pytest.mark.parametrize("state", [BOOTING, SOAKING, DRAINING])
     def test_not_above_size_and_surge(self, state: str) -> None:
-        assert next_to_fill(fleet(*old(0, 1, 2, 3), (0, 2, state), current=2), 0.0) is None
+        assert next_to_fill(fleet(*old(0, 1, 2, 3), (0, 2, state), current=2).facts(), 0.0) is None
 
     def test_the_surge_allows_more_once_proven(self) -> None:
         workers = [*old(0, 1, 2, 3), (0, 2, BOOTING)]
-        assert next_to_fill(fleet(*workers, current=2, surge=3), 0.0) == (1, 2)
-        assert next_to_fill(fleet(*workers, current=2, surge=3, newest_verified=False, fallback=1), 0.0) is None
+        assert next_to_fill(fleet(*workers, current=2, surge=3).facts(), 0.0) == (1, 2)
+        assert next_to_fill(fleet(*workers, current=2, surge=3, newest_verified=False, fallback=1).facts(), 0.0) is None
 
     def test_a_crashed_slot_is_filled_from_before_while_on_trial(self) -> None:
         facts = fleet(*old(0, 1, 2), (0, 2, BOOTING), current=2, fallback=1, newest_verified=False)
-        assert next_to_fill(facts, 0.0) == (3, 1)
+        assert next_to_fill(facts.facts(), 0.0) == (3, 1)
         facts.generations[1].state = GenerationState.LOST
-        assert next_to_fill(facts, 0.0) is None
+        assert next_to_fill(facts.facts(), 0.0) is None
 
     def test_a_slot_waits_out_its_backoff(self) -> None:
         facts = fleet(*old(0, 1, 3))
         facts.slots[2] = Slot(failures=2, retry_at=50.0)
-        assert next_to_fill(facts, 49.0) is None
-        assert next_retry(facts) == 50.0
-        assert next_to_fill(facts, 50.0) == (2, 1)
+        assert next_to_fill(facts.facts(), 49.0) is None
+        assert next_retry(facts.facts()) == 50.0
+        assert next_to_fill(facts.facts(), 50.0) == (2, 1)
 
     def test_a_retry_behind_one_that_waits_for_another_reason(self) -> None:
         """Slot 0 waits for the trial's outcome, slot 2 for its backoff: the second one's time is what is due."""
         facts = fleet(*old(0, 1), (3, 2, BOOTING), current=2, fallback=1, newest_verified=False)
         facts.slots[2] = Slot(failures=2, retry_at=50.0)
-        assert next_retry(facts) == 50.0
+        assert next_retry(facts.facts()) == 50.0
 
     def test_no_retry_without_room(self) -> None:
         facts = fleet(*old(0, 1, 3), (0, 1, DRAINING), (1, 1, DRAINING))
-        assert next_retry(facts) is None
+        assert next_retry(facts.facts()) is None
 
 
 class TestConverged:
     """When a rollout is over."""
 
     def test_leavers_do_not_count(self) -> None:
-        assert converged(fleet(*old(0, 1, 2, 3), (0, 1, DRAINING)))
+        assert converged(fleet(*old(0, 1, 2, 3), (0, 1, DRAINING)).facts())
 
     @pytest.mark.parametrize("other", [(3, 1, BOOTING), (3, 1, SOAKING), (3, 1, DRAINING)])
     def test_every_slot_must_be_proved(self, other: tuple[int, int, str]) -> None:
-        assert not converged(fleet(*old(0, 1, 2), other))
+        assert not converged(fleet(*old(0, 1, 2), other).facts())
 
     def test_nobody_of_old_code_may_serve(self) -> None:
-        assert not converged(fleet(*old(0, 1, 2, 3), current=2))
-        assert not converged(fleet(*[(n, 2, READY) for n in range(4)], (0, 1, READY), current=2))
+        assert not converged(fleet(*old(0, 1, 2, 3), current=2).facts())
+        assert not converged(fleet(*[(n, 2, READY) for n in range(4)], (0, 1, READY), current=2).facts())

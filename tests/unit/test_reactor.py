@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import time
 from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ from zdworker.master.reactor import Reactor
 def reactor() -> Iterator[Reactor]:
     made = Reactor()
     yield made
-    made.leave_to_child()
+    made.close_in_child()
 
 
 def test_a_readable_descriptor_is_called_back(reactor: Reactor) -> None:
@@ -40,8 +42,8 @@ def test_a_wake_ends_a_wait(reactor: Reactor) -> None:
 def test_timers_are_called_once_in_their_order_and_not_before(reactor: Reactor) -> None:
     start = time.monotonic()
     called: list[tuple[str, float]] = []
-    reactor.later(0.04, lambda: called.append(("second", time.monotonic())))
-    reactor.later(0.02, lambda: called.append(("first", time.monotonic())))
+    reactor.call_later(0.04, lambda: called.append(("second", time.monotonic())))
+    reactor.call_later(0.02, lambda: called.append(("first", time.monotonic())))
     while len(called) < 2:
         reactor.wait(5)
     assert [name for name, _moment in called] == ["first", "second"]
@@ -56,9 +58,9 @@ def test_a_timer_that_is_set_by_a_timer_waits_for_the_next_turn(reactor: Reactor
 
     def again() -> None:
         called.append(1)
-        reactor.later(0.0, again)
+        reactor.call_later(0.0, again)
 
-    reactor.later(0.0, again)
+    reactor.call_later(0.0, again)
     for turn in range(1, 4):
         reactor.wait(5)
         assert len(called) == turn
@@ -89,7 +91,44 @@ def test_a_child_closes_what_is_paused(reactor: Reactor) -> None:
     reader, writer = os.pipe()
     reactor.add(reader, lambda: None)
     reactor.pause(reader)
-    reactor.leave_to_child()
+    reactor.close_in_child()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(reader)
     os.close(writer)
+
+
+def test_a_full_socket_is_called_back_once_when_it_takes_more(reactor: Reactor) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    called: list[str] = []
+    reactor.add(ours.fileno(), lambda: called.append("read"))
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            ours.send(b"x" * 65536)
+    reactor.when_writable(ours.fileno(), lambda: called.append("room"))
+    reactor.wait(0)
+    assert called == []
+    while len(theirs.recv(1 << 20)) == 1 << 20:
+        pass
+    reactor.wait(5)
+    reactor.wait(0)
+    assert called == ["room"]
+    theirs.send(b"x")
+    reactor.wait(5)
+    assert called == ["room", "read"]
+    reactor.remove(ours.fileno())
+    ours.close()
+    theirs.close()
+
+
+def test_a_reader_may_remove_its_own_descriptor_before_it_is_written_to(reactor: Reactor) -> None:
+    ours, theirs = socket.socketpair()
+    called: list[str] = []
+    reactor.add(ours.fileno(), lambda: reactor.remove(ours.fileno()))
+    reactor.when_writable(ours.fileno(), lambda: called.append("room"))
+    theirs.close()
+    reactor.wait(5)
+    reactor.when_writable(ours.fileno(), lambda: called.append("room"))
+    reactor.wait(0)
+    assert called == []
+    ours.close()

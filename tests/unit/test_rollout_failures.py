@@ -46,6 +46,13 @@ class TestFailedReload:
         stage.tell(Reload())
         assert stage.lose_server(2).reloads == {2: "failed"}
 
+    def test_its_configuration_cannot_be_taken_over(self) -> None:
+        stage = steady(2)
+        stage.takes_at_once = False
+        stage.reload().refuse("the address is in use")
+        assert stage.reloads == {2: "failed"}
+        assert stage.servers == {1: True}
+
     def test_it_hangs_while_loading(self) -> None:
         stage = steady(2, boot_timeout=20.0)
         stage.tell(Reload())

@@ -14,7 +14,7 @@ import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Loading, Phase, Purpose, Trouble, Worker, WorkerState
-from zdworker.master.systemd import EXTEND_EVERY, Notifier, Stage, stage_of, status_of
+from zdworker.master.systemd import EXTENSION_INTERVAL_S, Notifier, Stage, stage_of, status_of
 
 
 def fleet(phase: Phase = Phase.STEADY) -> Fleet:
@@ -117,7 +117,7 @@ def test_time_is_asked_for_while_something_goes_on(
 ) -> None:
     now = time.monotonic()
     for step in range(3):
-        monkeypatch.setattr(time, "monotonic", lambda step=step: now + step * EXTEND_EVERY)
+        monkeypatch.setattr(time, "monotonic", lambda step=step: now + step * EXTENSION_INTERVAL_S)
         notifier.observe(fleet(Phase.STOPPING), time.monotonic())
     said = heard(ear)
     assert said[0].startswith("STOPPING=1\n")

@@ -137,7 +137,7 @@ def test_counts_are_dropped_when_the_channel_is_full(channel: tuple[socket.socke
 def test_a_state_waits_for_room_but_not_for_long(
     channel: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "PATIENCE", 0.05)
+    monkeypatch.setattr(report, "REPORT_TIMEOUT_S", 0.05)
     ours, theirs = channel
     reporter = Reporter(ours)
     filled = fill(ours)

@@ -33,7 +33,7 @@ class Log(Reporter):
     def send(self, message: Message) -> None:
         self.sent.append(message)
 
-    def was_told(self, word: type[Stopping | Leave]) -> bool:
+    def was_announced(self, word: type[Stopping | Leave]) -> bool:
         return word in self.words
 
 

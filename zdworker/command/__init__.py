@@ -1,1 +1,1 @@
-"""The ``zdworker`` command's process: it talks to a master over its control socket."""
+"""The process of the ``zdworker`` command, which sends orders to a master over its control socket."""

@@ -2,11 +2,10 @@
 
 Rules:
 
-* Exit codes are fixed, scripts rely on them (:class:`Exit`). What is for a person goes to a terminal, what is for a
-  program is one JSON object on standard output; errors go to standard error.
-* It talks to the master and does nothing else: whatever it says is what the master has said.
-* ``click`` and ``rich`` are imported here and nowhere else; ``prometheus_client`` only by ``openmetrics.py``, for
-  ``metrics``.
+* Exit codes are fixed, because scripts rely on them (:class:`Exit`). With ``--json`` the output for a program is one
+  JSON object on standard output. Errors go to standard error.
+* The command prints what the master has answered and decides nothing itself.
+* ``click`` and ``rich`` are imported here and nowhere else, ``prometheus_client`` only by ``openmetrics.py``.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from zdworker.command import client
 from zdworker.errors import MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
 
-REFRESH = 1.0
-"""Seconds between two looks of ``status --watch``."""
+REFRESH_INTERVAL_S = 1.0
+"""Seconds between two updates of ``status --watch``."""
 
 STYLES = {"ready": "green", "booting": "yellow", "draining": "cyan", "steady": "green", "rolling": "yellow"}
 
@@ -41,7 +40,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Exit(IntEnum):
-    """What the exit code says."""
+    """The exit codes."""
 
     DONE = 0
     FAILED = 1
@@ -50,7 +49,7 @@ class Exit(IntEnum):
     TIMED_OUT = 4
 
 
-def _naming(command: Command) -> Command:
+def _with_master_options(command: Command) -> Command:
     """Add the options that name the master."""
     for option in (
         click.option("--socket", "path", metavar="P", help="The master with this control socket."),
@@ -61,8 +60,8 @@ def _naming(command: Command) -> Command:
     return command
 
 
-def _waiting(command: Command) -> Command:
-    """Add the options of what is waited for."""
+def _with_wait_options(command: Command) -> Command:
+    """Add the options that say whether and how long to wait."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end."),
         click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up waiting after S seconds."),
@@ -84,23 +83,23 @@ def main() -> None:
 
 
 @main.command()
-@_naming
-@_waiting
+@_with_master_options
+@_with_wait_options
 def reload(**options: Any) -> None:
     """Load the newest code and replace all workers, one after the other."""
-    _order("reload", **options)
+    _send_order("reload", **options)
 
 
 @main.command()
-@_naming
-@_waiting
+@_with_master_options
+@_with_wait_options
 def rollback(**options: Any) -> None:
     """Undo the newest reload, while the generation before it is kept (zd_rollback_window)."""
-    _order("rollback", **options)
+    _send_order("rollback", **options)
 
 
 @main.command()
-@_naming
+@_with_master_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--watch", is_flag=True, help="Look again every second, until interrupted.")
 def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool, watch: bool) -> None:
@@ -118,18 +117,18 @@ def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool
                     _show(console, found, as_json)
                 else:
                     live.update(_table(found), refresh=True)
-                time.sleep(REFRESH)
+                time.sleep(REFRESH_INTERVAL_S)
 
 
 @main.command()
-@_naming
+@_with_master_options
 def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
     """Print the metrics of a master in the OpenMetrics text format (needs zdworker[metrics])."""
     with _exit_codes(as_json=False):
         try:
             from zdworker.command.openmetrics import exposition
         except ModuleNotFoundError as error:
-            _end(Exit.MISUSE, f"{error.name} is not installed: pip install 'zdworker[metrics]'", as_json=False)
+            _exit_with(Exit.MISUSE, f"{error.name} is not installed: pip install 'zdworker[metrics]'", as_json=False)
         click.echo(exposition(client.status(client.find(pid, pidfile, path))), nl=False)
 
 
@@ -145,7 +144,7 @@ def completion(shell: str) -> None:
 # -- orders ------------------------------------------------------------------------------------------------------
 
 
-def _order(
+def _send_order(
     command: str,
     *,
     pid: int | None,
@@ -156,19 +155,20 @@ def _order(
     as_json: bool,
 ) -> None:
     with _exit_codes(as_json):
-        until = None if timeout is None else time.monotonic() + timeout
-        with client.Conversation(client.find(pid, pidfile, path), until) as master:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with client.Connection(client.find(pid, pidfile, path), deadline) as master:
             first = master.order(messages.Order(command, wait=not no_wait))
             if isinstance(first, messages.Report):
-                _say_ordered(command, first.status, as_json)
+                _print_ordered(command, first.status, as_json)
                 return
-            outcome = _follow(master, first, until, quiet=as_json)
-        _say_outcome(command, outcome, as_json)
+            outcome = _follow(master, first, deadline, quiet=as_json)
+        _print_outcome(command, outcome, as_json)
 
 
 def _follow(
-    master: client.Conversation, answer: messages.Message, until: float | None, quiet: bool
+    master: client.Connection, answer: messages.Message, deadline: float | None, quiet: bool
 ) -> messages.Outcome:
+    """Show the progress until the reload has ended, and return its outcome."""
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[ready]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
@@ -178,20 +178,20 @@ def _follow(
             bar.update(task, description=words[0], ready=words[1], completed=answer.ready, total=answer.workers)
             if not console.is_terminal:
                 console.print(f"{answer.state}: {words[0]}, {words[1]}", soft_wrap=True)
-            answer = master.hear(until)
+            answer = master.receive(deadline)
     if not isinstance(answer, messages.Outcome):
         raise MessageError(f"a strange answer: {answer!r}")
     return answer
 
 
-def _say_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
+def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"result": None, "state": status["state"], "generation": status["target_generation"]}))
     else:
         click.echo(f"{command} ordered")
 
 
-def _say_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
+def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
     done = outcome.result == "done"
     if as_json:
         click.echo(json.dumps(asdict(outcome)))
@@ -208,24 +208,24 @@ def _say_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None
 
 @contextmanager
 def _exit_codes(as_json: bool) -> Iterator[None]:
-    """Turn what went wrong into a line and an exit code."""
+    """Turn an error into one line of output and an exit code."""
     try:
         yield
     except OrderRefused as error:
-        _end(Exit.FAILED, str(error), as_json)
+        _exit_with(Exit.FAILED, str(error), as_json)
     except SeveralInstances as error:
-        _end(Exit.MISUSE, str(error), as_json)
+        _exit_with(Exit.MISUSE, str(error), as_json)
     except (NoInstance, MessageError) as error:
-        _end(Exit.NO_INSTANCE, str(error), as_json)
+        _exit_with(Exit.NO_INSTANCE, str(error), as_json)
     except TimeoutError as error:
-        _end(Exit.TIMED_OUT, str(error), as_json)
+        _exit_with(Exit.TIMED_OUT, str(error), as_json)
     except KeyboardInterrupt:
-        # The order stands; 130 is what shells expect (128 + SIGINT).
+        # The master still carries out the order. Shells expect 130 (128 + SIGINT).
         os.write(2, b"\n")
         raise SystemExit(130) from None
 
 
-def _end(code: Exit, text: str, as_json: bool) -> NoReturn:
+def _exit_with(code: Exit, text: str, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(json.dumps({"result": code.name.lower(), "error": text}))
     click.echo(f"Error: {text}", err=True)

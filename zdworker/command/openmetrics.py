@@ -1,7 +1,8 @@
 """The metrics of a master in the OpenMetrics text format, from its status.
 
-Rules: this is the command's; it needs ``prometheus_client``, which the master never imports. Only types that the older
-Prometheus text format has, too: other programs read files of this (node_exporter's textfile collector, say).
+Rules: only the command uses this, because it needs ``prometheus_client``, which the master never imports. It
+uses only types of metrics that the older Prometheus text format has too, because other programs read this output from
+files (node_exporter's textfile collector, for example).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from prometheus_client.registry import Collector
 
 STATES = ("steady", "rolling", "failed", "degraded", "stopping")
 WORKER_STATES = ("booting", "ready", "draining")
-WORKER = ("slot", "generation", "pid")
-"""Labels that tell a worker from all others."""
+WORKER_LABELS = ("slot", "generation", "pid")
+"""The labels of a worker's metrics, which together name one worker."""
 
 
 def exposition(status: dict[str, Any]) -> str:
@@ -62,7 +63,7 @@ def _of_master(status: dict[str, Any]) -> Iterator[Metric]:
 
 
 def _generations(status: dict[str, Any]) -> list[int]:
-    """Return those that have workers or should have some: of what is not there no alert could be made."""
+    """Return those that have workers or should have some: an alert needs a metric with the value 0."""
     named = {status["generation"], status["target_generation"], *(w["generation"] for w in status["workers"])}
     return sorted(named - {None})
 
@@ -88,13 +89,15 @@ def _durations(what: str, meaning: str, count: int, seconds: float) -> Metric:
 
 def _of_workers(workers: list[dict[str, Any]]) -> Iterator[Metric]:
     memory = GaugeMetricFamily(
-        "zdworker_worker_resident_memory_bytes", "Memory, shared memory included.", labels=WORKER, unit="bytes"
+        "zdworker_worker_resident_memory_bytes", "Memory, shared memory included.", labels=WORKER_LABELS, unit="bytes"
     )
-    age = GaugeMetricFamily("zdworker_worker_age_seconds", "Time since its start.", labels=WORKER, unit="seconds")
-    connections = GaugeMetricFamily("zdworker_worker_connections", "Open connections.", labels=WORKER)
-    requests = CounterMetricFamily("zdworker_worker_requests", "Requests answered.", labels=WORKER)
+    age = GaugeMetricFamily(
+        "zdworker_worker_age_seconds", "Time since its start.", labels=WORKER_LABELS, unit="seconds"
+    )
+    connections = GaugeMetricFamily("zdworker_worker_connections", "Open connections.", labels=WORKER_LABELS)
+    requests = CounterMetricFamily("zdworker_worker_requests", "Requests answered.", labels=WORKER_LABELS)
     for worker in (worker for worker in workers if worker["pid"] is not None):
-        labels = [str(worker[name]) for name in WORKER]
+        labels = [str(worker[name]) for name in WORKER_LABELS]
         if worker["rss_bytes"] is not None:
             memory.add_metric(labels, worker["rss_bytes"])
         age.add_metric(labels, worker["age_s"])

@@ -6,7 +6,7 @@ out; what comes of it is a later event. No action has a return value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 # -- events ------------------------------------------------------------------------------------------------------
@@ -40,22 +40,6 @@ class Policy:
     configuration: int = 0
     surge_is_percentage: bool = False
     unavailable_is_percentage: bool = False
-
-    def surge_for(self, workers: int) -> int:
-        """Return how many processes may exist above ``workers`` during a reload; a percentage is rounded up."""
-        return -(-workers * self.surge // 100) if self.surge_is_percentage else self.surge
-
-    def unavailable_for(self, workers: int) -> int:
-        """Return how many of ``workers`` may be missing during a reload; a percentage is rounded down.
-
-        Never more than ``workers``. Where rounding leaves neither surge nor unavailable a process, one worker may be
-        missing, because the reload could not move otherwise (Kubernetes does the same, see ``ResolveFenceposts`` in
-        ``pkg/controller/deployment/util/deployment_util.go``).
-        """
-        share = workers * self.unavailable // 100 if self.unavailable_is_percentage else self.unavailable
-        if share == 0 and self.surge_for(workers) == 0:
-            share = 1
-        return min(share, workers)
 
 
 @dataclass(frozen=True)
@@ -120,11 +104,14 @@ class ConfigurationRefused:
 
 @dataclass(frozen=True)
 class GenerationFailed:
-    """A fork server could not load; ``exit_code`` is what Gunicorn would have exited with."""
+    """A fork server could not load; ``exit_code`` is what Gunicorn would have exited with.
+
+    One that has loaded and fails later is lost, as if its process had ended.
+    """
 
     generation: int
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     exit_code: int = 3
 
 
@@ -155,7 +142,7 @@ class WorkerFailed:
 
     worker_id: int
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     exit_code: int = 3
 
 
@@ -210,7 +197,14 @@ Event = (
 # -- actions -----------------------------------------------------------------------------------------------------
 
 
-class Outcome(str, Enum):
+class Word(str, Enum):
+    """An enumeration that is shown by its name, in the log."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+
+class Outcome(Word):
     """How a reload has ended."""
 
     DONE = "done"
@@ -219,7 +213,7 @@ class Outcome(str, Enum):
     """A newer reload has taken its place."""
 
 
-class KillReason(str, Enum):
+class KillReason(Word):
     """Why a worker is killed."""
 
     NOT_FORKED = "was not forked in time"
@@ -308,7 +302,7 @@ class ReloadFinished:
     generation: int
     outcome: Outcome
     reason: str = ""
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     called_off: bool = False
 
 
@@ -317,7 +311,7 @@ class Degraded:
     """The fleet is not what it should be, and no reload is to blame."""
 
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

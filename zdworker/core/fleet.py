@@ -160,6 +160,7 @@ GENERATIONS: Mapping[tuple[GenerationState, GenerationCause], GenerationState] =
     (_G.CONFIGURING, _GC.FAILED): _G.LOST,
     (_G.CONFIGURING, _GC.GONE): _G.LOST,
     (_G.LOADED, _GC.RECONFIGURE): _G.CONFIGURING,
+    (_G.LOADED, _GC.FAILED): _G.LOST,
     (_G.LOADED, _GC.GONE): _G.LOST,
     # A report that was under way when the generation was ended changes nothing.
     (_G.LOST, _GC.LOADED): _G.LOST,
@@ -248,6 +249,26 @@ class Previous:
     generation: int
     until: float
     policy: Policy
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of one moment, as the plan's questions need them; see :meth:`Fleet.facts`.
+
+    ``slots`` has the workers of each slot that are not leaving, ``fresh`` the ids of those that may stay, ``forking``
+    the number of orders that each generation's fork server has yet to carry out. ``source`` and ``fallback_source`` are
+    the generations that can be spawned from. ``room`` is how many more processes may exist, ``must_serve`` how many
+    verified workers have to go on when one is told to leave.
+    """
+
+    fleet: Fleet
+    slots: dict[int, list[Worker]]
+    fresh: set[int]
+    forking: dict[int, int]
+    source: int | None
+    fallback_source: int | None
+    room: int
+    must_serve: int
 
 
 @dataclass
@@ -346,13 +367,21 @@ class Fleet:
 
     @property
     def surge(self) -> int:
-        """How many worker processes may exist above ``size``."""
-        return self.policy.surge_for(self.size)
+        """How many worker processes may exist above ``size``; a percentage is rounded up."""
+        policy = self.policy
+        return -(-self.size * policy.surge // 100) if policy.surge_is_percentage else policy.surge
 
     @property
     def unavailable(self) -> int:
-        """How many of ``size`` workers may be missing."""
-        return self.policy.unavailable_for(self.size)
+        """How many of ``size`` workers may be missing; a percentage is rounded down.
+
+        Never more than ``size``. Where rounding leaves neither surge nor unavailable a process, one worker may be
+        missing, because the reload could not move otherwise (Kubernetes does the same, see ``ResolveFenceposts`` in
+        ``pkg/controller/deployment/util/deployment_util.go``).
+        """
+        policy = self.policy
+        share = self.size * policy.unavailable // 100 if policy.unavailable_is_percentage else policy.unavailable
+        return min(share or int(self.surge == 0), self.size)
 
     def source(self, among: list[int]) -> int | None:
         """Return the newest generation ``among`` these that can be spawned from."""
@@ -363,13 +392,32 @@ class Fleet:
         """Return what is remembered of a slot."""
         return self.slots.setdefault(number, Slot())
 
-    def retry_at(self, number: int) -> float:
-        """Return when a slot may be filled again."""
-        return self.slots[number].retry_at if number in self.slots else 0.0
-
     def fresh(self, worker: Worker) -> bool:
         """Return whether ``worker`` is one that may stay."""
         return worker.generation in self.current and not worker.replacement_requested and worker.slot < self.size
+
+    def facts(self) -> Facts:
+        """Return what the plan's questions need, gathered once: they are asked of every worker, after every event."""
+        slots: dict[int, list[Worker]] = {}
+        fresh: set[int] = set()
+        forking: dict[int, int] = {}
+        for worker in self.workers.values():
+            if worker.state is WorkerState.FORKING:
+                forking[worker.generation] = forking.get(worker.generation, 0) + 1
+            if not worker.leaving:
+                slots.setdefault(worker.slot, []).append(worker)
+                if self.fresh(worker):
+                    fresh.add(worker.worker_id)
+        return Facts(
+            fleet=self,
+            slots=slots,
+            fresh=fresh,
+            forking=forking,
+            source=self.source(self.current),
+            fallback_source=self.source(self.fallback),
+            room=self.size + self.surge - len(self.workers),
+            must_serve=self.size - self.unavailable,
+        )
 
     def configurations(self) -> set[int]:
         """Return the numbers of the configurations in use, or to which the fleet may go back."""

@@ -8,82 +8,56 @@ Rules, all of them parts of the invariant:
   ``unavailable`` allows it and the new generation is verified, or where nothing else would make room.
 * Until the new generation is verified a single worker, the canary, tries it out. A slot that a crash empties in the
   meantime is filled from the generation before.
+* A fork server has at most :data:`FORKS_AT_A_TIME` orders that it has not carried out. The other slots wait their turn.
 
 These are questions to the facts, asked again after every event, rather than steps of a script. So whatever happens in
 between (a crash, a second reload, a change of number) needs no case of its own.
 
-Why it never stands still: as long as a worker boots, is being verified or drains, its deadline brings an event. When
-none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable`` are ready
-(surge and unavailable are not both 0), so that one which may not stay can leave.
+Why it never stands still: as long as a worker is forked, boots, is being verified or drains, its deadline brings an
+event. When none does and a slot lacks a worker that may stay, either there is room, or more than ``size - unavailable``
+are ready (surge and unavailable are not both 0), so that one which may not stay can leave.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 
-from zdworker.core.fleet import Fleet, Worker, WorkerState
+from zdworker.core.fleet import Facts, Worker, WorkerState
 
-
-class _Facts:
-    """The facts as a question needs them, gathered once: it is asked of every worker, after every event."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self.source = fleet.source(fleet.current)
-        self.slots: dict[int, list[Worker]] = {}
-        """The workers of each slot that are not leaving."""
-        for worker in fleet.workers.values():
-            if not worker.leaving:
-                self.slots.setdefault(worker.slot, []).append(worker)
-
-    def in_slot(self, number: int) -> list[Worker]:
-        return self.slots.get(number, [])
-
-    @cached_property
-    def slots_with_stable_worker(self) -> set[int]:
-        """The slots that have a verified worker that may stay."""
-        return {n for n, workers in self.slots.items() if any(self.fleet.fresh(w) and w.verified for w in workers)}
-
-    @cached_property
-    def no_room(self) -> bool:
-        """Whether only the end of a worker that serves can make room."""
-        return not _has_room(self.fleet) and not any(w.leaving or not w.verified for w in self.fleet.workers.values())
-
-    @cached_property
-    def canary_exists(self) -> bool:
-        """Whether a worker tries the new generation out."""
-        return not self.fleet.newest_verified and any(
-            w.generation == self.source for each in self.slots.values() for w in each
-        )
+FORKS_AT_A_TIME = 8
+"""Workers that a fork server is asked for at a time. It forks one after the other, so more of them would not be there
+sooner; but each order holds descriptors, and an order that was given cannot be taken back."""
 
 
-def next_to_leave(fleet: Fleet) -> Worker | None:
+def next_to_leave(facts: Facts) -> Worker | None:
     """Return the worker to tell to leave now, if one may."""
-    facts = _Facts(fleet)
     staying = [worker for workers in facts.slots.values() for worker in workers]
     for worker in sorted(staying, key=lambda w: _order(facts, w)):
-        if _should_retire(facts, worker) and _availability_allows(fleet, worker):
+        if _should_retire(facts, worker) and _availability_allows(facts, worker):
             return worker
     return None
 
 
-def _order(facts: _Facts, worker: Worker) -> tuple[int, int, bool, int]:
+def _order(facts: Facts, worker: Worker) -> tuple[int, int, bool, int]:
     """Sort key: slots with several workers first, then by slot; within a slot, unwanted generations first, then age."""
     wanted = worker.generation in facts.fleet.current or worker.generation in facts.fleet.fallback
-    return -len(facts.in_slot(worker.slot)), worker.slot, wanted, worker.worker_id
+    return -len(facts.slots[worker.slot]), worker.slot, wanted, worker.worker_id
 
 
-def _should_retire(facts: _Facts, worker: Worker) -> bool:
+def _should_retire(facts: Facts, worker: Worker) -> bool:
     if worker.slot >= facts.fleet.size:
         return True
-    if facts.fleet.fresh(worker):
+    if worker.worker_id in facts.fresh:
         return False
-    replaced = worker.slot in facts.slots_with_stable_worker
-    return _obsolete(facts, worker) or replaced or _may_leave_first(facts, worker)
+    return _obsolete(facts, worker) or _is_replaced(facts, worker) or _may_leave_first(facts, worker)
 
 
-def _obsolete(facts: _Facts, worker: Worker) -> bool:
+def _is_replaced(facts: Facts, worker: Worker) -> bool:
+    """Return whether the worker's slot has a verified one that may stay."""
+    return any(w.worker_id in facts.fresh and w.verified for w in facts.slots[worker.slot])
+
+
+def _obsolete(facts: Facts, worker: Worker) -> bool:
     """Return whether an unverified worker runs code that is not wanted, or not wanted any more."""
     fleet = facts.fleet
     if worker.verified or worker.generation in fleet.current:
@@ -93,80 +67,80 @@ def _obsolete(facts: _Facts, worker: Worker) -> bool:
     # A worker of the generation before the reload is treated as any old one once it serves. While it boots it may be
     # needed, if it has its slot to itself and the canary is not verified.
     booting = worker.state is not WorkerState.READY
-    return booting and (fleet.newest_verified or len(facts.in_slot(worker.slot)) > 1)
+    return booting and (fleet.newest_verified or len(facts.slots[worker.slot]) > 1)
 
 
-def _may_leave_first(facts: _Facts, worker: Worker) -> bool:
+def _may_leave_first(facts: Facts, worker: Worker) -> bool:
     """Return whether a worker may leave before its slot has another one."""
+    fleet = facts.fleet
     if facts.source is None:
         return False
-    if facts.fleet.newest_verified and facts.fleet.unavailable and not worker.replacement_requested:
+    if fleet.newest_verified and facts.must_serve < fleet.size and not worker.replacement_requested:
         return True
-    return facts.no_room
+    # Otherwise only where nothing but the end of a worker that serves can make room.
+    staying = [w for workers in facts.slots.values() for w in workers]
+    return facts.room <= 0 and len(staying) == len(fleet.workers) and all(w.verified for w in staying)
 
 
-def _availability_allows(fleet: Fleet, worker: Worker) -> bool:
+def _availability_allows(facts: Facts, worker: Worker) -> bool:
     """Return whether enough workers serve without this one; one that does not serve may always go.
 
     Only verified ones are counted on: another one may be gone a moment later.
     """
     if worker.state is not WorkerState.READY:
         return True
-    others = sum(w.state is WorkerState.READY and w.verified for w in fleet.workers.values() if w is not worker)
-    return others >= fleet.size - fleet.unavailable
+    staying = (w for workers in facts.slots.values() for w in workers)
+    others = sum(w.state is WorkerState.READY and w.verified for w in staying if w is not worker)
+    return others >= facts.must_serve
 
 
-def _has_room(fleet: Fleet) -> bool:
-    return len(fleet.workers) < fleet.size + fleet.surge
-
-
-def next_to_fill(fleet: Fleet, now: float) -> tuple[int, int] | None:
+def next_to_fill(facts: Facts, now: float) -> tuple[int, int] | None:
     """Return the slot to fill now and the generation to fill it from, if one may be filled."""
-    return _next_to_fill(_Facts(fleet), now)
-
-
-def _next_to_fill(facts: _Facts, now: float) -> tuple[int, int] | None:
-    if not _has_room(facts.fleet):
+    if facts.room <= 0:
         return None
     for number in _lacking(facts):
         if _retry_at(facts, number) <= now:
             generation = _source_for(facts, number)
-            if generation is not None:
+            if generation is not None and facts.forking.get(generation, 0) < FORKS_AT_A_TIME:
                 return number, generation
     return None
 
 
-def _retry_at(facts: _Facts, number: int) -> float:
+def _retry_at(facts: Facts, number: int) -> float:
     """Return when a slot may be filled; while a rollout backs off, slots that are served have to wait for it, too."""
-    return max(facts.fleet.retry_at(number), facts.fleet.roll_at if facts.in_slot(number) else 0.0)
+    slot = facts.fleet.slots.get(number)
+    own = slot.retry_at if slot is not None else 0.0
+    return max(own, facts.fleet.roll_at) if number in facts.slots else own
 
 
-def _lacking(facts: _Facts) -> Iterator[int]:
+def _lacking(facts: Facts) -> Iterator[int]:
     """Yield the slots that lack a worker that may stay: the empty ones first."""
-    lacking = [n for n in range(facts.fleet.size) if not any(facts.fleet.fresh(w) for w in facts.in_slot(n))]
-    yield from (n for n in lacking if not facts.in_slot(n))
-    yield from (n for n in lacking if facts.in_slot(n))
+    size, slots = facts.fleet.size, facts.slots
+    yield from (n for n in range(size) if n not in slots)
+    yield from (n for n in range(size) if n in slots and not any(w.worker_id in facts.fresh for w in slots[n]))
 
 
-def _source_for(facts: _Facts, number: int) -> int | None:
-    if not facts.canary_exists:
+def _source_for(facts: Facts, number: int) -> int | None:
+    """Return the generation to fill a slot from; a canary leaves only empty slots, for the generation before."""
+    workers = (w for each in facts.slots.values() for w in each)
+    if facts.fleet.newest_verified or not any(w.generation == facts.source for w in workers):
         return facts.source
-    return None if facts.in_slot(number) else facts.fleet.source(facts.fleet.fallback)
+    return None if number in facts.slots else facts.fallback_source
 
 
-def next_retry(fleet: Fleet) -> float | None:
+def next_retry(facts: Facts) -> float | None:
     """Return when the next slot that waits out a backoff may be filled.
 
-    A slot whose time has come waits for room or for a fork server, and these bring an event.
+    A slot whose time has come waits for room, or for a fork server or its turn there, and these bring an event.
     """
-    facts = _Facts(fleet)
     times = sorted({_retry_at(facts, n) for n in _lacking(facts)})
-    return next((t for t in times if _next_to_fill(facts, t) is not None), None)
+    return next((t for t in times if next_to_fill(facts, t) is not None), None)
 
 
-def converged(fleet: Fleet) -> bool:
+def converged(facts: Facts) -> bool:
     """Return whether every slot has a verified worker that may stay, and no older code runs any more."""
-    staying = [w for w in fleet.workers.values() if not w.leaving]
-    if any(w.leaving and w.generation not in fleet.current for w in fleet.workers.values()):
+    fleet = facts.fleet
+    staying = [worker for workers in facts.slots.values() for worker in workers]
+    if len(staying) != fleet.size or not all(w.worker_id in facts.fresh and w.verified for w in staying):
         return False
-    return len(staying) == fleet.size and all(fleet.fresh(w) and w.verified for w in staying)
+    return all(w.generation in fleet.current for w in fleet.workers.values())

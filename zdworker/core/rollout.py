@@ -155,7 +155,7 @@ class Rollout:
         times += [g.deadline for g in fleet.generations.values()]
         if fleet.running:
             times.append(fleet.stop_at)
-            times.append(plan.next_retry(fleet))
+            times.append(plan.next_retry(fleet.facts()))
             times.append(fleet.restore_at if self._lacks_source() else None)
             times.append(fleet.previous.until if fleet.previous else None)
         return min((t for t in times if t is not None), default=None)
@@ -300,8 +300,12 @@ class Rollout:
             return
         before = generation.state
         step(GENERATIONS, before, GenerationCause.FAILED)
-        if before is not GenerationState.LOST:
-            self._steps.end(event.generation)
+        if before is GenerationState.LOST:
+            return
+        self._steps.end(event.generation)
+        if before is GenerationState.LOADED:
+            self._lost(generation, now)
+        else:
             self._load_failed(event, now)
 
     def _generation_gone(self, event: GenerationGone, now: float) -> None:
@@ -312,12 +316,17 @@ class Rollout:
         generation.state, generation.deadline = step(GENERATIONS, before, GenerationCause.GONE), None
         if before in (GenerationState.LOADING, GenerationState.CONFIGURING):
             self._load_failed(GenerationFailed(event.generation, "the fork server died while loading"), now)
-        elif self.fleet.previous is not None and event.generation == self.fleet.previous.generation:
-            self.fleet.previous = None  # nothing is spawned from it, so it is not replaced
         elif before is GenerationState.LOADED:
-            self._steps.count_loss(generation, now)
-            if not self.fleet.newest_verified and self._lacks_source():
-                self._steps.turn_back("its fork server died before the first new worker was ready", "")
+            self._lost(generation, now)
+
+    def _lost(self, generation: Generation, now: float) -> None:
+        """Note that a fork server is gone whose code was loaded."""
+        if self.fleet.previous is not None and generation.number == self.fleet.previous.generation:
+            self.fleet.previous = None  # nothing is spawned from it, so it is not replaced
+            return
+        self._steps.count_loss(generation, now)
+        if not self.fleet.newest_verified and self._lacks_source():
+            self._steps.turn_back("its fork server died before the first new worker was ready", "")
 
     def _load_failed(self, event: GenerationFailed, now: float) -> None:
         """Give up a generation that did not load: no worker was touched yet."""
@@ -354,6 +363,7 @@ class Rollout:
         if worker is None:
             return
         worker.state = step(WORKERS, worker.state, WorkerCause.FORKED)
+        self._steps.next_turn(worker, now)
         if worker.state is WorkerState.BOOTING:
             worker.deadline = now + self.fleet.policy.boot_timeout
         else:
@@ -410,6 +420,8 @@ class Rollout:
         before = worker.state
         worker.state = step(WORKERS, before, WorkerCause.GONE)
         del self.fleet.workers[event.worker_id]
+        if before is WorkerState.FORKING and not event.called_off:
+            self._steps.next_turn(worker, now)
         if before is WorkerState.READY and worker.verified:
             self._crashed(worker, event, now)
         elif event.called_off and not self.fleet.never_served:
@@ -428,8 +440,9 @@ class Rollout:
             return
         self._steps.kill(worker, _KILL_REASONS[before], now)
         if before is WorkerState.FORKING:
-            # The fork server is stuck, and of no use.
-            self._steps.abandon(worker.generation, now)
+            # The fork server is stuck, and of no use. That is one failure, however many workers wait for it.
+            if not self._steps.abandon(worker.generation, now):
+                return
             reason = f"not forked within {FORK_TIMEOUT_S:g} s"
             self._boot_failed(worker, WorkerFailed(worker.worker_id, reason), now)
         elif before is WorkerState.BOOTING:
@@ -490,14 +503,18 @@ class Rollout:
             self._steps.halt()
         if not fleet.running:
             return
-        while (leaving := plan.next_to_leave(fleet)) is not None:
+        facts = fleet.facts()
+        while (leaving := plan.next_to_leave(facts)) is not None:
             self._steps.drain(leaving, now)
-        while (filling := plan.next_to_fill(fleet, now)) is not None:
+            facts = fleet.facts()
+        while (filling := plan.next_to_fill(facts, now)) is not None:
             self._steps.spawn(*filling, now)
-        if plan.converged(fleet) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
-            self._steps.settle(now)
+            facts = fleet.facts()
+        if plan.converged(facts) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
+            self._steps.settle(facts, now)
         self._load_next(now)
-        self._steps.end_unused_generations()
+        if len(fleet.generations) > 1:
+            self._steps.end_unused_generations()
 
     def _load_next(self, now: float) -> None:
         fleet = self.fleet

@@ -34,6 +34,7 @@ from zdworker.core.fleet import (
     GENERATIONS,
     PHASES,
     WORKERS,
+    Facts,
     Fleet,
     Generation,
     GenerationCause,
@@ -55,7 +56,8 @@ KILL_MARGIN_S = 1.0
 """Seconds that a worker gets beyond its own deadline before it is killed."""
 
 FORK_TIMEOUT_S = 10.0
-"""Seconds that a fork server has to fork a worker, which takes it milliseconds."""
+"""Seconds that a fork server has to fork a worker, which takes it milliseconds, or some tenths of a second with a large
+heap. They count from the moment at which it can begin: from the order, or from the end of the fork before."""
 
 EXIT_TIMEOUT_S = 5.0
 """Seconds until a worker is killed (again) that was killed, reported its exit, or never got its start order."""
@@ -106,12 +108,17 @@ class Steps:
             generation.state, generation.deadline = GenerationState.LOST, None
             self.actions.append(EndGeneration(number))
 
-    def abandon(self, number: int, now: float) -> None:
-        """End a loaded generation's fork server because it does not do its work."""
+    def abandon(self, number: int, now: float) -> bool:
+        """End a loaded generation's fork server because it does not do its work.
+
+        :return: whether it was loaded until now; one that was ended before has been counted.
+        """
         generation = self.fleet.generations[number]
-        if generation.state is GenerationState.LOADED:
-            self.count_loss(generation, now)
-            self.end(number)
+        if generation.state is not GenerationState.LOADED:
+            return False
+        self.count_loss(generation, now)
+        self.end(number)
+        return True
 
     def count_loss(self, generation: Generation, now: float) -> None:
         """Remember that a fork server died or did not load: the next one in its place waits the longer for it."""
@@ -206,16 +213,17 @@ class Steps:
         if fleet.shrink_to is not None:
             fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
-    def settle(self, now: float) -> None:
+    def settle(self, facts: Facts, now: float) -> None:
         """Note that every slot has the worker that it should have."""
         fleet = self.fleet
-        fleet.phase = step(PHASES, fleet.phase, PhaseCause.CONVERGED)
+        if fleet.phase is not Phase.STEADY:
+            fleet.phase = step(PHASES, fleet.phase, PhaseCause.CONVERGED)
         if fleet.reloading is not None:
             self._keep_previous(now)
         fleet.fallback, fleet.fallback_policy, fleet.newest_verified = [], None, True
         self.finish_reload(Outcome.DONE)
         # A failed reload is remembered until the next one; a mended fleet is not degraded any more.
-        if fleet.degraded and fleet.source(fleet.current) is not None:
+        if facts.source is not None:
             fleet.degradation = None
 
     def _keep_previous(self, now: float) -> None:
@@ -269,6 +277,13 @@ class Steps:
         number, deadline = fleet.last_worker_id, now + FORK_TIMEOUT_S
         fleet.workers[number] = Worker(number, slot, generation, WorkerState.FORKING, deadline)
         self.actions.append(Spawn(number, slot, generation))
+
+    def next_turn(self, done: Worker, now: float) -> None:
+        """Let the time of those begin that wait behind a worker for the same fork server, which is done with it."""
+        for worker in self.fleet.workers.values():
+            waits = worker.state is WorkerState.FORKING and worker.generation == done.generation
+            if waits and worker.worker_id > done.worker_id:
+                worker.deadline = now + FORK_TIMEOUT_S
 
     def drain(self, worker: Worker, now: float) -> None:
         """Tell a worker to leave; one that has served for long has mended its slot."""

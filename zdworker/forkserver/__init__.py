@@ -1,1 +1,1 @@
-"""A generation's process: a fresh interpreter that loads the code and forks workers from it."""
+"""The fork server's process: a fresh interpreter that loads one generation and forks its workers."""

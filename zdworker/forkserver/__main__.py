@@ -1,4 +1,4 @@
-"""``python -m zdworker.forkserver``: how a master starts a generation (see ``master/launch.py``)."""
+"""``python -m zdworker.forkserver``: the master starts a generation with this (see ``master/launch.py``)."""
 
 from zdworker.forkserver.server import main
 

@@ -1,17 +1,17 @@
 """No stale bytecode: a cached file is trusted only if it was written after its source last changed.
 
-Python trusts a ``.pyc`` whose header has the source's size and its modification time in whole seconds (PEP 552,
-``importlib/_bootstrap_external.py``). An edit of the same size within the same second, or one that keeps the time (a
-copy with preserved times), is not seen: the old code runs on (python/cpython#75953).
+Python trusts a ``.pyc`` file whose header has the source's size and its modification time in whole seconds (PEP 552,
+``importlib/_bootstrap_external.py``). It does not notice an edit of the same size within the same second, or one that
+keeps the time (a copy with preserved times), and would run the old code (python/cpython#75953).
 
 Rules:
 
-* The inode change time, which no tool can set, decides. A cached file that is not younger is passed over, as if it were
-  not there; Python then compiles the source and writes the cache anew.
-* Only sources that have changed since the master started are looked at this way. What was there before is not a deploy,
-  and in an unpacked image every source is younger than every cache, which might not even be writable.
-* Checked hash-based files would be exact too, but nobody makes them, and it is not ours to rewrite the caches of a
-  whole environment.
+* The inode change time decides, because no tool can set it. Python is made to see no cached file where the file is not
+  younger than its source; it then compiles the source and writes the cache again.
+* Only sources that have changed since the master started are checked. Those that were there before were not deployed
+  since, and in an unpacked image every source is younger than every cache, which might not even be writable.
+* Checked hash-based files would be exact too, but few tools make them, and rewriting the caches of a whole environment
+  is not zdworker's business.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from importlib.machinery import SourceFileLoader
 
 def distrust_stale_bytecode(since: int) -> None:
     """Apply the rules to every import of this process from now on.
+
+    The change stays for the life of the process: it replaces ``SourceFileLoader.get_data``.
 
     :param since: when the master started, in nanoseconds since the epoch.
     """
@@ -38,7 +40,7 @@ def distrust_stale_bytecode(since: int) -> None:
 def is_stale(cached: str | bytes, source: str | bytes, since: int) -> bool:
     """Return whether ``source`` has changed after ``since`` and ``cached`` was not written after that.
 
-    Where one of them cannot be looked at there is nothing to trust, either.
+    A file that cannot be examined is not trusted, so the result is True.
     """
     try:
         changed = os.stat(source).st_ctime_ns

@@ -1,8 +1,9 @@
-"""What a preloaded application has left open or running, and no worker should inherit.
+"""Warnings of what a preloaded application has left open or running at import, and workers should not inherit.
 
-Rules: this looks and warns, no more; what it cannot tell it does not guess, and nothing is raised. A connection is one
-when the kernel says that it has a peer with a name: the two ends of a pair are this process's own. Threads that Python
-does not know (of a C library) are left to that library: the most common ones, OpenBLAS's, start anew after a fork.
+Rules: this warns and does no more. It raises nothing, and reports only what it knows for certain. A socket counts as a
+connection when the kernel names a peer; the two ends of a socket pair, which have no name, belong to this process.
+Threads that Python does not know (those of a C library) are left to that library: the most common ones, OpenBLAS's,
+start again after a fork.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ DESCRIPTORS = "/proc/self/fd"
 EVENT_LOOP = "anon_inode:[eventpoll]"
 
 _Socket = socket.socket
-"""As it is before a worker class monkey-patches."""
+"""The socket class before a worker class monkey-patches it."""
 
 
 def descriptors() -> dict[int, str]:
-    """Return the open descriptors, and what each leads to (proc_pid_fd(5)); nothing where that cannot be known."""
+    """Return the open descriptors, and what each refers to (proc_pid_fd(5)); empty where there is no ``/proc``."""
     found = {}
     with contextlib.suppress(OSError):
         for name in os.listdir(DESCRIPTORS):
-            with contextlib.suppress(OSError):  # one of them is the one that lists them
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
                 found[int(name)] = os.readlink(f"{DESCRIPTORS}/{name}")
     return found
 
 
 def warnings(before: dict[int, str]) -> list[str]:
-    """Return a line for each kind of thing that the application should not have begun at import.
+    """Return a line for each kind of thing that the application should not have started or opened at import.
 
-    :param before: the descriptors before it was imported.
+    :param before: the result of :func:`descriptors` before the application was imported.
     """
     opened = {number: target for number, target in descriptors().items() if before.get(number) != target}
     return [*_of_threads(), *_of_connections(opened), *_of_event_loops(opened)]
@@ -60,8 +61,9 @@ def _of_connections(opened: dict[int, str]) -> Iterator[str]:
 
 
 def _peer(number: int) -> str:
-    """Return the other end of a connection, "" if there is none or it is not known."""
-    # A duplicate: closing it closes nothing of the application's. A default timeout would make its connection another.
+    """Return the address of a connection's other end, "" if there is none or it is not known."""
+    # A duplicate can be closed without closing the application's socket. They share the open file, on which a default
+    # timeout would set O_NONBLOCK.
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(None)
     try:
@@ -74,14 +76,16 @@ def _peer(number: int) -> str:
 
 def _name_of_peer(number: int) -> str:
     with _Socket(fileno=number) as connection:
-        if connection.type == socket.SOCK_STREAM:  # a datagram is whole, whoever sends it: syslog, statsd
+        if (
+            connection.type == socket.SOCK_STREAM
+        ):  # datagrams (syslog, statsd) can be sent by all workers through one socket
             peer = connection.getpeername()
             return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else os.fsdecode(peer)
     return ""
 
 
 def _of_event_loops(opened: dict[int, str]) -> Iterator[str]:
-    # gevent's own knows when it was forked.
+    # gevent's event loop notices a fork by itself.
     if EVENT_LOOP in opened.values() and "gevent" not in sys.modules:
         yield (
             "the application left an event loop open at import: it is of no use in the workers; "

@@ -4,13 +4,17 @@ Run as ``python -m zdworker.forkserver <channel> -- <what the master was started
 
 Rules:
 
-* Before Gunicorn's command line runs, ``Arbiter`` is made unable to become a master here, and daemonizing is off.
-* Whatever goes wrong until the generation stands (an exception, an exit, a worker class that is not ours) goes up the
-  channel; standard error is the master's pipe until then, so that it is heard whatever prints there.
-* Directory, ``sys.path`` and package paths are physical: what is imported late must come from the release that was
-  current at the start, however the link has been flipped since.
-* It keeps no listening socket (the kernel would go on accepting into it) and takes no signal but a rotation's; it ends
-  with its channel, and with its master (death signal).
+* Before Gunicorn's command line runs, ``Arbiter`` is changed so that it cannot become a master here, and daemonizing
+  is off.
+* A failure to load (an exception, an exit, a worker class that is not zdworker's) is sent to the master with a reason.
+  Until the generation is loaded, standard error is a pipe, through which the master gets all that is printed.
+* Directory, ``sys.path`` and package paths are physical: a late import comes from the release that was current at the
+  start, wherever the link points by then.
+* The fork server keeps no listening socket, because the kernel would go on completing connections into it. The only
+  signal that it handles is a log rotation's. It ends when its channel is closed and, by its death signal, with its
+  master.
+* The workers get the signal handlers back that a preloaded application has set. In the fork server these could take the
+  end of a child that it waits for, or end it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import errno
 import gc
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -32,63 +37,63 @@ from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Forked, Init, Loaded, LoadFailed, NotForked, Spawn
+from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
 
-# As they are before a worker class monkey-patches: gevent's own watch children from a hub that nothing turns here.
-_fork, _waitpid = os.fork, os.waitpid
+# The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
+_fork, _waitpid, _poll = os.fork, os.waitpid, select.poll
 
 
 def main() -> NoReturn:
-    """Be a fork server, as the command line says."""
+    """Be the fork server that the command line asks for."""
     number, command = int(sys.argv[1]), sys.argv[3:]
     os.set_inheritable(number, False)
     channel = Channel(socket.socket(fileno=number), takes_descriptors=True)
-    begin = _first_word(channel)
+    init = _first_message(channel)
     syscalls.set_death_signal(signal.SIGKILL)
-    if os.getppid() != begin.master:
+    if os.getppid() != init.master:
         os._exit(0)
-    for signum in syscalls.HELD:
-        signal.signal(signum, _take_no_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
-    _go_to(begin)
-    distrust_stale_bytecode(begin.started)
-    generation = Generation(channel, begin)
+    for signum in syscalls.HELD_SIGNALS:
+        signal.signal(signum, _ignore_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
+    _set_paths(init)
+    distrust_stale_bytecode(init.started)
+    generation = Generation(channel, init)
     try:
-        _become_generation(generation)
-        _run(command, begin.safe_path)
+        _redirect_arbiter(generation)
+        _run_command(command, init.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
-    except BaseException as error:  # noqa: BLE001  # exits too: the master must hear of all of them
-        generation.give_up(error)
+    except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
+        generation.fail(error)
 
 
-def _first_word(channel: Channel) -> Init:
+def _first_message(channel: Channel) -> Init:
     for message, _sender in channel.receive().messages:
         if isinstance(message, Init):
             return message
-    os._exit(0)  # the master was gone before it could say anything
+    os._exit(0)  # the master ended before it could send anything
 
 
-def _take_no_signal(signum: int, frame: FrameType | None) -> None:
-    """Handle a signal that was meant for the master. Not SIG_IGN: workers would inherit that."""
+def _ignore_signal(signum: int, frame: FrameType | None) -> None:
+    """Ignore a signal that is meant for the master. SIG_IGN would not do, because workers would inherit it."""
 
 
-def _go_to(begin: Init) -> None:
-    """Take the place of the master at its start, by physical paths."""
+def _set_paths(init: Init) -> None:
+    """Enter the directory in which the master was started, and make all import paths physical."""
     with contextlib.suppress(OSError):
-        os.chdir(begin.directory)
+        os.chdir(init.directory)
     with contextlib.suppress(OSError):
-        # Gunicorn believes PWD (``util.getcwd``), and would put the link into sys.path.
+        # Gunicorn trusts PWD (``util.getcwd``) and would put the link into sys.path.
         os.environ["PWD"] = os.getcwd()
-    if not begin.safe_path:
+    if not init.safe_path:
         os.environ.pop("PYTHONSAFEPATH", None)
         if not getattr(sys.flags, "safe_path", False):
-            del sys.path[0]  # the working directory, which ``-m`` put there: Python 3.10 has no safe path
+            del sys.path[0]  # the working directory, which ``-m`` has put there: Python 3.10 has no safe path
     sys.path[:] = [os.path.realpath(path) for path in sys.path]
     package = sys.modules["zdworker"]
     package.__path__[:] = [os.path.realpath(path) for path in package.__path__]
 
 
-def _run(command: list[str], safe_path: bool) -> None:
+def _run_command(command: list[str], safe_path: bool) -> None:
     """Run a command as the interpreter would: ``-m module``, ``-c code`` or a script, with its arguments."""
     if command[0] == "-m":
         sys.argv = command[1:]
@@ -100,7 +105,7 @@ def _run(command: list[str], safe_path: bool) -> None:
         if not safe_path:
             sys.path.insert(0, os.getcwd())
         code = compile(command[1], "<string>", "exec")
-        exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, run the second time
+        exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, which runs a second time
     else:
         sys.argv = command
         if not safe_path:
@@ -108,8 +113,8 @@ def _run(command: list[str], safe_path: bool) -> None:
         runpy.run_path(command[0], run_name="__main__")
 
 
-def _become_generation(generation: Generation) -> None:
-    """Let ``Arbiter(app).run()`` lead here, whoever calls it, and keep this process attached."""
+def _redirect_arbiter(generation: Generation) -> None:
+    """Have every ``Arbiter(app).run()`` serve the generation instead, and keep Gunicorn from daemonizing."""
     from gunicorn import util
     from gunicorn.arbiter import Arbiter
 
@@ -129,12 +134,14 @@ def _become_generation(generation: Generation) -> None:
 class Generation:
     """One state of the code: its configuration, its worker class and, when preloaded, its application."""
 
-    def __init__(self, channel: Channel, begin: Init) -> None:
+    def __init__(self, channel: Channel, init: Init) -> None:
         self.channel = channel
-        self.number = begin.generation
-        self.master = begin.master
-        self._configuration = begin.configuration
-        self._stderr = channel.take(begin.descriptors)["stderr"][0]
+        self.number = init.generation
+        self.master = init.master
+        self._configuration = init.configuration
+        self._stderr = channel.take(init.descriptors)["stderr"][0]
+        self._application_handlers: dict[int, Any] = {}
+        self.hook_data = HookData()
         self.app: Any = None
         self.cfg: Any = None
         self.log: Any = None
@@ -142,42 +149,31 @@ class Generation:
         self.worker_class: Any = None
 
     def serve(self, app: Any) -> NoReturn:
-        """Load, tell the master, and fork workers for it until it closes the channel."""
+        """Load the generation, report that to the master, and fork workers until the master closes the channel."""
         try:
             warnings = self._load(app)
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
-        except BaseException as error:  # noqa: BLE001  # exits too: the master must hear of all of them
-            self.give_up(error)
-        while True:
-            received = self.channel.receive()
-            for message, _sender in received.messages:
-                if isinstance(message, Spawn):
-                    self._spawn(message)
-            if received.closed or received.error:
-                os._exit(0)
+            while True:
+                received = self.channel.receive()
+                for message, _sender in received.messages:
+                    if isinstance(message, HookData):
+                        self.hook_data = message
+                    elif isinstance(message, Spawn):
+                        self._spawn(message)
+                if received.closed or received.error:
+                    os._exit(0)
+        except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
+            self.fail(error)
 
-    def give_up(self, error: BaseException) -> NoReturn:
-        """Tell the master why this generation is of no use, and end."""
-        from gunicorn.errors import AppImportError
-
-        if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else 1
-            reason = f"the new code ended its interpreter (exit {error.code}):"
-            if self.app is None:
-                reason = f"the configuration was refused (exit {error.code}):"
-            unusable = LoadFailed(reason, "", code or 1)
-        elif isinstance(error, ZdError):
-            unusable = LoadFailed(str(error), "", 1)
-        else:
-            text = "".join(traceback.format_exception(error))
-            code = 4 if isinstance(error, AppImportError) else 3
-            unusable = LoadFailed(f"{type(error).__name__}: {error}", text, code)
+    def fail(self, error: BaseException) -> NoReturn:
+        """Report to the master why this generation cannot be used, and end the process."""
+        failure = _load_failed(error, configured=self.app is not None)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         with contextlib.suppress(OSError):
-            self.channel.send(unusable)
-        os._exit(unusable.exit_code)
+            self.channel.send(failure)
+        os._exit(failure.exit_code)
 
     def _load(self, app: Any) -> list[str]:
         from gunicorn import SERVER_SOFTWARE, util
@@ -188,28 +184,42 @@ class Generation:
         gunicorn_config.refuse_missing_file(self.cfg, self._configuration)
         gunicorn_config.refuse_patching()
         self.settings = gunicorn_config.zd_settings(self.cfg)
-        self._fix_paths()
+        self._resolve_paths()
         os.environ.update(self.cfg.env)
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
-        # A rotation: the workers do that for themselves, but the old file takes its space until all have let go of it.
-        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
+        self._take_rotations()
         if self.cfg.preload_app:
             self.worker_class.zd_prepare(self.cfg)
         before = import_checks.descriptors()
         if self.cfg.preload_app:
             self.app.wsgi()
+        self._keep_application_handlers()
         warnings = import_checks.warnings(before)
-        # The worker class's own libraries are the generation's in any case: the workers share them.
+        # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
-        # What is here stays here: a collector that looks at it would copy its pages into every worker.
+        # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.
         gc.freeze()
         return warnings
 
-    def _fix_paths(self) -> None:
-        """``--chdir`` and ``--pythonpath`` may have brought links into ``sys.path``."""
+    def _take_rotations(self) -> None:
+        """Reopen the log files on a rotation: the old file takes up space until the last process has closed it."""
+        signal.signal(signal.SIGUSR1, lambda *_: self.log.reopen_files())
+
+    def _keep_application_handlers(self) -> None:
+        """Set the fork server's own handlers, and keep what the application has set at import for the workers."""
+        before = {signum: signal.getsignal(signum) for signum in (*syscalls.HELD_SIGNALS, signal.SIGCHLD)}
+        # None is a handler that Python did not set, and cannot set again.
+        self._application_handlers = {signum: handler for signum, handler in before.items() if handler is not None}
+        for signum in syscalls.HELD_SIGNALS:
+            signal.signal(signum, _ignore_signal)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._take_rotations()
+
+    def _resolve_paths(self) -> None:
+        """Make ``sys.path`` physical again, into which ``--chdir`` and ``--pythonpath`` may have put links."""
         sys.path[:] = [os.path.realpath(path) for path in sys.path]
         self.cfg.settings["chdir"].value = os.getcwd()
 
@@ -223,7 +233,7 @@ class Generation:
         )
 
     def _restore_stderr(self) -> None:
-        """Give the workers the master's own standard error, unless a log file has taken its place."""
+        """Restore the master's standard error for the workers, unless a log file has taken the place of the pipe."""
         sys.stderr.flush()
         pipe = os.stat(2)
         if (pipe.st_mode & 0o170000) == 0o010000:
@@ -231,24 +241,24 @@ class Generation:
         os.close(self._stderr)
 
     def _spawn(self, message: Spawn) -> None:
-        """Fork twice: the worker's parent ends at once, and the master, as subreaper, becomes its parent."""
+        """Fork twice: when the process in between ends, the master, as subreaper, becomes the worker's parent."""
         descriptors = self.channel.take(message.descriptors)
-        signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD)
+        if _is_called_off(descriptors["report"][0]):
+            _close(descriptors)
+            return
+        signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
             pid = _fork()
         except OSError as error:
-            self._answer(NotForked(message.worker_id, os.strerror(error.errno or 0)))
+            self._report(NotForked(message.worker_id, os.strerror(error.errno or 0)))
         else:
             if pid == 0:
                 self._fork_worker(message, descriptors)
-            _pid, status = _waitpid(pid, 0)
-            refused = os.waitstatus_to_exitcode(status)
-            self._answer(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
+            refused = _wait_for_end(pid)
+            self._report(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
-            for numbers in descriptors.values():
-                for number in numbers:
-                    os.close(number)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
+            _close(descriptors)
 
     def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
         try:
@@ -257,8 +267,57 @@ class Generation:
         except OSError as error:
             os._exit(error.errno or errno.EAGAIN)
         self.channel.close()
+        for signum, handler in self._application_handlers.items():
+            signal.signal(signum, handler)
         worker_boot.become_worker(self, message, descriptors)
 
-    def _answer(self, message: Forked | NotForked) -> None:
+    def _report(self, message: Forked | NotForked) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(message)
+
+
+def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:
+    """Return the report of a failed load, with the code that Gunicorn would have exited with.
+
+    :param configured: the configuration had been evaluated before the error.
+    """
+    from gunicorn.errors import AppImportError
+
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        reason = f"the new code ended its interpreter (exit {error.code}):"
+        if not configured:
+            reason = f"the configuration was refused (exit {error.code}):"
+        return LoadFailed(reason, "", code or 1)
+    if isinstance(error, ZdError):
+        return LoadFailed(str(error), "", 1)
+    text = "".join(traceback.format_exception(error))
+    return LoadFailed(f"{type(error).__name__}: {error}", text, 4 if isinstance(error, AppImportError) else 3)
+
+
+def _is_called_off(report: int) -> bool:
+    """Return whether the master has closed its end of a worker's report channel: it does not want that worker any more.
+
+    Nothing has been sent on it yet, so that an event can only be its end.
+    """
+    poll = _poll()
+    poll.register(report, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _wait_for_end(pid: int) -> int:
+    """Wait for the end of a child and return its exit code; 0 when another thread has taken it.
+
+    Then a worker that could not be forked is missed by the master: its report channel ends.
+    """
+    try:
+        _pid, status = _waitpid(pid, 0)
+    except ChildProcessError:
+        return 0
+    return os.waitstatus_to_exitcode(status)
+
+
+def _close(descriptors: dict[str, list[int]]) -> None:
+    for numbers in descriptors.values():
+        for number in numbers:
+            os.close(number)

@@ -1,13 +1,15 @@
 """How a forked process becomes a worker.
 
-Rules, in their order:
+Rules, in the order of the boot:
 
-1. It says hello on its report channel; the kernel tells the master its pid.
-2. It waits for ``go``. The master says that only when the fork server has seen the process in between end: by then the
-   master is the parent. An end of file before ``go`` means that nobody wants this worker: it ends.
-3. Death signal, then a look at the parent: one that died just before would go unnoticed.
-4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, hooks in the same places, and leaves
-   with ``os._exit``: no thread of the application can hold it.
+1. The worker sends ``Hello`` on its report channel, and the kernel adds its pid for the master.
+2. It waits for ``Start``. The master sends that only after the fork server has reaped the process between the two
+   forks, and by then the master is the worker's parent. An end of file instead of ``Start`` means that the worker is
+   not needed any more, so it ends.
+3. It sets its death signal and then checks its parent, because the kernel sends no signal for a parent that has ended
+   before.
+4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, with the hooks in the same places.
+   It ends with ``os._exit``, so that no thread of the application can keep it running.
 """
 
 from __future__ import annotations
@@ -24,16 +26,17 @@ from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Hello, Spawn, Start
+from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 
 
-class Origin(Protocol):
-    """What a worker takes over from the process that it was forked from.
+class LoadedGeneration(Protocol):
+    """What a worker takes over from the process that it is forked from, a fork server or the master.
 
-    ``master`` is the master's pid; the others are Gunicorn's application, configuration and logger, zdworker's settings
-    and the worker class.
+    ``master`` is the master's pid, ``hook_data`` what hooks in the master have set. ``app``, ``cfg`` and ``log`` are
+    Gunicorn's application, configuration (``gunicorn.config.Config``) and logger. ``settings`` and ``worker_class`` are
+    zdworker's settings and the class of the configuration.
     """
 
     master: int
@@ -42,34 +45,40 @@ class Origin(Protocol):
     log: Any
     settings: Settings
     worker_class: Any
+    hook_data: HookData
 
 
 _Socket = socket.socket
-"""As it is before a worker class monkey-patches: reports are made where gevent could not switch."""
+"""The socket class before a worker class monkey-patches it: a report is sent where gevent could not switch."""
 
-EXIT_HANDLERS_TIME = 1.0
+EXIT_HANDLERS_TIMEOUT_S = 1.0
 """Seconds that functions registered with ``atexit`` get; less when the master's deadline comes before."""
 
 
-def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
-    """Be the worker that ``spawn`` asks for; whatever belongs to the forking process is closed already."""
+def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
+    """Be the worker that ``spawn`` asks for, and end the process.
+
+    The caller has closed before what belongs to the forking process alone.
+
+    :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat`` and ``listener``.
+    """
     code = 3
     try:
         report = _Socket(fileno=descriptors["report"][0])
-        report.setblocking(True)  # whatever socket.setdefaulttimeout() of a preloaded application says
-        _wait_for_go(report, spawn)
-        _tie_to(generation.master)
-        _take_no_signal_yet()
-        code = _live(generation, spawn, descriptors, report)
+        report.setblocking(True)  # a preloaded application may have called socket.setdefaulttimeout()
+        _wait_for_start(report, spawn)
+        _end_with_master(generation.master)
+        _handle_signals_while_booting()
+        code = _run(generation, spawn, descriptors, report)
     except SystemExit:
-        code = 0  # told to leave before there was a worker to leave
+        code = 0  # ordered to leave before there was a worker that could drain
     except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
-        _leave(code, generation.master)
+        _exit(code, generation.master)
 
 
-def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
+def _wait_for_start(report: socket.socket, spawn: Spawn) -> None:
     channel = Channel(report)
     with contextlib.suppress(OSError):
         channel.send(Hello(spawn.worker_id))
@@ -77,62 +86,42 @@ def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
         os._exit(0)
 
 
-def _tie_to(master: int) -> None:
+def _end_with_master(master: int) -> None:
+    """Have the kernel send ``TERM`` to this process when the master ends; end at once if it has ended."""
     syscalls.set_death_signal(signal.SIGTERM)
     if os.getppid() != master:
         os._exit(0)
 
 
-def _take_no_signal_yet() -> None:
-    """Until the worker has handlers: what is meant for the master passes by, an order to leave ends it."""
+def _handle_signals_while_booting() -> None:
+    """Set signal handlers for the time until the worker sets its own: an order to leave ends the process."""
 
-    def pass_by(signum: int, frame: FrameType | None) -> None:
-        """The whole process group was meant."""
+    def ignore(signum: int, frame: FrameType | None) -> None:
+        """Ignore a signal that was sent to the whole process group and is meant for the master."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
-    for signum in syscalls.HELD:
-        signal.signal(signum, pass_by if signum in syscalls.HARMLESS else leave)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
+    for signum in syscalls.HELD_SIGNALS:
+        signal.signal(signum, ignore if signum in syscalls.GROUP_SIGNALS else leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
 
 
-def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
-    """Boot, serve and run the last hook; return the exit code."""
+def _run(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
+    """Make the worker, serve, run the last hook, and return the exit code."""
     from gunicorn import util
-    from gunicorn.errors import AppImportError
 
-    for name, value in spawn.environment.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-    # Before the worker is made: it draws its share of max_requests_jitter, and all forks know the same random numbers.
+    _set_environment(generation.hook_data.environment)
+    # Before the worker is made, which draws its share of max_requests_jitter: all forks have the same random state.
     util.seed()
-    reporter = Reporter(report)
-    log = generation.log
     generation.worker_class.zd_prepare(generation.cfg)
     worker = _make_worker(generation, spawn, descriptors)
-    worker.zd_reporter = reporter
+    worker.zd_reporter = Reporter(report)
     server = _server_for_hooks(generation, spawn, worker)
     try:
-        util._setproctitle(f"worker [{generation.cfg.proc_name}]")
-        # From here on a rotation (USR1) counts, not only once Gunicorn's handlers are in place: booting can take long.
-        signal.signal(signal.SIGUSR1, lambda *_: log.reopen_files())
-        log.reopen_files()
-        log.info("Booting worker with pid: %s", worker.pid)
-        generation.cfg.post_fork(server, worker)
-        worker.init_process()
-        return 0
-    except SystemExit as error:
-        return _exit_code(error, worker)
-    except AppImportError as error:
-        log.exception("Exception while loading the application")
-        return _failed(worker, error, 4)
-    except Exception as error:
-        log.exception("Exception in worker process")
-        return _failed(worker, error, 1 if worker.booted else 3)
+        return _serve(generation, server, worker)
     finally:
+        log = generation.log
         log.info("Worker exiting (pid: %s)", worker.pid)
         try:
             worker.tmp.close()
@@ -141,26 +130,60 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
             log.warning("Exception during worker exit:\n%s", traceback.format_exc())
 
 
-def _exit_code(error: SystemExit, worker: Any) -> int:
+def _set_environment(changes: dict[str, str | None]) -> None:
+    """Set the variables that hooks have set in the master, and remove those that are None."""
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _serve(generation: LoadedGeneration, server: Any, worker: Any) -> int:
+    """Boot and serve until the end, and return the exit code; a failure is logged and reported to the master."""
+    from gunicorn import util
+    from gunicorn.errors import AppImportError
+
+    log = generation.log
+    try:
+        util._setproctitle(f"worker [{generation.cfg.proc_name}]")
+        # The worker handles a rotation (USR1) from here on, because booting can take long before Gunicorn's handlers.
+        signal.signal(signal.SIGUSR1, lambda *_: log.reopen_files())
+        log.reopen_files()
+        log.info("Booting worker with pid: %s", worker.pid)
+        generation.cfg.post_fork(server, worker)
+        worker.init_process()
+        return 0
+    except SystemExit as error:
+        return _report_exit(error, worker)
+    except AppImportError as error:
+        log.exception("Exception while loading the application")
+        return _report_failure(worker, error, 4)
+    except Exception as error:
+        log.exception("Exception in worker process")
+        return _report_failure(worker, error, 1 if worker.booted else 3)
+
+
+def _report_exit(error: SystemExit, worker: Any) -> int:
     code = error.code if isinstance(error.code, int) else int(error.code is not None)
     if code:
         worker.zd_failed(f"the worker exited with code {error.code}", "", code)
     return code
 
 
-def _failed(worker: Any, error: Exception, code: int) -> int:
+def _report_failure(worker: Any, error: Exception, code: int) -> int:
     text = "".join(traceback.format_exception(error))
     worker.zd_failed(f"{type(error).__name__}: {error}", text, code)
     return code
 
 
-def _make_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
+def _make_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
     cfg, log = generation.cfg, generation.log
     sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
     worker = generation.worker_class(
         spawn.worker_id, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log
     )
-    # The file that the master watches, instead of the one that Gunicorn's constructor has just made.
+    # The master watches its own heartbeat file, not the one that Gunicorn's constructor has just made.
     worker.tmp.close()
     worker.tmp._tmp = os.fdopen(descriptors["heartbeat"][0], "w+b", 0)
     worker.pid = os.getpid()
@@ -172,7 +195,7 @@ def _make_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[i
 
 
 def _listener(number: int, cfg: Any, log: Any) -> Any:
-    """Wrap a listening socket as Gunicorn does, without its constructor: that would bind, or set options, anew."""
+    """Wrap a listening socket as Gunicorn does, without its constructor, which would bind it again."""
     from gunicorn import sock
 
     raw = socket.socket(fileno=number)
@@ -183,8 +206,8 @@ def _listener(number: int, cfg: Any, log: Any) -> Any:
     return listener
 
 
-def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
-    """Return the ``server`` of hooks in the worker: an arbiter to look at, with what hooks in the master set on it."""
+def _server_for_hooks(generation: LoadedGeneration, spawn: Spawn, worker: Any) -> Any:
+    """Return the ``server`` of hooks in the worker: an arbiter to read, with what hooks in the master set on it."""
     from gunicorn.arbiter import Arbiter
 
     server: Any = Arbiter.__new__(Arbiter)
@@ -194,22 +217,23 @@ def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
     server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
     server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.worker_id, spawn.workers
     server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
-    for name, value in spawn.server_attributes.items():
+    for name, value in generation.hook_data.server_attributes.items():
         setattr(server, name, value)
     return server
 
 
-def _leave(code: int, master: int) -> NoReturn:
-    """Run what the application registered for its end, within bounds, and be gone."""
+def _exit(code: int, master: int) -> NoReturn:
+    """Run the functions that the application registered with ``atexit``, within bounds, and end the process."""
     if os.getppid() == master:
         signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
-        signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
-    else:  # with the master dead nobody would kill a worker that hangs in C, where no handler runs: the kernel has to
+        signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIMEOUT_S)
+    else:
+        # Without a master only the kernel can kill a worker that hangs in C, where no Python handler runs.
         left, _ = signal.getitimer(signal.ITIMER_REAL)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIME, EXIT_HANDLERS_TIME))
+        signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIMEOUT_S, EXIT_HANDLERS_TIMEOUT_S))
     try:
-        # Not sys.exit: it would join the threads of executors first, however long they take.
+        # Not sys.exit, which would first join the threads of executors, however long they take.
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,1 +1,1 @@
-"""What the processes say to each other: messages, the channels they travel on, a worker's reports."""
+"""Communication between the processes: the messages, their channels, and the worker's reports."""

@@ -1,6 +1,6 @@
-"""Where the control sockets of a user's masters are.
+"""The directory of the control sockets of a user's masters.
 
-Rules: the master makes the directory, the command only looks into it; both have to come to the same path.
+Rules: the master makes the directory and the command only reads it. Both must compute the same path.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ def directory_of(uid: int) -> Path:
     for parent in (runtime, f"/run/user/{uid}", "/run" if uid == 0 else None):
         if parent and os.path.isdir(parent):
             return Path(parent) / "zdworker"
-    # Not tempfile.gettempdir(): that raises where nothing can be written, and there is no control socket then, no more.
+    # Not tempfile.gettempdir(), which raises where nothing can be written; only the control socket is missing then.
     return Path(os.environ.get("TMPDIR") or "/tmp") / f"zdworker-{uid}"  # noqa: S108  # made for this user alone

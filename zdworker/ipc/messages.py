@@ -3,13 +3,14 @@
 Rules:
 
 * A message is one line: a JSON object with ``type`` and the fields of one of the classes below, then a newline. JSON
-  text holds no raw newline, so a line is a message and no length has to be trusted.
-* Reading is incremental and bounded: a :class:`Decoder` takes bytes as they come, whole messages come out. Whatever
-  arrives (garbage, an endless line, a wrong type) is a :class:`~zdworker.errors.MessageError`, never a crash, a hang or
-  unbounded memory.
-* Unknown fields are dropped and fields with a default may be missing: the two ends may be two versions of zdworker,
-  since a generation imports the newest. :data:`PROTOCOL` changes when that is not enough.
-* Descriptors travel beside a message (``SCM_RIGHTS``); the message says what they are by name, in ``descriptors``.
+  text has no raw newline, so each line is one message and no length field has to be trusted.
+* Reading is incremental and bounded: a :class:`Decoder` takes bytes as they come and returns whole messages. Bad input
+  (garbage, an endless line, a wrong type) raises :class:`~zdworker.errors.MessageError`. It never causes a crash, a
+  hang or unbounded memory.
+* Unknown fields are dropped and fields with a default may be missing, because the two ends may be two versions of
+  zdworker: a generation imports the newest. :data:`PROTOCOL` changes when that is not enough.
+* Descriptors are sent beside a message (``SCM_RIGHTS``); the message names them in its field ``descriptors``.
+* The log shows a message by its ``repr``, which leaves out what is large or secret (the environment).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from typing import Any
 from zdworker.errors import MessageError
 
 PROTOCOL = 2
-"""Version of the messages; a generation of another version is refused with the reason."""
+"""Version of the messages. The master refuses a generation of another version and gives the reason."""
 
-LIMIT = 4 * 1024 * 1024
-"""Bytes that one message may have: a configuration or a traceback fits many times over."""
+MESSAGE_MAX_BYTES = 4 * 1024 * 1024
+"""Bytes that one message may have, many times the size of a configuration or a traceback."""
 
 
 # -- fork server to master ---------------------------------------------------------------------------------------
@@ -36,34 +37,38 @@ LIMIT = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Loaded:
-    """The generation is loaded: its configuration is valid and, when it preloads, its application is imported."""
+    """The generation is loaded: its configuration is valid and, when it preloads, its application is imported.
+
+    ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
+    ``warnings`` are lines for the log.
+    """
 
     protocol: int
     preloaded: bool
-    values: dict[str, Any]
-    settings: dict[str, Any]
+    values: dict[str, Any] = field(repr=False)
+    settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The generation failed; ``exit_code`` is what Gunicorn would have exited with."""
+    """The generation could not be loaded; ``exit_code`` is the one that Gunicorn would have exited with."""
 
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     exit_code: int = 3
 
 
 @dataclass(frozen=True)
 class Forked:
-    """The worker ``age`` was forked, and its forking parent is gone: it is the master's child by now."""
+    """The worker was forked, and the process that forked it has ended, so the worker is the master's child."""
 
     worker_id: int
 
 
 @dataclass(frozen=True)
 class NotForked:
-    """The kernel refused to fork the worker ``age``."""
+    """The kernel refused to fork the worker."""
 
     worker_id: int
     reason: str
@@ -74,11 +79,12 @@ class NotForked:
 
 @dataclass(frozen=True)
 class Init:
-    """The first message to a fork server. ``descriptors`` names what comes with it: the master's own standard error.
+    """The first message to a fork server.
 
-    ``directory`` is the logical start directory, ``safe_path`` tells whether the master was started with ``-P``,
-    ``configuration`` is the file that the master's configuration was read from, empty without one, ``started`` is when
-    the master started, in nanoseconds since the epoch.
+    ``master`` is the master's pid. ``directory`` is the directory in which the master was started, by its logical path.
+    ``safe_path`` means that the master was started with ``-P``. ``descriptors`` names the descriptor that comes with
+    the message: the master's standard error. ``configuration`` is the file that the master's configuration was read
+    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch.
     """
 
     generation: int
@@ -91,16 +97,30 @@ class Init:
 
 
 @dataclass(frozen=True)
+class HookData:
+    """What hooks in the master have set, for every worker that is ordered from now on. It is sent when it has changed.
+
+    ``environment`` has None for the variables that hooks have removed.
+    """
+
+    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
+    server_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class Spawn:
-    """Fork a worker. ``descriptors`` names the descriptors that come with the message, in their order."""
+    """Fork a worker.
+
+    ``descriptors`` names the descriptors that come with the message, in their order. ``environment``,
+    ``server_attributes`` and ``worker_attributes`` are what hooks in the master have set; a variable that they have
+    removed is None. ``workers`` is the number of workers, for hooks.
+    """
 
     worker_id: int
     slot: int
     generation: int
     descriptors: list[str]
-    environment: dict[str, str | None] = field(default_factory=dict)
-    server_attributes: dict[str, Any] = field(default_factory=dict)
-    worker_attributes: dict[str, Any] = field(default_factory=dict)
+    worker_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
     workers: int = 1
 
 
@@ -129,20 +149,20 @@ class Failed:
     """The worker could not boot and is about to exit."""
 
     reason: str
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
     exit_code: int = 3
 
 
 @dataclass(frozen=True)
 class ReplacementRequested:
-    """The worker asks to be replaced, and serves until it is."""
+    """The worker asks to be replaced, and keeps serving until its replacement is ready."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Open connections, and requests answered since the worker's start."""
+    """The number of open connections, and of requests answered since the worker's start."""
 
     connections: int
     requests: int
@@ -153,17 +173,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class Start:
-    """The master knows the worker's pid: it may boot."""
+    """The master knows the worker's pid, and the worker may boot."""
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """The master has to end. The worker does not read it: that it was sent is all (``zd_stopping()``)."""
+    """The master has to end. The worker does not read this; it only checks that it was sent (``zd_stopping()``)."""
 
 
 @dataclass(frozen=True)
 class Leave:
-    """The ``TERM`` that follows is the master's: drain. Not read either; a ``TERM`` without it has another sender."""
+    """The master sends ``TERM`` next; a ``TERM`` without this message has another sender. Not read either."""
 
 
 # -- command to master -------------------------------------------------------------------------------------------
@@ -171,7 +191,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class Order:
-    """What a user wants: one of :data:`COMMANDS`. Without ``wait`` a report follows at once."""
+    """An order of a user: one of :data:`COMMANDS`. Without ``wait`` the master answers at once with a report."""
 
     command: str
     wait: bool = False
@@ -185,14 +205,14 @@ COMMANDS = ("status", "reload", "rollback")
 
 @dataclass(frozen=True)
 class Report:
-    """How things are."""
+    """The answer to an order that does not wait; ``status`` is what ``zdworker status --json`` prints."""
 
-    status: dict[str, Any]
+    status: dict[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a reload is: ``ready`` of ``workers`` are of ``generation`` and ready; 0 while that is loading."""
+    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready."""
 
     state: str
     generation: int
@@ -202,19 +222,19 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the awaited reload ended; ``serving`` is the generation that serves, after a failure the one before."""
+    """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before."""
 
     result: str
     generation: int
     duration_s: float
     serving: int
     error: str = ""
-    traceback: str = ""
+    traceback: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An order cannot be carried out."""
+    """The master refuses an order."""
 
     reason: str
 
@@ -224,6 +244,7 @@ WorkerReport = Hello | Ready | Draining | Failed | ReplacementRequested | Counts
 Message = (
     ServerReport
     | Init
+    | HookData
     | Spawn
     | WorkerReport
     | Start
@@ -236,7 +257,7 @@ Message = (
     | Refused
 )
 
-SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(ServerReport), LIMIT)
+SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(ServerReport), MESSAGE_MAX_BYTES)
 """Bytes that each kind of message from a fork server may have; it sends no others."""
 
 REPORTED_TEXT_BYTES = 64 * 1024
@@ -249,24 +270,19 @@ WORKER_REPORT_BYTES: dict[type[Message], int] = {
 }
 """Bytes that each kind of message from a worker may have; it sends no others."""
 
-KINDS: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
-HINTS: dict[type[Message], dict[str, Any]] = {kind: typing.get_type_hints(kind) for kind in KINDS.values()}
+MESSAGE_TYPES: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
+FIELD_TYPES: dict[type[Message], dict[str, Any]] = {
+    kind: typing.get_type_hints(kind) for kind in MESSAGE_TYPES.values()
+}
 
 
 def encode(message: Message) -> bytes:
     """Return ``message`` as one line of JSON.
 
-    :raises TypeError: a field holds what JSON has no form for.
+    :raises TypeError: JSON cannot represent the value of a field.
     """
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
-
-
-def brief(message: Message) -> str:
-    """Return ``message`` in one short line for the log: without what may be large, or secret (the environment)."""
-    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
-    shown = (f"{name}={reprlib.repr(v)}" for name, v in fields.items() if not isinstance(v, dict))
-    return f"{type(message).__name__}({', '.join(shown)})"
 
 
 def reported_text(text: str) -> str:
@@ -280,7 +296,7 @@ def reported_text(text: str) -> str:
 def decode(line: bytes) -> Message:
     """Return the message in ``line`` (without or with its newline).
 
-    :raises MessageError: the line is not a message; the text says in what way.
+    :raises MessageError: the line is not a message; the text says why.
     """
     try:
         plain = json.loads(line)
@@ -289,14 +305,14 @@ def decode(line: bytes) -> Message:
     if not isinstance(plain, dict):
         raise MessageError(f"not a JSON object: {line[:80]!r}")
     name = plain.get("type")
-    if not isinstance(name, str) or name not in KINDS:
-        raise MessageError(f"unknown type in {line[:80]!r}; known are {', '.join(sorted(KINDS))}")
-    return _build(KINDS[name], plain)
+    if not isinstance(name, str) or name not in MESSAGE_TYPES:
+        raise MessageError(f"unknown type in {line[:80]!r}; known are {', '.join(sorted(MESSAGE_TYPES))}")
+    return _build(MESSAGE_TYPES[name], plain)
 
 
 def _build(kind: type[Message], plain: dict[str, Any]) -> Message:
     values = {}
-    for name, hint in HINTS[kind].items():
+    for name, hint in FIELD_TYPES[kind].items():
         if name in plain:
             if not _fits(plain[name], hint):
                 raise MessageError(f"{kind.__name__}.{name} is not a {hint}: {reprlib.repr(plain[name])}")
@@ -308,7 +324,7 @@ def _build(kind: type[Message], plain: dict[str, Any]) -> Message:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Return whether a value out of JSON is what a field's annotation says (the kinds of annotation used above)."""
+    """Return whether a value from JSON fits a field's annotation (the kinds of annotation that are used above)."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
@@ -322,24 +338,26 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 class Decoder:
-    """Turns a stream of bytes into messages, whatever the pieces in which it arrives.
+    """Turns a stream of bytes, in pieces of any size, into messages.
 
     :param limit: the most bytes that one message may have, its newline not counted.
     :param accepts: the kinds of message that may come, with the most bytes of each; all kinds by default.
     """
 
-    def __init__(self, limit: int = LIMIT, accepts: Mapping[type[Message], int] | None = None) -> None:
+    def __init__(self, limit: int = MESSAGE_MAX_BYTES, accepts: Mapping[type[Message], int] | None = None) -> None:
         self._limit = limit if accepts is None else max(accepts.values())
         self._accepts = accepts
         self._rest = bytearray()
-        self._searched = 0  # bytes of the rest without a newline: a long message is not searched again and again
+        self._searched = (
+            0  # bytes of the rest that are known to have no newline, so that a long message is searched once
+        )
         self._overlong = False
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Take ``data`` and yield the messages that are now whole.
+        """Take ``data`` and yield the messages that are complete.
 
-        :raises MessageError: a line is no message, or has grown beyond the limit. That line is dropped, and the stream
-            can be read on; messages behind it come with the next call, even one without data.
+        :raises MessageError: a line is no message, or is longer than the limit. That line is dropped and the stream can
+            still be read: the messages after it come with the next call, even one without data.
         """
         self._rest += data
         return self._whole()

@@ -1,6 +1,7 @@
 """The worker's end of its report channel.
 
-Rules: a report never raises and never holds a worker up for long: a worker serves, whatever has become of its master.
+Rules: a report never raises and never blocks a worker for long. A worker keeps serving even when its master is dead or
+stopped.
 """
 
 from __future__ import annotations
@@ -11,16 +12,15 @@ import socket
 from zdworker.ipc.messages import Counts, Leave, Message, Stopping, encode
 from zdworker.syscalls import unread
 
-PATIENCE = 1.0
-"""Seconds that a report of state may wait for room in the channel: only a stopped master leaves none."""
+REPORT_TIMEOUT_S = 1.0
+"""Seconds that a report of state may wait for room in the channel. Only a stopped master leaves the channel full."""
 
-
-# Not O_NONBLOCK: that is a property of the open file, which others may share. macOS has no MSG_NOSIGNAL, and Python
-# ignores SIGPIPE anyway.
+# Not O_NONBLOCK, which is a property of the open file, and other processes may share that. macOS has no MSG_NOSIGNAL,
+# but Python ignores SIGPIPE anyway.
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
-
-_LENGTHS = {word: len(encode(word())) for word in (Stopping, Leave)}
+_ANNOUNCEMENT_BYTES = {kind: len(encode(kind())) for kind in (Stopping, Leave)}
+"""The size of each message that the master sends once at most and the worker only looks for. No two are equal."""
 
 
 class Reporter:
@@ -34,8 +34,10 @@ class Reporter:
         self._pending = b""
 
     def send(self, message: Message) -> None:
-        """Send ``message``. Counts are dropped when the channel is full; a report of state waits for room, at most
-        :data:`PATIENCE` seconds, and then goes out before the next one. Never raises.
+        """Send ``message``; never raises.
+
+        Counts are dropped when the channel is full. A report of state waits for room, at most :data:`REPORT_TIMEOUT_S`
+        seconds; if there is none by then, it is sent before the next report.
         """
         if self._channel is None:
             return
@@ -45,22 +47,26 @@ class Reporter:
             if self._pending:
                 return
         self._pending += encode(message)
-        self._flush(0.0 if expendable else PATIENCE)
+        self._flush(0.0 if expendable else REPORT_TIMEOUT_S)
 
-    def was_told(self, word: type[Stopping | Leave]) -> bool:
-        """Whether the master has said ``word`` since birth. It says each once at most."""
-        # Not read, only measured: a socket patched by gevent would wait, and another one may be asked again.
+    def was_announced(self, kind: type[Stopping | Leave]) -> bool:
+        """Return whether the master has sent a message of this kind since the worker's boot.
+
+        The master sends each kind once at most, and nothing else after ``Start``.
+        """
+        # The bytes are counted and not read: reading a socket that gevent has patched would wait, and a message that
+        # was read could not be found by the next call.
         waiting = 0 if self._channel is None else unread(self._channel)
-        return waiting in (_LENGTHS[word], sum(_LENGTHS.values()))
+        return waiting in (_ANNOUNCEMENT_BYTES[kind], sum(_ANNOUNCEMENT_BYTES.values()))
 
-    def _flush(self, patience: float) -> None:
+    def _flush(self, timeout_s: float) -> None:
         try:
             self._write()
-            if self._pending and patience and self._channel is not None:
-                _await_room(self._channel, patience)
+            if self._pending and timeout_s and self._channel is not None:
+                _await_room(self._channel, timeout_s)
                 self._write()
         except OSError:
-            # The master is gone; whether this worker should be too is for the parent check to say.
+            # The master is gone. The check of the parent decides whether this worker ends too.
             self._channel = None
             self._pending = b""
 
@@ -73,8 +79,8 @@ class Reporter:
             self._pending = self._pending[sent:]
 
 
-def _await_room(channel: socket.socket, patience: float) -> None:
-    # poll, not select: a worker may have more descriptors than select can take.
+def _await_room(channel: socket.socket, timeout_s: float) -> None:
+    # poll and not select, because a worker may have more descriptors than select can take.
     poll = select.poll()
     poll.register(channel, select.POLLOUT)
-    poll.poll(int(patience * 1000))
+    poll.poll(int(timeout_s * 1000))

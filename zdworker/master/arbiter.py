@@ -156,7 +156,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def init_signals(self) -> None:
         """Set Gunicorn's handlers, and have signals wake the poll."""
         super().init_signals()
-        self._zd.reactor.take_signals()
+        self._zd.reactor.wake_on_signals()
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         """Poll up to ``timeout`` seconds, handle what came, return the signals."""
@@ -182,11 +182,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     @property
     def LISTENERS(self) -> list[Any]:  # noqa: N802  # Gunicorn's name
         """The listening sockets of the configuration in force."""
-        return self.zd_configuration.listeners
+        return self.zd_configuration.current.listeners
 
     @LISTENERS.setter
     def LISTENERS(self, listeners: list[Any]) -> None:  # noqa: N802  # see above
-        self.zd_configuration.listeners = listeners
+        self.zd_configuration.current.listeners = listeners
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -322,7 +322,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def _zd_in_forked_child(self) -> None:
         """Let go of the other processes' channels, in Gunicorn's dirty arbiter or a worker forked from the master."""
         if os.getpid() != self.pid:
-            self._zd.reactor.leave_to_child()
+            self._zd.reactor.close_in_child()
 
 
 class _GunicornObserver(Observer):

@@ -16,7 +16,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Leave, Message, Stopping, brief
+from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
 
@@ -41,14 +41,24 @@ class ForkServer:
         self.stderr = stderr
         self._log = log
         self._tail = b""
+        self._hook_data = HookData()
 
     def send(self, message: Message, descriptors: list[int]) -> None:
-        """Send a message, with descriptors.
+        """Send a message, with descriptors. What it has no room for waits: it may be at a fork, which can take long.
 
-        :raises OSError: the fork server is gone, or does not read.
+        :raises OSError: the fork server is gone, or the master has no descriptors left.
         """
-        self._log.debug("master -> fork server of generation %s: %s", self.number, brief(message))
-        self.channel.send(message, descriptors)
+        self._log.debug("master -> fork server of generation %s: %r", self.number, message)
+        self.channel.post(message, descriptors)
+
+    def send_hook_data(self, data: HookData) -> None:
+        """Send what hooks have set, if that has changed since it was sent last.
+
+        :raises OSError: the fork server is gone.
+        """
+        if data != self._hook_data:
+            self.send(data, [])
+            self._hook_data = data
 
     def read_stderr(self) -> bool:
         """Pass on what the fork server has written to its standard error; return False when that has ended."""
@@ -93,15 +103,18 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     """A worker as the master and its hooks see it.
 
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
-    master. ``ordered_at`` is when it was ordered, by ``time.monotonic()``; ``forked`` means that its fork server has
-    reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``, ``called_off``
-    that it will get no start order. ``replacement_requested`` means that it has asked for that before it was ready.
+    master. ``worker_id`` is what Gunicorn calls the worker's age. ``has_pid`` means that its process is known,
+    ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``,
+    ``called_off`` that it will get no start order, ``replacement_requested`` that it has asked for that before it was
+    ready. ``ordered_at`` is by ``time.monotonic()``.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
         super().__init__(*args)
+        self.worker_id = int(self.age)
         self.slot = slot
         self.generation = generation
+        self.has_pid = False
         self.channel: Channel | None = None
         self.forked = False
         self.greeted = False
@@ -114,20 +127,10 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self._announced: set[type[Stopping | Leave]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
-    @property
-    def worker_id(self) -> int:
-        """The worker's number, which Gunicorn calls its age."""
-        return int(self.age)
-
-    @property
-    def has_pid(self) -> bool:
-        """Whether its process is known."""
-        return isinstance(self.pid, int)
-
     def send(self, message: Message) -> None:
         """Send a message; a worker that is gone gets none, and its end is seen elsewhere."""
         if self.channel is not None:
-            self.log.debug("master -> worker %s (pid:%s): %s", self.worker_id, self.pid, brief(message))
+            self.log.debug("master -> worker %s (pid:%s): %r", self.worker_id, self.pid, message)
             with contextlib.suppress(OSError):
                 self.channel.send(message)
 
@@ -175,6 +178,22 @@ class Children:
         if not server.read_stderr():
             self._reactor.remove(server.stderr)
 
+    def order(self, server: ForkServer, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
+        """Send an order to a fork server, after what hooks have set; what does not fit now is sent when it does.
+
+        :raises OSError: the fork server is gone, or the master has no descriptors left.
+        """
+        server.send_hook_data(hook_data)
+        server.send(spawn, descriptors)
+        self._flush(server)
+
+    def _flush(self, server: ForkServer) -> None:
+        try:
+            if not server.channel.flush():
+                self._reactor.when_writable(server.channel.fileno(), lambda: self._flush(server))
+        except OSError:  # it is gone, or has got half of a message: in any case it is of no use any more
+            server.kill()
+
     def stop_polling(self, server: ForkServer) -> None:
         """Stop to poll a fork server's channel, which is closed on its side."""
         self._reactor.remove(server.channel.fileno())
@@ -217,7 +236,7 @@ class Children:
 
     def set_pid(self, record: WorkerRecord, pid: int) -> None:
         """Register a worker's process."""
-        record.pid = pid
+        record.pid, record.has_pid = pid, True
         self.workers_by_pid[pid] = record
 
     def without_pid(self) -> list[WorkerRecord]:

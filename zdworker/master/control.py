@@ -1,14 +1,16 @@
-"""The control socket: what the ``zdworker`` command talks to.
+"""The control socket, on which the master takes orders from the ``zdworker`` command.
 
 Rules:
 
-* The socket has mode 0600 in a directory of mode 0700, and the kernel tells who connects: this user, or root.
-* One message is one line of JSON (``zdworker.ipc.messages``), beginning with an :class:`~zdworker.ipc.messages.Order`.
-* No client can hold up the master: it is read when something has come, a bounded piece at a time, and in each turn of
-  the loop one order of all clients is answered. Answers that it does not read fast enough are not kept for it, a silent
-  client is disconnected, and the number of clients is limited.
-* A client that waits gets the outcome of the first reload that began after its order and came to an end. A reload that
-  a newer one overtakes does not count: the newer one's code is newer still.
+* The socket has mode 0600 in a directory of mode 0700, and the kernel names the user of each client: only this user and
+  root may order.
+* One message is one line of JSON (``zdworker.ipc.messages``). The first one is an
+  :class:`~zdworker.ipc.messages.Order`.
+* No client can block the master. A client is read when its socket is readable, a bounded piece at a time, and in each
+  turn of the loop one order of all clients is answered. A client that does not read its answers or sends no order in
+  time is disconnected. The number of clients is limited.
+* A client that waits gets the outcome of the first reload that started after its order and has ended. A superseded
+  reload does not count, because the reload that superseded it loads even newer code.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of
-from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report, brief
+from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import serving_generation
 from zdworker.settings import Settings
 
 MAX_CLIENTS = 64
-"""Clients at a time; more are turned away."""
+"""Clients at a time; further ones are disconnected at once."""
 
 ORDER_TIMEOUT_S = 10.0
 """Seconds that a client has to send its order."""
@@ -50,26 +52,26 @@ ACCEPT_RETRY_S = 0.5
 """Seconds without a look at those who want to connect, when the master has no descriptor or memory for one more."""
 
 CLIENT_BUFFER_BYTES = 1 << 20
-"""Bytes that may lie between the master and a client that does not read."""
+"""Bytes of answers that the kernel holds for a client that does not read."""
 
 
 class Orders(Protocol):
-    """What a client may order; the supervisor carries it out."""
+    """The orders that a client may give, and what answers need; the supervisor is one."""
 
     @property
     def fleet(self) -> Fleet:
         """The facts."""
 
     def status(self) -> dict[str, Any]:
-        """Return how things are."""
+        """Return what ``zdworker status --json`` prints."""
 
     def reload(self) -> None:
-        """Begin a rolling reload."""
+        """Start a rolling reload."""
 
     def roll_back(self) -> None:
-        """Begin to undo the newest reload.
+        """Start to undo the newest reload.
 
-        :raises GenerationError: that is impossible.
+        :raises GenerationError: there is no reload that can be undone.
         """
 
 
@@ -77,10 +79,10 @@ class Orders(Protocol):
 class Client:
     """One connection.
 
-    ``after`` is the last generation that does not count for what the client waits for; None: it does not wait.
-    ``progress`` is what was sent to it last, ``orders`` have come and are not answered yet; after the last one the
-    client is refused for ``error``, or dropped if it is ``leaving``. ``active_at`` is when its last order was answered,
-    or when it came, by ``time.monotonic()``.
+    ``after`` is the newest generation before the client's order, None if the client does not wait. ``rolls_back`` means
+    that it waits for a rollback. ``progress`` is the message that was sent to it last. ``orders`` have come and are not
+    answered yet. After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at``
+    is when it came or its last order was answered, by ``time.monotonic()``.
     """
 
     channel: Channel
@@ -94,7 +96,7 @@ class Client:
 
 
 class Control(Observer):
-    """The server's side.
+    """The master's side of the control socket.
 
     :param orders: carries out what clients order.
     :param log: the master's logger.
@@ -115,7 +117,7 @@ class Control(Observer):
     # -- the socket ----------------------------------------------------------------------------------------------
 
     def configuration_changed(self, settings: Settings) -> None:
-        """Listen where the settings want it; without a control socket the site is served all the same."""
+        """Listen where the settings say; a failure is only logged, because serving needs no control socket."""
         wanted = settings.control_socket
         try:
             self.open("" if wanted == "none" else wanted or default_path(os.getpid()))
@@ -123,10 +125,10 @@ class Control(Observer):
             self._log.warning("The zdworker command will not reach this master: %s", error)
 
     def open(self, path: str) -> None:
-        """Listen on ``path``, and on no other any more.
+        """Listen on ``path``, and close the socket that was open before.
 
         :param path: "" for none.
-        :raises ControlError: that is impossible; what was open stays open.
+        :raises ControlError: that is impossible; the socket before stays open.
         """
         if path == self.path:
             return
@@ -138,7 +140,7 @@ class Control(Observer):
             self._reactor.add(listener.fileno(), self._accept)
 
     def close(self) -> None:
-        """Close the socket and every client's connection."""
+        """Close the socket and the connections of all clients."""
         self._close_listener()
         for client in list(self._clients.values()):
             self._drop(client)
@@ -163,7 +165,7 @@ class Control(Observer):
             # No descriptor or memory is free: the listener stays readable, and each poll would end at once.
             listener = self._listener.fileno()
             self._reactor.pause(listener)
-            self._reactor.later(ACCEPT_RETRY_S, lambda: self._reactor.resume(listener))
+            self._reactor.call_later(ACCEPT_RETRY_S, lambda: self._reactor.resume(listener))
             return
         if len(self._clients) >= MAX_CLIENTS or syscalls.peer_uid(connection) not in (None, 0, os.geteuid()):
             connection.close()
@@ -175,7 +177,7 @@ class Control(Observer):
         self._reactor.add(connection.fileno(), lambda: self._receive(client))
         if not self._checks_silence:
             self._checks_silence = True
-            self._reactor.later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
+            self._reactor.call_later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
 
     # -- clients -------------------------------------------------------------------------------------------------
 
@@ -190,7 +192,7 @@ class Control(Observer):
                 self._drop(client)
         self._checks_silence = bool(self._clients)
         if self._checks_silence:
-            self._reactor.later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
+            self._reactor.call_later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
 
     def _drop(self, client: Client) -> None:
         descriptor = client.channel.fileno()
@@ -210,7 +212,7 @@ class Control(Observer):
         self._reactor.pause(client.channel.fileno())
         self._with_orders.append(client)
         if len(self._with_orders) == 1:
-            self._reactor.later(0.0, self._answer_next)
+            self._reactor.call_later(0.0, self._answer_next)
 
     def _answer_next(self) -> None:
         """Answer one order, of the client whose turn it is; the others have theirs in the next turns of the loop."""
@@ -227,7 +229,7 @@ class Control(Observer):
                 self._reactor.resume(client.channel.fileno())
                 self._end_if_over(client)
         if self._with_orders:
-            self._reactor.later(0.0, self._answer_next)
+            self._reactor.call_later(0.0, self._answer_next)
 
     def _end_if_over(self, client: Client) -> None:
         if client.error:
@@ -237,7 +239,7 @@ class Control(Observer):
 
     def _answer(self, client: Client, message: Message) -> None:
         if not isinstance(message, Order) or message.command not in COMMANDS:
-            self._send(client, Refused(f"not an order: {brief(message)}; send {_USAGE}"))
+            self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
         try:
             self._carry_out(client, message)
@@ -257,7 +259,7 @@ class Control(Observer):
             client.after = self._orders.fleet.last_generation if order.wait else None
             self._orders.reload()
         else:
-            # It may end at once, and its generation exists already.
+            # A rollback may end at once, and goes to a generation that exists already, so every generation counts.
             client.after, client.rolls_back = 0 if order.wait else None, True
             self._orders.roll_back()
 
@@ -265,7 +267,7 @@ class Control(Observer):
         try:
             client.channel.send(message)
         except OSError:
-            self._drop(client)  # it is gone, or does not read
+            self._drop(client)  # the client has left, or does not read
 
     # -- clients that wait ---------------------------------------------------------------------------------------
 
@@ -289,13 +291,13 @@ class Control(Observer):
         if reload.result is events.Outcome.SUPERSEDED:
             return
         for client in list(self._clients.values()):
-            # A rollback also calls off a reload that loads, and one that was to come after it.
+            # A rollback also calls off a reload that is loading, and one that was to follow it.
             if client.after is not None and (reload.generation > client.after or reload.called_off):
                 client.after, client.active_at = None, time.monotonic()
                 self._send(client, _outcome(reload, fleet, client.rolls_back))
 
     def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
-        """Answer the clients that wait for a reload that cannot go back and makes no progress: it goes on trying."""
+        """Answer the clients that wait for a reload that makes no progress and cannot go back, and is retried."""
         if fleet.reloading is None:
             return
         duration_s = 0.0 if self._latest is None else self._latest.duration_s()
@@ -331,8 +333,8 @@ def _inode_of(path: str) -> tuple[int, int]:
 def _listen(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Before it has a name: there is no moment in which another user could connect (Linux; elsewhere the directory
-        # keeps them out, and the peer is checked).
+        # The mode is set before the socket has a name, so that no other user can ever connect (on Linux; elsewhere the
+        # directory's mode keeps other users out, and the peer's user is checked).
         os.fchmod(listener.fileno(), 0o600)
         _remove_dead(path)
         listener.bind(path)
@@ -369,9 +371,11 @@ def _remove_dead(path: str) -> None:
 
 
 def default_path(pid: int) -> str:
-    """Return the path of the control socket of the master ``pid``, in a directory that is this user's alone.
+    """Return the default path of the control socket of the master ``pid``, in a directory for this user alone.
 
-    :raises ControlError: there can be no such directory.
+    Sockets in there on which no master listens any more are removed.
+
+    :raises ControlError: the directory cannot be made, or other users can enter it.
     """
     directory = directory_of(os.geteuid())
     try:

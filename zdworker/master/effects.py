@@ -21,16 +21,18 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import WORKER_REPORT_BYTES, Leave, Spawn
+from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
 from zdworker.master import launch
+from zdworker.master.background import call_in_background
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
-from zdworker.master.observers import Reload
+from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.receiver import Receiver
+from zdworker.master.reconfiguration import Evaluated
 
 HOOK_DATA_BYTES = 16 * 1024
-"""Bytes that an attribute set by a hook may have as JSON: a socket's buffer has to take the message at once."""
+"""Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
 
 
 class Executor:
@@ -95,8 +97,7 @@ class Executor:
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
         try:
-            file = gunicorn_config.file_of(configuration.cfg)
-            server = launch.start_generation(number, self._command, file, self._log)
+            server = launch.start_generation(number, self._command, configuration.current.file, self._log)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return
@@ -104,9 +105,9 @@ class Executor:
 
     def _local_generation(self, number: int) -> LocalGeneration:
         configuration = self._gunicorn.zd_configuration
-        cfg = configuration.cfg
+        cfg = configuration.current.cfg
         return LocalGeneration(
-            number, os.getpid(), configuration.app, cfg, self._log, configuration.settings, cfg.worker_class
+            number, os.getpid(), configuration.app, cfg, self._log, configuration.current.settings, cfg.worker_class
         )
 
     def _end_generation(self, number: int) -> None:
@@ -120,29 +121,63 @@ class Executor:
     # -- the configuration ---------------------------------------------------------------------------------------
 
     def _take_configuration(self, action: events.TakeConfiguration) -> None:
+        configuration = self._gunicorn.zd_configuration
+        configuration.hook_environment.note()
+        if configuration.is_kept(action.configuration):
+            self._take_evaluated(action, None)
+            return
+        # In a thread, because the loop has to go on however long the configuration takes, or if it never ends.
+        call_in_background(
+            self._reactor,
+            lambda: configuration.evaluate(action.configuration),
+            lambda result: self._evaluated(action, result),
+        )
+
+    def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | Exception) -> None:
+        configuration = self._gunicorn.zd_configuration
+        if not configuration.is_offered(action.configuration):
+            return  # it took so long that the generation was given up, and nothing has changed
+        if isinstance(result, Exception) and _wants_main_thread(result):
+            self._log.warning(
+                "The configuration can be evaluated in the main thread only (it sets signal handlers, say): the master "
+                "waits for it"
+            )
+            try:
+                result = configuration.evaluate(action.configuration)
+            except Exception as error:  # noqa: BLE001  # whatever a configuration raises
+                result = error
+        if isinstance(result, Exception):
+            self._refuse_configuration(action.generation, result)
+        else:
+            self._take_evaluated(action, result)
+
+    def _take_evaluated(self, action: events.TakeConfiguration, evaluated: Evaluated | None) -> None:
         number, configuration = action.generation, self._gunicorn.zd_configuration
         try:
-            policy = configuration.take(action.configuration)
-        except (GenerationError, SettingError) as error:
-            self._publish(events.ConfigurationRefused(number, str(error)))
-            return
+            policy = configuration.take(action.configuration, evaluated)
         except Exception as error:  # noqa: BLE001  # a log file that cannot be opened, a bug: the old one stays
-            self._log.exception("The new configuration cannot be taken over")
-            self._publish(events.ConfigurationRefused(number, f"the configuration cannot be taken over: {error!r}"))
+            self._refuse_configuration(number, error)
             return
         # First, so that the core waits for nothing, whatever happens in the following steps.
         self._publish(events.ConfigurationTaken(number, policy))
         if number in self._local:
             self._local[number] = self._local_generation(number)
-        self._observers.notify(lambda observer: observer.configuration_changed(configuration.settings))
+        self._observers.notify(Observer.configuration_changed, configuration.current.settings)
         self._log.reopen_files()
         self._gunicorn.zd_hook("on_reload")
-        self._observers.notify(lambda observer: observer.configuration_taken())
+        self._observers.notify(Observer.configuration_taken)
+
+    def _refuse_configuration(self, number: int, error: Exception) -> None:
+        reason = str(error)
+        if not isinstance(error, (GenerationError, SettingError)):
+            self._log.error("The new configuration cannot be taken over", exc_info=error)
+            reason = f"the configuration cannot be taken over: {error!r}"
+        self._publish(events.ConfigurationRefused(number, reason))
 
     def _restore_configuration(self, number: int) -> None:
         configuration = self._gunicorn.zd_configuration
         configuration.restore(number)
-        self._observers.notify(lambda observer: observer.configuration_changed(configuration.settings))
+        self._observers.notify(Observer.configuration_changed, configuration.current.settings)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -163,8 +198,8 @@ class Executor:
         try:
             self._order(record, theirs)
         except OSError as error:
-            if record.generation in self._children.servers:
-                # It is dead, or does not read, or has got half of a message: in any case it is of no use any more.
+            if isinstance(error, ConnectionError) and record.generation in self._children.servers:
+                # It is dead, or has closed its channel: in any case it is of no use any more.
                 self._children.servers[record.generation].kill()
             self._receiver.boot_failed(record, f"could not be asked for: {error}")
 
@@ -175,34 +210,37 @@ class Executor:
         :raises RuntimeError: ``worker_tmp_dir`` does not exist.
         """
         configuration = self._gunicorn.zd_configuration
-        cfg = configuration.cfg
-        sockets = self._gunicorn.zd_listeners.of_slot(action.slot, configuration.listeners)
+        cfg = configuration.current.cfg
+        sockets = self._gunicorn.zd_listeners.of_slot(action.slot, configuration.current.listeners)
         arguments = (action.worker_id, os.getpid(), sockets, configuration.app, cfg.timeout / 2.0, cfg, self._log)
         return WorkerRecord(*arguments, slot=action.slot, generation=action.generation)
 
     def _order(self, record: WorkerRecord, theirs: socket.socket) -> None:
         hook_environment = self._gunicorn.zd_configuration.hook_environment
         with contextlib.closing(theirs):
+            hook_data = HookData(
+                environment=hook_environment.changes(),
+                server_attributes=self._plain("server", hook_environment.server_attributes()),
+            )
             listeners = [listener.fileno() for listener in record.sockets]
             message = Spawn(
                 worker_id=record.worker_id,
                 slot=record.slot,
                 generation=record.generation,
                 descriptors=[*["listener"] * len(listeners), "heartbeat", "report"],
-                environment=hook_environment.changes(),
-                server_attributes=self._plain("server", hook_environment.server_attributes()),
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._fleet.wanted_size,
             )
-            self._send_to_generation(record, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
+            self._send_order(record, hook_data, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
 
-    def _send_to_generation(self, record: WorkerRecord, message: Spawn, descriptors: list[int]) -> None:
+    def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
             every = self._gunicorn.zd_listeners.every()
-            self._children.set_pid(record, self._local[record.generation].fork(message, descriptors, every))
+            pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
+            self._children.set_pid(record, pid)
             record.forked = True
         elif record.generation in self._children.servers:
-            self._children.servers[record.generation].send(message, descriptors)
+            self._children.order(self._children.servers[record.generation], hook_data, spawn, descriptors)
         else:
             raise BrokenPipeError("its fork server has just ended")
 
@@ -239,11 +277,11 @@ class Executor:
             return
         passed = time.monotonic() - since
         empty = not self._gunicorn.zd_listeners.waiting(record.slot)
-        over = passed >= self._gunicorn.zd_configuration.cfg.graceful_timeout
+        over = passed >= self._gunicorn.zd_configuration.current.cfg.graceful_timeout
         if self._fleet.ending or over or (empty and passed >= HANDSHAKE_S):
             self._tell_to_leave(record, signal.SIGTERM)
         else:
-            self._reactor.later(HANDSHAKE_S / 5, partial(self._drain_with_socket, record, since))
+            self._reactor.call_later(HANDSHAKE_S / 5, partial(self._drain_with_socket, record, since))
 
     def _kill(self, action: events.Kill) -> None:
         record = self._children.workers.get(action.worker_id)
@@ -258,7 +296,9 @@ class Executor:
     def _tell_to_leave(self, record: WorkerRecord, signum: signal.Signals) -> None:
         if not (record.has_pid and record.forked):
             self._receiver.call_off(record, "was not needed any more")
-            return
+            # Its channel has ended by now. One that is there all the same does not read it: it is stopped.
+            if signum != signal.SIGKILL or not record.has_pid:
+                return
         if signum == signal.SIGTERM:
             # One that boots may read it together with ``Start``; for that one any TERM is an order.
             record.announce(Leave)
@@ -268,7 +308,7 @@ class Executor:
 
     def _reload_started(self, generation: int) -> None:
         reload = self._reloads[generation] = Reload.begin(generation)
-        self._observers.notify(lambda observer: observer.reload_started(reload))
+        self._observers.notify(Observer.reload_started, reload)
         self._log.info("Reload: loading generation %s", generation)
         self._gunicorn.zd_hook("zd_reload_started")
 
@@ -277,7 +317,7 @@ class Executor:
         reload.duration = time.monotonic() - reload.began
         reload.result, reload.called_off = action.outcome, action.called_off
         reload.error, reload.traceback = action.reason or None, action.traceback or None
-        self._observers.notify(lambda observer: observer.reload_finished(reload, self._fleet))
+        self._observers.notify(Observer.reload_finished, reload, self._fleet)
         self._log_outcome(action)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
 
@@ -299,4 +339,10 @@ class Executor:
 
     def _degraded(self, action: events.Degraded) -> None:
         self._log.error("Degraded: %s", action.reason)
-        self._observers.notify(lambda observer: observer.degraded(action.reason, action.traceback, self._fleet))
+        self._observers.notify(Observer.degraded, action.reason, action.traceback, self._fleet)
+
+
+def _wants_main_thread(error: Exception) -> bool:
+    """Return whether a configuration failed because it was not evaluated in the main thread (``signal.signal``)."""
+    cause = error.__cause__
+    return isinstance(cause, ValueError) and "main thread" in str(cause)

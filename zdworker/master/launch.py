@@ -1,14 +1,16 @@
-"""How a generation's interpreter is started: the master's own command, run anew.
+"""The start of a generation's interpreter, which runs the master's own command again.
 
 Rules:
 
-* What is run is captured once, when the master starts: ``sys.orig_argv``, the environment as it was before the
-  configuration touched it, the logical start directory (``current``, not where the link pointed then).
-* The interpreter is the present one of the command's ``#!`` line when the command is a script: a virtual environment
-  inside ``current/`` changes with the link. Otherwise it is the master's own, by the path it was called by: likewise.
-* ``posix_spawn``, never ``fork``: the master may have threads (Gunicorn's control server is one) and is never copied.
-* Signals that end a process by default are blocked until the new interpreter has handlers: a ``kill`` of the whole
-  process group must not hit it half-made.
+* The command is captured once, when the master starts: ``sys.orig_argv``, the environment before the configuration
+  changed it, and the start directory by its logical path (``current``, not the release that the link pointed to).
+* For a script, the interpreter is the one that its ``#!`` line names now, so that a virtual environment inside
+  ``current/`` changes with the link. For other commands it is the master's own, by the path by which it was called, so
+  that it changes with the link too.
+* The interpreter is started with ``posix_spawn`` and never with ``fork``, because the master may have threads
+  (Gunicorn's control server is one).
+* Signals that end a process by default are blocked until the new interpreter has handlers, so that a ``kill`` of the
+  whole process group does not end it during its start.
 """
 
 from __future__ import annotations
@@ -31,17 +33,21 @@ from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
 
-SAME_DEPLOY = 2_000_000_000
-"""Nanoseconds before the start in which a change of the code still belongs to it: a script that edits and starts."""
+SAME_DEPLOY_NS = 2_000_000_000
+"""Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
+file and start the master at once."""
 
 _OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 @dataclass(frozen=True)
 class Command:
-    """What starts the master: interpreter and its options, what it runs, and its surroundings.
+    """The command that has started the master.
 
-    ``started`` is when that was, in nanoseconds since the epoch.
+    ``interpreter`` and ``options`` are Python's path and options; ``target`` is what it runs with its arguments: ``-m``
+    and a module, ``-c`` and code, or a script. ``directory`` is the start directory by its logical path. ``safe_path``
+    means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started, less
+    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch.
     """
 
     interpreter: str
@@ -70,19 +76,19 @@ def capture(environment: Mapping[str, str], directory: str) -> Command:
         raise GenerationError("this is a child of multiprocessing")
     options, target = _split(list(sys.orig_argv[1:]))
     if target[0] not in ("-m", "-c"):
-        # Not os.path.abspath: it would write the release of today into the command, not the link to it.
+        # Not os.path.abspath, which would put the present release into the command instead of the link to it.
         target[0] = os.path.normpath(os.path.join(directory, target[0]))
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
-    started = time.time_ns() - SAME_DEPLOY
+    started = time.time_ns() - SAME_DEPLOY_NS
     own = _interpreter_as_called(directory)
     return Command(own, options, target, dict(environment), directory, safe_path, started)
 
 
 def _interpreter_as_called(directory: str) -> str:
-    """Return the path of this interpreter by way of the logical start directory, if it was called that way.
+    """Return the path of this interpreter below the logical start directory, if it was called by such a path.
 
-    ``sys.executable`` is relative to where the link led at the start: a virtual environment in the release that is
-    called as ``venv/bin/python`` would stay that of the first release.
+    ``sys.executable`` has the release that the link pointed to at the start: with ``venv/bin/python`` every generation
+    would use the virtual environment of the first release.
     """
     called = sys.orig_argv[0] if "/" in sys.orig_argv[0] else sys.executable
     path = os.path.normpath(os.path.join(directory, called))
@@ -93,7 +99,10 @@ def _interpreter_as_called(directory: str) -> str:
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split a command into the interpreter's options and what it runs (``-m``, ``-c`` or a script first)."""
+    """Split a command into the interpreter's options and its target (see :class:`Command`).
+
+    :raises GenerationError: the interpreter reads its program from standard input.
+    """
     options: list[str] = []
     while words:
         word = words.pop(0)
@@ -109,7 +118,7 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
                 options.append(words.pop(0))
             continue
         for kind in "mc":
-            # One-letter options may stand together, and -m and -c end them: ``-Im gunicorn``, ``-mgunicorn``.
+            # One-letter options may be joined, and -m and -c end them: ``-Im gunicorn``, ``-mgunicorn``.
             before, found, value = word[1:].partition(kind)
             if found:
                 options += [f"-{before}"] if before else []
@@ -122,7 +131,10 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 def interpreter(command: Command) -> list[str]:
     """Return the interpreter for a generation that starts now, with its options.
 
-    A ``#!`` line that names no Python (pip writes a shell there when the path is too long) is passed over.
+    A ``#!`` line that names no Python is ignored (pip writes a shell there when the path is too long).
+
+    :raises GenerationError: the command's script cannot be read.
+    :raises ValueError: its ``#!`` line cannot be split into words.
     """
     own = [command.interpreter, *command.options]
     if command.script is None:
@@ -146,11 +158,11 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
 
     :param configuration: the file that the master's configuration was read from, empty without one.
     :param log: the master's logger.
-    :raises OSError: no process, pipe or socket can be had.
-    :raises ValueError: the ``#!`` line of the command's script cannot be taken apart.
+    :raises OSError: the system gives no process, pipe or socket.
+    :raises ValueError: the ``#!`` line of the command's script cannot be split into words.
     :raises GenerationError: the command cannot be run again.
     """
-    channel, theirs = Channel.pair(SERVER_REPORT_BYTES)
+    channel, other = Channel.pair(SERVER_REPORT_BYTES)
     stderr, writer = -1, -1
     try:
         stderr, writer = os.pipe()
@@ -164,16 +176,17 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
             configuration=configuration,
             started=command.started,
         )
-        # Into the channel before there is a reader: a start must not wait for the other side.
+        # The message is sent before there is a reader, so that the master never waits for the other side.
+        log.debug("master -> fork server of generation %s: %r", number, init)
         channel.send(init, [2])
-        pid = _spawn(command, theirs, writer)
+        pid = _spawn(command, other, writer)
     except BaseException:
         channel.close()
         if stderr >= 0:
             os.close(stderr)
         raise
     finally:
-        theirs.close()
+        other.close()
         if writer >= 0:
             os.close(writer)
     return ForkServer(number, pid, channel, stderr, log)
@@ -182,12 +195,13 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
 def _spawn(command: Command, channel: socket.socket, stderr: int) -> int:
     """Start the interpreter and return its pid.
 
-    :param channel: its end of the channel.
-    :param stderr: what becomes its standard error until it has loaded.
+    :param channel: the fork server's end of the channel.
+    :param stderr: the descriptor that becomes its standard error.
     :raises OSError: there is no such interpreter, or no process can be started.
+    :raises ValueError: the ``#!`` line of the command's script cannot be split into words.
     :raises GenerationError: the command's script is gone.
     """
-    # Safe path: the bootstrap's own imports must not meet a types.py of the application in the working directory.
+    # With a safe path the fork server's own imports do not find a types.py of the application in the working directory.
     environment = {**command.environment, "PYTHONSAFEPATH": "1"}
     number = 3 + max(channel.fileno(), stderr)
     words = [*interpreter(command), "-m", "zdworker.forkserver", str(number), "--", *command.target]
@@ -196,5 +210,5 @@ def _spawn(command: Command, channel: socket.socket, stderr: int) -> int:
         (os.POSIX_SPAWN_DUP2, stderr, 2),
     ]
     return os.posix_spawn(
-        words[0], words, environment, file_actions=actions, setsigmask=syscalls.HELD, setsigdef=[signal.SIGCHLD]
+        words[0], words, environment, file_actions=actions, setsigmask=syscalls.HELD_SIGNALS, setsigdef=[signal.SIGCHLD]
     )

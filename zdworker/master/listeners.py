@@ -1,14 +1,14 @@
-"""The listening sockets, all of them the master's.
+"""The listening sockets, all of which the master owns.
 
 Rules:
 
-* A socket whose address the new configuration still has is kept as it is: nothing in its queue may get lost.
-* With ``reuse_port`` each slot has a socket of its own, which goes from worker to worker: what waits in its queue when
-  a worker leaves or dies is answered by the next one. The first slot's is the one that Gunicorn knows; the others are
-  made when their slot gets its first worker.
-* The kernel spreads connections over the sockets of an address whether anybody accepts or not. So it is told which
-  ones to take (:meth:`Listeners.steer`): those of slots with a ready worker. A socket that is to go away gets nothing
-  more, is accepted empty, and only then closed.
+* A socket whose address is in the new configuration too is kept open, so that no connection in its queue is lost.
+* With ``reuse_port`` each slot has a socket of its own, which goes from worker to worker: connections that wait in its
+  queue when a worker leaves or dies are answered by the next one. The first slot's socket is the one that Gunicorn
+  knows; each other one is opened when its slot gets its first worker.
+* The kernel spreads connections over the sockets of an address whether a process accepts from them or not. So the
+  master selects the sockets that get connections (:meth:`Listeners.steer`): those of slots with a ready worker. A
+  socket that goes away gets no more connections, is accepted empty, and is closed after that.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from zdworker.errors import GenerationError
 from zdworker.master.observers import Observer
 
 HANDSHAKE_S = 0.25
-"""Seconds, at least, in which the socket of a slot that goes away is accepted empty before its worker has to leave: a
-handshake that has begun ends in the socket in which it began."""
+"""Seconds for which the worker of a slot that goes away keeps accepting, at least: a handshake ends in the socket in
+which it began."""
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # include/uapi/asm-generic/socket.h; socket(7)
 _LOAD_RANDOM = (0x20, 0, 0, 0xFFFFF000 + 56)  # BPF_LD | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_RANDOM
@@ -43,12 +43,14 @@ _TCP_INFO_UNACKED = 24  # offset in struct tcp_info, include/uapi/linux/tcp.h; o
 class Group:
     """The sockets of one address, in the order in which the kernel numbers them.
 
-    :param first: Gunicorn's own, and the first slot's.
-    :param shared_out: each slot has its own; else all have the first.
+    ``sockets`` and ``slots`` are parallel lists: each socket, and the slot that it belongs to.
+
+    :param first: the one that Gunicorn has opened; it belongs to the first slot.
+    :param socket_per_slot: whether each slot has a socket of its own; else all slots have ``first``.
     """
 
     first: Any
-    shared_out: bool
+    socket_per_slot: bool
     slots: list[int] = field(default_factory=lambda: [0])
     sockets: list[Any] = field(default_factory=list)
 
@@ -56,39 +58,39 @@ class Group:
         self.sockets.append(self.first)
 
     def close(self, slot: int) -> None:
-        """Close the socket of a slot; the last one takes its number (``reuseport_detach_sock`` in the kernel)."""
-        place = self.slots.index(slot)
-        # A child of the application may hold it too; shut down, it leaves the kernel's group all the same.
+        """Close the socket of a slot; the last socket takes its number (``reuseport_detach_sock`` in the kernel)."""
+        position = self.slots.index(slot)
+        # A child of the application may hold a copy. The shutdown removes the socket from the kernel's group even so.
         with contextlib.suppress(OSError):
-            self.sockets[place].shutdown(socket.SHUT_RDWR)
-        self.sockets[place].close()
-        self.slots[place], self.sockets[place] = self.slots[-1], self.sockets[-1]
+            self.sockets[position].shutdown(socket.SHUT_RDWR)
+        self.sockets[position].close()
+        self.slots[position], self.sockets[position] = self.slots[-1], self.sockets[-1]
         del self.slots[-1], self.sockets[-1]
 
 
 class Listeners(Observer):
-    """What is open, whichever configuration it belongs to."""
+    """All open listening sockets, of all configurations."""
 
     def __init__(self, log: Any) -> None:
         self._log = log
         self._groups: list[Group] = []
         self._live: frozenset[int] = frozenset()
 
-    def take(self, listeners: Iterable[Any], share_out: bool) -> None:
-        """Take over what Gunicorn has opened.
+    def take(self, listeners: Iterable[Any], socket_per_slot: bool) -> None:
+        """Take over sockets that Gunicorn has opened.
 
-        :param share_out: each slot shall have its own socket for these addresses.
+        :param socket_per_slot: whether each slot gets a socket of its own for these addresses.
         """
         for listener in listeners:
-            # Gunicorn makes them inheritable for its own re-exec, which is not used. A fork server must not have them.
+            # Gunicorn makes them inheritable for its own re-exec, which is not used here; no fork server may get them.
             os.set_inheritable(listener.fileno(), False)
-            self._groups.append(Group(listener, share_out and _can_be_shared_out(listener)))
+            self._groups.append(Group(listener, socket_per_slot and _can_have_socket_per_slot(listener)))
 
     def open(self, cfg: Any, known: Mapping[Any, Any]) -> list[Any]:
         """Return the listeners for the addresses of ``cfg``.
 
         :param known: those that are open already, by address.
-        :raises GenerationError: a new one cannot be opened; nothing is left of the attempt.
+        :raises GenerationError: a new one cannot be opened; those that this call has opened are closed again.
         """
         found = dict(known)
         opened: list[Any] = []
@@ -117,7 +119,7 @@ class Listeners(Observer):
                 listener.close()
 
     def close(self, unlink: bool) -> None:
-        """Close all, and ``unlink`` those that have a path, as Gunicorn does."""
+        """Close all sockets, and remove the files of Unix sockets if ``unlink`` is set, as Gunicorn does."""
         every, self._groups = self.every(), []
         for listener in every:
             with contextlib.suppress(OSError):
@@ -126,7 +128,7 @@ class Listeners(Observer):
     # -- reuse_port ----------------------------------------------------------------------------------------------
 
     def of_slot(self, slot: int, listeners: list[Any]) -> list[Any]:
-        """Return what the worker of ``slot`` is to accept from, for each of ``listeners``.
+        """Return the sockets from which the worker of ``slot`` accepts, one for each of ``listeners``.
 
         :raises OSError: a socket for a new slot cannot be opened.
         """
@@ -136,11 +138,11 @@ class Listeners(Observer):
         return next(group for group in self._groups if group.first is listener)
 
     def _socket(self, group: Group, slot: int) -> Any:
-        if not group.shared_out:
+        if not group.socket_per_slot:
             return group.first
         if slot not in group.slots:
             first = group.first
-            # Not the configuration's address: that may leave the port to the kernel.
+            # Not the configuration's address, which may leave the port to the kernel.
             group.sockets.append(type(first)(first.getsockname(), first.conf, self._log))
             group.slots.append(slot)
             os.set_inheritable(group.sockets[-1].fileno(), False)
@@ -155,10 +157,10 @@ class Listeners(Observer):
 
     def slots(self) -> set[int]:
         """Return the slots that have a socket of their own."""
-        return {slot for group in self._groups if group.shared_out for slot in group.slots}
+        return {slot for group in self._groups if group.socket_per_slot for slot in group.slots}
 
     def keep_slots(self, slots: Iterable[int]) -> None:
-        """Close the sockets of all slots but these; the first one's stays as long as its address does."""
+        """Close the sockets of all slots but these; the first slot's is kept as long as its address."""
         kept = {0, *slots}
         for group in self._groups:
             for slot in [number for number in group.slots if number not in kept]:
@@ -166,7 +168,7 @@ class Listeners(Observer):
                 self._attach(group)
 
     def steer(self, live: Iterable[int]) -> None:
-        """Have new connections go to the sockets of the slots ``live`` only. Without any they go to all."""
+        """Have the kernel give new connections to the sockets of the slots ``live`` only; without any, to all."""
         wanted = frozenset(live)
         if wanted != self._live:
             self._live = wanted
@@ -174,32 +176,32 @@ class Listeners(Observer):
                 self._attach(group)
 
     def _attach(self, group: Group) -> None:
-        if not group.shared_out:
+        if not group.socket_per_slot:
             return
-        places = [place for place, slot in enumerate(group.slots) if slot in self._live]
-        program = _program(places or list(range(len(group.slots))))
+        positions = [position for position, slot in enumerate(group.slots) if slot in self._live]
+        program = _program(positions or list(range(len(group.slots))))
         buffer = ctypes.create_string_buffer(program)
         option = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))  # struct sock_fprog
-        # Where the kernel does not know it, connections are spread by their hash, as for everybody else.
+        # A kernel without this option keeps spreading connections by their hash.
         with contextlib.suppress(OSError):
             group.first.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, option)
 
     def waiting(self, slot: int) -> int:
-        """Return how many connections wait to be accepted in the sockets that are only for ``slot``."""
-        own = [g.sockets[g.slots.index(slot)] for g in self._groups if g.shared_out and slot in g.slots]
+        """Return the number of connections that wait to be accepted in the sockets of ``slot`` alone."""
+        own = [g.sockets[g.slots.index(slot)] for g in self._groups if g.socket_per_slot and slot in g.slots]
         return sum(_queue_length(listener) for listener in own)
 
 
-def _can_be_shared_out(listener: Any) -> bool:
+def _can_have_socket_per_slot(listener: Any) -> bool:
     return sys.platform.startswith("linux") and listener.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def _program(places: list[int]) -> bytes:
-    """Return a classic BPF program that picks one of ``places`` at random (networking/filter in the kernel's docs)."""
-    code = [_LOAD_RANDOM, (_MODULO, 0, 0, len(places))]
-    for number, place in enumerate(places):
-        code += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, place)]
-    code.append((_RETURN, 0, 0, places[0]))
+def _program(positions: list[int]) -> bytes:
+    """Return a classic BPF program that picks one of ``positions`` at random (networking/filter.rst in Linux)."""
+    code = [_LOAD_RANDOM, (_MODULO, 0, 0, len(positions))]
+    for number, position in enumerate(positions):
+        code += [(_JUMP_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, position)]
+    code.append((_RETURN, 0, 0, positions[0]))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
@@ -55,6 +55,9 @@ class Reload:
         }
 
 
+Arguments = ParamSpec("Arguments")
+
+
 class Observer:
     """The notifications; an observer overrides those that it has a use for."""
 
@@ -90,19 +93,28 @@ class Observer:
 
 
 class Observers:
-    """All observers, notified in their order.
+    """All observers, notified in their order; of each notification only those learn that override its method.
 
     :param log: the master's logger.
     """
 
     def __init__(self, log: Any, members: Sequence[Observer]) -> None:
         self._log = log
-        self._members = members
+        self._handlers: dict[str, list[Callable[..., None]]] = {
+            name: [getattr(member, name) for member in members if getattr(type(member), name) is not stock]
+            for name, stock in vars(Observer).items()
+            if callable(stock)
+        }
 
-    def notify(self, notification: Callable[[Observer], None]) -> None:
-        """Call ``notification`` with each observer; what one raises is logged."""
-        for member in self._members:
+    def notify(
+        self,
+        notification: Callable[Concatenate[Any, Arguments], None],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> None:
+        """Call a method of :class:`Observer` on each observer that overrides it; what one raises is logged."""
+        for handler in self._handlers[notification.__name__]:
             try:
-                notification(member)
+                handler(*args, **kwargs)
             except Exception:  # noqa: BLE001  # an observer is never worth the site
-                self._log.exception("zdworker: %s failed; everything else goes on", type(member).__name__)
+                self._log.exception("zdworker: %s failed; everything else goes on", handler.__qualname__)

@@ -36,9 +36,9 @@ from zdworker.ipc.messages import (
     ServerReport,
     Start,
     WorkerReport,
-    brief,
 )
 from zdworker.master.children import ForkServer, WorkerRecord
+from zdworker.master.observers import Observer
 from zdworker.master.parts import Parts
 from zdworker.settings import Settings
 
@@ -98,7 +98,7 @@ class Receiver:
         received = record.channel.receive(REPORT_TURN_BYTES)
         try:
             for message, sender in received.messages:
-                self._log.debug("worker %s (pid:%s) -> master: %s", record.worker_id, sender, brief(message))
+                self._log.debug("worker %s (pid:%s) -> master: %r", record.worker_id, sender, message)
                 own = not record.has_pid or sender in (None, record.pid)
                 if isinstance(message, WorkerReport) and record.report_rules.admit(message, time.monotonic(), own=own):
                     self._handle_report(record, message, sender)
@@ -126,7 +126,7 @@ class Receiver:
         else:
             wait = record.ordered_at + BROKEN_CHANNEL_REPLACEMENT_S - time.monotonic()
             request = events.WorkerReplacementRequested(record.worker_id)
-            self._reactor.later(max(0.0, wait), lambda: self._publish(request))
+            self._reactor.call_later(max(0.0, wait), lambda: self._publish(request))
 
     def _handle_report(self, record: WorkerRecord, message: WorkerReport, sender: int | None) -> None:
         match message:
@@ -155,7 +155,7 @@ class Receiver:
     def _worker_ready(self, record: WorkerRecord) -> None:
         record.booted = True
         boot_s = time.monotonic() - record.ordered_at
-        self._observers.notify(lambda observer: observer.worker_ready(boot_s))
+        self._observers.notify(Observer.worker_ready, boot_s)
         self._gunicorn.zd_hook("zd_worker_ready", record)
         self._publish(events.WorkerReady(record.worker_id))
         if record.replacement_requested:
@@ -166,7 +166,7 @@ class Receiver:
         if record.has_pid and record.greeted and record.forked and record.channel is not None:
             record.report_rules.started = True
             record.send(Start())
-            self._observers.notify(lambda observer: observer.worker_forked())
+            self._observers.notify(Observer.worker_forked)
             self._publish(events.WorkerForked(record.worker_id))
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
@@ -175,7 +175,7 @@ class Receiver:
                 break
         known = self._fleet.workers.get(record.worker_id)
         if known is not None and known.state is WorkerState.READY:
-            self._observers.notify(lambda observer: observer.worker_crashed())
+            self._observers.notify(Observer.worker_crashed)
         if code:
             log = self._log.info if code == -signal.SIGTERM else self._log.error
             hint = " Perhaps out of memory?" if code == -signal.SIGKILL else ""
@@ -208,7 +208,7 @@ class Receiver:
         """Read a fork server's channel, without waiting, and handle what came."""
         received = server.channel.receive()
         for message, _sender in received.messages:
-            self._log.debug("fork server of generation %s -> master: %s", server.number, brief(message))
+            self._log.debug("fork server of generation %s -> master: %r", server.number, message)
             # One that was ended in the meantime has nothing to report.
             if server.number in self._children.servers and isinstance(message, ServerReport):
                 self._handle_server_report(server, message)
@@ -253,7 +253,10 @@ class Receiver:
 
     def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:
         server.read_stderr()
-        if message.traceback:
+        if self._fleet.generations[server.number].state is GenerationState.LOADED:
+            text = message.traceback or message.reason
+            self._log.error("The fork server of generation %s has failed:\n%s", server.number, text.rstrip())
+        elif message.traceback:
             self._log.error("Generation %s cannot be loaded:\n%s", server.number, message.traceback.rstrip())
         text = message.traceback or server.printed()
         # A reason that ends in a colon goes on with the last line that was printed: that is Gunicorn's own word on it.

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,8 +45,23 @@ class Taken:
     """A configuration that is in force, or was; without listeners once its addresses were closed."""
 
     cfg: Any
+    """Gunicorn's configuration (``gunicorn.config.Config``)."""
     settings: Settings
+    """The ``zd_`` settings."""
+    file: str
+    """The file that it was read from, empty without one."""
     listeners: list[Any] = field(default_factory=list)
+    """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A configuration that the master has evaluated, and the directory in which that has left it."""
+
+    cfg: Any
+    settings: Settings
+    file: str
+    directory: str
 
 
 class Configuration(Observer):
@@ -64,39 +80,19 @@ class Configuration(Observer):
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
-        self._taken = {0: Taken(cfg, settings)}
+        self.app = arbiter.app
+        """Gunicorn's application object."""
+        self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
+        """The configuration in force."""
+        self._taken = {0: self.current}
         self._in_force = 0
         self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
 
     # -- what is in force ----------------------------------------------------------------------------------------
 
-    @property
-    def app(self) -> Any:
-        """Gunicorn's application object."""
-        return self._arbiter.app
-
-    @property
-    def cfg(self) -> Any:
-        """Gunicorn's configuration (``gunicorn.config.Config``)."""
-        return self._taken[self._in_force].cfg
-
-    @property
-    def settings(self) -> Settings:
-        """The ``zd_`` settings."""
-        return self._taken[self._in_force].settings
-
-    @property
-    def listeners(self) -> list[Any]:
-        """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
-        return self._taken[self._in_force].listeners
-
-    @listeners.setter
-    def listeners(self, listeners: list[Any]) -> None:
-        self._taken[self._in_force].listeners = listeners
-
     def policy(self) -> events.Policy:
         """Return what the core has to know of the configuration in force."""
-        cfg, settings = self.cfg, self.settings
+        cfg, settings = self.current.cfg, self.current.settings
         surge, surge_is_percentage = amount(settings.max_surge)
         unavailable, unavailable_is_percentage = amount(settings.max_unavailable)
         return events.Policy(
@@ -130,19 +126,40 @@ class Configuration(Observer):
         """Forget what a generation has sent: it has ended."""
         self._offers.pop(generation, None)
 
-    def take(self, number: int) -> events.Policy:
-        """Go by the configuration ``number``: one that is offered, or one that is kept.
+    def is_offered(self, generation: int) -> bool:
+        """Return whether a generation has sent a configuration, and has not ended since."""
+        return generation in self._offers
 
+    def is_kept(self, number: int) -> bool:
+        """Return whether a configuration was in force before, and can be taken back."""
+        return number in self._taken
+
+    def evaluate(self, generation: int) -> Evaluated:
+        """Evaluate a configuration that is offered, for its hooks. This may take long, and is called in a thread.
+
+        :raises GenerationError: it raised, or cannot take the place of the one in force.
+        :raises SettingError: a ``zd_`` setting has a bad value.
+        """
+        values, settings = self._offers[generation]
+        before = self.current.file
+        with gunicorn_config.restored_on_failure():
+            cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
+            settings = settings or gunicorn_config.zd_settings(cfg)
+            return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), os.getcwd())
+
+    def take(self, number: int, evaluated: Evaluated | None) -> events.Policy:
+        """Go by the configuration ``number``.
+
+        :param evaluated: what :meth:`evaluate` has returned; None for a configuration that is kept.
         :return: what the core has to know of it.
         :raises GenerationError: that is impossible; nothing has changed.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
-        self.hook_environment.note()
         try:
-            if number in self._taken:
+            if evaluated is None:
                 self._take_kept(number)
             else:
-                self._take_offered(number)
+                self._take_evaluated(number, evaluated)
         finally:
             self._close_unused()
             self.hook_environment.pass_over()  # what the configuration has set was not set by a hook
@@ -157,25 +174,19 @@ class Configuration(Observer):
             kept.listeners = []
             raise
 
-    def _take_offered(self, number: int) -> None:
-        with gunicorn_config.restored_on_failure():
-            self._taken[number] = self._evaluate(number)
-            try:
-                self._switch(number)
-            except GenerationError:
-                del self._taken[number]
-                raise
-
-    def _evaluate(self, number: int) -> Taken:
-        """Return the configuration that a generation has offered, with its addresses opened."""
-        values, settings = self._offers[number]
-        file = gunicorn_config.file_of(self.cfg)
-        cfg = gunicorn_config.evaluate(self.app, self._start_environment, values, str(Chdir.default))
-        settings = settings or gunicorn_config.zd_settings(cfg)
-        gunicorn_config.refuse_missing_file(cfg, file)
-        gunicorn_config.refuse_foreign_class(cfg)
-        gunicorn_config.refuse_new_logger(self.cfg, cfg)
-        return Taken(cfg, settings, self._open(cfg))
+    def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
+        listeners = self._open(evaluated.cfg)
+        before = os.open(".", os.O_RDONLY)
+        try:
+            self._taken[number] = Taken(evaluated.cfg, evaluated.settings, evaluated.file, listeners)
+            os.chdir(evaluated.directory)
+            self._switch(number)
+        except (OSError, GenerationError):
+            del self._taken[number]
+            os.fchdir(before)
+            raise
+        finally:
+            os.close(before)
 
     def _switch(self, number: int) -> None:
         """Go by another configuration, or by the same as before.
@@ -190,20 +201,20 @@ class Configuration(Observer):
             raise GenerationError(f"the new configuration cannot be taken over: {error!r}") from error
 
     def _set_up(self, number: int) -> None:
-        gunicorn_config.unset_raw_environment(self.cfg)
-        self._in_force = number
-        self.app.cfg = self.cfg
+        gunicorn_config.unset_raw_environment(self.current.cfg)
+        self._in_force, self.current = number, self._taken[number]
+        self.app.cfg = self.current.cfg
         self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
-            self._arbiter.log.setup(self.cfg)
-            self._arbiter.log.cfg = self.cfg
-        self.hook_environment.pass_over()
+            self._arbiter.log.setup(self.current.cfg)
+            self._arbiter.log.cfg = self.current.cfg
 
     def restore(self, number: int) -> None:
         """Go back to a configuration that is kept and whose addresses are still open."""
         if number != self._in_force:
             self.hook_environment.note()
             self._set_up(number)
+            self.hook_environment.pass_over()
 
     # -- what is kept --------------------------------------------------------------------------------------------
 
@@ -227,9 +238,9 @@ class Configuration(Observer):
 
         :raises GenerationError: a new address cannot be opened.
         """
-        if cfg.address == self.cfg.address or self._arbiter.systemd or not self.listeners:
-            return list(self.listeners)
+        if cfg.address == self.current.cfg.address or self._arbiter.systemd or not self.current.listeners:
+            return list(self.current.listeners)
         known: dict[Any, Any] = {}
-        for taken in [*self._taken.values(), self._taken[self._in_force]]:  # the last one wins
+        for taken in [*self._taken.values(), self.current]:  # the last one wins
             known.update(zip(taken.cfg.address, taken.listeners, strict=False))
         return self._sockets.open(cfg, known)

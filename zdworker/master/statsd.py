@@ -1,11 +1,12 @@
-"""What a statsd is told of the master: reloads, boots, crashes, workers by state and generation.
+"""The metrics that the master sends to statsd: reloads, boots, crashes, workers by state and generation.
 
 Rules:
 
-* Nothing here is needed to serve: nothing is raised, nothing waits. A datagram that finds no room is lost, as is one
-  that nobody takes; what is a state is said again every :data:`REPEAT_INTERVAL_S` seconds.
-* What was counted stands in ``journal.py``, with or without a statsd; from there ``zdworker metrics`` has it.
-* The statsd is Gunicorn's to configure (``statsd_host``, ``statsd_prefix``, ``dogstatsd_tags``); its logger tells it.
+* Serving does not depend on this: nothing is raised and nothing waits. A datagram that finds no room or no receiver is
+  lost. Gauges are sent again every :data:`REPEAT_INTERVAL_S` seconds.
+* ``status.py`` keeps the same counts with or without a statsd; ``zdworker metrics`` gets them from there.
+* The user configures statsd with Gunicorn's settings (``statsd_host``, ``statsd_prefix``, ``dogstatsd_tags``), and
+  Gunicorn's logger sends the datagrams.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from zdworker.master.observers import Observer, Reload
 from zdworker.master.status import STATES
 
 REPEAT_INTERVAL_S = 10.0
-"""Seconds after which gauges are told again, changed or not: statsd's own interval."""
+"""Seconds after which all gauges are sent again, changed or not: statsd's default flush interval."""
 
 
 class Meter(Observer):
-    """Sends what happens to a statsd.
+    """Counts and measures for statsd what happens to the fleet.
 
     :param log: the master's logger; a :class:`Statsd` where a statsd is configured.
     """
@@ -41,13 +42,13 @@ class Meter(Observer):
         self._send("increment", "zdworker.reloads", 1)
 
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
-        """Send how long one took, and count it if it failed."""
+        """Send how long a reload took, and count it if it failed."""
         if reload.result is Outcome.FAILED:
             self._send("increment", "zdworker.failed_reloads", 1)
         self._send("timer", "zdworker.reload_duration", round(reload.duration_s() * 1000))
 
     def worker_ready(self, boot_s: float) -> None:
-        """Count a worker that has become ready, and send how long that took."""
+        """Count a worker that has become ready, and send how long its boot took."""
         self._send("increment", "zdworker.boots", 1)
         self._send("timer", "zdworker.boot_duration", round(boot_s * 1000))
 
@@ -56,10 +57,10 @@ class Meter(Observer):
         self._send("increment", "zdworker.crashes", 1)
 
     def observe(self, fleet: Fleet, now: float) -> None:
-        """Send the workers by state and generation: what has changed at once, and everything now and then."""
+        """Send the gauges of workers that have changed, and all of them every :data:`REPEAT_INTERVAL_S` seconds."""
         gauges = gauges_of(fleet)
         repeat = now >= self._repeat_at
-        # A gauge keeps its value until another one is sent: a generation that is gone has 0 workers.
+        # statsd keeps the value of a gauge until another one is sent, so a generation that is gone is sent with 0.
         known = {**dict.fromkeys(self._sent, 0), **gauges}
         for name, value in known.items():
             if repeat or self._sent.get(name) != value:
@@ -69,7 +70,7 @@ class Meter(Observer):
             self._repeat_at = now + REPEAT_INTERVAL_S
 
     def _send(self, method: str, name: str, value: float) -> None:
-        with contextlib.suppress(Exception):  # a logger class may be anybody's
+        with contextlib.suppress(Exception):  # the logger may be of a user's class
             log = self._log
             if isinstance(log, Statsd):
                 if isinstance(log.sock, socket.socket):
@@ -78,24 +79,25 @@ class Meter(Observer):
 
 
 class Lossy:
-    """A datagram socket that never waits, and never complains, in the place of Gunicorn's own.
+    """A datagram socket that never waits and never raises, in the place of Gunicorn's own.
 
-    A Unix socket whose reader has stopped is full soon, and would hold the master (unix(7)); where nobody listens, each
-    second datagram is refused, which Gunicorn logs with a traceback. Its errors and warnings are counted there, too.
+    A Unix socket whose reader has stopped is full soon and would block the master (unix(7)). Where no process listens,
+    every second UDP datagram is refused, and Gunicorn would log each refusal with a traceback. Gunicorn counts errors
+    and warnings of its log through the same socket.
     """
 
     def __init__(self, datagrams: socket.socket) -> None:
         self._datagrams = datagrams
 
     def send(self, data: bytes) -> int:
-        """Send ``data`` if that can be done at once."""
+        """Send ``data`` if that is possible at once, and return its length in any case."""
         with contextlib.suppress(OSError):
             self._datagrams.send(data, socket.MSG_DONTWAIT)
         return len(data)
 
 
 def gauges_of(fleet: Fleet) -> dict[str, int]:
-    """Return the workers by state, and by generation and state, by the names of their gauges."""
+    """Return the numbers of workers by state, and by generation and state, under the names of their gauges."""
     found = {f"zdworker.workers.{state}": 0 for state in STATES.values()}
     for worker in fleet.workers.values():
         state = STATES[worker.state]

@@ -17,7 +17,6 @@ import time
 from typing import Any
 
 from zdworker.core import events
-from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError
 from zdworker.master.children import Children
@@ -47,6 +46,8 @@ class Supervisor:
         self._gunicorn = gunicorn
         self._log: Any = gunicorn.log
         self._core = rollout(gunicorn.zd_configuration.policy(), random.random)
+        self.fleet = self._core.fleet
+        """The facts."""
         self._journal = Journal()
         self._notifier = Notifier(os.environ)
         self._control = Control(self, self.reactor, self._log)
@@ -57,11 +58,6 @@ class Supervisor:
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
-
-    @property
-    def fleet(self) -> Fleet:
-        """The facts."""
-        return self._core.fleet
 
     @property
     def halt(self) -> events.Halt | None:
@@ -76,7 +72,10 @@ class Supervisor:
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
         timeout = min(timeout, self._notifier.due_in())
-        self.reactor.wait(timeout)
+        try:
+            self.reactor.wait(timeout)
+        except Exception:  # noqa: BLE001  # a callback has a fault: what else is readable comes with the next poll
+            self._log.exception("zdworker: what came could not be handled")
         self.handle(events.Tick())
 
     def handle(self, event: events.Event) -> None:
@@ -93,7 +92,7 @@ class Supervisor:
         if self.fleet.stopping:
             self.children.announce_stop()
         now = time.monotonic()
-        self._observers.notify(lambda observer: observer.observe(self.fleet, now))
+        self._observers.notify(Observer.observe, self.fleet, now)
 
     def _handle_one(self, event: events.Event) -> None:
         try:
@@ -103,7 +102,7 @@ class Supervisor:
             self._log.exception("zdworker: %r was not expected", event)
             return
         if actions or not isinstance(event, events.Tick):  # a tick that leads to nothing comes every second
-            self._log.debug("zdworker: %s -> %s", _brief(event), ", ".join(map(_brief, actions)) or "nothing")
+            self._log.debug("zdworker: %r -> %r", event, actions)
         for action in actions:
             try:
                 self._executor.execute(action)
@@ -122,13 +121,13 @@ class Supervisor:
 
     def start(self) -> None:
         """Open the control socket and start the first generation."""
-        settings = self._gunicorn.zd_configuration.settings
-        self._observers.notify(lambda observer: observer.configuration_changed(settings))
+        settings = self._gunicorn.zd_configuration.current.settings
+        self._observers.notify(Observer.configuration_changed, settings)
         self.handle(events.Start())
 
     def reload(self) -> None:
         """Begin a rolling reload."""
-        self._observers.notify(lambda observer: observer.reload_requested())
+        self._observers.notify(Observer.reload_requested)
         self.handle(events.Reload())
 
     def roll_back(self) -> None:
@@ -139,12 +138,12 @@ class Supervisor:
         refusal = self._core.rollback_refusal()
         if refusal:
             raise GenerationError(refusal)
-        self._observers.notify(lambda observer: observer.reload_requested())
+        self._observers.notify(Observer.reload_requested)
         self.handle(events.Rollback())
 
     def status(self) -> dict[str, Any]:
         """Return what ``status`` shows."""
-        settings = self._gunicorn.zd_configuration.settings
+        settings = self._gunicorn.zd_configuration.current.settings
         return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings)
 
     def end(self) -> None:
@@ -152,9 +151,3 @@ class Supervisor:
         self.children.end_all(self._gunicorn.kill_worker)
         self._notifier.close()
         self._control.close()
-
-
-def _brief(value: events.Event | events.Action) -> str:
-    """Return an event or action in one line for the log: without tracebacks."""
-    fields = {name: field for name, field in vars(value).items() if name != "traceback"}
-    return f"{type(value).__name__}({', '.join(f'{name}={field!r}' for name, field in fields.items())})"

@@ -1,11 +1,12 @@
-"""What systemd is told of the master's life (sd_notify(3)).
+"""The master's notifications to systemd (sd_notify(3)).
 
 Rules:
 
-* Ready means ready: ``READY=1`` comes when the first generation's workers accept, not when the master is up. After a
-  reload it comes whether that succeeded or not: the service runs, and ``STATUS=`` says on what.
-* The facts decide (:func:`stage_of`), not the path by which they came about; what has not changed is not said again.
-* Whoever does not listen, or not any more, changes nothing here: nothing is raised, nothing is waited for for long.
+* ``READY=1`` is sent when the first generation's workers accept, not when the master has started. After a reload it is
+  sent whether the reload has succeeded or not, because the service runs; ``STATUS=`` says which code it runs.
+* The state is derived from the facts alone (:func:`stage_of`). A state that has not changed is not sent again.
+* A systemd that is missing or does not read has no effect on the master: nothing is raised, and a message waits
+  :data:`SEND_TIMEOUT_S` at most.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from enum import Enum
 from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
 from zdworker.master.observers import Observer
 
-PATIENCE = 0.1
-"""Seconds that a message may wait for room."""
+SEND_TIMEOUT_S = 0.1
+"""Seconds that a message may wait for room in the socket."""
 
-EXTENSION = 15.0
-"""Seconds by which a timeout of systemd is put off at a time, while something goes on that has its own deadlines."""
+EXTENSION_S = 15.0
+"""Seconds by which one request extends systemd's timeout. All that the master waits for has a deadline of its own."""
 
-EXTEND_EVERY = 5.0
+EXTENSION_INTERVAL_S = 5.0
 """Seconds between two such requests."""
 
 
 class Stage(str, Enum):
-    """What systemd knows of."""
+    """The states of a service that systemd knows."""
 
     STARTING = "starting"
     READY = "ready"
@@ -41,7 +42,7 @@ class Stage(str, Enum):
 
 
 def stage_of(fleet: Fleet) -> Stage:
-    """Return what the facts mean to systemd."""
+    """Return the state that the facts mean to systemd."""
     if fleet.stopping:
         return Stage.STOPPING
     if fleet.phase is Phase.NEW or (fleet.phase is Phase.STARTING and not fleet.degraded):
@@ -61,7 +62,7 @@ def status_of(fleet: Fleet) -> str:
 
 
 class Notifier(Observer):
-    """The master's side; silent where ``NOTIFY_SOCKET`` is not set.
+    """Sends the notifications, if ``NOTIFY_SOCKET`` is set.
 
     :param environ: the environment that the master was started with.
     """
@@ -70,28 +71,32 @@ class Notifier(Observer):
         self._stage: Stage | None = None
         self._status = ""
         self._next_extension = 0.0
-        self._next_beat = 0.0
-        self._beat_every = _watchdog_interval(environ)
+        self._next_heartbeat = 0.0
+        self._heartbeat_interval_s = _watchdog_interval(environ)
         self._socket = _connected(environ.get("NOTIFY_SOCKET", ""))
 
     def observe(self, fleet: Fleet, now: float) -> None:
-        """Send what has changed and the watchdog's heartbeat, and ask for time where it is needed."""
+        """Send what has changed and the watchdog's heartbeat, and extend systemd's timeout where that is needed."""
         if self._socket is None:
             return
         self._send_changes(stage_of(fleet), status_of(fleet), now)
         if self._stage is not Stage.READY and now >= self._next_extension:
-            self._next_extension = now + EXTEND_EVERY
-            self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION * 1e6:.0f}")
-        if self._beat_every and now >= self._next_beat:
-            self._next_beat = now + self._beat_every
+            self._next_extension = now + EXTENSION_INTERVAL_S
+            self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1e6:.0f}")
+        if self._heartbeat_interval_s and now >= self._next_heartbeat:
+            self._next_heartbeat = now + self._heartbeat_interval_s
             self._send("WATCHDOG=1")
 
     def due_in(self) -> float:
-        """Return the seconds until the watchdog wants to hear something."""
-        return self._next_beat - time.monotonic() if self._socket is not None and self._beat_every else math.inf
+        """Return the seconds until the watchdog's next heartbeat is due, infinity without a watchdog."""
+        return (
+            self._next_heartbeat - time.monotonic()
+            if self._socket is not None and self._heartbeat_interval_s
+            else math.inf
+        )
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Close the socket; nothing is sent after that."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -106,13 +111,13 @@ class Notifier(Observer):
             return
         lines = [f"STATUS={_one_line(status)}"]
         if stage is not self._stage:
-            self._next_extension = now + EXTEND_EVERY
+            self._next_extension = now + EXTENSION_INTERVAL_S
             lines = [*_announcement(stage), *lines]
         self._stage, self._status = stage, status
         self._send("\n".join(lines))
 
     def _send(self, text: str) -> None:
-        # It was opened at start: a master that is out of descriptors can still say so.
+        # The socket is open since the start, so a master that has no descriptors left can still send its status.
         with contextlib.suppress(OSError):
             if self._socket is not None:
                 self._socket.send(text.encode())
@@ -120,7 +125,7 @@ class Notifier(Observer):
 
 def _announcement(stage: Stage) -> list[str]:
     if stage is Stage.RELOADING:
-        # In the same message, as systemd compares it with the moment of its own request (Type=notify-reload).
+        # In the same message, because systemd compares it with the time of its own request (Type=notify-reload).
         return ["RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"]
     return {Stage.READY: ["READY=1"], Stage.STOPPING: ["STOPPING=1"]}.get(stage, [])
 
@@ -131,9 +136,9 @@ def _one_line(text: str) -> str:
 
 def _connected(address: str) -> socket.socket | None:
     if not address.startswith(("/", "@")):
-        return None  # none, or a kind that is not for processes such as this one (vsock:)
+        return None  # none, or a kind of address for virtual machines (vsock:)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(SEND_TIMEOUT_S)
     try:
         connection.connect("\0" + address[1:] if address.startswith("@") else address)
     except OSError:
@@ -143,7 +148,7 @@ def _connected(address: str) -> socket.socket | None:
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float:
-    """Return the seconds between two beats, half of what systemd asks for (sd_watchdog_enabled(3)); 0 for none."""
+    """Return the seconds between two heartbeats, half of WATCHDOG_USEC (sd_watchdog_enabled(3)); 0 for none."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     with contextlib.suppress(ValueError):

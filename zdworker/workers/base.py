@@ -37,7 +37,7 @@ from zdworker.ipc.messages import (
 )
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
-from zdworker.syscalls import HELD, resident_memory, set_death_signal
+from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
 
 ORPHAN_DRAIN_S = 1.0
 """Seconds that a worker goes on with its requests when its master is dead; it has to be gone within two."""
@@ -238,7 +238,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Return whether the site is about to end, which balancers ask; False for a worker that is merely replaced."""
         if not self.zd_master_pid:
             return self.zd_leaving
-        return self.zd_reporter.was_told(Stopping) or self.zd_parent_lost()
+        return self.zd_reporter.was_announced(Stopping) or self.zd_parent_lost()
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 
@@ -310,7 +310,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         because the application's children would inherit SIG_IGN. TERM, INT and QUIT end a worker that still boots.
         """
         # Gunicorn puts the default actions back first: a HUP to the whole group must not come in between.
-        signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
         super().init_signals()  # type: ignore[misc]
         for quiet in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(quiet, _change_nothing)
@@ -318,7 +318,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         signal.signal(signal.SIGTERM, self.handle_exit)
         signal.signal(signal.SIGINT, self.handle_quit)
         signal.signal(signal.SIGQUIT, self.handle_quit)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         # Privileges were dropped by now: Gunicorn does that at the start of init_process().
         self.zd_on_privileges()
 
@@ -331,7 +331,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             raise SystemExit(0)
         self.zd_check_parent()
         delayed = bool(self.zd_master_pid and self.zd_settings.shutdown_delay)
-        if delayed and not self.zd_leaving and not self.zd_reporter.was_told(Leave):
+        if delayed and not self.zd_leaving and not self.zd_reporter.was_announced(Leave):
             self._zd_term_at = min(self._zd_term_at, time.monotonic())
         else:
             self.zd_leave(self.cfg.graceful_timeout)
@@ -342,7 +342,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         One that went to the whole process group does not count: the master has got it too, and says when its workers
         are to leave. Checked with each heartbeat, because only a timeout can show that no message came.
         """
-        if now >= self._zd_term_at + STOPPING_MESSAGE_S and not self.zd_reporter.was_told(Stopping):
+        if now >= self._zd_term_at + STOPPING_MESSAGE_S and not self.zd_reporter.was_announced(Stopping):
             self.zd_leave(self.cfg.graceful_timeout)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:

@@ -29,7 +29,7 @@ from tests.harness.server import Server, Start
 from zdworker.core import events
 from zdworker.core.rollout import Rollout, rollout
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import KINDS, WORKER_REPORT_BYTES, Hello, Message, Order, encode
+from zdworker.ipc.messages import MESSAGE_TYPES, WORKER_REPORT_BYTES, Hello, Message, Order, encode
 from zdworker.master import receiver
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.observers import Observers
@@ -147,7 +147,7 @@ def test_reports(seed: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert master.longest_turn_s < LOOP_TURN_S
     assert len(os.listdir("/dev/fd")) == held
     assert (resident_memory() or 0) < memory + (32 << 20)
-    master.reactor.leave_to_child()
+    master.reactor.close_in_child()
 
 
 def test_hostile_workers_of_a_real_master(start: Start, site: Site, full: bool) -> None:
@@ -184,7 +184,7 @@ def test_orders(start: Start, site: Site, number: int) -> None:
     server = start(workers=1, zd_control_socket=str(path))
     chance, sent = random.Random(12), 0
     held, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
-    lines = mutations.messages(chance, [Order, *KINDS.values()], 0.5)
+    lines = mutations.messages(chance, [Order, *MESSAGE_TYPES.values()], 0.5)
     clients: list[socket.socket] = []
     with contextlib.ExitStack() as stack, Heartbeats(server.master, path) as heartbeats:
         end = time.monotonic() + number / 100

@@ -39,14 +39,14 @@ class KillingChannel(worker_boot.Channel):
         kill("before go")
         return super().receive()
 
-tie = worker_boot._tie_to
+tie = worker_boot._end_with_master
 
 def kill_and_tie(master):
     kill("before the death signal")
     tie(master)
 
 worker_boot.Channel = KillingChannel
-worker_boot._tie_to = kill_and_tie
+worker_boot._end_with_master = kill_and_tie
 
 def post_worker_init(worker):
     kill("before ready")

@@ -1,0 +1,1 @@
+"""The core, explored: every legal event in every reachable state, breadth first."""

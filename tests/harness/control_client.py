@@ -1,0 +1,47 @@
+"""What a master says of itself on its control socket.
+
+Rules: a fleet of hundreds is asked for here and not looked for in /proc, which would take the processors from it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+from tests.harness.server import Server
+
+ANSWER_TIMEOUT_S = 10.0
+"""Seconds that a master may take to answer."""
+
+
+def control_socket(server: Server) -> str:
+    """Return where the control socket of ``server`` is, if its settings name none."""
+    return str(server.settings.get("zd_control_socket") or server.site.directory / "control.sock")
+
+
+def status(server: Server) -> dict[str, Any]:
+    """Return what ``zdworker status --json`` would show.
+
+    :raises OSError: no master answers.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.settimeout(ANSWER_TIMEOUT_S)
+        control.connect(control_socket(server))
+        control.sendall(b'{"type": "order", "command": "status"}\n')
+        found = json.loads(control.makefile().readline())["status"]
+    assert isinstance(found, dict)
+    return found
+
+
+def ready(server: Server, generation: int) -> int:
+    """Return how many workers of a generation are ready; 0 while no master answers.
+
+    :raises AssertionError: the master has ended.
+    """
+    assert server.running, f"the master has ended\n{server.log[-20000:]}"
+    try:
+        found = status(server)
+    except OSError:
+        return 0
+    return sum(worker["generation"] == generation and worker["state"] == "ready" for worker in found["workers"])

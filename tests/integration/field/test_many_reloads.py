@@ -1,0 +1,65 @@
+"""Reload after reload: the master stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from tests.harness import processes
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start
+
+SETTLED_AFTER = 10
+"""Reloads after which the master has made everything that it makes once."""
+
+MEMORY_SLACK_BYTES = 512 * 1024
+"""Bytes by which the allocator's own state may differ."""
+
+COLLECTS = """
+
+import gc as _gc
+
+_noted = on_reload
+
+
+def on_reload(server):
+    _noted(server)
+    _gc.collect()
+"""
+"""Code for gunicorn.conf.py: the master counts with what it holds, and not with what is waiting for the collector."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a master holds, its memory aside."""
+
+    descriptors: int
+    children: int
+    threads: int
+
+
+def size(server: Server) -> Size:
+    master = server.master
+    return Size(len(processes.descriptors(master)), len(processes.children(master)), processes.threads(master))
+
+
+def memory(server: Server) -> int:
+    """The bytes that the master alone holds."""
+    return int(psutil.Process(server.master).memory_full_info().uss)
+
+
+@pytest.mark.load
+@pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
+def test_a_master_does_not_grow_by_its_reloads(start: Start, full: bool, preload: bool) -> None:
+    server = start(workers=2, preload_app=preload, zd_max_surge=2, extra=COLLECTS)
+    for number in range(1, SETTLED_AFTER + 1):
+        server.reload(f"version {number}")
+    settled, held = size(server), memory(server)
+    assert settled.children == 3, "two workers and a fork server"
+    for number in range(SETTLED_AFTER + 1, (200 if full else 30) + 1):
+        server.reload(f"version {number}")
+        wait_for(lambda: size(server) == settled, 10, f"it is as after the tenth reload, {settled}")
+    assert memory(server) - held < MEMORY_SLACK_BYTES
+    assert server.stop() == 0

@@ -1,0 +1,364 @@
+"""What the children report becomes events, and what the core orders is carried out: without a process or Gunicorn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+
+from zdworker.core import events
+from zdworker.core.events import Event, KillReason, Outcome, Policy
+from zdworker.core.fleet import Fleet, Worker, WorkerState
+from zdworker.errors import GenerationError
+from zdworker.ipc.channel import Channel
+from zdworker.ipc.messages import (
+    WORKER_REPORT_BYTES,
+    Counts,
+    Draining,
+    Failed,
+    Hello,
+    Leave,
+    Ready,
+    ReplacementRequested,
+    Start,
+    encode,
+)
+from zdworker.master import receiver
+from zdworker.master.children import Children, WorkerRecord
+from zdworker.master.effects import Executor
+from zdworker.master.observers import Observer, Observers, Reload
+from zdworker.master.parts import Parts
+from zdworker.master.reactor import Reactor
+from zdworker.master.receiver import Receiver
+from zdworker.settings import Settings
+
+log = logging.getLogger("test_receiver_and_effects")
+
+
+class Seen(Observer):
+    """Remembers the reloads, and how often something else happened."""
+
+    def __init__(self) -> None:
+        self.reloads: list[Reload] = []
+        self.names: list[str] = []
+
+    def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
+        self.reloads.append(reload)
+
+    def worker_crashed(self) -> None:
+        self.names.append("crashed")
+
+    def worker_ready(self, boot_s: float) -> None:
+        self.names.append("ready")
+
+    def configuration_changed(self, settings: Settings) -> None:
+        self.names.append("configuration")
+
+
+class Gunicorn:
+    """Gunicorn's side: it remembers hooks and signals, and takes or refuses configurations as told."""
+
+    def __init__(self) -> None:
+        self.log: Any = SimpleNamespace(
+            **{name: getattr(log, name) for name in ("debug", "info", "warning", "error", "critical", "exception")},
+            reopen_files=lambda: None,
+        )
+        self.hooks: list[str] = []
+        self.killed: list[tuple[int, int]] = []
+        self.refusal: Exception | None = None
+        self.offered = {2}
+        self.evaluated_by: list[threading.Thread] = []
+        self.restored: list[int] = []
+        current = SimpleNamespace(cfg=Config(), settings=Settings(), listeners=[])
+        hook_environment = SimpleNamespace(changes=dict, server_attributes=dict, note=lambda: None)
+        self.zd_configuration: Any = SimpleNamespace(
+            app=None,
+            current=current,
+            hook_environment=hook_environment,
+            is_kept=lambda number: number == 0,
+            is_offered=lambda number: number in self.offered,
+            evaluate=self._evaluate,
+            take=self._take,
+            restore=self.restored.append,
+            offer=lambda *_: None,
+            withdraw=lambda _: None,
+        )
+        self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
+
+    def _evaluate(self, number: int) -> str:
+        self.evaluated_by.append(threading.current_thread())
+        if self.refusal is not None and threading.current_thread() is not threading.main_thread():
+            raise self.refusal
+        return "evaluated"
+
+    def _take(self, number: int, evaluated: str | None) -> Policy:
+        assert (evaluated is None) == (number == 0)
+        return Policy(configuration=number)
+
+    def zd_hook(self, name: str, *arguments: Any) -> None:
+        self.hooks.append(name)
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        self.killed.append((pid, sig))
+
+
+class Bench:
+    """A receiver and an executor with their surroundings."""
+
+    def __init__(self) -> None:
+        self.gunicorn, self.seen = Gunicorn(), Seen()
+        self.published: list[Event] = []
+        self.reactor = Reactor()
+        self.children = Children(self.reactor)
+        self.fleet = Fleet(Policy(), size=1, last_worker_id=9)
+        observers = Observers(self.gunicorn.log, [self.seen])
+        parts = Parts(self.gunicorn, self.fleet, self.reactor, self.children, observers, self.published.append)
+        self.receiver = Receiver(parts)
+        self.executor = Executor(parts, self.receiver, None)
+
+    def worker(self, worker_id: int = 1, pid: int = 0) -> tuple[WorkerRecord, socket.socket]:
+        """Register a worker, as if it had been ordered; with ``pid`` one that has got its start order."""
+        cfg = self.gunicorn.zd_configuration.current.cfg
+        record = WorkerRecord(worker_id, os.getpid(), [], None, 30, cfg, self.gunicorn.log, slot=0, generation=1)
+        channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
+        self.children.add_worker(record, channel, self.receiver.receive_from_worker)
+        if pid:
+            self.children.set_pid(record, pid)
+            record.forked = True
+            record.report_rules.admit(Hello(worker_id), 0.0, own=True)
+            record.report_rules.started = True
+        return record, theirs
+
+    def taken(self) -> list[Event]:
+        """Return the events since the last call."""
+        taken, self.published[:] = list(self.published), []
+        return taken
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    for record in list(made.children.workers.values()):
+        made.children.remove_worker(record)
+    made.reactor.close_in_child()
+
+
+def test_a_worker_starts_when_it_has_greeted_and_its_fork_is_reported(bench: Bench) -> None:
+    record, theirs = bench.worker()
+    with theirs:
+        theirs.sendall(encode(Hello(1)))
+        bench.reactor.wait(5.0)
+        assert bench.children.workers_by_pid == {os.getpid(): record}, "the kernel tells who has sent it"
+        assert bench.taken() == []
+    record, theirs = bench.worker(2)
+    with theirs:
+        record.forked = True
+        theirs.sendall(encode(Hello(2)))
+        bench.reactor.wait(5.0)
+        assert bench.taken() == [events.WorkerForked(2)]
+        assert theirs.recv(1000) == encode(Start())
+
+
+def test_each_report_of_a_worker_is_an_event(bench: Bench) -> None:
+    record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        for message in (Ready(), Counts(3, 7), ReplacementRequested("max_requests"), Draining()):
+            theirs.sendall(encode(message))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [
+        events.WorkerReady(1),
+        events.WorkerReplacementRequested(1),
+        events.WorkerLeaving(1),
+    ]
+    assert (record.connections, record.requests) == (3, 7)
+    assert bench.gunicorn.hooks == ["zd_worker_ready"]
+    assert bench.seen.names == ["ready"]
+
+
+def test_a_worker_that_cannot_boot_is_an_event(bench: Bench) -> None:
+    _record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Failed("why", "tb", 4)))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerFailed(1, "why", "tb", 4)]
+
+
+def test_a_wish_to_be_replaced_waits_until_the_worker_is_ready(bench: Bench) -> None:
+    _record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(ReplacementRequested("now")))
+        bench.reactor.wait(5.0)
+        assert bench.taken() == []
+        theirs.sendall(encode(Ready()))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerReady(1), events.WorkerReplacementRequested(1)]
+
+
+def test_a_broken_channel_is_closed_and_a_worker_that_boots_has_failed(bench: Bench) -> None:
+    record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Counts(1, 1)) + b"garbage\n" + encode(Ready()))
+        bench.reactor.wait(5.0)
+        assert theirs.recv(1) == b""
+    assert record.channel is None
+    (failed,) = bench.taken()
+    assert isinstance(failed, events.WorkerFailed)
+    assert "not JSON" in failed.reason
+
+
+def test_a_ready_worker_with_a_broken_channel_is_replaced_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "BROKEN_CHANNEL_REPLACEMENT_S", 0.2)
+    _record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Ready()) * 2)
+        bench.reactor.wait(5.0)
+        assert bench.taken() == [events.WorkerReady(1)]
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerReplacementRequested(1)]
+    assert bench.gunicorn.killed == []
+
+
+def test_a_worker_that_breaks_its_channel_before_its_start_is_killed_or_never_starts(bench: Bench) -> None:
+    for worker_id, greeting, killed in ((1, encode(Hello(1)), [(os.getpid(), signal.SIGKILL)]), (2, b"", [])):
+        bench.gunicorn.killed.clear()
+        _record, theirs = bench.worker(worker_id)
+        with theirs:
+            theirs.sendall(greeting + encode(Leave()))
+            bench.reactor.wait(5.0)
+        assert bench.gunicorn.killed == killed
+        assert [type(event) for event in bench.taken()] == ([] if killed else [events.WorkerGone])
+
+
+def test_a_worker_that_ends_before_it_has_greeted_is_gone(bench: Bench) -> None:
+    _record, theirs = bench.worker()
+    theirs.close()
+    bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerGone(1, "ended before it was a worker")]
+    assert bench.children.workers == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "how"), [(0, "exited with code 0"), (-9, "was killed by SIGKILL"), (-77, "was killed by signal 77")]
+)
+def test_a_reaped_worker_is_gone_and_a_ready_one_has_crashed(bench: Bench, code: int, how: str) -> None:
+    _record, theirs = bench.worker(pid=4711)
+    bench.fleet.workers[1] = Worker(1, 0, 1, WorkerState.READY, None)
+    with theirs:
+        assert bench.receiver.reaped(4711, code)
+    assert bench.taken() == [events.WorkerGone(1, how, code)]
+    assert bench.gunicorn.hooks == ["child_exit"]
+    assert bench.seen.names == ["crashed"]
+
+
+def test_an_orphan_of_the_application_is_nothing_to_the_core(bench: Bench) -> None:
+    assert not bench.receiver.reaped(4711, 3)
+    assert bench.taken() == []
+
+
+def test_a_worker_that_is_told_to_leave_gets_an_announcement_and_a_signal(bench: Bench) -> None:
+    _record, theirs = bench.worker(pid=4711)
+    with theirs:
+        bench.executor.execute(events.Drain(1))
+        assert theirs.recv(1000) == encode(Leave())
+        bench.executor.execute(events.Drain(1, quick=True))
+        bench.executor.execute(events.Kill(1, KillReason.NOT_DRAINED))
+    assert bench.gunicorn.killed == [(4711, signal.SIGTERM), (4711, signal.SIGQUIT), (4711, signal.SIGKILL)]
+
+
+def test_a_worker_without_a_process_is_called_off(bench: Bench) -> None:
+    _record, theirs = bench.worker()
+    with theirs:
+        bench.executor.execute(events.Drain(1))
+        assert theirs.recv(1) == b""
+    assert bench.taken() == [events.WorkerGone(1, "was not needed any more", called_off=True)]
+    bench.executor.execute(events.Drain(1))
+    assert bench.gunicorn.killed == []
+
+
+def test_a_spawn_without_a_fork_server_is_an_event(bench: Bench) -> None:
+    bench.executor.execute(events.Spawn(1, 0, 7))
+    (gone,) = bench.taken()
+    assert gone == events.WorkerGone(1, "could not be asked for: its fork server has just ended")
+    assert bench.gunicorn.hooks == ["pre_fork"]
+
+
+def test_a_configuration_is_taken_and_the_core_learns_of_it_first(bench: Bench) -> None:
+    bench.executor.execute(events.TakeConfiguration(2, 2))
+    assert bench.taken() == [], "it is evaluated in a thread, and the loop goes on"
+    bench.reactor.wait(5.0)
+    assert bench.taken() == [events.ConfigurationTaken(2, Policy(configuration=2))]
+    assert bench.gunicorn.hooks == ["on_reload"]
+    assert bench.seen.names == ["configuration"]
+    assert bench.gunicorn.evaluated_by != [threading.main_thread()]
+
+
+def test_a_kept_configuration_is_taken_back_at_once(bench: Bench) -> None:
+    bench.executor.execute(events.TakeConfiguration(1, 0))
+    assert bench.taken() == [events.ConfigurationTaken(1, Policy(configuration=0))]
+
+
+def test_a_configuration_that_was_evaluated_too_late_is_not_taken(bench: Bench) -> None:
+    bench.executor.execute(events.TakeConfiguration(2, 2))
+    bench.gunicorn.offered.clear()
+    bench.reactor.wait(5.0)
+    assert bench.taken() == []
+    assert bench.gunicorn.hooks == []
+
+
+def test_a_configuration_that_needs_the_main_thread_gets_it(bench: Bench) -> None:
+    bench.gunicorn.refusal = GenerationError("the configuration cannot be evaluated")
+    bench.gunicorn.refusal.__cause__ = ValueError("signal only works in main thread of the main interpreter")
+    bench.executor.execute(events.TakeConfiguration(2, 2))
+    bench.reactor.wait(5.0)
+    assert bench.taken() == [events.ConfigurationTaken(2, Policy(configuration=2))]
+    assert bench.gunicorn.evaluated_by[-1] is threading.main_thread()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "reason"),
+    [
+        (GenerationError("the address is in use"), "the address is in use"),
+        (RuntimeError("a bug"), "the configuration cannot be taken over: RuntimeError('a bug')"),
+    ],
+)
+def test_whatever_refuses_a_configuration_is_an_event(bench: Bench, refusal: Exception, reason: str) -> None:
+    bench.gunicorn.refusal = refusal
+    bench.executor.execute(events.TakeConfiguration(2, 2))
+    bench.reactor.wait(5.0)
+    assert bench.taken() == [events.ConfigurationRefused(2, reason)]
+    assert bench.gunicorn.hooks == []
+
+
+def test_a_configuration_is_restored_without_an_answer(bench: Bench) -> None:
+    bench.executor.execute(events.RestoreConfiguration(0))
+    assert bench.gunicorn.restored == [0]
+    assert bench.taken() == []
+
+
+def test_a_reload_is_one_record_from_its_start_to_its_end(bench: Bench) -> None:
+    bench.executor.execute(events.ReloadStarted(2))
+    bench.executor.execute(events.ReloadFinished(2, Outcome.FAILED, "why", "Traceback ..."))
+    (reload,) = bench.seen.reloads
+    assert (reload.generation, reload.result, reload.error, reload.traceback) == (
+        2,
+        Outcome.FAILED,
+        "why",
+        "Traceback ...",
+    )
+    assert reload.duration is not None
+    assert bench.gunicorn.hooks == ["zd_reload_started", "zd_reload_finished"]
+
+
+def test_the_halt_is_what_the_loop_asks_for(bench: Bench) -> None:
+    assert bench.executor.halt is None
+    bench.executor.execute(events.Halt(3, "why"))
+    assert bench.executor.halt == events.Halt(3, "why")
