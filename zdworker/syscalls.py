@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import termios
+from dataclasses import dataclass
 from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
@@ -155,19 +156,35 @@ def send_some(channel: socket.socket, data: bytes, descriptors: list[int]) -> in
         return 0
 
 
-def receive_with_descriptors(channel: socket.socket, size: int = 65536) -> tuple[bytes, list[int], int | None]:
+@dataclass(frozen=True)
+class Piece:
+    """The result of one ``recvmsg``. ``sender`` is a pid where it is passed. ``refused`` means that descriptors came
+    for which there was no room: the kernel has closed them.
+    """
+
+    data: bytes
+    descriptors: list[int]
+    sender: int | None
+    refused: bool
+
+
+def receive_with_descriptors(
+    channel: socket.socket, size: int = 65536, *, descriptors: bool, credentials: bool
+) -> Piece:
     """Return bytes, the descriptors that came with them (close-on-exec), and the sender's pid or None.
 
-    The kernel passes the pid after :func:`pass_credentials`.
-
+    :param descriptors: make room for descriptors. Without it none can get into this process.
+    :param credentials: make room for the sender's pid, which the kernel passes after :func:`pass_credentials`; not
+        otherwise, because the kernel would put descriptors there.
     :raises OSError: whatever ``recvmsg`` raises.
     """
-    space = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4) + socket.CMSG_SPACE(_UCRED.size)
-    data, ancillary, _flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-    descriptors, sender = array.array("i"), None
+    space = socket.CMSG_SPACE(_DESCRIPTORS_MAX * 4) if descriptors else 0
+    space += socket.CMSG_SPACE(_UCRED.size) if credentials else 0
+    data, ancillary, flags, _address = channel.recvmsg(size, space, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+    taken, sender = array.array("i"), None
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+            taken.frombytes(payload[: len(payload) - len(payload) % taken.itemsize])
         elif level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", -1):
             sender = _UCRED.unpack(payload[: _UCRED.size])[0]
-    return data, list(descriptors), sender
+    return Piece(data, list(taken), sender, refused=bool(flags & socket.MSG_CTRUNC))

@@ -17,8 +17,8 @@ LARGE = HookData(environment={"LARGE": "x" * 1_000_000})
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, Channel]]:
     """The master's end, which does not block, and the other one."""
-    ours, theirs = Channel.pair()
-    other = Channel(theirs)
+    ours, theirs = Channel.pair({Spawn: 4096})
+    other = Channel(theirs, takes_descriptors=True)
     yield ours, other
     ours.close()
     other.close()
@@ -66,7 +66,7 @@ def test_each_order_has_its_own_descriptors(ends: tuple[Channel, Channel]) -> No
 
 def test_an_end_that_is_closed_keeps_no_copies() -> None:
     before = open_descriptors()
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair({Spawn: 4096})
     ours.post(LARGE, [])
     for number in range(5):
         ours.post(order(number, 1), [0])

@@ -14,7 +14,7 @@ import pytest
 from gunicorn.config import Config
 
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Leave, Ready, Stopping, encode
+from zdworker.ipc.messages import SERVER_REPORT_BYTES, WORKER_REPORT_BYTES, Leave, Ready, Stopping, encode
 from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.reactor import Reactor
 
@@ -56,14 +56,14 @@ class Ends:
 
     def add_worker(self, record: WorkerRecord) -> socket.socket:
         """Register a worker; return its end of the channel."""
-        channel, theirs = Channel.pair()
+        channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
         self._stack.enter_context(theirs)
         self._children.add_worker(record, channel, self.heard.append)
         return theirs
 
     def add_server(self, number: int, pid: int = NOBODY) -> tuple[ForkServer, int]:
         """Register a fork server; return it and the writing end of its standard error."""
-        channel, theirs = Channel.pair()
+        channel, theirs = Channel.pair(SERVER_REPORT_BYTES)
         self._stack.enter_context(theirs)
         reader, writer = os.pipe()
         os.set_blocking(reader, False)

@@ -15,6 +15,7 @@ import pytest
 
 from zdworker import texts
 from zdworker.ipc.channel import Channel
+from zdworker.ipc.messages import SERVER_REPORT_BYTES
 from zdworker.master import children
 from zdworker.master.children import Children, ForkServer
 from zdworker.master.reactor import Reactor
@@ -57,7 +58,7 @@ def test_what_a_fork_server_prints_is_passed_on_piece_by_piece(capfd: pytest.Cap
     """A character of several bytes may come in two pieces."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(SERVER_REPORT_BYTES)
     server = ForkServer(1, os.getpid(), ours, reader, logging.getLogger())
     for piece in ("é\x1b[2J\n".encode()[:1], "é\x1b[2J\n".encode()[1:], b"x" * 50_000):
         os.write(writer, piece)

@@ -53,6 +53,50 @@ def test_timers_are_called_once_in_their_order_and_not_before(reactor: Reactor) 
     assert len(called) == 2
 
 
+def test_a_timer_that_is_set_by_a_timer_waits_for_the_next_turn(reactor: Reactor) -> None:
+    called: list[int] = []
+
+    def again() -> None:
+        called.append(1)
+        reactor.call_later(0.0, again)
+
+    reactor.call_later(0.0, again)
+    for turn in range(1, 4):
+        reactor.wait(5)
+        assert len(called) == turn
+
+
+def test_a_paused_descriptor_is_not_polled_until_it_is_resumed(reactor: Reactor) -> None:
+    reader, writer = os.pipe()
+    called: list[int] = []
+    reactor.add(reader, lambda: called.append(1))
+    os.write(writer, b"x")
+    reactor.pause(reader)
+    reactor.wait(0)
+    assert called == []
+    reactor.resume(reader)
+    reactor.resume(reader)
+    reactor.wait(0)
+    assert called == [1]
+    reactor.pause(reader)
+    reactor.remove(reader)
+    reactor.resume(reader)
+    reactor.wait(0)
+    assert called == [1]
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_child_closes_what_is_paused(reactor: Reactor) -> None:
+    reader, writer = os.pipe()
+    reactor.add(reader, lambda: None)
+    reactor.pause(reader)
+    reactor.close_in_child()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(reader)
+    os.close(writer)
+
+
 def test_a_full_socket_is_called_back_once_when_it_takes_more(reactor: Reactor) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)

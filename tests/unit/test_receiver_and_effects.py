@@ -19,7 +19,19 @@ from zdworker.core.events import Event, KillReason, Outcome, Policy
 from zdworker.core.fleet import Fleet, Worker, WorkerState
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Counts, Draining, Failed, Hello, Leave, Ready, ReplacementRequested, Start, encode
+from zdworker.ipc.messages import (
+    WORKER_REPORT_BYTES,
+    Counts,
+    Draining,
+    Failed,
+    Hello,
+    Leave,
+    Ready,
+    ReplacementRequested,
+    Start,
+    encode,
+)
+from zdworker.master import receiver
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.effects import Executor
 from zdworker.master.observers import Observer, Observers, Reload
@@ -113,14 +125,16 @@ class Bench:
         self.executor = Executor(parts, self.receiver, None)
 
     def worker(self, worker_id: int = 1, pid: int = 0) -> tuple[WorkerRecord, socket.socket]:
-        """Register a worker, as if it had been ordered; with ``pid`` one whose process is known and forked."""
+        """Register a worker, as if it had been ordered; with ``pid`` one that has got its start order."""
         cfg = self.gunicorn.zd_configuration.current.cfg
         record = WorkerRecord(worker_id, os.getpid(), [], None, 30, cfg, self.gunicorn.log, slot=0, generation=1)
-        channel, theirs = Channel.pair()
+        channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
         self.children.add_worker(record, channel, self.receiver.receive_from_worker)
         if pid:
             self.children.set_pid(record, pid)
             record.forked = True
+            record.report_rules.admit(Hello(worker_id), 0.0, own=True)
+            record.report_rules.started = True
         return record, theirs
 
     def taken(self) -> list[Event]:
@@ -145,34 +159,83 @@ def test_a_worker_starts_when_it_has_greeted_and_its_fork_is_reported(bench: Ben
         bench.reactor.wait(5.0)
         assert bench.children.workers_by_pid == {os.getpid(): record}, "the kernel tells who has sent it"
         assert bench.taken() == []
+    record, theirs = bench.worker(2)
+    with theirs:
         record.forked = True
-        theirs.sendall(encode(Hello(1)))
+        theirs.sendall(encode(Hello(2)))
         bench.reactor.wait(5.0)
-        assert bench.taken() == [events.WorkerForked(1)]
+        assert bench.taken() == [events.WorkerForked(2)]
         assert theirs.recv(1000) == encode(Start())
 
 
 def test_each_report_of_a_worker_is_an_event(bench: Bench) -> None:
     record, theirs = bench.worker(pid=os.getpid())
     with theirs:
-        for message in (
-            Ready(),
-            Counts(3, 7),
-            ReplacementRequested("max_requests"),
-            Draining(),
-            Failed("why", "tb", 4),
-        ):
+        for message in (Ready(), Counts(3, 7), ReplacementRequested("max_requests"), Draining()):
             theirs.sendall(encode(message))
         bench.reactor.wait(5.0)
     assert bench.taken() == [
         events.WorkerReady(1),
         events.WorkerReplacementRequested(1),
         events.WorkerLeaving(1),
-        events.WorkerFailed(1, "why", "tb", 4),
     ]
     assert (record.connections, record.requests) == (3, 7)
     assert bench.gunicorn.hooks == ["zd_worker_ready"]
     assert bench.seen.names == ["ready"]
+
+
+def test_a_worker_that_cannot_boot_is_an_event(bench: Bench) -> None:
+    _record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Failed("why", "tb", 4)))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerFailed(1, "why", "tb", 4)]
+
+
+def test_a_wish_to_be_replaced_waits_until_the_worker_is_ready(bench: Bench) -> None:
+    _record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(ReplacementRequested("now")))
+        bench.reactor.wait(5.0)
+        assert bench.taken() == []
+        theirs.sendall(encode(Ready()))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerReady(1), events.WorkerReplacementRequested(1)]
+
+
+def test_a_broken_channel_is_closed_and_a_worker_that_boots_has_failed(bench: Bench) -> None:
+    record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Counts(1, 1)) + b"garbage\n" + encode(Ready()))
+        bench.reactor.wait(5.0)
+        assert theirs.recv(1) == b""
+    assert record.channel is None
+    (failed,) = bench.taken()
+    assert isinstance(failed, events.WorkerFailed)
+    assert "not JSON" in failed.reason
+
+
+def test_a_ready_worker_with_a_broken_channel_is_replaced_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "BROKEN_CHANNEL_REPLACEMENT_S", 0.2)
+    _record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Ready()) * 2)
+        bench.reactor.wait(5.0)
+        assert bench.taken() == [events.WorkerReady(1)]
+        bench.reactor.wait(5.0)
+    assert bench.taken() == [events.WorkerReplacementRequested(1)]
+    assert bench.gunicorn.killed == []
+
+
+def test_a_worker_that_breaks_its_channel_before_its_start_is_killed_or_never_starts(bench: Bench) -> None:
+    for worker_id, greeting, killed in ((1, encode(Hello(1)), [(os.getpid(), signal.SIGKILL)]), (2, b"", [])):
+        bench.gunicorn.killed.clear()
+        _record, theirs = bench.worker(worker_id)
+        with theirs:
+            theirs.sendall(greeting + encode(Leave()))
+            bench.reactor.wait(5.0)
+        assert bench.gunicorn.killed == killed
+        assert [type(event) for event in bench.taken()] == ([] if killed else [events.WorkerGone])
 
 
 def test_a_worker_that_ends_before_it_has_greeted_is_gone(bench: Bench) -> None:

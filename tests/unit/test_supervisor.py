@@ -19,7 +19,7 @@ import pytest
 from zdworker.core import events
 from zdworker.core.fleet import Phase
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Loaded, encode
+from zdworker.ipc.messages import PROTOCOL, SERVER_REPORT_BYTES, Loaded, encode
 from zdworker.master import launch
 from zdworker.master.children import ForkServer
 from zdworker.master.control import Control
@@ -140,7 +140,7 @@ def test_a_report_that_cannot_be_handled(
     supervisor: Supervisor, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The generation is ended, and the core learns of that instead of waiting for it to load."""
-    ours, theirs = Channel.pair()
+    ours, theirs = Channel.pair(SERVER_REPORT_BYTES)
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(15)"]) as process:

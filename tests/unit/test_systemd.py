@@ -125,7 +125,9 @@ def test_time_is_asked_for_while_something_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("pid", "interval", "beats"), [(os.getpid(), "2000000", 1), (os.getpid() + 1, "2000000", 0), (os.getpid(), "x", 0)]
+    ("pid", "interval", "beats"),
+    [(os.getpid(), "2000000", 1), (os.getpid() + 1, "2000000", 0), (os.getpid(), "x", 0)],
+    ids=["ours", "of another process", "not a number"],  # the ids are the same in each process of pytest-xdist
 )
 def test_the_watchdog_is_fed_when_it_is_ours(
     ear: socket.socket, environ: dict[str, str], pid: int, interval: str, beats: int

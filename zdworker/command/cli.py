@@ -163,7 +163,7 @@ def _send_order(
 ) -> None:
     with _exit_codes(as_json):
         deadline = None if timeout is None else time.monotonic() + timeout
-        with client.Connection(client.find(pid, pidfile, path)) as master:
+        with client.Connection(client.find(pid, pidfile, path), deadline) as master:
             first = master.order(messages.Order(command, wait=not no_wait))
             if isinstance(first, messages.Report):
                 _print_ordered(command, first.status, as_json)
@@ -232,8 +232,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         _exit_with(Exit.MISUSE, str(error), as_json)
     except (NoInstance, MessageError) as error:
         _exit_with(Exit.NO_INSTANCE, str(error), as_json)
-    except TimeoutError:
-        _exit_with(Exit.TIMED_OUT, "timed out waiting; what was ordered goes on", as_json)
+    except TimeoutError as error:
+        _exit_with(Exit.TIMED_OUT, str(error), as_json)
     except KeyboardInterrupt:
         # The master still carries out the order. Shells expect 130 (128 + SIGINT).
         os.write(2, b"\n")

@@ -6,11 +6,13 @@ Rules:
   run, none is guessed.
 * The kernel is asked which sockets a process listens on, not a log or a file name.
 * The text of every error says what to do.
+* Every wait has an end, because a master that is stopped accepts no connection and answers nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -23,7 +25,10 @@ from zdworker.ipc.control_directory import directory_of
 from zdworker.ipc.messages import Message, Order, Refused, Report, decode, encode
 
 ANSWER_TIMEOUT_S = 10.0
-"""Seconds that a master has for its first answer."""
+"""Seconds that a master has to accept a connection and to answer."""
+
+CONNECT_RETRY_S = 0.05
+"""Seconds between two tries to connect to a master whose queue of connections is full."""
 
 UNIX_SOCKETS_FILE = "/proc/{}/net/unix"
 LISTENING_FLAGS = "00010000"
@@ -65,9 +70,10 @@ def _socket_of_process(pid: int) -> str:
     default = directory_of(owner) / f"{pid}.sock"
     if os.path.exists(default):  # not Path.exists(): in another user's directory that raises
         return str(default)
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
     for path in _listening_paths(pid):
         with contextlib.suppress(NoInstance, MessageError, OrderRefused, TimeoutError):
-            status(path)
+            status(path, deadline)
             return path
     raise NoInstance(
         f"the process {pid} has no control socket that can be reached: it is no master of zdworker's, has "
@@ -96,19 +102,22 @@ def _running_masters() -> Iterator[str]:
     candidates += sorted(directory_of(os.geteuid()).glob("*.sock"))
     for path in dict.fromkeys(candidates):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(str(path))
+            probe.setblocking(False)
+            with contextlib.suppress(BlockingIOError):  # its queue of connections is full: it listens
+                probe.connect(str(path))
             yield str(path)
 
 
-def status(path: str) -> dict[str, Any]:
+def status(path: str, deadline: float | None = None) -> dict[str, Any]:
     """Return the status of the master that listens on ``path``.
 
+    :param deadline: as for :class:`Connection`.
     :raises NoInstance: there is none, or this user may not connect to it.
     :raises OrderRefused: it does not carry the order out.
     :raises MessageError: its answer is not a message.
-    :raises TimeoutError: it does not answer within :data:`ANSWER_TIMEOUT_S` seconds.
+    :raises TimeoutError: it does not answer in time.
     """
-    with Connection(path) as master:
+    with Connection(path, deadline) as master:
         answer = master.order(Order("status"))
     if not isinstance(answer, Report):
         raise NoInstance(f"{path} gave a strange answer: {answer!r}")
@@ -118,21 +127,40 @@ def status(path: str) -> dict[str, Any]:
 class Connection:
     """A connection to a master.
 
+    :param deadline: when to give up connecting and ordering, by ``time.monotonic()``; at the latest after
+        :data:`ANSWER_TIMEOUT_S` seconds.
     :raises NoInstance: no process listens there, or this user may not connect.
+    :raises TimeoutError: the master does not accept the connection in time.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, deadline: float | None = None) -> None:
         self._path = path
+        self._deadline = min(time.monotonic() + ANSWER_TIMEOUT_S, math.inf if deadline is None else deadline)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rest = b""
         try:
-            self._socket.connect(path)
+            self._connect()
+        except TimeoutError:
+            self.close()
+            raise
         except PermissionError:
             self.close()
             raise NoInstance(f"{path} belongs to another user: run this as that one, or as root") from None
         except OSError as error:
             self.close()
             raise NoInstance(f"no master listens on {path}: {error.strerror or error}") from None
+
+    def _connect(self) -> None:
+        self._socket.setblocking(False)  # with a timeout, a full queue is an error at once, too (connect(2))
+        while True:
+            try:
+                self._socket.connect(self._path)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= self._deadline:
+                    text = f"the master on {self._path} accepts no connection: it is stopped, or has too much to do"
+                    raise TimeoutError(text) from None
+                time.sleep(CONNECT_RETRY_S)
 
     def __enter__(self) -> Connection:
         return self
@@ -145,32 +173,40 @@ class Connection:
         self._socket.close()
 
     def order(self, order: Order) -> Message:
-        """Send an order and return the first answer, for which the master has :data:`ANSWER_TIMEOUT_S` seconds.
+        """Send an order and return the first answer.
 
         :raises NoInstance: the master has ended.
         :raises OrderRefused: it does not carry the order out.
         :raises MessageError: the answer is not a message.
         :raises TimeoutError: there is none in time.
         """
+        self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
         with contextlib.suppress(ConnectionError):  # the master has closed the connection: receive() raises for that
             self._socket.sendall(encode(order))
-        return self.receive(time.monotonic() + ANSWER_TIMEOUT_S)
+        return self.receive(self._deadline)
 
     def receive(self, deadline: float | None) -> Message:
         """Return the next answer.
 
-        :param deadline: when to give up, by ``time.monotonic()``; None: never.
+        :param deadline: when to give up, by ``time.monotonic()``; None: when the master is silent and does not answer
+            another client either.
         :raises NoInstance: the master has ended.
         :raises OrderRefused: it does not carry the order out.
         :raises MessageError: the answer is not a message.
         :raises TimeoutError: there is none in time.
         """
         while b"\n" not in self._rest:
-            self._socket.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            self._socket.settimeout(ANSWER_TIMEOUT_S if deadline is None else max(0.001, deadline - time.monotonic()))
             try:
                 data = self._socket.recv(65536)
             except ConnectionError:
                 data = b""
+            except TimeoutError:
+                if deadline is not None:
+                    raise TimeoutError("timed out waiting; what was ordered goes on") from None
+                with contextlib.suppress(NoInstance):  # a reload may give the control socket another path
+                    status(self._path)
+                continue
             if not data:
                 raise NoInstance(f"the master on {self._path} has closed the connection: it has ended, or is too busy")
             self._rest += data

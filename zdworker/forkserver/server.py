@@ -47,7 +47,7 @@ def main() -> NoReturn:
     """Be the fork server that the command line asks for."""
     number, command = int(sys.argv[1]), sys.argv[3:]
     os.set_inheritable(number, False)
-    channel = Channel(socket.socket(fileno=number))
+    channel = Channel(socket.socket(fileno=number), takes_descriptors=True)
     init = _first_message(channel)
     syscalls.set_death_signal(signal.SIGKILL)
     if os.getppid() != init.master:

@@ -11,14 +11,18 @@ import collections
 import contextlib
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from zdworker import syscalls
 from zdworker.errors import MessageError
-from zdworker.ipc.messages import MESSAGE_MAX_BYTES, Decoder, Message, encode
+from zdworker.ipc.messages import Decoder, Message, encode
 
 RECEIVE_READS_MAX = 16
 """Reads in one call: a sender without end must not hold up the reader. To empty a full socket buffer takes fewer."""
+
+TURN_BYTES = 16 * 65536
+"""Bytes that are read at a time from a process that is trusted."""
 
 
 @dataclass
@@ -26,12 +30,14 @@ class Received:
     """The result of one read of a channel.
 
     ``messages`` are pairs of a message and its sender's pid, None where the kernel passes none. ``closed`` means that
-    the other end is closed. ``error`` says why something that came is not a message, "" if all is well.
+    the other end is closed. ``error`` says why something that came is not a message that may come here, "" if all is
+    well. ``size`` is how many bytes came.
     """
 
     messages: list[tuple[Message, int | None]] = field(default_factory=list)
     closed: bool = False
     error: str = ""
+    size: int = 0
 
 
 @dataclass
@@ -50,22 +56,33 @@ class _Unsent:
 class Channel:
     """One end of a channel. ``descriptors`` holds those that were received and not taken yet, in their order.
 
-    :param limit: the most bytes that one message of the other end may have.
+    :param accepts: the kinds of message that the other end may send, with the most bytes of each; all by default.
+    :param takes_descriptors: whether the other end may send descriptors. The kernel closes those that come otherwise.
+    :param credentials: whether the kernel passes the sender's pid.
     """
 
-    def __init__(self, end: socket.socket, limit: int = MESSAGE_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        end: socket.socket,
+        accepts: Mapping[type[Message], int] | None = None,
+        *,
+        takes_descriptors: bool = False,
+        credentials: bool = False,
+    ) -> None:
         self._socket = end
-        self._decoder = Decoder(limit)
+        self._decoder = Decoder(accepts=accepts)
+        self._takes_descriptors = takes_descriptors
+        self._credentials = credentials
         self._unsent: collections.deque[_Unsent] = collections.deque()
         self.descriptors: list[int] = []
 
     @classmethod
-    def pair(cls) -> tuple[Channel, socket.socket]:
+    def pair(cls, accepts: Mapping[type[Message], int]) -> tuple[Channel, socket.socket]:
         """Return the master's end, which does not block and gets the pid of each sender, and the other end."""
         own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         syscalls.pass_credentials(own)
         own.setblocking(False)
-        return cls(own), other
+        return cls(own, accepts, credentials=True), other
 
     def fileno(self) -> int:
         """Return the descriptor, -1 when closed."""
@@ -108,26 +125,37 @@ class Channel:
             self._unsent.popleft()
         return True
 
-    def receive(self) -> Received:
-        """Return what has arrived; on a blocking channel, wait until something has."""
+    def receive(self, most_bytes: int = TURN_BYTES) -> Received:
+        """Return what has arrived; on a blocking channel, wait until something has.
+
+        After an error nothing more is read, because what follows cannot be told apart from what was wrong.
+        """
         received = Received()
         for _ in range(RECEIVE_READS_MAX):
             try:
-                data, descriptors, sender = syscalls.receive_with_descriptors(self._socket)
+                piece = self._receive_piece(min(65536, most_bytes - received.size))
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
-                data, descriptors, sender = b"", [], None
-            self.descriptors += descriptors
-            received.closed = not data
+                piece = syscalls.Piece(b"", [], None, refused=False)
+            self.descriptors += piece.descriptors
+            received.size += len(piece.data)
+            received.closed = not piece.data
             try:
-                for message in self._decoder.feed(data):
-                    received.messages.append((message, sender))  # one by one: the messages before a bad line count
+                if piece.refused:
+                    raise MessageError("descriptors came along, and this end of a channel takes none")
+                for message in self._decoder.feed(piece.data):
+                    received.messages.append((message, piece.sender))  # one by one: those before a bad line count
             except MessageError as error:
                 received.error = str(error)
-            if received.closed or self._socket.getblocking():
+            if received.closed or received.error or received.size >= most_bytes or self._socket.getblocking():
                 break
         return received
+
+    def _receive_piece(self, size: int) -> syscalls.Piece:
+        return syscalls.receive_with_descriptors(
+            self._socket, size, descriptors=self._takes_descriptors, credentials=self._credentials
+        )
 
     def take(self, names: list[str]) -> dict[str, list[int]]:
         """Return the descriptors that came with a message, by the names that its ``descriptors`` field has for them."""

@@ -19,7 +19,7 @@ import dataclasses
 import json
 import reprlib
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -256,6 +256,20 @@ Message = (
     | Outcome
     | Refused
 )
+
+SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(ServerReport), MESSAGE_MAX_BYTES)
+"""Bytes that each kind of message from a fork server may have; it sends no others."""
+
+REPORTED_TEXT_BYTES = 64 * 1024
+"""Bytes that a text in a worker's report may have, as JSON."""
+
+WORKER_REPORT_BYTES: dict[type[Message], int] = {
+    **dict.fromkeys(typing.get_args(WorkerReport), 1024),
+    ReplacementRequested: REPORTED_TEXT_BYTES + 1024,
+    Failed: 2 * REPORTED_TEXT_BYTES + 1024,
+}
+"""Bytes that each kind of message from a worker may have; it sends no others."""
+
 MESSAGE_TYPES: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
 FIELD_TYPES: dict[type[Message], dict[str, Any]] = {
     kind: typing.get_type_hints(kind) for kind in MESSAGE_TYPES.values()
@@ -269,6 +283,14 @@ def encode(message: Message) -> bytes:
     """
     fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
+
+
+def reported_text(text: str) -> str:
+    """Return the end of ``text``, where the reason stands, as far as it fits into a worker's report."""
+    text = text[-REPORTED_TEXT_BYTES:]
+    while len(json.dumps(text)) > REPORTED_TEXT_BYTES + len('""'):
+        text = text[len(text) // 8 + 1 :]
+    return text
 
 
 def decode(line: bytes) -> Message:
@@ -319,10 +341,12 @@ class Decoder:
     """Turns a stream of bytes, in pieces of any size, into messages.
 
     :param limit: the most bytes that one message may have, its newline not counted.
+    :param accepts: the kinds of message that may come, with the most bytes of each; all kinds by default.
     """
 
-    def __init__(self, limit: int = MESSAGE_MAX_BYTES) -> None:
-        self._limit = limit
+    def __init__(self, limit: int = MESSAGE_MAX_BYTES, accepts: Mapping[type[Message], int] | None = None) -> None:
+        self._limit = limit if accepts is None else max(accepts.values())
+        self._accepts = accepts
         self._rest = bytearray()
         self._searched = (
             0  # bytes of the rest that are known to have no newline, so that a long message is searched once
@@ -348,7 +372,7 @@ class Decoder:
                 continue
             if len(line) > self._limit:
                 raise self._too_long()
-            yield decode(line)
+            yield self._accepted(decode(line), len(line))
         self._searched = len(self._rest)
         if self._overlong or len(self._rest) > self._limit:
             first_seen, self._overlong = not self._overlong, True
@@ -356,6 +380,15 @@ class Decoder:
             self._searched = 0
             if first_seen:
                 raise self._too_long()
+
+    def _accepted(self, message: Message, length: int) -> Message:
+        if self._accepts is not None:
+            name, limit = type(message).__name__, self._accepts.get(type(message))
+            if limit is None:
+                raise MessageError(f"{name} is not for this end of a channel")
+            if length > limit:
+                raise MessageError(f"{name} has {length} bytes, it may have {limit}")
+        return message
 
     def _too_long(self) -> MessageError:
         return MessageError(f"a message is longer than {self._limit} bytes")

@@ -20,6 +20,7 @@ from zdworker import texts
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
+from zdworker.master.report_rules import ReportRules
 
 KILLED_WAIT_S = 1.0
 """Seconds that the master waits at its end for the processes that it has killed."""
@@ -111,7 +112,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
     master. ``worker_id`` is what Gunicorn calls the worker's age. ``has_pid`` means that its process is known,
     ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``,
-    ``called_off`` that it will get no start order. ``ordered_at`` is by ``time.monotonic()``.
+    ``called_off`` that it will get no start order, ``replacement_requested`` that it has asked for that before it was
+    ready. ``ordered_at`` is by ``time.monotonic()``.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -124,6 +126,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.forked = False
         self.greeted = False
         self.called_off = False
+        self.report_rules = ReportRules(self.worker_id)
+        self.replacement_requested = False
         self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0

@@ -6,20 +6,23 @@ Rules:
   root may order.
 * One message is one line of JSON (``zdworker.ipc.messages``). The first one is an
   :class:`~zdworker.ipc.messages.Order`.
-* No client can block the master. A client is read when its socket is readable, a bounded piece at a time. A client that
-  does not read its answers or sends no order in time is disconnected. The number of clients is limited.
+* No client can block the master. A client is read when its socket is readable, a bounded piece at a time, and in each
+  turn of the loop one order of all clients is answered. A client that does not read its answers or sends no order in
+  time is disconnected. The number of clients is limited.
 * A client that waits gets the outcome of the first reload that started after its order and has ended. A superseded
   reload does not count, because the reload that superseded it loads even newer code.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
 import socket
 import stat
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from zdworker import syscalls, texts
@@ -42,6 +45,12 @@ ORDER_TIMEOUT_S = 10.0
 
 ORDER_MAX_BYTES = 4096
 """Bytes that an order may have."""
+
+SILENCE_CHECK_INTERVAL_S = 1.0
+"""Seconds between two looks for silent clients."""
+
+ACCEPT_RETRY_S = 0.5
+"""Seconds without a look at those who want to connect, when the master has no descriptor or memory for one more."""
 
 CLIENT_BUFFER_BYTES = 1 << 20
 """Bytes of answers that the kernel holds for a client that does not read."""
@@ -72,13 +81,19 @@ class Client:
     """One connection.
 
     ``after`` is the newest generation before the client's order, None if the client does not wait. ``rolls_back`` means
-    that it waits for a rollback. ``progress`` is the message that was sent to it last.
+    that it waits for a rollback. ``progress`` is the message that was sent to it last. ``orders`` have come and are not
+    answered yet. After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at``
+    is when it came or its last order was answered, by ``time.monotonic()``.
     """
 
     channel: Channel
     after: int | None = None
     rolls_back: bool = False
     progress: Progress | None = None
+    orders: collections.deque[Message] = field(default_factory=collections.deque)
+    error: str = ""
+    leaving: bool = False
+    active_at: float = field(default_factory=time.monotonic)
 
 
 class Control(Observer):
@@ -96,6 +111,8 @@ class Control(Observer):
         self._log = log
         self._listener: socket.socket | None = None
         self._clients: dict[int, Client] = {}
+        self._with_orders: collections.deque[Client] = collections.deque()
+        self._checks_silence = False
         self._latest: Reload | None = None
 
     # -- the socket ----------------------------------------------------------------------------------------------
@@ -143,38 +160,82 @@ class Control(Observer):
         assert self._listener is not None  # noqa: S101 (for the type checker: it is what has become readable)
         try:
             connection, _address = self._listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # it has left
         except OSError:
-            return  # the client has left, or no descriptor is free, in which case the next poll tries again
+            # No descriptor or memory is free: the listener stays readable, and each poll would end at once.
+            listener = self._listener.fileno()
+            self._reactor.pause(listener)
+            self._reactor.call_later(ACCEPT_RETRY_S, lambda: self._reactor.resume(listener))
+            return
         if len(self._clients) >= MAX_CLIENTS or syscalls.peer_uid(connection) not in (None, 0, os.geteuid()):
             connection.close()
             return
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_BUFFER_BYTES)
-        client = Client(Channel(connection, ORDER_MAX_BYTES))
+        client = Client(Channel(connection, {Order: ORDER_MAX_BYTES}))
         self._clients[connection.fileno()] = client
         self._reactor.add(connection.fileno(), lambda: self._receive(client))
-        self._reactor.call_later(ORDER_TIMEOUT_S, lambda: self._drop_silent(client))
+        if not self._checks_silence:
+            self._checks_silence = True
+            self._reactor.call_later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
 
     # -- clients -------------------------------------------------------------------------------------------------
 
-    def _drop_silent(self, client: Client) -> None:
-        if client.after is None:
-            self._drop(client)
+    def _drop_silent(self) -> None:
+        """Disconnect the clients that neither wait nor order anything; look again later if some are left.
+
+        One timer for all: one for each would be kept until its time, for clients that left long ago.
+        """
+        since = time.monotonic() - ORDER_TIMEOUT_S
+        for client in list(self._clients.values()):
+            if client.after is None and not client.orders and client.active_at <= since:
+                self._drop(client)
+        self._checks_silence = bool(self._clients)
+        if self._checks_silence:
+            self._reactor.call_later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
 
     def _drop(self, client: Client) -> None:
         descriptor = client.channel.fileno()
         if descriptor >= 0 and self._clients.pop(descriptor, None) is not None:
             self._reactor.remove(descriptor)
             client.channel.close()
+            client.orders.clear()
 
     def _receive(self, client: Client) -> None:
-        received = client.channel.receive()
-        for message, _sender in received.messages:
-            if client.after is None:  # one order at a time
-                self._answer(client, message)
-        if received.error:
-            self._send(client, Refused(f"{received.error}; send one JSON object a line: {_USAGE}"))
-        if received.closed or received.error or client.channel.descriptors:
+        """Read a piece of what a client has sent; no more is read of it until that is answered."""
+        received = client.channel.receive(ORDER_MAX_BYTES)
+        client.orders.extend(message for message, _sender in received.messages)
+        client.error, client.leaving = received.error, received.closed
+        if not client.orders:
+            self._end_if_over(client)
+            return
+        self._reactor.pause(client.channel.fileno())
+        self._with_orders.append(client)
+        if len(self._with_orders) == 1:
+            self._reactor.call_later(0.0, self._answer_next)
+
+    def _answer_next(self) -> None:
+        """Answer one order, of the client whose turn it is; the others have theirs in the next turns of the loop."""
+        client = self._with_orders.popleft()
+        if client.after is not None:  # one order at a time
+            client.orders.clear()
+        if client.orders:
+            client.active_at = time.monotonic()
+            self._answer(client, client.orders.popleft())
+        if client.channel.fileno() >= 0:  # else it did not read its answer
+            if client.orders:
+                self._with_orders.append(client)
+            else:
+                self._reactor.resume(client.channel.fileno())
+                self._end_if_over(client)
+        if self._with_orders:
+            self._reactor.call_later(0.0, self._answer_next)
+
+    def _end_if_over(self, client: Client) -> None:
+        if client.error:
+            self._send(client, Refused(f"{client.error}; send one JSON object a line: {_USAGE}"))
+        if client.error or client.leaving:
             self._drop(client)
 
     def _answer(self, client: Client, message: Message) -> None:
@@ -233,7 +294,7 @@ class Control(Observer):
         for client in list(self._clients.values()):
             # A rollback also calls off a reload that is loading, and one that was to follow it.
             if client.after is not None and (reload.generation > client.after or reload.called_off):
-                client.after = None
+                client.after, client.active_at = None, time.monotonic()
                 self._send(client, _outcome(reload, fleet, client.rolls_back))
 
     def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
@@ -243,7 +304,7 @@ class Control(Observer):
         duration_s = 0.0 if self._latest is None else self._latest.duration_s()
         serving = serving_generation(fleet) or 0
         for client in [client for client in self._clients.values() if client.after is not None]:
-            client.after = None
+            client.after, client.active_at = None, time.monotonic()
             self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
 
 
@@ -304,11 +365,14 @@ def _remove_dead(path: str) -> None:
     if not is_socket:
         raise FileExistsError(0, "there is a file, and it is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # with the queue of a stopped process full, the connect would wait for that process
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
+        except BlockingIOError:
+            pass  # its queue is full: it listens
     raise FileExistsError(0, "another master listens there")
 
 
@@ -327,7 +391,9 @@ def default_path(pid: int) -> str:
         raise ControlError(f"{directory} cannot be made for the control socket: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise ControlError(f"{directory} is not a directory that only this user can enter: no control socket in there")
+    path = directory / f"{pid}.sock"
     for left in directory.glob("*.sock"):
-        with contextlib.suppress(OSError):
-            _remove_dead(str(left))
-    return str(directory / f"{pid}.sock")
+        if left != path:
+            with contextlib.suppress(OSError):
+                _remove_dead(str(left))
+    return str(path)

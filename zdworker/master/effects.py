@@ -21,7 +21,7 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import HookData, Leave, Spawn
+from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
 from zdworker.master import launch
 from zdworker.master.background import call_in_background
 from zdworker.master.children import WorkerRecord
@@ -209,7 +209,7 @@ class Executor:
             self._publish(events.WorkerGone(action.worker_id, f"got no heartbeat file: {error}"))
             return
         try:
-            channel, theirs = Channel.pair()
+            channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
         except OSError as error:  # no descriptors are left, for which the fork server is not to blame
             record.close()
             self._publish(events.WorkerGone(action.worker_id, f"got no channel: {error}"))

@@ -29,7 +29,7 @@ from typing import Any
 from zdworker import syscalls
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Init
+from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
 
 SAME_DEPLOY_NS = 2_000_000_000
@@ -161,7 +161,7 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
     :raises OSError: the system gives no process, pipe or socket.
     :raises GenerationError: the command cannot be run again.
     """
-    channel, other = Channel.pair()
+    channel, other = Channel.pair(SERVER_REPORT_BYTES)
     stderr, writer = -1, -1
     try:
         stderr, writer = os.pipe()

@@ -33,6 +33,7 @@ class Reactor:
         self._log = log
         # poll(2) and not epoll, whose descriptor would be shared with each process that is forked from the master.
         self._selector = selectors.PollSelector()
+        self._paused: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._from_threads: collections.deque[Callable[[], None]] = collections.deque()
@@ -62,8 +63,19 @@ class Reactor:
     def remove(self, descriptor: int) -> None:
         """Stop polling ``descriptor``, which need not be polled."""
         self._writers.pop(descriptor, None)
+        self._paused.pop(descriptor, None)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(descriptor)
+
+    def pause(self, descriptor: int) -> None:
+        """Do not poll ``descriptor`` until :meth:`resume`, although it may be readable."""
+        self._paused[descriptor] = self._selector.unregister(descriptor).data
+
+    def resume(self, descriptor: int) -> None:
+        """Poll ``descriptor`` again, unless it was removed after :meth:`pause`."""
+        callback = self._paused.pop(descriptor, None)
+        if callback is not None:
+            self.add(descriptor, callback)
 
     def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call ``callback`` once, ``seconds`` from now."""
@@ -81,7 +93,8 @@ class Reactor:
         self._poll(timeout)
         while self._from_threads:
             self._call(self._from_threads.popleft())
-        while self._timers and self._timers[0][0] <= time.monotonic():
+        now = time.monotonic()  # once: a callback that asks to be called in the next turn must not hold up this one
+        while self._timers and self._timers[0][0] <= now:
             self._call(heapq.heappop(self._timers)[2])
 
     def _poll(self, timeout: float) -> None:
@@ -113,11 +126,10 @@ class Reactor:
         if self._writer < 0:
             return
         signal.set_wakeup_fd(-1)
-        for key in list(self._selector.get_map().values()):
-            self._selector.unregister(key.fd)
+        for descriptor in [*(key.fd for key in self._selector.get_map().values()), *self._paused]:
+            self.remove(descriptor)
             with contextlib.suppress(OSError):
-                os.close(key.fd)
-        self._writers.clear()
+                os.close(descriptor)
         os.close(self._writer)
         self._writer = -1
 

@@ -4,7 +4,10 @@ Rules:
 
 * A worker's death is what ``waitpid`` reports. An end of file only means that a channel was closed; but a worker that
   has not sent ``Hello`` by then never will.
-* Nothing that a process sends or does ends the master. What cannot be understood is logged.
+* Nothing that a process sends or does ends the master, or holds it up: a worker is read a small piece at a time.
+* A worker's channel is closed at the first message that is malformed, illegal (``report_rules.py``) or brings
+  descriptors. A worker that serves goes on serving and is replaced, as if it had asked for that: whatever has written
+  into its channel, its clients are not to blame. One that boots has failed.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 from zdworker.core import events
 from zdworker.core.fleet import GenerationState, WorkerState
-from zdworker.errors import GenerationError, SettingError
+from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
     PROTOCOL,
@@ -27,7 +30,6 @@ from zdworker.ipc.messages import (
     Hello,
     Loaded,
     LoadFailed,
-    Message,
     NotForked,
     Ready,
     ReplacementRequested,
@@ -40,6 +42,16 @@ from zdworker.master.observers import Observer
 from zdworker.master.parts import Parts
 from zdworker.settings import Settings
 
+REPORT_TURN_BYTES = 8192
+"""Bytes that are read at a time from a worker: a hundred times what one has to say in a second."""
+
+REST_READS = 64
+"""Such reads of what a worker has left behind: its last words are behind a full socket's buffer at most."""
+
+BROKEN_CHANNEL_REPLACEMENT_S = 10.0
+"""Seconds from a worker's order before it is replaced for its broken channel: what breaks each new one must not make
+the master replace one after the other as fast as they boot."""
+
 
 class Receiver:
     """Reads what the children send, and learns how they end."""
@@ -50,6 +62,7 @@ class Receiver:
         self._fleet = parts.fleet
         self._children = parts.children
         self._observers = parts.observers
+        self._reactor = parts.reactor
         self._publish = parts.publish
 
     def reaped(self, pid: int, code: int) -> bool:
@@ -75,61 +88,91 @@ class Receiver:
     # -- workers -------------------------------------------------------------------------------------------------
 
     def receive_from_worker(self, record: WorkerRecord) -> None:
-        """Read a worker's channel, without waiting, and handle what came."""
+        """Read a piece of a worker's channel, without waiting, and handle what came."""
+        self._receive_piece(record)
+
+    def _receive_piece(self, record: WorkerRecord) -> bool:
+        """Return whether something came, after which there may be more."""
         if record.channel is None:
-            return
-        received = record.channel.receive()
-        for message, sender in received.messages:
-            self._log.debug("worker %s (pid:%s) -> master: %r", record.worker_id, sender, message)
-            self._handle_report(record, message, sender)
-        if received.error:
-            self._log.warning("Worker (pid:%s) sent something strange: %s", record.pid, received.error)
+            return False
+        received = record.channel.receive(REPORT_TURN_BYTES)
+        try:
+            for message, sender in received.messages:
+                self._log.debug("worker %s (pid:%s) -> master: %r", record.worker_id, sender, message)
+                own = not record.has_pid or sender in (None, record.pid)
+                if isinstance(message, WorkerReport) and record.report_rules.admit(message, time.monotonic(), own=own):
+                    self._handle_report(record, message, sender)
+            if received.error:
+                raise MessageError(received.error)
+        except MessageError as error:
+            self._break_channel(record, str(error))
+            return False
         if received.closed:
             self._children.close_channel(record)
             if not record.has_pid:
                 self.boot_failed(record, "ended before it was a worker")
+        return received.size > 0
 
-    def _handle_report(self, record: WorkerRecord, message: Message, sender: int | None) -> None:
-        if isinstance(message, Hello):
-            if not record.has_pid and sender:
-                self._children.set_pid(record, sender)
-            record.greeted = True
-            self._start_if_forked(record)
-        elif sender in (None, record.pid) and isinstance(message, WorkerReport):
-            # Anything else was sent by a child of the application, which holds a copy of the channel.
-            self._handle_own_report(record, message)
+    def _break_channel(self, record: WorkerRecord, why: str) -> None:
+        """Close the channel of a worker that has not kept its rules, and have the worker replaced."""
+        self._log.error("Worker (pid:%s) has broken the rules of its reports, no more are read: %s", record.pid, why)
+        self._children.close_channel(record)
+        if not record.has_pid:
+            self.boot_failed(record, f"has broken the rules of its reports: {why}")
+        elif not record.report_rules.started:
+            self._gunicorn.kill_worker(record.pid, signal.SIGKILL)  # its end is an event as any other worker's
+        elif not record.booted:
+            self._publish(events.WorkerFailed(record.worker_id, f"it has broken the rules of its reports: {why}"))
+        else:
+            wait = record.ordered_at + BROKEN_CHANNEL_REPLACEMENT_S - time.monotonic()
+            request = events.WorkerReplacementRequested(record.worker_id)
+            self._reactor.call_later(max(0.0, wait), lambda: self._publish(request))
 
-    def _handle_own_report(self, record: WorkerRecord, message: WorkerReport) -> None:
+    def _handle_report(self, record: WorkerRecord, message: WorkerReport, sender: int | None) -> None:
         match message:
             case Hello():
-                pass  # handled before, because it tells who the sender is
+                if not record.has_pid and sender:
+                    self._children.set_pid(record, sender)
+                record.greeted = True
+                self._start_if_forked(record)
             case Ready():
-                record.booted = True
-                boot_s = time.monotonic() - record.ordered_at
-                self._observers.notify(Observer.worker_ready, boot_s)
-                self._gunicorn.zd_hook("zd_worker_ready", record)
-                self._publish(events.WorkerReady(record.worker_id))
+                self._worker_ready(record)
             case Draining():
                 self._publish(events.WorkerLeaving(record.worker_id))
             case Failed(reason, traceback, exit_code):
                 self._publish(events.WorkerFailed(record.worker_id, reason, traceback, exit_code))
             case ReplacementRequested(reason):
                 self._log.info("Worker (pid:%s) is to be replaced: %s", record.pid, reason)
-                self._publish(events.WorkerReplacementRequested(record.worker_id))
+                if record.booted:
+                    self._publish(events.WorkerReplacementRequested(record.worker_id))
+                else:
+                    record.replacement_requested = True
             case Counts(connections, requests):
                 record.connections, record.requests = connections, requests
             case _:
                 assert_never(message)
 
+    def _worker_ready(self, record: WorkerRecord) -> None:
+        record.booted = True
+        boot_s = time.monotonic() - record.ordered_at
+        self._observers.notify(Observer.worker_ready, boot_s)
+        self._gunicorn.zd_hook("zd_worker_ready", record)
+        self._publish(events.WorkerReady(record.worker_id))
+        if record.replacement_requested:
+            self._publish(events.WorkerReplacementRequested(record.worker_id))
+
     def _start_if_forked(self, record: WorkerRecord) -> None:
         """Let a worker boot when it has greeted, and its fork server has reported it as the master's child."""
         if record.has_pid and record.greeted and record.forked and record.channel is not None:
+            record.report_rules.started = True
             record.send(Start())
             self._observers.notify(Observer.worker_forked)
             self._publish(events.WorkerForked(record.worker_id))
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
-        self.receive_from_worker(record)
+        for _ in range(REST_READS):
+            if not self._receive_piece(record):
+                break
         known = self._fleet.workers.get(record.worker_id)
         if known is not None and known.state is WorkerState.READY:
             self._observers.notify(Observer.worker_crashed)

@@ -24,7 +24,17 @@ from typing import Any, ClassVar, NoReturn
 
 from zdworker import roles, takeover, texts
 from zdworker.errors import WarmupFailed
-from zdworker.ipc.messages import Counts, Draining, Failed, Leave, Message, Ready, ReplacementRequested, Stopping
+from zdworker.ipc.messages import (
+    Counts,
+    Draining,
+    Failed,
+    Leave,
+    Message,
+    Ready,
+    ReplacementRequested,
+    Stopping,
+    reported_text,
+)
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
@@ -133,7 +143,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""
-        self._report_once(ReplacementRequested(texts.lines(reason, texts.REASON_MAX)))
+        self._report_once(ReplacementRequested(reported_text(texts.lines(reason, texts.REASON_MAX))))
 
     def zd_tired(self, reason: str) -> None:
         """Call :meth:`zd_request_replacement`; its name before version 0.2."""
@@ -145,7 +155,10 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         Nothing is reported of a worker that has been ready: the master sees how its process ends.
         """
         if self.zd_failure is None and "Ready" not in self._zd_reported:
-            self.zd_failure = Failed(texts.lines(reason, texts.REASON_MAX), texts.lines(traceback), exit_code)
+            # The characters are bounded for the reader, the bytes for the receiver.
+            self.zd_failure = Failed(
+                reported_text(texts.lines(reason, texts.REASON_MAX)), reported_text(texts.lines(traceback)), exit_code
+            )
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int) -> None:

@@ -1,0 +1,90 @@
+"""A healthy observer of a master: it asks for the status again and again, and notes how long the answers take.
+
+Rules: an answer needs a turn of the master's loop, so the longest wait for one bounds the longest turn. The time in
+which the kernel has kept the master, or the observer, waiting for a processor is not the master's: it is known
+(``/proc/<pid>/schedstat``, run_delay) and subtracted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+STATUS = b'{"type": "order", "command": "status"}\n'
+
+
+def ask(path: Path, data: bytes = STATUS, timeout: float = 10) -> dict[str, Any]:
+    """Send an order and return its first answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+        control.connect(str(path))  # before the timeout, with which a full queue would be an error at once
+        control.settimeout(timeout)
+        control.sendall(data)
+        answer = json.loads(control.makefile().readline())
+    assert isinstance(answer, dict)
+    return answer
+
+
+def status(path: Path, timeout: float = 10) -> dict[str, Any]:
+    found = ask(path, timeout=timeout)["status"]
+    assert isinstance(found, dict)
+    return found
+
+
+def processor_wait_s(task: str) -> float:
+    """Return the seconds that a task was ready to run, but had no processor."""
+    return int(Path(f"/proc/{task}/schedstat").read_text().split()[1]) / 1e9
+
+
+def processor_time_s(pid: int) -> float:
+    """Return the seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Heartbeats:
+    """Asks a master for its status in a thread of its own, until the end of the ``with`` block.
+
+    :param path: the control socket.
+    """
+
+    def __init__(self, master: int, path: Path) -> None:
+        self.longest_s = 0.0
+        self.answers = 0
+        self.errors: list[str] = []
+        self._master = master
+        self._path = path
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Heartbeats:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join(60)
+
+    def _run(self) -> None:
+        while not self._ended.wait(0.01):
+            try:
+                self._beat(f"self/task/{threading.get_native_id()}")
+            except (OSError, ValueError, KeyError) as error:
+                self.errors.append(repr(error))
+
+    def _beat(self, own: str) -> None:
+        waited, began = self._processor_waits(own), time.monotonic()
+        status(self._path, timeout=60)
+        took = time.monotonic() - began - (self._processor_waits(own) - waited)
+        self.answers += 1
+        self.longest_s = max(self.longest_s, took)
+
+    def _processor_waits(self, own: str) -> float:
+        return processor_wait_s(str(self._master)) + processor_wait_s(own)

@@ -1,0 +1,104 @@
+"""Clients at the control socket cannot hold up the master, whatever it runs out of."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.harness.application_site import Site
+from tests.harness.clients import Load
+from tests.harness.heartbeats import STATUS, Heartbeats, processor_time_s, status
+from tests.harness.processes import descriptors, memory, wait_for
+from tests.harness.server import Server, Start
+
+LOOP_TURN_S = 0.1
+"""Seconds that a turn of the master's loop may take."""
+
+
+@pytest.fixture
+def path(site: Site) -> Path:
+    return site.directory / "control.sock"
+
+
+@pytest.fixture
+def server(start: Start, path: Path) -> Server:
+    return start(zd_control_socket=str(path))
+
+
+def connected(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        made.connect(str(path))
+    return made
+
+
+def test_clients_wait_while_no_descriptor_is_free(server: Server, path: Path) -> None:
+    """The master uses no processor for them, serves the site, and accepts them when it can."""
+    limits = resource.prlimit(server.master, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.master, resource.RLIMIT_NOFILE, (len(descriptors(server.master)), limits[1]))
+    with contextlib.closing(connected(path)) as waiting, Load(server.address, "new", clients=1) as load:
+        waiting.sendall(STATUS)
+        used, began = processor_time_s(server.master), time.monotonic()
+        wait_for(lambda: time.monotonic() > began + 3, 10, "three seconds have passed")
+        used = (processor_time_s(server.master) - used) / (time.monotonic() - began)
+        resource.prlimit(server.master, resource.RLIMIT_NOFILE, limits)
+        assert load.stop().failures == []
+        waiting.settimeout(10)
+        assert b'"report"' in waiting.recv(1 << 20)
+    assert used < 0.1, f"the master has used {used:.0%} of a processor"
+    assert status(path)["state"] == "steady"
+
+
+def test_the_listener_changes_while_no_descriptor_is_free(server: Server, path: Path, site: Site) -> None:
+    limits = resource.prlimit(server.master, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.master, resource.RLIMIT_NOFILE, (len(descriptors(server.master)), limits[1]))
+    with contextlib.closing(connected(path)):
+        began = time.monotonic()
+        wait_for(lambda: time.monotonic() > began + 1, 10, "the master has failed to accept")
+        resource.prlimit(server.master, resource.RLIMIT_NOFILE, limits)
+        server.configure(zd_control_socket=str(site.directory / "other.sock"))
+        server.reload("two")
+    assert status(site.directory / "other.sock")["state"] == "steady"
+
+
+def test_orders_in_thousands(server: Server, path: Path) -> None:
+    """Each is answered, and other clients get their turn between two of them."""
+    orders = 3000
+    with Heartbeats(server.master, path) as heartbeats, contextlib.closing(connected(path)) as crowd:
+        rest, answers = STATUS * orders, 0
+        end = time.monotonic() + 120
+        while answers < orders:
+            assert time.monotonic() < end, f"{answers} answers"
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[crowd.send(rest) :] if rest else rest
+            with contextlib.suppress(BlockingIOError):
+                data = crowd.recv(1 << 20)
+                assert data, "the master has closed the connection"
+                answers += data.count(b"\n")
+    assert heartbeats.errors == []
+    assert heartbeats.longest_s < LOOP_TURN_S
+
+
+def test_clients_that_come_and_go_leave_nothing(server: Server, path: Path) -> None:
+    held, took = len(descriptors(server.master)), memory(server.master)
+    for _ in range(5000):
+        connected(path).close()
+    wait_for(lambda: len(descriptors(server.master)) <= held, 15, "all of them are gone")
+    assert memory(server.master) < took + (4 << 20)
+    assert status(path)["state"] == "steady"
+
+
+def test_an_order_behind_a_bad_line_is_not_carried_out(server: Server, path: Path) -> None:
+    with contextlib.closing(connected(path)) as client:
+        client.sendall(STATUS + b'garbage\n{"type": "order", "command": "reload"}\n')
+        client.settimeout(10)
+        with client.makefile() as lines:
+            answers = list(lines)
+    assert ['"report"' in answers[0], '"refused"' in answers[1], len(answers)] == [True, True, 2]
+    assert status(path)["last_reload"] is None
