@@ -28,11 +28,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from zdworker import gunicorn_config, log_files, roles, syscalls
+from zdworker.descendants import end_own_descendants
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, Init, Loaded, LoadFailed, NotForked, Spawn
+
+UNUSABLE_GRACE_S = 0.5
+"""Seconds between TERM and KILL for the processes that code has started at import which turned out to be of no use."""
 
 # As they are before a worker class monkey-patches: gevent's own watch children from a hub that nothing turns here.
 _fork, _waitpid = os.fork, os.waitpid
@@ -175,6 +179,7 @@ class Generation:
             unusable = LoadFailed(f"{type(error).__name__}: {error}", text, code)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
+        end_own_descendants(UNUSABLE_GRACE_S)
         with contextlib.suppress(OSError):
             self.channel.send(unusable)
         os._exit(unusable.exit_code)

@@ -6,23 +6,29 @@ Rules, in their order:
 2. It waits for ``go``. The master says that only when the fork server has seen the process in between end: by then the
    master is the parent. An end of file before ``go`` means that nobody wants this worker: it ends.
 3. Death signal, then a look at the parent: one that died just before would go unnoticed.
-4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, hooks in the same places, and leaves
-   with ``os._exit``: no thread of the application can hold it.
+4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, hooks in the same places.
+5. At its end it does what Python's own exit does, within bounds: executors are stopped, ``atexit`` functions run. Then
+   the processes that it has started and that are still there are ended, and it leaves with ``os._exit``: neither a
+   thread nor a process of the application can hold it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 import traceback
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls
+from zdworker.descendants import end_own_descendants
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Hello, Spawn, Start
 from zdworker.ipc.report import Reporter
@@ -48,25 +54,50 @@ _Socket = socket.socket
 """As it is before a worker class monkey-patches: reports are made where gevent could not switch."""
 
 EXIT_HANDLERS_TIME = 1.0
-"""Seconds that functions registered with ``atexit`` get; less when the master's deadline comes before."""
+"""Seconds that what Python does at its exit gets, executors and functions registered with ``atexit``; less when the
+master's deadline comes before."""
+
+EXECUTORS_S = 0.5
+"""Seconds of these that executors get to stop: a thread that does not end must not take ``atexit`` functions theirs."""
+
+EXECUTORS_AFTER_CUT_S = 0.1
+"""The same for a worker whose drain the deadline has ended: soon the master kills it."""
+
+END_LIMIT_S = 0.3
+"""Seconds, beside those of the processes that it has started, after which the kernel ends a worker that is to end."""
+
+CHILDREN_TERM_MIN_S, CHILDREN_TERM_MAX_S = 0.2, 2.0
+"""Seconds between TERM and KILL for the processes that the application has started: what is left of the drain's time,
+within these bounds."""
 
 
 def become_worker(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
     """Be the worker that ``spawn`` asks for; whatever belongs to the forking process is closed already."""
-    code = 3
+    code, exiting = 3, _Exit(generation)
     try:
+        _leave_out_processes_of_the_fork_server()
         report = _Socket(fileno=descriptors["report"][0])
         report.setblocking(True)  # whatever socket.setdefaulttimeout() of a preloaded application says
         _wait_for_go(report, spawn)
         _tie_to(generation.master)
         _take_no_signal_yet()
-        code = _live(generation, spawn, descriptors, report)
+        code = _live(generation, spawn, descriptors, report, exiting)
     except SystemExit:
         code = 0  # told to leave before there was a worker to leave
     except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
-        _leave(code, generation.master)
+        exiting.leave(code)
+
+
+def _leave_out_processes_of_the_fork_server() -> None:
+    """Keep ``multiprocessing`` from ending, at this worker's exit, daemonic processes of a preloaded application.
+
+    A process that it starts by itself gets the same (``BaseProcess._bootstrap``).
+    """
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process._children = set()
 
 
 def _wait_for_go(report: socket.socket, spawn: Spawn) -> None:
@@ -97,7 +128,9 @@ def _take_no_signal_yet() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD)
 
 
-def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
+def _live(
+    generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket, exiting: _Exit
+) -> int:
     """Boot, serve and run the last hook; return the exit code."""
     from gunicorn import util
     from gunicorn.errors import AppImportError
@@ -112,7 +145,7 @@ def _live(generation: Origin, spawn: Spawn, descriptors: dict[str, list[int]], r
     reporter = Reporter(report)
     log = generation.log
     generation.worker_class.zd_prepare(generation.cfg)
-    worker = _make_worker(generation, spawn, descriptors)
+    worker = exiting.worker = _make_worker(generation, spawn, descriptors)
     worker.zd_reporter = reporter
     server = _server_for_hooks(generation, spawn, worker)
     try:
@@ -199,19 +232,91 @@ def _server_for_hooks(generation: Origin, spawn: Spawn, worker: Any) -> Any:
     return server
 
 
-def _leave(code: int, master: int) -> NoReturn:
-    """Run what the application registered for its end, within bounds, and be gone."""
-    if os.getppid() == master:
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
-        signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
-    else:  # with the master dead nobody would kill a worker that hangs in C, where no handler runs: the kernel has to
-        left, _ = signal.getitimer(signal.ITIMER_REAL)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIME, EXIT_HANDLERS_TIME))
-    try:
-        # Not sys.exit: it would join the threads of executors first, however long they take.
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+class _Exit:
+    """How a worker's process ends.
+
+    :param generation: what it was forked from.
+    """
+
+    def __init__(self, generation: Origin) -> None:
+        self._generation = generation
+        self.worker: Any = None
+        """The worker, once it is made."""
+
+    def leave(self, code: int) -> NoReturn:
+        """Do what Python does at its exit, end what the application has started, and be gone; all within bounds."""
+
+        def on_signal(signum: int, frame: FrameType | None) -> None:
+            # The kernel says TERM when the master dies, too, to each of its threads.
+            if signum != signal.SIGTERM or self._orphaned:
+                self._end(code)
+
+        try:
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(signum, on_signal)
+            if self.worker is not None:
+                self.worker.zd_exiting()
+            if self._orphaned:
+                # Nothing would kill a worker that hangs in C, where no handler runs: the kernel has to. Nothing would
+                # end the worker's processes either.
+                left, _ = signal.getitimer(signal.ITIMER_REAL)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIME, EXIT_HANDLERS_TIME))
+                end_own_descendants(CHILDREN_TERM_MIN_S)
+            else:
+                signal.signal(signal.SIGALRM, on_signal)
+                signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIME)
+                _stop_executors(EXECUTORS_S if self._time_left() > 0 else EXECUTORS_AFTER_CUT_S)
+            # Not sys.exit: it would join the application's own threads first, however long they take.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            self._end(code)
+
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the master is dead."""
+        return os.getppid() != self._generation.master
+
+    def _time_left(self) -> float:
+        return math.inf if self.worker is None else float(self.worker.zd_deadline) - time.monotonic()
+
+    def _end(self, code: int) -> NoReturn:
+        """End the processes that are left, then this one; the kernel ends it if it hangs here nevertheless."""
+        try:
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(signum, signal.SIG_IGN)
+            grace_s = CHILDREN_TERM_MIN_S
+            if not self._orphaned:
+                grace_s = min(max(self._time_left(), CHILDREN_TERM_MIN_S), CHILDREN_TERM_MAX_S)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, grace_s + END_LIMIT_S)
+            left = end_own_descendants(grace_s)
+            if left:
+                names = ", ".join(map(str, left))
+                self._generation.log.info("Ended what worker (pid:%s) has left: %s", os.getpid(), names)
+        finally:
+            os._exit(code)
+
+
+def _stop_executors(limit_s: float) -> None:
+    """Stop executors: call what Python calls at its exit before it joins threads (``threading._register_atexit``).
+
+    That waits for work that has begun, which may take for ever. So it runs in a thread that is waited for only so long.
+    """
+    functions = list(getattr(threading, "_threading_atexits", ()))
+    if not functions:
+        return
+
+    def run() -> None:
+        for function in reversed(functions):
+            try:
+                function()
+            except Exception:  # noqa: BLE001  # the others have their turn whatever one raises
+                traceback.print_exc()
+
+    thread = threading.Thread(target=run, name="zdworker exit", daemon=True)
+    with contextlib.suppress(RuntimeError):  # there can be no further thread
+        thread.start()
+        thread.join(limit_s)

@@ -15,6 +15,7 @@ from typing import Any
 
 from gunicorn.workers.base import Worker
 
+from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Leave, Message, Stopping, brief
 from zdworker.master.reactor import Reactor
@@ -38,6 +39,8 @@ class ForkServer:
         self.pid = pid
         self.channel = channel
         self.stderr = stderr
+        self.descendants: list[Descendant] | None = None
+        """The processes below it when it was killed; None as long as it was not."""
         self._log = log
         self._tail = b""
 
@@ -73,6 +76,7 @@ class ForkServer:
 
     def kill(self) -> None:
         """Kill it: it keeps nothing that could be lost, and its workers are not its children."""
+        self.descendants = before_kill(self.pid)
         self.signal(signal.SIGKILL)
 
     def signal(self, signum: int) -> None:
@@ -80,9 +84,8 @@ class ForkServer:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
 
-    def close(self) -> None:
-        """Close its descriptors."""
-        self.channel.close()
+    def close_stderr(self) -> None:
+        """Close the pipe that was its standard error."""
         if self.stderr >= 0:
             os.close(self.stderr)
             self.stderr = -1
@@ -94,7 +97,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
     master. ``ordered_at`` is when it was ordered, by ``time.monotonic()``; ``forked`` means that its fork server has
     reported it as a child of the master, ``greeted`` that the worker itself has sent ``Hello``, ``called_off``
-    that it will get no start order.
+    that it will get no start order. ``descendants`` are the processes below it when it was killed, None before.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -105,6 +108,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.forked = False
         self.greeted = False
         self.called_off = False
+        self.descendants: list[Descendant] | None = None
         self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0
@@ -158,7 +162,8 @@ class Children:
         self.workers_by_pid: dict[int, WorkerRecord] = {}
         """Gunicorn's ``WORKERS``: a worker stays in there until it is reaped."""
         self._reactor = reactor
-        self._killed_servers: set[int] = set()
+        self.killed_servers: dict[int, ForkServer] = {}
+        """Fork servers that were killed and are not reaped yet, by pid."""
 
     # -- fork servers --------------------------------------------------------------------------------------------
 
@@ -172,32 +177,35 @@ class Children:
         if not server.read_stderr():
             self._reactor.remove(server.stderr)
 
+    def close_stderr(self, server: ForkServer) -> None:
+        """Read no more of what a fork server, or a process that it has started, writes to its standard error."""
+        if server.stderr >= 0:
+            self._reactor.remove(server.stderr)
+            server.close_stderr()
+
     def stop_polling(self, server: ForkServer) -> None:
         """Stop to poll a fork server's channel, which is closed on its side."""
         self._reactor.remove(server.channel.fileno())
 
     def remove_server(self, server: ForkServer) -> None:
-        """Remove a fork server."""
+        """Remove a fork server. Its standard error is read to its end: processes that it has started may share it."""
         self.servers.pop(server.number, None)
         self._reactor.remove(server.channel.fileno())
-        self._reactor.remove(server.stderr)
-        server.close()
+        server.channel.close()
 
     def end_server(self, server: ForkServer) -> None:
         """Remove a fork server and kill it; its end is expected from now on."""
+        self.killed_servers[server.pid] = server
+        server.kill()  # before its channel is closed, with which it would end by itself
         self.remove_server(server)
-        self._killed_servers.add(server.pid)
-        server.kill()
 
     def server_of(self, pid: int) -> ForkServer | None:
         """Return the registered fork server with this pid."""
         return next((server for server in self.servers.values() if server.pid == pid), None)
 
-    def expected_end(self, pid: int) -> bool:
-        """Return whether a process that has ended is a fork server that was killed here."""
-        expected = pid in self._killed_servers
-        self._killed_servers.discard(pid)
-        return expected
+    def killed_server(self, pid: int) -> ForkServer | None:
+        """Return the fork server that was killed here and has ended now, if that is what a process was."""
+        return self.killed_servers.pop(pid, None)
 
     def signal_servers(self, signum: int) -> None:
         """Send a signal to every fork server."""
@@ -259,6 +267,6 @@ class Children:
                 kill(record.pid, signal.SIGKILL)
         for server in list(self.servers.values()):
             self.end_server(server)
-        for pid in [*self._killed_servers, *self.workers_by_pid]:
+        for pid in [*self.killed_servers, *self.workers_by_pid]:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
