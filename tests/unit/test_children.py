@@ -163,6 +163,10 @@ def test_a_fork_server_is_polled_and_its_standard_error_kept(
     assert children.server_of(NOBODY) is server
     children.remove_server(server)
     assert children.servers == {}
+    os.write(writer, b"a process that it has started\n")
+    reactor.wait(5.0)
+    assert capfd.readouterr().err == "a process that it has started\n"
+    children.close_stderr(server)
     assert server.stderr == -1
 
 
@@ -176,8 +180,8 @@ def test_the_end_of_a_fork_server_that_was_killed_is_expected_once(
     children.end_server(server)
     assert killed == [(4712, signal.SIGUSR1), (4712, signal.SIGKILL)]
     assert children.server_of(4712) is None
-    assert children.expected_end(4712)
-    assert not children.expected_end(4712)
+    assert children.killed_server(4712) is server
+    assert children.killed_server(4712) is None
 
 
 def test_a_fork_server_that_has_just_ended_is_no_error(children: Children, ends: Ends) -> None:

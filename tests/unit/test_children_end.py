@@ -65,7 +65,8 @@ def test_what_a_fork_server_prints_is_passed_on_piece_by_piece(capfd: pytest.Cap
         assert server.read_stderr()
     os.close(writer)
     assert not server.read_stderr()
-    server.close()
+    server.channel.close()
+    server.close_stderr()
     theirs.close()
     assert capfd.readouterr().err == "é\\x1b[2J\n" + "x" * 50_000
     assert len(server.printed()) == texts.LINES_MAX

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,14 @@ def test_connections_are_named(before: dict[int, str], tmp_path: Path) -> None:
     ):
         (line,) = import_checks.warnings(before)
     assert line.startswith(f"the application opened connections at import ({unix}, {tcp}): ")
+    assert import_checks.warnings(before) == []
+
+
+def test_processes_are_named(before: dict[int, str]) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        (line,) = import_checks.warnings(before)
+        process.kill()
+    assert line.startswith(f"the application started processes at import (sleep (pid:{process.pid})): ")
     assert import_checks.warnings(before) == []
 
 

@@ -34,6 +34,7 @@ from zdworker.ipc.messages import (
 from zdworker.master import receiver
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.effects import Executor
+from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.reactor import Reactor
@@ -121,7 +122,8 @@ class Bench:
         self.fleet = Fleet(Policy(), size=1, last_worker_id=9)
         observers = Observers(self.gunicorn.log, [self.seen])
         parts = Parts(self.gunicorn, self.fleet, self.reactor, self.children, observers, self.published.append)
-        self.receiver = Receiver(parts)
+        leftovers = LeftoverProcesses(self.gunicorn.log, self.reactor, self.children)
+        self.receiver = Receiver(parts, leftovers)
         self.executor = Executor(parts, self.receiver, None)
 
     def worker(self, worker_id: int = 1, pid: int = 0) -> tuple[WorkerRecord, socket.socket]:

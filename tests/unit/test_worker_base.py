@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ class Base:
     """Stands for Gunicorn's worker."""
 
     cfg = SimpleNamespace(graceful_timeout=30)
+    log = logging.getLogger("worker")
     booted = False
     nr = 0
     max_requests = 10

@@ -15,6 +15,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from zdworker.descendants import own_descendants
+
 DESCRIPTORS = "/proc/self/fd"
 EVENT_LOOP = "anon_inode:[eventpoll]"
 
@@ -38,7 +40,7 @@ def warnings(before: dict[int, str]) -> list[str]:
     :param before: the result of :func:`descriptors` before the application was imported.
     """
     opened = {number: target for number, target in descriptors().items() if before.get(number) != target}
-    return [*_of_threads(), *_of_connections(opened), *_of_event_loops(opened)]
+    return [*_of_threads(), *_of_processes(), *_of_connections(opened), *_of_event_loops(opened)]
 
 
 def _of_threads() -> Iterator[str]:
@@ -47,6 +49,15 @@ def _of_threads() -> Iterator[str]:
         yield (
             f"the application started threads at import ({names}): they do not exist in the workers; "
             "start them in the lifespan, or in post_fork"
+        )
+
+
+def _of_processes() -> Iterator[str]:
+    names = ", ".join(map(str, own_descendants()))
+    if names:
+        yield (
+            f"the application started processes at import ({names}): all workers share them, each reload starts more "
+            "of them, and they end with their generation; start them in the lifespan, or in post_fork"
         )
 
 

@@ -33,11 +33,15 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from zdworker import gunicorn_config, log_files, roles, syscalls, texts
+from zdworker.descendants import end_own_descendants
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
+
+UNUSABLE_GRACE_S = 0.5
+"""Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
 
 # The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
 _fork, _waitpid, _poll = os.fork, os.waitpid, select.poll
@@ -142,6 +146,7 @@ class Generation:
         self._stderr = channel.take(init.descriptors)["stderr"][0]
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
+        self.loaded = False
         self.app: Any = None
         self.cfg: Any = None
         self.log: Any = None
@@ -152,6 +157,7 @@ class Generation:
         """Load the generation, report that to the master, and fork workers until the master closes the channel."""
         try:
             warnings = self._load(app)
+            self.loaded = True
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
             while True:
@@ -171,6 +177,8 @@ class Generation:
         failure = _load_failed(error, configured=self.app is not None)
         with contextlib.suppress(OSError):
             sys.stderr.flush()
+        if not self.loaded:  # later there are workers that may need what the application has started
+            end_own_descendants(UNUSABLE_GRACE_S)
         with contextlib.suppress(OSError):
             self.channel.send(failure)
         os._exit(failure.exit_code)

@@ -9,22 +9,28 @@ Rules, in the order of the boot:
 3. It sets its death signal and then checks its parent, because the kernel sends no signal for a parent that has ended
    before.
 4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, with the hooks in the same places.
-   It ends with ``os._exit``, so that no thread of the application can keep it running.
+5. At its end it does what Python does at its own exit, within bounds: executors are stopped and ``atexit`` functions
+   run. Then it ends the processes that the application has started, and ends with ``os._exit``, so that neither a
+   thread nor a process of the application can keep it running.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import signal
 import socket
 import sys
+import threading
+import time
 import traceback
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls, texts
+from zdworker.descendants import end_own_descendants
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
@@ -52,7 +58,21 @@ _Socket = socket.socket
 """The socket class before a worker class monkey-patches it: a report is sent where gevent could not switch."""
 
 EXIT_HANDLERS_TIMEOUT_S = 1.0
-"""Seconds that functions registered with ``atexit`` get; less when the master's deadline comes before."""
+"""Seconds that what Python does at its exit gets, executors and functions registered with ``atexit``; less when the
+master's deadline comes before."""
+
+EXECUTORS_S = 0.5
+"""Seconds of these that executors get to stop: a thread that does not end must not take ``atexit`` functions theirs."""
+
+EXECUTORS_AFTER_CUT_S = 0.1
+"""The same for a worker whose drain the deadline has ended: soon the master kills it."""
+
+END_LIMIT_S = 0.3
+"""Seconds, beside those of the processes that it has started, after which the kernel ends a worker that is to end."""
+
+CHILDREN_TERM_MIN_S, CHILDREN_TERM_MAX_S = 0.2, 2.0
+"""Seconds between TERM and KILL for the processes that the application has started: what is left of the drain's time,
+within these bounds."""
 
 
 def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
@@ -62,20 +82,31 @@ def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[
 
     :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat`` and ``listener``.
     """
-    code = 3
+    code, ending = 3, _Exit(generation)
     try:
+        _leave_out_processes_of_the_fork_server()
         report = _Socket(fileno=descriptors["report"][0])
         report.setblocking(True)  # a preloaded application may have called socket.setdefaulttimeout()
         _wait_for_start(report, spawn)
         _end_with_master(generation.master)
         _handle_signals_while_booting()
-        code = _run(generation, spawn, descriptors, report)
+        code = _run(generation, spawn, descriptors, report, ending)
     except SystemExit:
         code = 0  # ordered to leave before there was a worker that could drain
     except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
-        _exit(code, generation.master)
+        ending.leave(code)
+
+
+def _leave_out_processes_of_the_fork_server() -> None:
+    """Keep ``multiprocessing`` from ending, at this worker's exit, daemonic processes of a preloaded application.
+
+    A process that it starts by itself gets the same (``BaseProcess._bootstrap``).
+    """
+    process: Any = sys.modules.get("multiprocessing.process")
+    if process is not None:
+        process._children = set()
 
 
 def _wait_for_start(report: socket.socket, spawn: Spawn) -> None:
@@ -107,7 +138,9 @@ def _handle_signals_while_booting() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
 
 
-def _run(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket) -> int:
+def _run(
+    generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket, ending: _Exit
+) -> int:
     """Make the worker, serve, run the last hook, and return the exit code."""
     from gunicorn import util
 
@@ -115,7 +148,7 @@ def _run(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list
     # Before the worker is made, which draws its share of max_requests_jitter: all forks have the same random state.
     util.seed()
     generation.worker_class.zd_prepare(generation.cfg)
-    worker = _make_worker(generation, spawn, descriptors)
+    worker = ending.worker = _make_worker(generation, spawn, descriptors)
     worker.zd_reporter = Reporter(report)
     server = _server_for_hooks(generation, spawn, worker)
     try:
@@ -222,20 +255,91 @@ def _server_for_hooks(generation: LoadedGeneration, spawn: Spawn, worker: Any) -
     return server
 
 
-def _exit(code: int, master: int) -> NoReturn:
-    """Run the functions that the application registered with ``atexit``, within bounds, and end the process."""
-    if os.getppid() == master:
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
-        signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIMEOUT_S)
-    else:
-        # Without a master only the kernel can kill a worker that hangs in C, where no Python handler runs.
-        left, _ = signal.getitimer(signal.ITIMER_REAL)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIMEOUT_S, EXIT_HANDLERS_TIMEOUT_S))
-    try:
-        # Not sys.exit, which would first join the threads of executors, however long they take.
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
+class _Exit:
+    """How a worker's process ends.
+
+    :param generation: what it was forked from.
+    """
+
+    def __init__(self, generation: LoadedGeneration) -> None:
+        self._generation = generation
+        self.worker: Any = None
+        """The worker, once it is made."""
+
+    def leave(self, code: int) -> NoReturn:
+        """Do what Python does at its exit, end what the application has started, and be gone; all within bounds."""
+
+        def on_signal(signum: int, frame: FrameType | None) -> None:
+            # The kernel says TERM when the master dies, too, to each of its threads.
+            if signum != signal.SIGTERM or self._orphaned:
+                self._end(code)
+
+        try:
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(signum, on_signal)
+            if self.worker is not None:
+                self.worker.zd_exiting()
+            if self._orphaned:
+                # Nothing would kill a worker that hangs in C, where no handler runs: the kernel has to. Nothing would
+                # end the worker's processes either.
+                left, _ = signal.getitimer(signal.ITIMER_REAL)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, min(left or EXIT_HANDLERS_TIMEOUT_S, EXIT_HANDLERS_TIMEOUT_S))
+                end_own_descendants(CHILDREN_TERM_MIN_S)
+            else:
+                signal.signal(signal.SIGALRM, on_signal)
+                signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIMEOUT_S)
+                _stop_executors(EXECUTORS_S if self._time_left() > 0 else EXECUTORS_AFTER_CUT_S)
+            # Not sys.exit: it would join the application's own threads first, however long they take.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            self._end(code)
+
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the master is dead."""
+        return os.getppid() != self._generation.master
+
+    def _time_left(self) -> float:
+        return math.inf if self.worker is None else float(self.worker.zd_deadline) - time.monotonic()
+
+    def _end(self, code: int) -> NoReturn:
+        """End the processes that are left, then this one; the kernel ends it if it hangs here nevertheless."""
+        try:
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(signum, signal.SIG_IGN)
+            grace_s = CHILDREN_TERM_MIN_S
+            if not self._orphaned:
+                grace_s = min(max(self._time_left(), CHILDREN_TERM_MIN_S), CHILDREN_TERM_MAX_S)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, grace_s + END_LIMIT_S)
+            left = end_own_descendants(grace_s)
+            if left:
+                names = ", ".join(map(str, left))
+                self._generation.log.info("Ended what worker (pid:%s) has left: %s", os.getpid(), names)
+        finally:
+            os._exit(code)
+
+
+def _stop_executors(limit_s: float) -> None:
+    """Stop executors: call what Python calls at its exit before it joins threads (``threading._register_atexit``).
+
+    That waits for work that has begun, which may take for ever. So it runs in a thread that is waited for only so long.
+    """
+    functions = list(getattr(threading, "_threading_atexits", ()))
+    if not functions:
+        return
+
+    def run() -> None:
+        for function in reversed(functions):
+            try:
+                function()
+            except Exception:  # noqa: BLE001  # the others have their turn whatever one raises
+                traceback.print_exc()
+
+    thread = threading.Thread(target=run, name="zdworker exit", daemon=True)
+    with contextlib.suppress(RuntimeError):  # there can be no further thread
+        thread.start()
+        thread.join(limit_s)

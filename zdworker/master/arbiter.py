@@ -29,6 +29,7 @@ from zdworker import gunicorn_config, log_files, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
+from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
 from zdworker.master import launch
 from zdworker.master.children import WorkerRecord
@@ -48,6 +49,9 @@ NEEDED = (
 # fmt: on
 NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
+
+LEFTOVERS_S = 4.0
+"""Seconds for which the master's end waits for processes that the application has left to end."""
 
 SD_LISTEN_FDS_START = 3
 """The first descriptor that systemd hands over (sd_listen_fds(3))."""
@@ -88,6 +92,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
+        self._zd_leftovers_by: float | None = None
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
         self._zd = Supervisor(self, self._zd_command(), _GunicornObserver(self))
@@ -169,8 +174,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         return [number for number in signals if number in self.SIG_NAMES]
 
     def _zd_end_if_halted(self) -> None:
-        halt = self._zd.halt
-        if halt is None or (self.dirty_arbiter_pid and time.monotonic() < self._zd_halt_by):
+        halt, now = self._zd.halt, time.monotonic()
+        if halt is None or (self.dirty_arbiter_pid and now < self._zd_halt_by):
+            return
+        if self._zd_leftovers_by is None:
+            self._zd_leftovers_by = now + LEFTOVERS_S
+        if self._zd.leftovers.pending and now < self._zd_leftovers_by:
             return
         if halt.status == 0:
             raise StopIteration
@@ -219,6 +228,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send ``sig`` to a worker; one that has just died is reaped as any other."""
+        record = self.WORKERS.get(pid)
+        if sig == signal.SIGKILL and record is not None:
+            record.descendants = before_kill(pid)
         try:
             os.kill(pid, sig)
         except ProcessLookupError:
@@ -245,15 +257,17 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def manage_dirty_arbiter(self) -> None:
         """Keep Gunicorn's dirty arbiter running, unless the master ends."""
-        if not self._zd.fleet.ending:
-            super().manage_dirty_arbiter()
+        if not self._zd.fleet.ending and not self.dirty_arbiter_pid:
+            with self._zd.leftovers.masters_own():
+                super().manage_dirty_arbiter()
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
         try:
             hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
             if hook is not None:
-                hook(self, *arguments)
+                with self._zd.leftovers.masters_own():
+                    hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)
 

@@ -17,6 +17,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker import texts
+from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
@@ -44,6 +45,8 @@ class ForkServer:
         self.pid = pid
         self.channel = channel
         self.stderr = stderr
+        self.descendants: list[Descendant] | None = None
+        """The processes below it when it was killed; None as long as it was not."""
         self._log = log
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -91,6 +94,7 @@ class ForkServer:
 
     def kill(self) -> None:
         """Kill it: it keeps nothing that could be lost, and its workers are not its children."""
+        self.descendants = before_kill(self.pid) or self.descendants or []  # a second time it may be a zombie
         self.signal(signal.SIGKILL)
 
     def signal(self, signum: int) -> None:
@@ -98,9 +102,8 @@ class ForkServer:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signum)
 
-    def close(self) -> None:
-        """Close its descriptors."""
-        self.channel.close()
+    def close_stderr(self) -> None:
+        """Close the pipe that was its standard error."""
         if self.stderr >= 0:
             os.close(self.stderr)
             self.stderr = -1
@@ -113,7 +116,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     master. ``worker_id`` is what Gunicorn calls the worker's age. ``has_pid`` means that its process is known,
     ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``,
     ``called_off`` that it will get no start order, ``replacement_requested`` that it has asked for that before it was
-    ready. ``ordered_at`` is by ``time.monotonic()``.
+    ready. ``ordered_at`` is by ``time.monotonic()``. ``descendants`` are the processes below it when it was
+    killed, None before.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -128,6 +132,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.called_off = False
         self.report_rules = ReportRules(self.worker_id)
         self.replacement_requested = False
+        self.descendants: list[Descendant] | None = None
         self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0
@@ -171,7 +176,8 @@ class Children:
         self.workers_by_pid: dict[int, WorkerRecord] = {}
         """Gunicorn's ``WORKERS``: a worker stays in there until it is reaped."""
         self._reactor = reactor
-        self._killed_servers: set[int] = set()
+        self.killed_servers: dict[int, ForkServer] = {}
+        """Fork servers that were killed and are not reaped yet, by pid."""
 
     # -- fork servers --------------------------------------------------------------------------------------------
 
@@ -201,32 +207,35 @@ class Children:
         except OSError:  # it is gone, or has got half of a message: in any case it is of no use any more
             server.kill()
 
+    def close_stderr(self, server: ForkServer) -> None:
+        """Read no more of what a fork server, or a process that it has started, writes to its standard error."""
+        if server.stderr >= 0:
+            self._reactor.remove(server.stderr)
+            server.close_stderr()
+
     def stop_polling(self, server: ForkServer) -> None:
         """Stop to poll a fork server's channel, which is closed on its side."""
         self._reactor.remove(server.channel.fileno())
 
     def remove_server(self, server: ForkServer) -> None:
-        """Remove a fork server."""
+        """Remove a fork server. Its standard error is read to its end: processes that it has started may share it."""
         self.servers.pop(server.number, None)
         self._reactor.remove(server.channel.fileno())
-        self._reactor.remove(server.stderr)
-        server.close()
+        server.channel.close()
 
     def end_server(self, server: ForkServer) -> None:
         """Remove a fork server and kill it; its end is expected from now on."""
+        self.killed_servers[server.pid] = server
+        server.kill()  # before its channel is closed, with which it would end by itself
         self.remove_server(server)
-        self._killed_servers.add(server.pid)
-        server.kill()
 
     def server_of(self, pid: int) -> ForkServer | None:
         """Return the registered fork server with this pid."""
         return next((server for server in self.servers.values() if server.pid == pid), None)
 
-    def expected_end(self, pid: int) -> bool:
-        """Return whether a process that has ended is a fork server that was killed here."""
-        expected = pid in self._killed_servers
-        self._killed_servers.discard(pid)
-        return expected
+    def killed_server(self, pid: int) -> ForkServer | None:
+        """Return the fork server that was killed here and has ended now, if that is what a process was."""
+        return self.killed_servers.pop(pid, None)
 
     def signal_servers(self, signum: int) -> None:
         """Send a signal to every fork server."""
@@ -292,7 +301,7 @@ class Children:
                 kill(record.pid, signal.SIGKILL)
         for server in list(self.servers.values()):
             self.end_server(server)
-        left = [pid for pid in [*self._killed_servers, *self.workers_by_pid] if not _reaped(pid)]
+        left = [pid for pid in [*self.killed_servers, *self.workers_by_pid] if not _reaped(pid)]
         until = time.monotonic() + KILLED_WAIT_S
         while left and time.monotonic() < until:
             time.sleep(REAP_INTERVAL_S)

@@ -38,6 +38,7 @@ from zdworker.ipc.messages import (
     WorkerReport,
 )
 from zdworker.master.children import ForkServer, WorkerRecord
+from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer
 from zdworker.master.parts import Parts
 from zdworker.settings import Settings
@@ -56,7 +57,7 @@ the master replace one after the other as fast as they boot."""
 class Receiver:
     """Reads what the children send, and learns how they end."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, leftovers: LeftoverProcesses) -> None:
         self._gunicorn = parts.gunicorn
         self._log: Any = parts.gunicorn.log
         self._fleet = parts.fleet
@@ -64,6 +65,7 @@ class Receiver:
         self._observers = parts.observers
         self._reactor = parts.reactor
         self._publish = parts.publish
+        self._leftovers = leftovers
 
     def reaped(self, pid: int, code: int) -> bool:
         """Handle the end of a child; return False when it is not one of the registry (an orphan of the application).
@@ -72,9 +74,12 @@ class Receiver:
         """
         server = self._children.server_of(pid)
         if server is not None:
+            self._leftovers.server_gone(server)
             self._server_gone(server, code)
             return True
-        if self._children.expected_end(pid):
+        server = self._children.killed_server(pid)
+        if server is not None:
+            self._leftovers.server_gone(server)
             return True
         if pid not in self._children.workers_by_pid:
             # A worker that died right after its first message, which may not have been read yet.
@@ -82,7 +87,9 @@ class Receiver:
                 self.receive_from_worker(record)
         if pid not in self._children.workers_by_pid:
             return False
-        self._worker_gone(self._children.workers_by_pid.pop(pid), code)
+        record = self._children.workers_by_pid.pop(pid)
+        self._leftovers.worker_gone(record, code)
+        self._worker_gone(record, code)
         return True
 
     # -- workers -------------------------------------------------------------------------------------------------

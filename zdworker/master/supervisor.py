@@ -23,6 +23,7 @@ from zdworker.master.children import Children
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
 from zdworker.master.launch import Command
+from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers
 from zdworker.master.parts import Gunicorn, Parts
 from zdworker.master.reactor import Reactor
@@ -43,6 +44,7 @@ class Supervisor:
     def __init__(self, gunicorn: Gunicorn, command: Command | None, observer: Observer) -> None:
         self.reactor = Reactor(gunicorn.log)
         self.children = Children(self.reactor)
+        self.leftovers = LeftoverProcesses(gunicorn.log, self.reactor, self.children)
         self._gunicorn = gunicorn
         self._log: Any = gunicorn.log
         self._core = rollout(gunicorn.zd_configuration.policy(), random.random)
@@ -54,7 +56,7 @@ class Supervisor:
         first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
         self._observers = Observers(self._log, [*first, Meter(self._log), observer])
         parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, self.handle)
-        self._receiver = Receiver(parts)
+        self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
@@ -72,6 +74,7 @@ class Supervisor:
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
         timeout = min(timeout, self._notifier.due_in())
+        self.leftovers.look()
         self.reactor.wait(timeout)
         self.handle(events.Tick())
 
@@ -122,6 +125,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Open the control socket and start the first generation."""
+        self.leftovers.look()
         settings = self._gunicorn.zd_configuration.current.settings
         self._observers.notify(Observer.configuration_changed, settings)
         self.handle(events.Start())
@@ -152,5 +156,6 @@ class Supervisor:
         left = self.children.end_all(self._gunicorn.kill_worker)
         if left:
             self._log.critical("Processes that cannot be killed are left behind (pids: %s)", ", ".join(map(str, left)))
+        self.leftovers.kill_all()
         self._notifier.close()
         self._control.close()

@@ -38,6 +38,7 @@ from zdworker.ipc.messages import (
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
+from zdworker.workers.signals import Handlers
 
 ORPHAN_DRAIN_S = 1.0
 """Seconds that a worker goes on with its requests when its master is dead; it has to be gone within two."""
@@ -98,6 +99,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     _zd_term_at = math.inf
     _zd_next_check = 0.0
     _zd_memory_limit: int | None = None
+    _zd_handlers: Handlers | None = None
 
     booted: bool
     alive: bool
@@ -122,6 +124,11 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         :param cfg: Gunicorn's configuration.
         """
 
+    def load_wsgi(self) -> None:
+        """Load the application, which may set signal handlers."""
+        super().load_wsgi()  # type: ignore[misc]
+        self.zd_take_signals_back()
+
     def init_process(self) -> None:
         """Boot and serve; returns when the drain is over."""
         if self.zd_master_pid:
@@ -135,6 +142,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_ready(self) -> None:
         """Report, once, that this worker accepts connections."""
+        self.zd_take_signals_back()
         self._report_once(Ready())
 
     def zd_draining(self) -> None:
@@ -183,6 +191,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         if now < self._zd_next_check or not self.booted:
             return
         self._zd_next_check = now + SELF_CHECK_INTERVAL_S
+        self.zd_take_signals_back()
         if self.zd_ready_at_first_beat:
             self.zd_ready()
         self.zd_check_parent()
@@ -318,12 +327,31 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         for quiet in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(quiet, _change_nothing)
             signal.siginterrupt(quiet, False)
-        signal.signal(signal.SIGTERM, self.handle_exit)
-        signal.signal(signal.SIGINT, self.handle_quit)
-        signal.signal(signal.SIGQUIT, self.handle_quit)
+        self._zd_handlers = Handlers(self.log)
+        self._zd_handlers.set(signal.SIGTERM, self.handle_exit)
+        self._zd_handlers.set(signal.SIGINT, self.handle_quit)
+        self._zd_handlers.set(signal.SIGQUIT, self.handle_quit)
+        rotation = signal.getsignal(signal.SIGUSR1)
+        if callable(rotation):
+            self._zd_handlers.set(signal.SIGUSR1, rotation, interrupts=False)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         # Privileges were dropped by now: Gunicorn does that at the start of init_process().
         self.zd_on_privileges()
+
+    def zd_take_signals_back(self) -> None:
+        """Put the worker's handlers in place again where the application has set its own, and have them call those.
+
+        The worker calls this when it has loaded the application, when it is ready, and about once a second.
+        """
+        if self._zd_handlers is not None:
+            self._zd_handlers.take_back()
+
+    def zd_exiting(self) -> None:
+        """Note that the worker has done its work; the code that boots the worker calls this, before it ends the process
+        and what the application has started.
+        """
+        if self._zd_handlers is not None:
+            self._zd_handlers.exiting()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon."""

@@ -31,26 +31,23 @@ def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Sit
     server = start(workers=2, preload_app=preload)
     answer = server.get("/fork?seconds=60")
     child, worker = answer["child"], answer["pid"]
-    try:
-        os.kill(worker, signal.SIGKILL)
-        wait_for(lambda: not alive(worker), 5, "the worker is dead")
-        wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
-        assert alive(child)
-    finally:
-        os.kill(child, signal.SIGKILL)
-    wait_for(lambda: read_process(child) is None, 5, "the child was reaped")
+    os.kill(child, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not alive(worker), 5, "the worker is dead")
+    wait_for(lambda: site.events("child_exit"), 10, "the master has seen it, which ends the child only then")
+    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    wait_for(lambda: read_process(child) is None, 10, "the child was ended and reaped")
     server.wait_full()
     server.reload("two")
 
 
-def test_child_that_outlives_a_reload_does_not_hold_it(start: Start, site: Site) -> None:
+def test_child_that_takes_no_signal_does_not_hold_a_reload(start: Start, site: Site) -> None:
     server = start(workers=1)
     child = server.get("/fork?seconds=60")["child"]
-    try:
-        site.deploy("two")
-        server.signal(signal.SIGUSR2)
-        wait_for(lambda: server.site.events("child_exit"), 15, "the master has seen the old worker's end")
-        assert server.get()["version"] == "two"
-    finally:
-        os.kill(child, signal.SIGKILL)
+    os.kill(child, signal.SIGSTOP)
+    site.deploy("two")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: server.site.events("child_exit"), 15, "the master has seen the old worker's end")
+    assert server.get()["version"] == "two"
     server.wait_only("two")
+    assert not alive(child)

@@ -32,6 +32,7 @@ from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import MESSAGE_TYPES, WORKER_REPORT_BYTES, Hello, Message, Order, encode
 from zdworker.master import receiver
 from zdworker.master.children import Children, WorkerRecord
+from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observers
 from zdworker.master.parts import Parts
 from zdworker.master.reactor import Reactor
@@ -98,7 +99,7 @@ class Master:
         gunicorn: Any = self
         publish = partial(self.publish, core)
         parts = Parts(gunicorn, core.fleet, self.reactor, children, Observers(self.log, []), publish)
-        reads = Receiver(parts)
+        reads = Receiver(parts, LeftoverProcesses(self.log, self.reactor, children))
         record = WorkerRecord(SUBJECT, self.pid, [], None, 30, self.cfg, self.log, slot=1, generation=1)
         channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
         children.add_worker(record, channel, reads.receive_from_worker)

@@ -301,12 +301,31 @@ def run_to_end(loop: asyncio.AbstractEventLoop, serving: Coroutine[Any, Any, Non
 
     :raises SystemExit: (0) the worker had to leave before it was ready; or as ``serving`` raises it.
     """
+    task = loop.create_task(serving)
     try:
-        loop.run_until_complete(serving)
+        while not _runs_to_its_end(loop, task):
+            pass  # the application has stopped the loop, in a signal handler for one; the drain needs it
     except LeaveRequested:
         raise SystemExit(0) from None
     finally:
         wind_up(loop)
+
+
+def _runs_to_its_end(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> bool:
+    """Run ``loop`` until ``task`` is done and return True, or until something has stopped the loop and return False.
+
+    :raises BaseException: what ``task`` has raised.
+    """
+    try:
+        loop.run_until_complete(task)
+    except RuntimeError:
+        if task.done() or loop.is_closed():
+            raise
+        return False
+    finally:
+        if task.done() and not task.cancelled():
+            task.exception()  # it is raised here already; asyncio need not log it once more
+    return True
 
 
 def wind_up(loop: asyncio.AbstractEventLoop) -> None:

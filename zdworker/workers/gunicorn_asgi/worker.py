@@ -56,6 +56,7 @@ class ASGIWorker(LoopWorker):
         from zdworker.workers.gunicorn_asgi.server import load
 
         load(self)
+        self.zd_take_signals_back()
 
     def run(self) -> None:
         """Serve until the drain is over.

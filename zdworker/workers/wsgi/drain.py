@@ -59,7 +59,7 @@ class WsgiDrain(ZeroDowntime):
 
     def load_wsgi(self) -> None:
         """Load the application, put ``zd_health_path`` before it, and have its responses end connections in a drain."""
-        super().load_wsgi()  # type: ignore[misc]
+        super().load_wsgi()
         self.wsgi = wsgi_with_health(self.wsgi, self)
         _end_connections_in_drain(self)
 

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import selectors
@@ -282,6 +283,8 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
     def zd_on_leave(self) -> None:
         """Close the listeners, leave Gunicorn's loop behind the present request, set the alarm for the deadline."""
         self.alive = False
+        with contextlib.suppress(OSError):
+            os.write(self.PIPE[1], b".")  # the signal does not wake the poll if the application took its descriptor
         self._listen(False)
         for listener in self.sockets:
             listener.close()

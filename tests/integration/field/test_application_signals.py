@@ -1,0 +1,204 @@
+"""Signal handlers of the application: the worker's are in place beside them, and both are called.
+
+Rules: each test sends a signal while a request is under way; the request is answered, the worker drains in its usual
+time and the application's own handler has run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.harness.application_site import Site
+from tests.harness.clients import Client
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import Server, Start
+from tests.harness.worker_classes import ALL, ASGI, TORNADO, UVICORN, UVICORN_H11, WorkerClass, for_each
+
+REQUEST_S = 0.7
+DRAINED_S = 4.0
+"""Seconds within which a worker with one request of :data:`REQUEST_S` has drained; ``graceful_timeout`` is 30."""
+
+HANDLERS = """
+
+import signal as _signal
+
+
+def _own(name, then=lambda: None):
+    def handle(signum, frame):
+        mark("own", name=name, signal=signum)
+        then()
+    return handle
+
+
+def _exit():
+    raise SystemExit(0)
+
+
+def _fail():
+    raise ValueError("of the application's own handler")
+
+"""
+
+AT_IMPORT = {
+    "plain": '_signal.signal(_signal.SIGTERM, _own("plain"))',
+    "exits": '_signal.signal(_signal.SIGTERM, _own("exits", _exit))',
+    "raises": '_signal.signal(_signal.SIGTERM, _own("raises", _fail))',
+    "chains": """
+_before = _signal.getsignal(_signal.SIGTERM)
+_signal.signal(_signal.SIGTERM, _own("chains", lambda: _before(_signal.SIGTERM, None)))
+""",
+}
+
+
+def one_drains_on_term(server: Server, site: Site) -> None:
+    """Send TERM to one worker with a request under way: it is answered, the worker ends, the site goes on."""
+    (worker,) = server.accepting()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.get, f"/sleep?seconds={REQUEST_S}")
+        wait_for(lambda: site.marks("request"), 10, "the request is under way")
+        told = time.monotonic()
+        os.kill(worker, signal.SIGTERM)
+        wait_for(lambda: not alive(worker), 20, "the worker has ended")
+        assert time.monotonic() - told < DRAINED_S
+        assert answer.result()["pid"] == worker
+    own = [mark for mark in site.marks("own") if mark["pid"] == worker]
+    assert [mark["signal"] for mark in own] == [signal.SIGTERM]
+    server.wait_full()
+
+
+@pytest.mark.parametrize("how", sorted(AT_IMPORT))
+@for_each(ALL)
+def test_handler_set_at_import(start_class: Start, site: Site, worker: WorkerClass, how: str) -> None:
+    site.deploy("one", extra=HANDLERS + AT_IMPORT[how])
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    assert server.stop() == 0
+    assert "killed" not in server.log
+
+
+@for_each((UVICORN, UVICORN_H11, ASGI))
+def test_handler_set_in_lifespan_startup(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    extra = """
+_started = endpoints.started
+endpoints.started = lambda: (_signal.signal(_signal.SIGTERM, _own("x")), _started())
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    assert server.stop() == 0
+
+
+@for_each(ALL)
+def test_handler_set_in_a_request(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    """The worker looks about once a second. In ThreadWorker a request has a thread of its own, which may set none."""
+    if worker.name == "ThreadWorker":
+        pytest.skip("Python sets handlers in the main thread only")
+    extra = """
+endpoints.at_once["/set"] = lambda query: {"before": str(_signal.signal(_signal.SIGTERM, _own("x")))}
+endpoints.at_once["/own"] = lambda query: {"own": type(_signal.getsignal(_signal.SIGTERM)).__name__ == "function"}
+if "Shared" in globals():  # Tornado's routes are fixed when the application is made
+    app.add_handlers(".*", [(path, Shared) for path in endpoints.at_once])
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    server.get("/set")
+    wait_for(lambda: not server.get("/own")["own"], 10, "the worker's handler is in place")
+    one_drains_on_term(server, site)
+
+
+@pytest.mark.parametrize("then", ["mark('loop')", "_loop.stop()"], ids=["plain", "stops the loop"])
+@for_each((UVICORN, UVICORN_H11, ASGI))
+def test_handler_of_the_event_loop(start_class: Start, site: Site, worker: WorkerClass, then: str) -> None:
+    extra = f"""
+_started = endpoints.started
+
+
+def _start():
+    _loop = asyncio.get_running_loop()
+    _loop.add_signal_handler(_signal.SIGTERM, lambda: (mark("own", signal=15), {then}))
+    _started()
+
+
+endpoints.started = _start
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    assert server.stop() == 0
+
+
+@for_each((TORNADO,))
+def test_handler_that_stops_tornados_loop(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    """As Tornado's own examples do it."""
+    extra = """
+from tornado.ioloop import IOLoop as _IOLoop
+_loop = _IOLoop.current()
+_signal.signal(_signal.SIGTERM, _own("stops", lambda: _loop.add_callback_from_signal(_loop.stop)))
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    assert server.stop() == 0
+
+
+@for_each(ALL)
+def test_wakeup_descriptor_set_at_import(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    extra = """
+_reader, _writer = os.pipe()
+os.set_blocking(_writer, False)
+_signal.set_wakeup_fd(_writer, warn_on_full_buffer=False)
+_signal.signal(_signal.SIGTERM, _own("x"))
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    (idle,) = server.accepting()
+    told = time.monotonic()
+    os.kill(idle, signal.SIGTERM)
+    wait_for(lambda: not alive(idle), 20, "the idle worker has ended")
+    assert time.monotonic() - told < DRAINED_S
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGQUIT"])
+@for_each(ALL)
+def test_handler_of_a_quick_end(start_class: Start, site: Site, worker: WorkerClass, name: str) -> None:
+    site.deploy("one", extra=HANDLERS + f'_signal.signal(_signal.{name}, _own("quick"))')
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    (pid,) = server.accepting()
+    os.kill(pid, signal.Signals[name])
+    wait_for(lambda: not alive(pid), DRAINED_S, "the worker has ended")
+    assert [mark["signal"] for mark in site.marks("own")] == [signal.Signals[name]]
+    assert len([event for event in site.events("worker_int") if event["pid"] == pid]) == 1
+    server.wait_full()
+
+
+@for_each(ALL)
+def test_handlers_of_a_rotation_and_of_children(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    extra = '_signal.signal(_signal.SIGUSR1, _own("x"))\n_signal.signal(_signal.SIGCHLD, _own("x"))\n'
+    site.deploy("one", extra=HANDLERS + extra)
+    log = site.directory / "error.log"
+    server = start_class(worker, workers=1, errorlog=str(log))
+    (pid,) = server.accepting()
+    log.rename(site.directory / "error.log.1")
+    server.signal(signal.SIGUSR1)
+
+    def writes_anew() -> bool:
+        targets = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
+        return str(log) in targets and not any(target.endswith("error.log.1") for target in targets)
+
+    wait_for(writes_anew, 10, "the worker has opened the log anew")
+    server.get("/abandon?code=0")
+    wait_for(
+        lambda: {mark["signal"] for mark in site.marks("own")} == {signal.SIGUSR1, signal.SIGCHLD},
+        10,
+        "both were called",
+    )
+    with Client(server.address) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert client.reply().status == 200
+    assert server.stop() == 0
