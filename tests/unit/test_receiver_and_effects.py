@@ -286,6 +286,28 @@ def test_a_worker_without_a_process_is_called_off(bench: Bench) -> None:
     assert bench.gunicorn.killed == []
 
 
+def test_a_worker_whose_first_message_was_not_read_yet_is_called_off(bench: Bench) -> None:
+    """Its process is there, and it may be stopped: the master must know of it, to kill it in the end."""
+    record, theirs = bench.worker()
+    with theirs:
+        theirs.sendall(encode(Hello(1)))
+        bench.receiver.call_off_boots(1)
+        assert theirs.recv(1) == b"", "there will be no start order"
+    assert bench.taken() == []
+    assert bench.children.workers_by_pid == {os.getpid(): record}
+    assert bench.receiver.reaped(os.getpid(), 0)
+    assert bench.taken() == [events.WorkerGone(1, "exited with code 0", 0, called_off=True)]
+
+
+def test_a_worker_that_has_ended_before_it_was_one_is_called_off(bench: Bench) -> None:
+    _record, theirs = bench.worker()
+    theirs.close()
+    bench.receiver.call_off_boots(1)
+    (gone,) = bench.taken()
+    assert isinstance(gone, events.WorkerGone)
+    assert gone.called_off
+
+
 def test_a_spawn_without_a_fork_server_is_an_event(bench: Bench) -> None:
     bench.executor.execute(events.Spawn(1, 0, 7))
     (gone,) = bench.taken()

@@ -170,7 +170,8 @@ class Receiver:
 
     def _start_if_forked(self, record: WorkerRecord) -> None:
         """Let a worker boot when it has greeted, and its fork server has reported it as the master's child."""
-        if record.has_pid and record.greeted and record.forked and record.channel is not None:
+        waits = record.has_pid and record.greeted and record.forked and record.channel is not None
+        if waits and not record.called_off:
             record.report_rules.started = True
             record.send(Start())
             self._observers.notify(Observer.worker_forked)
@@ -191,18 +192,20 @@ class Receiver:
         self._gunicorn.zd_hook("child_exit", record)
         self._publish(events.WorkerGone(record.worker_id, _how(code), code, called_off=record.called_off))
 
-    def boot_failed(self, record: WorkerRecord, how: str, *, called_off: bool = False) -> None:
+    def boot_failed(self, record: WorkerRecord, how: str) -> None:
         """Remove a worker that never came to be, and let the core know how that went."""
         self._children.remove_worker(record)
-        self._publish(events.WorkerGone(record.worker_id, how, called_off=called_off))
+        self._publish(events.WorkerGone(record.worker_id, how, called_off=record.called_off))
 
     def call_off(self, record: WorkerRecord, why: str) -> None:
         """Have a worker end that waits for its start order: the end of its channel means that there will be none."""
+        record.called_off = True
+        if not record.has_pid:
+            self.receive_from_worker(record)  # its process may have just been forked
         if record.has_pid:
-            record.called_off = True
             self._children.close_channel(record)
-        else:
-            self.boot_failed(record, why, called_off=True)
+        elif record.worker_id in self._children.workers:
+            self.boot_failed(record, why)
 
     def call_off_boots(self, generation: int) -> None:
         """Call off the workers that a fork server has not forked, which is gone."""
