@@ -108,6 +108,17 @@ def test_another_masters_is_not_taken(server: Control, tmp_path: Path) -> None:
             server.open(str(path))
 
 
+def test_another_masters_is_not_removed_at_the_end(server: Control, tmp_path: Path) -> None:
+    """Somebody has removed the first master's socket, so that a second one could bind its own to the same path."""
+    path = tmp_path / "control.sock"
+    server.open(str(path))
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        server.close()
+        assert path.is_socket()
+
+
 def test_a_new_path_that_cannot_be_leaves_the_old_one(server: Control, tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     server.open(str(path))
