@@ -14,15 +14,16 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.harness.application_site import BROKEN
-from tests.harness.processes import alive, wait_for
+from tests.harness.processes import alive, descriptors, wait_for
 from tests.harness.server import Server
 
 SETTLED = 90.0
@@ -210,13 +211,81 @@ def kill_fork_server(fleet: Fleet) -> str:
 def pause_worker(fleet: Fleet) -> str:
     """A worker that stands still for a while."""
     victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
-    os.kill(victim, signal.SIGSTOP)
-    try:
-        time.sleep(fleet.chance.uniform(0.2, 1.0))
-    finally:
-        os.kill(victim, signal.SIGCONT)
+    with _stopped(fleet, victim):
+        pass
     fleet.settle()
     return str(victim)
+
+
+def pause_fork_server(fleet: Fleet) -> str:
+    """A fork server that stands still while a worker is ordered from it."""
+    fleet.heal_disk()
+    (server,) = fleet.status()["fork_servers"]
+    victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
+    with _stopped(fleet, server["pid"]):
+        _kill(fleet, victim)
+    fleet.settle()
+    return f"{server['pid']}, without {victim}"
+
+
+def pause_master(fleet: Fleet) -> str:
+    """A master that stands still while a worker dies and a reload is asked for."""
+    version, before = fleet.next_version(), fleet.reloads()
+    fleet.server.site.deploy(version)
+    victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
+    with _stopped(fleet, fleet.server.master):
+        _kill(fleet, victim)
+        fleet.server.signal(signal.SIGUSR2)
+    assert fleet.await_reload(before) == "done"
+    fleet.serving = version
+    return f"{version}, without {victim}"
+
+
+def exhaust_descriptors(fleet: Fleet) -> str:
+    """A master without a free descriptor while a worker dies: the worker is replaced once there are some."""
+    fleet.heal_disk()
+    victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
+    master = fleet.server.master
+    limits = resource.prlimit(master, resource.RLIMIT_NOFILE)
+    resource.prlimit(master, resource.RLIMIT_NOFILE, (len(descriptors(master)), limits[1]))
+    try:
+        _kill(fleet, victim)
+        time.sleep(fleet.chance.uniform(0.2, 1.0))
+    finally:
+        resource.prlimit(master, resource.RLIMIT_NOFILE, limits)
+    fleet.settle()
+    return str(victim)
+
+
+def fill_disk(fleet: Fleet) -> str:
+    """A deploy and a rotation while the log is on a full disk: in ``/dev/full`` there is never room (full(4))."""
+    log = fleet.server.site.directory / "error.log"
+    os.replace(log, log.with_suffix(".1"))
+    log.symlink_to("/dev/full")
+    fleet.server.signal(signal.SIGUSR1)
+    wait_for(lambda: _writes_to(fleet, "/dev/full"), SETTLED, "the log is on the full disk")
+    version = good_deploy(fleet)
+    fleet.server.signal(signal.SIGUSR1)
+    log.unlink()
+    fleet.server.signal(signal.SIGUSR1)
+    wait_for(lambda: _writes_to(fleet, str(log)), SETTLED, "the log is on a disk with room")
+    return version
+
+
+def _writes_to(fleet: Fleet, path: str) -> bool:
+    """Whether the master has a file open for writing."""
+    return path in descriptors(fleet.server.master).values()
+
+
+@contextlib.contextmanager
+def _stopped(fleet: Fleet, pid: int) -> Iterator[None]:
+    """Have a process stand still during the ``with`` block, and for up to a second."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(fleet.chance.uniform(0.2, 1.0))
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def change_configuration(fleet: Fleet) -> str:
@@ -261,6 +330,10 @@ OPERATIONS: dict[Operation, int] = {
     kill_worker: 3,
     kill_fork_server: 1,
     pause_worker: 1,
+    pause_fork_server: 1,
+    pause_master: 1,
+    exhaust_descriptors: 1,
+    fill_disk: 1,
     change_configuration: 2,
     rotate_logs: 1,
 }

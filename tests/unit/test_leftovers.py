@@ -53,6 +53,7 @@ class Registry:
     def __init__(self) -> None:
         self.workers: dict[int, Any] = {}
         self.workers_by_pid: dict[int, Any] = {}
+        self.servers: dict[int, Any] = {}
         self.killed_servers: dict[int, Any] = {}
         self.nameless: list[Any] = []
         self.closed: list[Any] = []
@@ -103,6 +104,18 @@ def worker(**facts: Any) -> Any:
 
 def server(**facts: Any) -> Any:
     return SimpleNamespace(**{"number": 1, "descendants": None, **facts})
+
+
+def test_a_fork_server_that_was_started_meanwhile_is_not_ended(
+    left: LeftoverProcesses, registry: Registry, timers: Timers, begin: StartProcess
+) -> None:
+    """A worker has crashed, and before that is known a reload has begun."""
+    ours, killed, orphan = begin(), begin(), begin()
+    registry.servers[2] = server(number=2, pid=ours.pid)
+    registry.killed_servers[killed.pid] = server(number=1, pid=killed.pid)
+    left.worker_gone(worker(), -signal.SIGKILL)
+    timers.until(lambda: orphan.poll() is not None and not left.pending)
+    assert (ours.poll(), killed.poll()) == (None, None)
 
 
 def test_what_a_crashed_worker_has_left_is_ended(left: LeftoverProcesses, timers: Timers, begin: StartProcess) -> None:

@@ -109,7 +109,9 @@ class LeftoverProcesses:
 
     def _newcomers(self) -> list[Descendant]:
         """Return the children of the master that it did not have at its last look, and what is below them."""
-        new = [pid for pid in descendants.children(os.getpid()) if pid not in self._known]
+        # A reload may have begun since the last look.
+        servers = {server.pid for server in self._children.servers.values()} | set(self._children.killed_servers)
+        new = [pid for pid in descendants.children(os.getpid()) if pid not in self._known | servers]
         self._known.update(new)
         return [process for pid in new for process in (*descendants.living([pid]), *descendants.descendants(pid))]
 
