@@ -131,9 +131,11 @@ def canonical(stage: Stage, policies: tuple[Policy, ...]) -> bytes:
         *(fleet.phase.value, fleet.size, fleet.shrink_to, fleet.fallback_size if fleet.fallback else 0),
         *(policy(fleet.policy), policy(fleet.fallback_policy), previous, loading),
         *([generation(n) for n in fleet.current], [generation(n) for n in fleet.fallback]),
-        *(fleet.newest_verified, fleet.ever_ready, fleet.reload_again, generation(fleet.reloading)),
+        *(fleet.newest_verified, fleet.never_served, fleet.reload_again, generation(fleet.reloading)),
         *(min(fleet.roll_failures, ROLL_ATTEMPTS), fleet.roll_at > BEGIN, fleet.superseded_loads),
-        *(min(fleet.restore_failures, 1), fleet.restore_at > BEGIN, fleet.failure is None, fleet.degradation is None),
+        # Left out: how often a fork server could not be restored, on which only the length of a wait depends, and the
+        # failure and the degradation, which are only shown.
+        fleet.restore_at > BEGIN,
         *(fleet.quick, fleet.stop_at is None, fleet.exit_status, stage.halted is None),
         *(generation(stage.in_force), [generation(order.generation) for order in stage.taking]),
     )
