@@ -52,9 +52,19 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                found += map(int, file.read().split())
+            found += children_of_thread(pid, int(task))
     return found
+
+
+def children_of_thread(pid: int, thread: int) -> list[int]:
+    """Return the pids of the children that one thread of a process has started or adopted, zombies included.
+
+    A process whose parent ends goes to the main thread of the process that adopts it, as long as there is one
+    (``find_new_reaper`` in the kernel's kernel/exit.c).
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children", "rb") as file:
+        return [int(child) for child in file.read().split()]
+    return []
 
 
 def living(pids: Iterable[int]) -> list[Descendant]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -116,6 +117,31 @@ def test_a_fork_server_that_was_started_meanwhile_is_not_ended(
     left.worker_gone(worker(), -signal.SIGKILL)
     timers.until(lambda: orphan.poll() is not None and not left.pending)
     assert (ours.poll(), killed.poll()) == (None, None)
+
+
+def test_what_another_thread_of_the_master_has_started_is_not_ended(
+    left: LeftoverProcesses, timers: Timers, begin: StartProcess
+) -> None:
+    """A configuration is evaluated in a thread, and may call git."""
+    begun, over = threading.Event(), threading.Event()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def evaluate() -> None:
+        started.append(begin())
+        begun.set()
+        over.wait(30)
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    try:
+        assert begun.wait(30)
+        orphan = begin()
+        left.worker_gone(worker(), -signal.SIGKILL)
+        timers.until(lambda: orphan.poll() is not None and not left.pending)
+        assert started[0].poll() is None
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_what_a_crashed_worker_has_left_is_ended(left: LeftoverProcesses, timers: Timers, begin: StartProcess) -> None:

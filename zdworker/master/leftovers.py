@@ -109,9 +109,11 @@ class LeftoverProcesses:
 
     def _newcomers(self) -> list[Descendant]:
         """Return the children of the master that it did not have at its last look, and what is below them."""
-        # A reload may have begun since the last look.
+        # A reload may have begun since the last look. What is left comes to the main thread; what another one has
+        # started belongs to the configuration that is evaluated there.
         servers = {server.pid for server in self._children.servers.values()} | set(self._children.killed_servers)
-        new = [pid for pid in descendants.children(os.getpid()) if pid not in self._known | servers]
+        found = descendants.children_of_thread(os.getpid(), os.getpid())
+        new = [pid for pid in found if pid not in self._known | servers]
         self._known.update(new)
         return [process for pid in new for process in (*descendants.living([pid]), *descendants.descendants(pid))]
 
