@@ -43,6 +43,7 @@ from zdworker.settings import unknown_environment
 NEEDED = (
     "SIG_QUEUE", "WORKERS", "LISTENERS", "SIG_NAMES", "setup", "start", "init_signals", "run", "wait_for_signals",
     "wakeup", "manage_workers", "murder_workers", "reap_workers", "reap_dirty_arbiter", "manage_dirty_arbiter",
+    "spawn_dirty_arbiter",
     "kill_dirty_arbiter", "kill_worker", "kill_workers", "_num_workers", "halt", "stop", "reload", "spawn_workers",
     "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
 )
@@ -257,9 +258,14 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def manage_dirty_arbiter(self) -> None:
         """Keep Gunicorn's dirty arbiter running, unless the master ends."""
-        if not self._zd.fleet.ending and not self.dirty_arbiter_pid:
-            with self._zd.leftovers.masters_own():
-                super().manage_dirty_arbiter()
+        if not self._zd.fleet.ending:
+            super().manage_dirty_arbiter()
+
+    def spawn_dirty_arbiter(self) -> int | None:
+        """Start Gunicorn's dirty arbiter, which is a process of the master's own; return its pid, if it was started."""
+        with self._zd.leftovers.masters_own():
+            pid: int | None = super().spawn_dirty_arbiter()
+            return pid
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
