@@ -179,11 +179,18 @@ class Executor:
         except BaseException as error:  # noqa: BLE001  # a log file that cannot be opened, a bug: the old one stays
             self._refuse_configuration(number, error)
             return
-        # First, so that the core waits for nothing, whatever happens in the following steps.
+        try:
+            self._announce_configuration(number)
+        except BaseException:  # noqa: BLE001  # a log file that cannot be opened; it is in force all the same
+            self._log.exception("Not all has learned of the new configuration")
+        # Last, because the core orders workers at once; and in any case, because it waits for this event.
         self._publish(events.ConfigurationTaken(number, policy))
+
+    def _announce_configuration(self, number: int) -> None:
+        """Let everything know of the configuration that is now in force, before it is used for a worker."""
         if number in self._local:
             self._local[number] = self._local_generation(number)
-        self._observers.notify(Observer.configuration_changed, configuration.current.settings)
+        self._observers.notify(Observer.configuration_changed, self._gunicorn.zd_configuration.current.settings)
         self._log.reopen_files()
         self._gunicorn.zd_hook("on_reload")
         self._observers.notify(Observer.configuration_taken)
