@@ -118,12 +118,8 @@ class Soak:
         self._check_descriptors(fleet)
 
     def _check_descriptors(self, fleet: Fleet) -> None:
-        # What processes of a generation print is read as long as it has workers, also when its fork server is gone.
-        status = fleet.status()
-        alone = {w["generation"] for w in status["workers"]} - {s["generation"] for s in status["fork_servers"]}
-
         def held() -> int:
-            return len(processes.descriptors(fleet.server.master)) - 2 * fleet.size - len(alone)
+            return len(processes.descriptors(fleet.server.master)) - 2 * fleet.size
 
         # The connection of who asked for the status may still be open, or the pipe of a generation that has just ended.
         least = min([held(), *self.figures.descriptors])

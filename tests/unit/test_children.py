@@ -50,7 +50,7 @@ class Ends:
     """The other ends of a child's descriptors."""
 
     def __init__(self, children: Children) -> None:
-        self.heard: list[Any] = []
+        self.received: list[Any] = []
         self._children = children
         self._stack = contextlib.ExitStack()
 
@@ -58,7 +58,7 @@ class Ends:
         """Register a worker; return its end of the channel."""
         channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
         self._stack.enter_context(theirs)
-        self._children.add_worker(record, channel, self.heard.append)
+        self._children.add_worker(record, channel, self.received.append)
         return theirs
 
     def add_server(self, number: int, pid: int = NOBODY) -> tuple[ForkServer, int]:
@@ -69,7 +69,7 @@ class Ends:
         os.set_blocking(reader, False)
         self._stack.callback(os.close, writer)
         server = ForkServer(number, pid, channel, reader, log)
-        self._children.add_server(server, self.heard.append)
+        self._children.add_server(server, self.received.append)
         return server, writer
 
     def close(self) -> None:
@@ -89,14 +89,14 @@ def test_a_registered_worker_is_polled_until_it_is_removed(children: Children, r
     theirs = ends.add_worker(record)
     theirs.sendall(encode(Ready()))
     reactor.wait(5.0)
-    assert ends.heard == [record]
+    assert ends.received == [record]
     children.remove_worker(record)
     assert children.workers == {}
     assert record.channel is None
     with pytest.raises(ConnectionResetError):
         theirs.recv(1)  # the channel was closed, with a message in it
     reactor.wait(0.0)
-    assert ends.heard == [record]
+    assert ends.received == [record]
 
 
 def test_a_worker_is_found_by_its_pid_from_the_moment_it_is_known(children: Children, ends: Ends) -> None:
@@ -168,6 +168,18 @@ def test_a_fork_server_is_polled_and_its_standard_error_kept(
     assert capfd.readouterr().err == "a process that it has started\n"
     children.close_stderr(server)
     assert server.stderr == -1
+    assert not server.read_stderr()
+
+
+def test_a_standard_error_that_no_process_has_open_any_more_is_closed(
+    children: Children, reactor: Reactor, ends: Ends
+) -> None:
+    server, writer = ends.add_server(7)
+    with open(os.devnull, "wb") as other:
+        os.dup2(other.fileno(), writer)
+    reactor.wait(5.0)
+    assert server.stderr == -1
+    assert children.servers == {7: server}
 
 
 def test_the_end_of_a_fork_server_that_was_killed_is_expected_once(

@@ -71,6 +71,8 @@ class ForkServer:
 
     def read_stderr(self) -> bool:
         """Pass on what the fork server has written to its standard error; return False when that has ended."""
+        if self.stderr < 0:
+            return False
         for _ in range(STDERR_READS):
             try:
                 data = os.read(self.stderr, 65536)
@@ -188,8 +190,8 @@ class Children:
         self._reactor.add(server.stderr, lambda: self._read_stderr(server))
 
     def _read_stderr(self, server: ForkServer) -> None:
-        if not server.read_stderr():
-            self._reactor.remove(server.stderr)
+        if not server.read_stderr():  # no process has it open any more: the usual case once a generation has loaded
+            self.close_stderr(server)
 
     def order(self, server: ForkServer, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         """Send an order to a fork server, after what hooks have set; what does not fit now is sent when it does.
