@@ -32,7 +32,7 @@ def value(chance: random.Random, hint: Any) -> Any:
 
 
 def legal(chance: random.Random, kinds: list[type[Message]]) -> bytes:
-    """Return a message that is well-formed, whoever may send it."""
+    """Return a message that is well-formed, of any kind and direction."""
     kind = chance.choice(kinds)
     return encode(kind(**{name: value(chance, hint) for name, hint in FIELD_TYPES[kind].items()}))
 

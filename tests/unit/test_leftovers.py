@@ -1,4 +1,4 @@
-"""What workers and fork servers leave: whose it was, when it is ended, and what is let be."""
+"""What workers and fork servers leave: whose it was, when it is ended, and what keeps running."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ class Rollout:
             self._steps.take_back(fleet.previous, now)
 
     def rollback_refusal(self) -> str:
-        """Return why there can be no ``Rollback`` now, for whoever asks for it; "" if there can be.
+        """Return why there can be no ``Rollback`` now, as text for the user; "" if there can be.
 
         It undoes the newest reload: calls off one whose generation loads, turns back one that is rolling, and rolls
         back one that is done. Code that is to run again has to be in memory: what is on disk may have changed since.

@@ -7,7 +7,8 @@ Rules:
 * The kernel makes the master, as subreaper, the parent of what such a process leaves, and says nothing of where it
   came from. So the master lists the descendants of a process before it kills it. After a crash, there is no list: then
   the children count that the master did not have at its last look, a moment before.
-* A process that was abandoned while its starter was alive (a daemon) is a child of the master since then. It is let be.
+* A process that was abandoned while its starter was alive (a daemon) is a child of the master since then. It keeps
+  running.
 * What a fork server leaves is ended when the last worker of its generation is gone, which may need it. Until then its
   standard error is read, which the processes that it has started may share: they would die of a broken pipe.
 * TERM, then KILL. Nothing waits here: a timer looks again, as long as there is something to look for.

@@ -51,7 +51,7 @@ def _sidecar(query):
 
 
 def _daemon(query):
-    # The process in between ends at once: what it has started is nobody's child any more.
+    # The process in between ends at once: what it has started is abandoned.
     quiet = "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True"
     code = f"import subprocess; print(subprocess.Popen(['sleep', '600'], {quiet}).pid)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, stdin=subprocess.DEVNULL)
@@ -221,8 +221,8 @@ def test_a_sidecar_of_a_worker_ends_with_it(start: Start, site: Site, session: s
     wait_gone([child])
 
 
-def test_a_daemon_is_let_be(start: Start, site: Site) -> None:
-    """What is nobody's child any more was meant to outlive the process that has started it."""
+def test_a_daemon_keeps_running(start: Start, site: Site) -> None:
+    """A process that is abandoned on purpose was meant to outlive the process that has started it."""
     site.deploy("one", extra=POOL)
     server = start(workers=1)
     old, daemon = server.workers(), server.get("/daemon")["child"]

@@ -187,11 +187,11 @@ def test_handlers_of_a_rotation_and_of_children(start_class: Start, site: Site, 
     log.rename(site.directory / "error.log.1")
     server.signal(signal.SIGUSR1)
 
-    def writes_anew() -> bool:
+    def writes_to_the_new_log() -> bool:
         targets = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
         return str(log) in targets and not any(target.endswith("error.log.1") for target in targets)
 
-    wait_for(writes_anew, 10, "the worker has opened the log anew")
+    wait_for(writes_to_the_new_log, 10, "the worker has reopened the log")
     server.get("/abandon?code=0")
     wait_for(
         lambda: {mark["signal"] for mark in site.marks("own")} == {signal.SIGUSR1, signal.SIGCHLD},
