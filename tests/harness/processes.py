@@ -117,6 +117,15 @@ def descriptors(pid: int) -> dict[int, str]:
     return found
 
 
+def lowest_free_descriptor(pid: int) -> int:
+    """Return the number that the next descriptor of ``pid`` gets: as its ``RLIMIT_NOFILE`` it allows no further one.
+
+    The number of open descriptors would allow as many as there are gaps between them (getrlimit(2)).
+    """
+    used = descriptors(pid)
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
 def listeners(pid: int) -> set[int]:
     """Return the inodes of the listening sockets (TCP and Unix) that ``pid`` holds."""
     held = {int(target[8:-1]) for target in descriptors(pid).values() if target.startswith("socket:[")}

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.harness.application_site import BROKEN
-from tests.harness.processes import alive, descriptors, wait_for
+from tests.harness.processes import alive, descriptors, lowest_free_descriptor, wait_for
 from tests.harness.server import Server
 
 SETTLED = 90.0
@@ -247,7 +247,7 @@ def exhaust_descriptors(fleet: Fleet) -> str:
     victim = fleet.chance.choice(fleet.status()["workers"])["pid"]
     master = fleet.server.master
     limits = resource.prlimit(master, resource.RLIMIT_NOFILE)
-    resource.prlimit(master, resource.RLIMIT_NOFILE, (len(descriptors(master)), limits[1]))
+    resource.prlimit(master, resource.RLIMIT_NOFILE, (lowest_free_descriptor(master), limits[1]))
     try:
         _kill(fleet, victim)
         time.sleep(fleet.chance.uniform(0.2, 1.0))

@@ -17,7 +17,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
-from tests.harness.processes import alive, descriptors, wait_for
+from tests.harness.processes import alive, lowest_free_descriptor, wait_for
 from tests.harness.server import Server, Start
 
 CGROUPS = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
@@ -98,7 +98,7 @@ def succeeds(server: Server) -> None:
 
 def test_the_master_is_out_of_descriptors(server: Server, site: Site) -> None:
     site.deploy("two")
-    with limited(server.master, resource.RLIMIT_NOFILE, len(descriptors(server.master))):
+    with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
         log = fails(server)
     assert "Too many open files" in log
     succeeds(server)
@@ -113,7 +113,7 @@ def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site)
     with Load(server.address, "new", clients=2) as load:
         server.signal(signal.SIGUSR2)
         wait_for(lambda: len(server.fork_servers()) == 2, 20, "the new generation loads")
-        with limited(server.master, resource.RLIMIT_NOFILE, len(descriptors(server.master))):
+        with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
             wait_for(lambda: "failed, the code that was running serves on" in server.log, 30, "the reload has failed")
         assert load.stop().failures == []
     assert "Too many open files" in server.log
@@ -125,7 +125,7 @@ def test_there_are_no_descriptors_for_a_channel(start: Start) -> None:
     """That is not for the fork server to pay for: preloaded code would be lost with it."""
     server = start(preload_app=True)
     before = server.fork_servers()
-    with limited(server.master, resource.RLIMIT_NOFILE, len(descriptors(server.master))):
+    with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
         os.kill(server.workers()[0], signal.SIGKILL)
         wait_for(lambda: "got no" in server.log, 20, "no replacement can be asked for")
     server.wait_full()

@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.heartbeats import STATUS, Heartbeats, processor_time_s, status
-from tests.harness.processes import descriptors, memory, wait_for
+from tests.harness.processes import descriptors, lowest_free_descriptor, memory, wait_for
 from tests.harness.server import Server, Start
 
 LOOP_TURN_S = 0.1
@@ -41,7 +41,7 @@ def connected(path: Path) -> socket.socket:
 def test_clients_wait_while_no_descriptor_is_free(server: Server, path: Path) -> None:
     """The master uses no processor for them, serves the site, and accepts them when it can."""
     limits = resource.prlimit(server.master, resource.RLIMIT_NOFILE)
-    resource.prlimit(server.master, resource.RLIMIT_NOFILE, (len(descriptors(server.master)), limits[1]))
+    resource.prlimit(server.master, resource.RLIMIT_NOFILE, (lowest_free_descriptor(server.master), limits[1]))
     with contextlib.closing(connected(path)) as waiting, Load(server.address, "new", clients=1) as load:
         waiting.sendall(STATUS)
         used, began = processor_time_s(server.master), time.monotonic()
@@ -57,7 +57,7 @@ def test_clients_wait_while_no_descriptor_is_free(server: Server, path: Path) ->
 
 def test_the_listener_changes_while_no_descriptor_is_free(server: Server, path: Path, site: Site) -> None:
     limits = resource.prlimit(server.master, resource.RLIMIT_NOFILE)
-    resource.prlimit(server.master, resource.RLIMIT_NOFILE, (len(descriptors(server.master)), limits[1]))
+    resource.prlimit(server.master, resource.RLIMIT_NOFILE, (lowest_free_descriptor(server.master), limits[1]))
     with contextlib.closing(connected(path)):
         began = time.monotonic()
         wait_for(lambda: time.monotonic() > began + 1, 10, "the master has failed to accept")
