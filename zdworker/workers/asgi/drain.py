@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -23,6 +22,7 @@ from zdworker.workers.asgi.websocket_schedule import (
     close_delays,
     delay_after_accept,
 )
+from zdworker.workers.bounded import done_within
 
 logger = logging.getLogger("gunicorn.error")
 
@@ -49,7 +49,7 @@ class LiveWebSocket:
         self.accepted = False
         self._receiving = False
         self._answered = False
-        self._between_messages = asyncio.Event()
+        self._between_messages: asyncio.Future[None] | None = None
         self.closed = False
         """Whether the application has closed it."""
         self.ended: WebSocketEnded | None = None
@@ -87,15 +87,15 @@ class LiveWebSocket:
                 self.on_accept(self)
 
     def _check_between_messages(self) -> None:
-        if self._answered and self._receiving:
-            self._between_messages.set()
+        waiting = self._between_messages
+        if waiting is not None and self._answered and self._receiving and not waiting.done():
+            waiting.set_result(None)
 
     async def wait_for_answer(self, timeout_s: float) -> None:
         """Wait until the application has answered its client and receives the next message, at most ``timeout_s``."""
         self._answered = False
-        self._between_messages.clear()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._between_messages.wait(), timeout_s)
+        self._between_messages = asyncio.get_running_loop().create_future()
+        await done_within(self._between_messages, timeout_s)
 
     async def close(self) -> None:
         """Close it with 1012, unless it is closed already or not accepted yet."""

@@ -15,6 +15,10 @@ from urllib.parse import unquote, urlsplit
 
 from zdworker.errors import WarmupFailed
 from zdworker.workers.applications import AsgiApplication, Event
+from zdworker.workers.bounded import done_within
+
+CANCEL_S = 0.1
+"""Seconds that an application has to notice that its answer is not waited for any more."""
 
 PORTS = {"http": 80, "https": 443}
 
@@ -27,16 +31,31 @@ async def warm_up(ask: Callable[[str], Coroutine[Any, Any, None]], paths: Sequen
     :param timeout_s: seconds for all of them.
     :raises WarmupFailed: the first failure, naming the path; what the application raised is its cause.
     """
-    end = asyncio.get_running_loop().time() + timeout_s
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout_s
     for path in paths:
+        answer = loop.create_task(ask(path))
+        if not await done_within(answer, end - loop.time()):
+            answer.cancel()
+            await done_within(answer, CANCEL_S)
+            raise WarmupFailed(f"{path} was not answered within zd_boot_timeout") from _where_it_waited(answer)
         try:
-            await asyncio.wait_for(ask(path), end - asyncio.get_running_loop().time())
-        except asyncio.TimeoutError as error:  # its cause shows where the application was waiting
-            raise WarmupFailed(f"{path} was not answered within zd_boot_timeout") from error
+            answer.result()
         except WarmupFailed:
             raise
         except Exception as error:
             raise WarmupFailed(f"{path} raised {type(error).__name__}: {error}") from error
+
+
+def _where_it_waited(cancelled: asyncio.Task[None]) -> BaseException | None:
+    """Return the exception that a cancelled task has ended with; its traceback shows where the application waited."""
+    if not cancelled.done():
+        return None
+    try:
+        cancelled.result()
+    except BaseException as error:  # noqa: BLE001  # whatever the application made of the cancellation
+        return error
+    return None
 
 
 def scope_of(path: str, basis: Mapping[str, Any]) -> dict[str, Any]:

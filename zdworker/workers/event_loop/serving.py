@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 from zdworker.settings import Settings
+from zdworker.workers.bounded import done_within
 from zdworker.workers.drain import CUT_LINE_WITH_WEBSOCKETS, Drain, DrainableWorker, InFlight
 
 TICK_INTERVAL_S = 0.1
@@ -112,7 +112,7 @@ class Serving(abc.ABC):
             websocket_spread_s=worker.zd_settings.websocket_drain,
             cut_line=CUT_LINE_WITH_WEBSOCKETS,
         )
-        self._leave_requested = asyncio.Event()
+        self._leave_requested: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._boot: asyncio.Task[Any] | None = None
 
@@ -157,7 +157,8 @@ class Serving(abc.ABC):
             self._loop.call_soon_threadsafe(self._notice)
 
     def _notice(self) -> None:
-        self._leave_requested.set()
+        if self._leave_requested is not None and not self._leave_requested.done():
+            self._leave_requested.set_result(None)
         if self._boot is not None:
             self._boot.cancel()
 
@@ -167,6 +168,7 @@ class Serving(abc.ABC):
         :raises LeaveRequested: the worker has to leave already.
         """
         self._loop = asyncio.get_running_loop()
+        self._leave_requested = self._loop.create_future()
         if self.worker.zd_leaving or not self.worker.alive:
             raise LeaveRequested
 
@@ -219,10 +221,10 @@ class Serving(abc.ABC):
 
     async def until_leaving(self, tick_s: float) -> None:
         """Serve, with a tick each ``tick_s`` seconds, until the worker has to leave."""
+        assert self._leave_requested is not None  # noqa: S101 (for the type checker: begin_boot() has made it)
         while not self.worker.zd_leaving:
             await self.tick()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._leave_requested.wait(), tick_s)
+            await done_within(self._leave_requested, tick_s)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
@@ -274,7 +276,7 @@ class Serving(abc.ABC):
         task = asyncio.get_running_loop().create_task(shutdown)
         while not task.done() and (left := end - time.monotonic()) > 0:
             await self.tick()
-            await asyncio.wait({task}, timeout=min(TICK_INTERVAL_S, left))
+            await done_within(task, min(TICK_INTERVAL_S, left))
             end = min(end, max(self.worker.zd_deadline, time.monotonic() + SHUTDOWN_MIN_S))
         if task.done():
             task.result()
@@ -337,8 +339,11 @@ def wind_up(loop: asyncio.AbstractEventLoop) -> None:
     leftovers = asyncio.all_tasks(loop)
     for task in leftovers:
         task.cancel()
-    # asyncio.wait, since asyncio.wait_for would wait for what it has cancelled, and code can swallow that.
-    if leftovers:
-        loop.run_until_complete(asyncio.wait(leftovers, timeout=LEFTOVER_TASKS_S))
-    closing = loop.create_task(loop.shutdown_asyncgens())
-    loop.run_until_complete(asyncio.wait({closing}, timeout=LEFTOVER_TASKS_S))
+    loop.run_until_complete(_all_done_within(leftovers, LEFTOVER_TASKS_S))
+    loop.run_until_complete(_all_done_within({loop.create_task(loop.shutdown_asyncgens())}, LEFTOVER_TASKS_S))
+
+
+async def _all_done_within(tasks: Iterable[asyncio.Task[Any]], timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    for task in tasks:
+        await done_within(task, end - time.monotonic())

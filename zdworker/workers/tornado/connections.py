@@ -27,6 +27,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.iostream import StreamClosedError
 
 from zdworker import syscalls
+from zdworker.workers.bounded import done_within
 from zdworker.workers.closing import LINGER_S, ConnectionState
 
 
@@ -80,10 +81,12 @@ class Request(HTTP1Connection):
             self.stream.close()
 
     async def _read_to_end(self) -> None:
-        with contextlib.suppress(StreamClosedError, asyncio.TimeoutError):
-            end = time.monotonic() + LINGER_S
-            while (left := end - time.monotonic()) > 0:
-                await asyncio.wait_for(self.stream.read_bytes(65536, partial=True), left)
+        end = time.monotonic() + LINGER_S
+        with contextlib.suppress(StreamClosedError):
+            data = asyncio.ensure_future(self.stream.read_bytes(65536, partial=True))
+            while await done_within(data, end - time.monotonic()):
+                data.result()
+                data = asyncio.ensure_future(self.stream.read_bytes(65536, partial=True))
         self.close()
 
 

@@ -66,7 +66,8 @@ def preload(config_kwargs: Mapping[str, Any]) -> None:
     """Import everything that a worker with these keyword arguments of :class:`uvicorn.Config` needs. The fork server
     calls it.
     """
-    config = Config(**{**config_kwargs, "app": _no_application, "log_config": None})
+    # Not as a factory, because no application is to be made here.
+    config = Config(**{**config_kwargs, "app": _no_application, "factory": False, "log_config": None})
     config.load()
     config.get_loop_factory()
 
