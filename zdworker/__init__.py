@@ -6,6 +6,7 @@ The names below are imported on first use: the master must not load what only a 
 from __future__ import annotations
 
 import importlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'zdworker' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+        reason = f"module 'zdworker' has no attribute {name!r}; it has {', '.join(sorted(__all__))}"
+        # Gunicorn asks for a worker class inside a property, where an AttributeError is lost: the class's name would be
+        # called as if it were the class. A RuntimeError it shows as one line.
+        frame = inspect.currentframe()
+        if frame is not None and frame.f_back is not None and frame.f_back.f_globals["__name__"] == "gunicorn.util":
+            raise RuntimeError(reason)
+        raise AttributeError(reason)
     # Kept, because Gunicorn asks for a worker class by this name again and again.
     globals()[name] = found = getattr(importlib.import_module(_HOMES[name]), name)
     return found

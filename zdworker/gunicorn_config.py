@@ -138,6 +138,8 @@ def refuse_foreign_class(cfg: Any) -> None:
 
     :raises GenerationError: the configured class is another one.
     """
+    if not isinstance(cfg.worker_class, type):  # Gunicorn gives the name of a class that its module does not have
+        raise GenerationError(f"worker_class is {cfg.worker_class_str!r}: there is no such class")
     if not roles.is_zero_downtime(cfg.worker_class):
         raise GenerationError(
             f"worker_class is {cfg.worker_class_str!r} now: a reload can go only to a class of zdworker "

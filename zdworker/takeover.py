@@ -15,6 +15,15 @@ from zdworker import roles, syscalls
 _installed = False
 
 
+def _overrides(subclass: type, base: type) -> list[str]:
+    """Return the names that ``subclass`` and the classes between it and ``base`` define; none of ``base`` itself."""
+    between = subclass.__mro__[: subclass.__mro__.index(base)]
+    own = {
+        name for one in between for name, value in vars(one).items() if callable(value) or isinstance(value, property)
+    }
+    return sorted(own)
+
+
 def install() -> None:
     """Change Gunicorn in this process; a second call does nothing."""
     global _installed
@@ -31,8 +40,16 @@ def install() -> None:
         if not roles.is_zero_downtime(arbiter.worker_class):
             stock_run(arbiter)
             return
-        from zdworker.master.arbiter import ZeroDowntimeArbiter
+        from zdworker.master.arbiter import ZeroDowntimeArbiter, refuse_start
 
+        overrides = _overrides(type(arbiter), Arbiter)
+        if overrides:
+            name = f"{type(arbiter).__module__}.{type(arbiter).__qualname__}"
+            refuse_start(
+                f"{name} is a subclass of Gunicorn's Arbiter, in whose place zdworker puts its own: "
+                f"{', '.join(overrides)} would have no effect. Start gunicorn.arbiter.Arbiter and put what they do "
+                "into hooks, or use a worker class of Gunicorn's"
+            )
         arbiter.__class__ = ZeroDowntimeArbiter
         arbiter.run(stock_run)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import socket
 import time
@@ -20,6 +21,7 @@ from zdworker.workers.gunicorn_asgi.connections import Connection
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+PARSERS = ["python"] + ["fast"] * bool("http_parser" in Config().settings and importlib.util.find_spec("gunicorn_h1c"))
 CALLBACKS = gunicorn.version_info >= (25, 2)  # parsers with callbacks; before, a stream reader
 
 
@@ -42,9 +44,11 @@ class Stage:
     nr = nr_conns = 0
     max_requests = 1000
 
-    def __init__(self, theirs: socket.socket) -> None:
+    def __init__(self, theirs: socket.socket, parser: str) -> None:
         self.theirs = theirs
         self.cfg = Config()
+        if "http_parser" in self.cfg.settings:
+            self.cfg.set("http_parser", parser)
         self.cfg.set("keepalive", 5)
         self.log = Log("test")
         self.state: dict[str, Any] = {}
@@ -110,14 +114,14 @@ Scenario = Callable[[Stage], Awaitable[None]]
 Play = Callable[[Scenario], None]
 
 
-@pytest.fixture
-def play() -> Iterator[Play]:
+@pytest.fixture(params=PARSERS)
+def play(request: pytest.FixtureRequest) -> Iterator[Play]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
 
     def run(scenario: Scenario) -> None:
         async def main() -> None:
-            stage = Stage(theirs)
+            stage = Stage(theirs, request.param)
             await asyncio.get_running_loop().create_unix_connection(lambda: stage.connection, sock=ours)
             await stage.turn()
             await scenario(stage)

@@ -17,9 +17,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-from gunicorn import sock
+from gunicorn import __version__, sock
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
@@ -50,6 +50,10 @@ NEEDED = (
 # fmt: on
 NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
+KNOWN_REQUIREMENT = "gunicorn>=25.0.3,<28"
+
+MISSING_SHOWN = 3
+"""Names of Gunicorn's that an error lists at most: a version that is too old lacks many."""
 
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
@@ -76,9 +80,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             self._zd_take_over()
         except (SettingError, UnsupportedGunicorn, GenerationError) as error:
-            with contextlib.suppress(OSError):  # not sys.stderr: that is None where it was closed at start
-                os.write(2, f"\nError: {texts.lines(str(error))}\n".encode())
-            sys.exit(1)
+            refuse_start(str(error))
         stock_run(self)
 
     def _zd_take_over(self) -> None:
@@ -87,7 +89,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         missing += [name for owner, name in NEEDED_ELSEWHERE if not hasattr(owner, name)]
         if missing:
             raise UnsupportedGunicorn(
-                f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
+                f"Gunicorn {__version__} is installed, zdworker needs {KNOWN_VERSIONS}: pip install "
+                f"'{KNOWN_REQUIREMENT}' (it lacks {', '.join(missing[:MISSING_SHOWN])})"
             )
         gunicorn_config.refuse_patching()
         self._zd_start_environment = dict(self.cfg.env_orig)
@@ -349,6 +352,16 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Let go of the other processes' channels, in Gunicorn's dirty arbiter or a worker forked from the master."""
         if os.getpid() != self.pid:
             self._zd.reactor.close_in_child()
+
+
+def refuse_start(reason: str) -> NoReturn:
+    """End the master, before it serves, with one line that gives the reason.
+
+    :raises SystemExit: 1, always.
+    """
+    with contextlib.suppress(OSError):  # not sys.stderr: that is None where it was closed at start
+        os.write(2, f"\nError: {texts.lines(reason)}\n".encode())
+    sys.exit(1)
 
 
 class _GunicornObserver(Observer):

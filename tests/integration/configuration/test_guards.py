@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness import processes
 from tests.harness.application_site import Site
+from tests.harness.control_client import status
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
 
@@ -53,6 +54,43 @@ def test_gunicorn_that_lacks_something(make_server: Start, name: str) -> None:
     assert_refused(make_server(extra=lacking), name.partition(".")[2])
 
 
+def test_worker_class_with_a_typing_mistake(make_server: Start) -> None:
+    assert_refused(make_server(worker_class="zdworker.UvicornWorkr"), "UvicornWorkr")
+
+
+def test_uvicorn_that_is_too_old(make_server: Start) -> None:
+    server = make_server(extra="\nimport uvicorn\n\ndel uvicorn.Config.get_loop_factory\n")
+    server.launch()
+    assert server.wait_exit(15) == 1
+    assert "pip install 'uvicorn>=0.36'" in server.log
+    assert "Traceback" not in server.log
+
+
+SUBCLASS = """
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
+
+
+class Own(Arbiter):
+    def manage_workers(self):
+        super().manage_workers()
+
+
+class Launcher(WSGIApplication):
+    def run(self):
+        Own(self).run()
+
+
+Launcher("%(prog)s").run()
+"""
+
+
+def test_launcher_with_a_subclass_of_the_arbiter(make_server: Start, site: Site) -> None:
+    """What it overrides would have no effect."""
+    site.write("launch.py", SUBCLASS)
+    assert_refused(make_server(command=[sys.executable, "launch.py"]), "manage_workers")
+
+
 # -- refused at a reload -------------------------------------------------------------------------------------
 
 OTHER_PROTOCOL = """
@@ -61,6 +99,15 @@ import zdworker.forkserver.server as _forkserver
 if _os.path.exists("other_protocol"):
     _forkserver.PROTOCOL += 1
 """
+
+
+def test_reload_to_a_class_with_a_typing_mistake(start: Start, site: Site) -> None:
+    control = str(site.directory / "control.sock")
+    server = start(zd_control_socket=control)
+    server.configure(worker_class="app.NoSuchWorker")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: status(server)["state"] == "failed", 30, "the reload has failed")
+    assert "'app.NoSuchWorker': there is no such class" in status(server)["last_reload"]["error"]
 
 
 def test_generation_of_another_protocol(start: Start, site: Site) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker.errors import GenerationError
+from zdworker.workers.requirements import missing
 from zdworker.workers.wsgi.drain import WsgiDrain
 
 
@@ -53,6 +54,8 @@ class GeventWorker(WsgiDrain, Worker):  # type: ignore[misc]  # Gunicorn has no 
 def _require_gevent() -> None:
     try:
         import gunicorn.workers.ggevent  # noqa: F401  # it raises if gevent is missing or too old
+    except ImportError as error:
+        raise missing(error, "zdworker.GeventWorker") from error
     except RuntimeError as error:
         raise GenerationError(f"zdworker.GeventWorker: {error} (pip install 'zdworker[gevent]')") from error
 

@@ -24,6 +24,12 @@ from zdworker.workers.drain import Drain
 from zdworker.workers.event_loop.transports import linger, unread
 from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
 
+LAST_OF_EMPTY_LINES = ord("\r")
+"""The largest byte that an empty line has."""
+
+BETWEEN_REQUESTS = (ConnectionState.UNUSED, ConnectionState.IDLE)
+"""What a connection is in while nothing of a request has come."""
+
 
 class ConnectionServer(Protocol):
     """What a connection needs of its server, a :class:`zdworker.workers.gunicorn_asgi.server.AsgiServer`."""
@@ -75,7 +81,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     def data_received(self, data: bytes) -> None:
         """Note that something came, then do as the base does."""
-        self._zd_data_at = self.req_count or 1
+        # Empty lines, which clients may send between requests (RFC 9112 2.2), begin none. Other data costs little.
+        if data[0] > LAST_OF_EMPTY_LINES or data.strip(b"\r\n") or self.zd_state() not in BETWEEN_REQUESTS:
+            self._zd_data_at = self.req_count or 1
         if self._zd_http2 is None or not self._zd_http2.goaway_sent:
             super().data_received(data)
 
@@ -105,6 +113,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_http2 = Http2Drain(self)
         await super()._handle_http2_connection(*args, **kwargs)
 
+    @classmethod
+    def _check_h1c_protocol_available(cls) -> bool:
+        # The base notes what it has found on the class that it is called on, and looks for it on its own.
+        return bool(ASGIProtocol._check_h1c_protocol_available())
+
     # -- what it is in the middle of ----------------------------------------------------------------------------------
 
     def zd_state(self) -> ConnectionState:
@@ -117,7 +130,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
             return ConnectionState.BUSY
         if self._zd_data_at == 0:
             return ConnectionState.UNUSED
-        begun = self._zd_data_at >= max(1, self.req_count) and not self._zd_only_empty_lines()
+        begun = self._zd_data_at >= max(1, self.req_count)
         return ConnectionState.READING if begun else ConnectionState.IDLE
 
     def zd_running(self) -> int:
@@ -134,11 +147,6 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         over = self._task is None or self._task.done()
         last = self._zd_last and finishing  # the request is still there, but its response is not under way any more
         return 0 if over else finishing + (0 if last else begun)
-
-    def _zd_only_empty_lines(self) -> bool:
-        # Between requests clients may send those (RFC 9112 2.2). Gunicorn's parser in C does not tell.
-        parser = getattr(self, "_callback_parser", None)
-        return getattr(parser, "_state", "") == "request_line" and not getattr(parser, "_buffer", b"-")
 
     def _zd_body_has_arrived(self) -> bool:
         receiver = getattr(self, "_body_receiver", None)

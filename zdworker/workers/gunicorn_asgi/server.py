@@ -22,6 +22,7 @@ from gunicorn import sock
 from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.workers import gasgi
 
+from zdworker.errors import GenerationError
 from zdworker.workers.applications import Event, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
@@ -30,6 +31,7 @@ from zdworker.workers.event_loop.serving import CUT_S, ServedWorker, Serving, ru
 from zdworker.workers.event_loop.transports import TlsCloseTimeout
 from zdworker.workers.gunicorn_asgi.connections import Connection
 from zdworker.workers.health import HealthWorker, asgi_with_health
+from zdworker.workers.requirements import missing, require_parser
 
 HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two heartbeats while it serves, Gunicorn's own measure."""
@@ -50,15 +52,29 @@ class Worker(ServedWorker, HealthWorker, Protocol):
 
 
 def preload(cfg: Any) -> None:
-    """Import what this module does not import at its top. The fork server calls it."""
-    names = ["gunicorn.asgi.websocket", "gunicorn.instrument.statsd", "gunicorn_h1c"]
-    if cfg.asgi_loop != "asyncio":
-        names.append("uvloop")
-    if "h2" in cfg.http_protocols:
-        names += ["gunicorn.http2.async_connection", "h2.config", "h2.connection", "h2.events", "h2.exceptions"]
-    for name in names:
+    """Import what this module does not import at its top. The fork server calls it.
+
+    :raises GenerationError: the configuration asks for a parser or a library that cannot be used.
+    """
+    require_parser(cfg)
+    if getattr(cfg, "http_parser", "") == "fast" and cfg.proxy_protocol != "off":
+        raise GenerationError("http_parser = 'fast' knows no proxy_protocol in ASGIWorker: use http_parser = 'auto'")
+    for name in ("gunicorn.asgi.websocket", "gunicorn.instrument.statsd", "gunicorn_h1c"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if cfg.asgi_loop != "asyncio":
+        try:
+            importlib.import_module("uvloop")
+        except ImportError as error:
+            if cfg.asgi_loop == "uvloop":
+                raise missing(error, "asgi_loop = 'uvloop'") from error
+    if "h2" in cfg.http_protocols:
+        try:
+            for name in ("config", "connection", "events", "exceptions"):
+                importlib.import_module(f"h2.{name}")
+        except ImportError as error:
+            raise missing(error, "http_protocols with 'h2'") from error
+        importlib.import_module("gunicorn.http2.async_connection")
 
 
 def set_up_loop(worker: Any) -> None:

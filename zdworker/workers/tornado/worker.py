@@ -15,6 +15,7 @@ from typing import Any
 
 from zdworker.errors import GenerationError
 from zdworker.workers.event_loop.worker import LoopWorker
+from zdworker.workers.requirements import missing
 
 
 class TornadoWorker(LoopWorker):
@@ -28,6 +29,8 @@ class TornadoWorker(LoopWorker):
         """
         try:
             import gunicorn.workers.gtornado  # noqa: F401  # raises if Tornado is missing
+        except ImportError as error:
+            raise missing(error, "zdworker.TornadoWorker") from error
         except RuntimeError as error:
             raise GenerationError(f"zdworker.TornadoWorker: {error} (pip install 'zdworker[tornado]')") from error
         import zdworker.workers.tornado.server  # noqa: F401

@@ -21,17 +21,25 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
+import uvicorn
 from uvicorn import Config, Server
 
+from zdworker.errors import GenerationError
 from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
 from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
 from zdworker.workers.health import HealthWorker, asgi_with_health
+from zdworker.workers.requirements import missing
 from zdworker.workers.uvicorn.connections import IdleReaper, announce, announce_current, cycle_of, with_patient_timeout
 
 logger = logging.getLogger("uvicorn.error")
+
+if not hasattr(Config, "get_loop_factory"):
+    raise GenerationError(
+        f"uvicorn {uvicorn.__version__} is installed, zdworker needs 0.36 or newer: pip install 'uvicorn>=0.36'"
+    )
 
 
 class Worker(ServedWorker, HealthWorker, Protocol):
@@ -65,11 +73,16 @@ def run(worker: Worker) -> None:
 def preload(config_kwargs: Mapping[str, Any]) -> None:
     """Import everything that a worker with these keyword arguments of :class:`uvicorn.Config` needs. The fork server
     calls it.
+
+    :raises GenerationError: a library that they name is not installed.
     """
     # Not as a factory, because no application is to be made here.
     config = Config(**{**config_kwargs, "app": _no_application, "factory": False, "log_config": None})
-    config.load()
-    config.get_loop_factory()
+    try:
+        config.load()
+        config.get_loop_factory()
+    except ImportError as error:
+        raise missing(error, "CONFIG_KWARGS of the worker class") from error
 
 
 async def _no_application(scope: Scope, receive: Receive, send: Send) -> None:

@@ -28,6 +28,7 @@ from zdworker.syscalls import unread
 from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.health import wsgi_with_health
+from zdworker.workers.requirements import missing, require_parser
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead
 
 HEARTBEAT_INTERVAL_S = 0.1
@@ -47,12 +48,19 @@ class WsgiDrain(ZeroDowntime):
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
-        """Import the parsers, which Gunicorn would import with the first connection that needs them."""
+        """Import the parsers, which Gunicorn would import with the first connection that needs them.
+
+        :raises GenerationError: one that the configuration asks for is missing.
+        """
+        require_parser(cfg)
         with contextlib.suppress(ImportError):
             importlib.import_module("gunicorn_h1c")
         if "h2" in cfg.http_protocols:
-            for name in ("config", "connection", "events", "exceptions", "settings"):
-                importlib.import_module(f"h2.{name}")
+            try:
+                for name in ("config", "connection", "events", "exceptions", "settings"):
+                    importlib.import_module(f"h2.{name}")
+            except ImportError as error:
+                raise missing(error, "http_protocols with 'h2'") from error
             importlib.import_module("gunicorn.http2.connection")
         if cfg.protocol == "uwsgi":
             importlib.import_module("gunicorn.uwsgi.parser")

@@ -1,0 +1,53 @@
+"""What a worker needs that may be missing: a generation checks it, and one line names the extra that installs it.
+
+Rules: it is checked while a generation loads, so that a reload fails and nothing is touched. Gunicorn and uvicorn look
+for these libraries when a connection comes, which then hangs or is cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zdworker.errors import GenerationError
+
+EXTRAS = {
+    "gevent": "gevent",
+    "gunicorn_h1c": "fast",
+    "h2": "http2",
+    "httptools": "standard",
+    "packaging": "gevent",
+    "tornado": "tornado",
+    "uvloop": "standard",
+    "websockets": "standard",
+    "wsproto": "",
+    "zttp": "",
+}
+"""The extra of zdworker that installs a library, by the library's module; empty if none does."""
+
+
+def missing(error: ImportError, needed_by: str) -> Exception:
+    """Return the error to raise in the place of ``error``: one line, if that is about a library of :data:`EXTRAS`.
+
+    :param needed_by: what cannot work without it, such as ``"zdworker.GeventWorker"``.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return error
+    package = f"zdworker[{EXTRAS[module]}]" if EXTRAS[module] else module
+    return GenerationError(f"{needed_by} needs {module}, which is not installed: pip install '{package}'")
+
+
+def require_parser(cfg: Any) -> None:
+    """Check that Gunicorn can use the parser that ``http_parser`` names; before Gunicorn 26 there is only one.
+
+    :raises GenerationError: it cannot; Gunicorn would find that out with each request.
+    """
+    from gunicorn.http import message
+
+    check = getattr(message, "_check_fast_parser", None)
+    if check is None:
+        return
+    try:
+        check(cfg)
+    except RuntimeError as error:
+        raise GenerationError(f"http_parser = {cfg.http_parser!r}: {error} (pip install 'zdworker[fast]')") from error
