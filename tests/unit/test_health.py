@@ -116,6 +116,7 @@ def test_asgi(worker: ZeroDowntime) -> None:
     wrapped = asgi_with_health(application, worker)
     assert by_asgi(wrapped, path="/health") == [200, b"ok\n"]
     assert by_asgi(wrapped, path="/app/health", root_path="/app") == [200, b"ok\n"]
+    assert by_asgi(wrapped, path="/health", root_path="/") == [200, b"ok\n"]
     assert by_asgi(wrapped, path="/health", method="HEAD") == [200, b""]
     assert by_asgi(wrapped, path="/") == [{"the application": "http"}]
     assert by_asgi(wrapped, type="lifespan") == [{"the application": "lifespan"}]

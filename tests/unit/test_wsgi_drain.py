@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from gunicorn.http import get_parser
-from gunicorn.http.wsgi import Response
+from gunicorn.http.wsgi import Response, create
 
 from zdworker.errors import WarmupFailed
 from zdworker.workers.wsgi import drain
@@ -20,6 +21,7 @@ from zdworker.workers.wsgi.drain import WsgiDrain, answer
 from zdworker.workers.wsgi.sync import WSGIWorker
 
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+PARSERS = ["python"] + ["fast"] * bool("http_parser" in Config().settings and importlib.util.find_spec("gunicorn_h1c"))
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody"
 
 
@@ -32,6 +34,7 @@ class Base:
     """As much of a Gunicorn worker as the mixin needs."""
 
     beats = 0
+    cfg = Config()
 
     def load_wsgi(self) -> None:
         self.wsgi = application
@@ -150,11 +153,49 @@ def test_url_in_the_environment() -> None:
         seen.update(environ)
         return application(environ, start_response)
 
-    assert answer(note, "https://example.org:8443/caf%C3%A9?a=b") == "200 OK"
+    assert answer(note, "https://example.org:8443/caf%C3%A9?a=b", Config()) == "200 OK"
     assert seen["PATH_INFO"].encode("latin-1").decode() == "/café"
     assert (seen["QUERY_STRING"], seen["wsgi.url_scheme"]) == ("a=b", "https")
     assert (seen["HTTP_HOST"], seen["SERVER_NAME"], seen["SERVER_PORT"]) == ("example.org:8443", "example.org", "8443")
     assert seen["wsgi.input"].read() == b""
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("proxy", ["off", "auto"])
+def test_a_warm_up_request_has_all_that_gunicorn_gives(
+    pair: tuple[socket.socket, socket.socket], parser: str, proxy: str
+) -> None:
+    """A Django view may read REMOTE_ADDR, which no default of ``wsgiref`` has."""
+    client, server = pair
+    cfg = Config()
+    if "http_parser" in cfg.settings:
+        cfg.set("http_parser", parser)
+    seen: dict[str, Any] = {}
+
+    def note(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        seen.update(environ)
+        return application(environ, start_response)
+
+    client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nUser-Agent: b\r\n\r\n")
+    request = next(get_parser(cfg, server, ("127.0.0.1", 1)))
+    _response, real = create(request, server, ("127.0.0.1", 1), ("127.0.0.1", 80), cfg)
+    cfg.set("proxy_protocol", proxy)
+    assert answer(note, "/", cfg) == "200 OK"
+    assert seen.keys() == real.keys()
+    assert {"REMOTE_ADDR", "RAW_URI", "wsgi.file_wrapper", "gunicorn.socket"} <= seen.keys()
+
+
+def test_a_warm_up_request_below_a_script_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRIPT_NAME", "/site")
+    seen: list[tuple[str, str]] = []
+
+    def note(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        seen.append((environ["SCRIPT_NAME"], environ["PATH_INFO"]))
+        return application(environ, start_response)
+
+    assert answer(note, "/health", Config()) == "200 OK"
+    assert answer(note, "/site/health", Config()) == "200 OK"
+    assert seen == [("/site", "/health"), ("/site", "/health")]
 
 
 def test_answer_is_closed_even_when_it_raises() -> None:
@@ -172,13 +213,13 @@ def test_answer_is_closed_even_when_it_raises() -> None:
         return Body()
 
     with pytest.raises(RuntimeError, match="no"):
-        answer(broken, "/")
+        answer(broken, "/", Config())
     assert closed
 
 
 def test_application_that_starts_no_response() -> None:
     with pytest.raises(WarmupFailed, match="start_response"):
-        answer(lambda environ, start_response: [], "/")
+        answer(lambda environ, start_response: [], "/", Config())
 
 
 def test_told_to_leave_between_the_poll_and_the_accept() -> None:

@@ -186,7 +186,8 @@ class Receiver:
             self._observers.notify(Observer.worker_crashed)
         if code:
             log = self._log.info if code == -signal.SIGTERM else self._log.error
-            hint = " Perhaps out of memory?" if code == -signal.SIGKILL else ""
+            by_master = record.descendants is not None  # listed before the master kills a worker
+            hint = " Perhaps out of memory?" if code == -signal.SIGKILL and not by_master else ""
             log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
         self._children.remove_worker(record)
         self._gunicorn.zd_hook("child_exit", record)

@@ -7,13 +7,15 @@ Rules:
   deploy.
 * The application does not get these requests; without the setting no code of this file runs for a request.
 * They are answered as other requests are, behind the same queue, so that a worker that hangs does not answer.
+* All classes answer alike: whatever the method (HEAD has no body), however the path is written (percent-encoded, or as
+  the whole URL that RFC 9112 3.2.2 has servers accept), and whatever prefix the application is mounted below.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Iterable
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from zdworker.settings import Settings
 from zdworker.workers.applications import AsgiApplication, Environ, Receive, Scope, Send, StartResponse, WsgiApplication
@@ -45,6 +47,13 @@ def headers(body: bytes) -> list[tuple[str, str]]:
     return [("Content-Type", "text/plain"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
 
 
+def _is(asked: str, path: str) -> bool:
+    """Return whether a decoded path, or a whole URL, is that of the health path."""
+    if asked.startswith(("http://", "https://")):
+        asked = "/" + asked.partition("://")[2].partition("/")[2]
+    return asked == path
+
+
 def wsgi_with_health(application: WsgiApplication, worker: HealthWorker) -> WsgiApplication:
     """Return ``application`` with the health path before it, if there is one (PEP 3333)."""
     path = worker.zd_settings.health_path
@@ -52,7 +61,7 @@ def wsgi_with_health(application: WsgiApplication, worker: HealthWorker) -> Wsgi
         return application
 
     def with_health(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != path:
+        if not _is(environ["PATH_INFO"], path):
             return application(environ, start_response)
         status, phrase, body = verdict(worker)
         start_response(f"{status} {phrase}", headers(body))
@@ -69,7 +78,7 @@ def asgi_with_health(application: AsgiApplication, worker: HealthWorker) -> Asgi
 
     def with_health(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # ``path`` contains the root path (ASGI 2.4), which a proxy in front has taken off and a balancer does not send.
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) == path:
+        if scope["type"] == "http" and _is(scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")), path):
             return _answer(send, scope["method"], worker)
         return application(scope, receive, send)
 
@@ -85,7 +94,8 @@ async def _answer(send: Send, method: str, worker: HealthWorker) -> None:
 
 def tornado_with_health(application: Any, worker: HealthWorker) -> Any:
     """Return ``application``, a Tornado or a WSGI one, with the health path before it, if there is one."""
-    from tornado.routing import PathMatches, Rule
+    from tornado.httputil import HTTPServerRequest
+    from tornado.routing import Matcher, Rule
     from tornado.web import Application, RequestHandler
     from tornado.wsgi import WSGIContainer
 
@@ -98,23 +108,38 @@ def tornado_with_health(application: Any, worker: HealthWorker) -> Any:
     if not isinstance(application, Application):
         return wsgi_with_health(application, worker)
 
-    class HealthHandler(RequestHandler):
-        """Answers GET and HEAD of the health path."""
+    class HealthMatcher(Matcher):
+        """Matches the health path, which Tornado's own matchers compare as it was sent."""
 
-        def get(self) -> None:
-            """Answer with the present verdict."""
+        def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+            """Return the handler's arguments, or None for another path."""
+            return {} if _is(unquote(request.path), path) else None
+
+    class EveryMethod(tuple[str, ...]):
+        """Contains every method, where a handler lists those that it knows."""
+
+        __slots__ = ()
+
+        def __contains__(self, method: object) -> bool:
+            return True
+
+    class HealthHandler(RequestHandler):
+        """Answers the health path."""
+
+        SUPPORTED_METHODS = EveryMethod()
+
+        def prepare(self) -> None:
+            """Answer with the present verdict, before a method of this class is looked for."""
             status, phrase, body = verdict(worker)
             self.set_status(status, phrase)
             for name, value in headers(body):
                 self.set_header(name, value)
             self.finish(body)
 
-        head = get
-
         def data_received(self, chunk: bytes) -> None:
             """Do nothing; it is abstract in the base, and no body is streamed to this handler."""
 
-    rule = Rule(PathMatches(re.escape(path) + "$"), HealthHandler)
+    rule = Rule(HealthMatcher(), HealthHandler)
     application.default_router.process_rule(rule)
     application.default_router.rules.insert(0, rule)  # before the application's own, whatever hosts they are for
     return application

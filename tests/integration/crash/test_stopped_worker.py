@@ -54,6 +54,9 @@ class TestStandingStill:
         wait_for(lambda: not alive(victim), 10, "it is ended")
         server.wait_full()
         assert set(server.versions().values()) == {"one"}
+        if how is stop:
+            assert "was killed by SIGKILL" in server.log
+        assert "out of memory" not in server.log  # the master itself has killed it
 
     def test_a_reload_replaces_a_stopped_worker(
         self, start: Start, site: Site, how: Callable[[Server], int], preload: bool

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from http.client import HTTPConnection
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load
@@ -41,6 +43,23 @@ def test_balancers_are_told_before_the_end(start_class: Start, worker: WorkerCla
     assert results.failures == []
     assert server.wait_exit(10 + DELAY) == 0
     assert time.monotonic() - told >= DELAY
+
+
+TARGETS = ["/health", "/%68ealth", "http://example.org/health", "/health?from=balancer"]
+METHODS = ["GET", "HEAD", "POST", "OPTIONS", "DELETE"]
+
+
+@for_each(ALL)
+def test_every_class_answers_alike(start_class: Start, worker: WorkerClass) -> None:
+    """Whatever the method, and however the path is written."""
+    server = start_class(worker, workers=1, zd_health_path="/health")
+    answers = {}
+    for method, target in [(method, target) for method in METHODS for target in TARGETS]:
+        with contextlib.closing(HTTPConnection(str(server.address[0]), int(server.address[1]), timeout=10)) as client:
+            client.request(method, target)
+            reply = client.getresponse()
+            answers[method, target] = reply.status, reply.read()
+    assert answers == {(m, t): (200, b"" if m == "HEAD" else b"ok\n") for m in METHODS for t in TARGETS}
 
 
 @for_each(ALL)

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
-from urllib.parse import unquote_to_bytes, urlsplit
-from wsgiref.util import setup_testing_defaults
+from urllib.parse import urlsplit
 
-from gunicorn.http.wsgi import Response
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.wsgi import Response, create
 
 from zdworker.errors import WarmupFailed
 from zdworker.syscalls import unread
@@ -34,6 +35,9 @@ from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead
 HEARTBEAT_INTERVAL_S = 0.1
 """Seconds between two heartbeats, at least."""
 
+WARMUP_CLIENT = ("127.0.0.1", 0)
+"""The client's address and port in a warm-up request."""
+
 _default_headers = Response.default_headers
 
 
@@ -42,6 +46,7 @@ class WsgiDrain(ZeroDowntime):
 
     zd_answers_health: ClassVar[bool] = True
 
+    cfg: Any
     wsgi: WsgiApplication
 
     _zd_next_heartbeat = 0.0
@@ -89,7 +94,7 @@ class WsgiDrain(ZeroDowntime):
         :raises WarmupFailed: a status is 400 or above, or the application started no response.
         """
         for path in paths:
-            status = answer(self.wsgi, path)
+            status = answer(self.wsgi, path, self.cfg)
             if not status[:3].isdigit() or int(status[:3]) >= 400:
                 raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
 
@@ -117,39 +122,60 @@ def _has_further_request(response: Response) -> bool:
     return has_read_ahead(request.unreader, response.sock) or unread(response.sock) > 0
 
 
-def answer(application: WsgiApplication, url: str) -> str:
+def answer(application: WsgiApplication, url: str, cfg: Any) -> str:
     """Have ``application`` answer a GET request, and return the status with its reason phrase.
 
-    :param url: a path, or a whole URL.
-
+    :param url: a path, or a whole URL, which gives scheme and host too.
+    :param cfg: Gunicorn's configuration.
     :raises WarmupFailed: the application did not call ``start_response``.
     """
-    environ: Environ = {}
-    parts = urlsplit(url)
-    if parts.netloc:
-        environ["HTTP_HOST"], environ["wsgi.url_scheme"] = parts.netloc, parts.scheme
-        environ["SERVER_NAME"] = parts.hostname or ""
-        environ["SERVER_PORT"] = str(parts.port or (443 if parts.scheme == "https" else 80))
-    # PEP 3333: a string with one character for each byte.
-    environ["PATH_INFO"] = unquote_to_bytes(parts.path).decode("latin-1")
-    environ["QUERY_STRING"] = parts.query
-    environ.update({"HTTP_HOST": environ.get("HTTP_HOST", "localhost"), "SERVER_PROTOCOL": "HTTP/1.1"})
-    environ["wsgi.input"] = io.BytesIO()
-    setup_testing_defaults(environ)
     statuses: list[str] = []
 
     def start_response(status: str, headers: object, exc_info: object = None) -> Callable[[bytes], object]:
         statuses.append(status)
         return lambda data: None
 
-    body = application(environ, start_response)
-    try:
-        for _piece in body:
-            pass
-    finally:
-        close = getattr(body, "close", None)
-        if close is not None:
-            close()
+    connection, client = socket.socketpair()
+    with connection, client:
+        body = application(_environ(url, cfg, connection), start_response)
+        try:
+            for _piece in body:
+                pass
+        finally:
+            close = getattr(body, "close", None)
+            if close is not None:
+                close()
     if not statuses:
         raise WarmupFailed(f"{url} was not answered: the application did not call start_response")
     return statuses[-1]
+
+
+def _environ(url: str, cfg: Any, connection: socket.socket) -> Environ:
+    """Return the environment of a GET request, made by Gunicorn's parser and functions from the bytes of one.
+
+    So it has all that Gunicorn gives to an application, in every version, which an application may read.
+
+    :param connection: what the application gets as the request's socket.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme or "http"
+    prefix = os.environ.get("SCRIPT_NAME", "")
+    path = parts.path or "/"
+    target = (path if path.startswith(prefix) else prefix + path) + (f"?{parts.query}" if parts.query else "")
+    head = f"GET {target} HTTP/1.1\r\nHost: {parts.netloc or 'localhost'}\r\nUser-Agent: zdworker-warmup\r\n\r\n"
+    request = next(RequestParser(_WithoutProxy(cfg), iter([head.encode("latin-1")]), WARMUP_CLIENT))
+    server = (parts.hostname or "localhost", parts.port or (443 if scheme == "https" else 80))
+    _response, environ = create(request, connection, WARMUP_CLIENT, server, cfg)
+    environ["wsgi.url_scheme"] = scheme
+    return environ  # type: ignore[no-any-return]
+
+
+class _WithoutProxy:
+    """Gunicorn's configuration for a request that no proxy has sent on."""
+
+    def __init__(self, cfg: Any) -> None:
+        self._cfg = cfg
+        self.proxy_protocol = "off" if isinstance(cfg.proxy_protocol, str) else False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cfg, name)
