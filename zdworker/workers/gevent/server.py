@@ -29,12 +29,16 @@ from gunicorn.workers import ggevent
 from gunicorn.workers.base_async import AsyncWorker
 
 from zdworker.syscalls import unread
-from zdworker.workers.drain import CHECK_INTERVAL_S, TEND_INTERVAL_S, UNUSED_CONNECTION_S, Drain, InFlight
+from zdworker.workers.drain import CHECK_INTERVAL_S, UNUSED_CONNECTION_S, Drain, InFlight
 from zdworker.workers.gevent.connections import ConnectionRecord, Listener, end_input, linger
 from zdworker.workers.gevent.http2 import Http2Drain
+from zdworker.workers.gevent.schedule import BUCKET_S, Schedule
 from zdworker.workers.http2 import name_last_stream
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.request_heads import body_is_read
+
+HEARTBEAT_INTERVAL_S = 1.0
+"""Seconds between two heartbeats while it serves, Gunicorn's own measure."""
 
 LISTENER_START_S = 0.001
 """Seconds to sleep until a listener that was started accepts: any time above 0 is enough."""
@@ -58,9 +62,11 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._clients: set[Any] = set()
+        self._schedule = Schedule()
         self._pools: list[Any] = []
         self._listeners: list[Listener] = []
         self._told_to_leave: Any = None  # an Event, once run() has a hub for it
+        self._next_look_s = float(self.cfg.keepalive) or math.inf  # without keepalive there is no limit
         self._drain = Drain(self, self, keepalive_s=float(self.cfg.keepalive))
         self._http2_drain = Http2Drain(self._drain)
 
@@ -88,8 +94,11 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         self.zd_ready()
         while self.alive and not self.zd_leaving:
             self.notify()
-            self.zd_tend(time.monotonic())
-            self._told_to_leave.wait(TEND_INTERVAL_S)
+            now = time.monotonic()
+            for client in self._schedule.due(now):
+                self._look(client, now)
+            # No connection that is made meanwhile has an earlier time: `keepalive` is a second at least.
+            self._told_to_leave.wait(min(HEARTBEAT_INTERVAL_S, self._schedule.due_in(now)))
         if not self.zd_leaving:
             self.zd_leave(0.0)  # Gunicorn's reloader asks for it by ``alive``, when a file has changed
         for pause_s in self._drain.steps():
@@ -128,6 +137,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         """Handle a connection, from the TLS handshake on."""
         client.record.greenlet = gevent.getcurrent()
         self._clients.add(client)
+        self._schedule.put(client, client.record.since + self._next_look_s)
         try:
             if isinstance(client, SSLSocket):
                 client.do_handshake()
@@ -137,6 +147,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             super().handle(listener, client, addr)
         finally:
             self._clients.discard(client)
+            self._schedule.discard(client)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Answer a request.
@@ -179,9 +190,19 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             self._http2_drain.end_between_streams(record)
 
     def zd_tend(self, now: float) -> None:
-        """End the connections whose time is over at ``now``, by ``time.monotonic()``."""
+        """End the connections whose time is over at ``now``, by ``time.monotonic()``; in the drain, which is short."""
         for client in list(self._clients):
             self._tend(client, client.record, now)
+
+    def _look(self, client: Any, now: float) -> None:
+        """End a connection if its time is over, and else say when it is looked at next, while the worker serves.
+
+        That is at its limit, or after ``keepalive`` seconds: whatever happens to it meanwhile, its limit is no earlier.
+        """
+        record = client.record
+        self._tend(client, record, now)
+        limit = math.inf if record.busy or record.http2 is not None else self._limit(record)
+        self._schedule.put(client, min(max(limit, now + BUCKET_S), now + self._next_look_s))
 
     def _tend(self, client: Any, record: ConnectionRecord, now: float) -> None:
         """End a connection that waits for its client, when it has waited long enough."""
