@@ -61,11 +61,17 @@ def test_an_idle_connection_has_its_keep_alive_time() -> None:
         assert limit(leaving, answered=True, since=103.0, received_at=102.9) == 103.0 + KEEPALIVE
 
 
-def test_a_head_has_timeout_and_in_a_drain_5_seconds_from_its_last_byte() -> None:
-    assert limit(False, received_at=101.0) == limit(True, received_at=101.0) == ACCEPTED + TIMEOUT
+def test_a_head_has_keepalive_seconds_from_its_last_byte_and_timeout_in_all() -> None:
+    assert limit(False, received_at=101.0) == 101.0 + KEEPALIVE
+    assert limit(False, received_at=ACCEPTED + TIMEOUT - 0.1) == ACCEPTED + TIMEOUT
+    assert limit(False, received_at=129.0, timeout=0) == 129.0 + KEEPALIVE
+
+
+def test_a_head_has_timeout_and_5_seconds_from_its_last_byte_in_a_drain() -> None:
+    assert limit(True, received_at=101.0) == ACCEPTED + TIMEOUT
     assert limit(True, received_at=129.0) == 129.0 + UNUSED_S
     assert limit(True, answered=True, since=103.0, received_at=104.0, timeout=2) == 104.0 + UNUSED_S
-    assert limit(False, received_at=101.0, timeout=0) == math.inf
+    assert limit(True, received_at=101.0, timeout=0) == math.inf
 
 
 def test_what_came_behind_a_request_counts_as_begun() -> None:

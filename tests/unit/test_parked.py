@@ -37,7 +37,7 @@ class Worker:
         self.now = time.monotonic()
         self.wait_s = WAIT_S
         self.poller = poller.make()
-        cfg = SimpleNamespace(is_ssl=False, protocol="http", http_protocols=["h1"])
+        cfg = SimpleNamespace(is_ssl=False, protocol="http", http_protocols=["h1"], proxy_protocol="off")
         self.parked = Parked(self, self.poller, cfg)
         self.calls: list[tuple[str, Any]] = []
 

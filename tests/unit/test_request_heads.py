@@ -17,10 +17,12 @@ from zdworker.syscalls import unread
 from zdworker.workers.wsgi.request_heads import (
     HEAD_LIMIT_BYTES,
     body_is_read,
+    has_begun,
     has_read_ahead,
     is_readable,
     read_head,
     shows_heads,
+    speaks_proxy_protocol,
     wait_until,
 )
 
@@ -45,6 +47,85 @@ def test_head_that_comes_in_parts(pair: Pair) -> None:
     client.sendall(b"\n")
     assert read_head(worker, head)
     assert head == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"G",
+        b"GET / HTTP/1.1",
+        b"GET / HTTP/1.1\r\nHost: a\r",
+        b"\r\nGET / HTTP/1.1\r\nA",
+        b"custom-method /x HTTP/1.0\r\nA: b\r\n",
+        b"GET / HTTP/1.1\r\nHost: caf\xc3\xa9\r\n",
+    ],
+)
+def test_what_may_become_a_head_is_waited_for(pair: Pair, part: bytes) -> None:
+    client, worker = pair
+    head = bytearray()
+    client.sendall(part)
+    assert not read_head(worker, head)
+    assert head == part
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",  # TLS on the plain port
+        b"GET /\r\n",  # HTTP/0.9
+        b"EHLO example.org\r\n",
+        b"GET / HTTP/1.1\nHost: a\n\n",
+        b"GET / HTTP/1.1\r\nHost: a\n",
+        b"\n",
+        b" GET / HTTP/1.1",
+    ],
+)
+def test_what_cannot_become_a_head_gets_an_end(pair: Pair, data: bytes) -> None:
+    client, worker = pair
+    head = bytearray()
+    client.sendall(data)
+    assert read_head(worker, head)
+    assert head == data + b"\r\n\r\n"
+
+
+V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n"
+V2 = b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12)
+REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("header", [V1, V2])
+def test_a_header_of_the_proxy_protocol_is_no_part_of_a_head(pair: Pair, header: bytes) -> None:
+    """Whatever part of it has arrived: no thread takes the connection, and no request has begun."""
+    client, worker = pair
+    for length in range(len(header)):
+        part = header[:length]
+        assert not has_begun(part, proxied=True), part
+        if length:
+            client.sendall(part)
+            assert not read_head(worker, bytearray(), proxied=True), part
+    head = bytearray()
+    client.sendall(header)
+    assert not read_head(worker, head, proxied=True)
+    assert not has_begun(head, proxied=True)
+    client.sendall(REQUEST[:1])
+    assert not read_head(worker, head, proxied=True)
+    assert has_begun(head, proxied=True)
+    client.sendall(REQUEST[1:])
+    assert read_head(worker, head, proxied=True)
+    assert head == header + REQUEST
+
+
+def test_a_request_without_that_header(pair: Pair) -> None:
+    client, worker = pair
+    head = bytearray()
+    client.sendall(REQUEST)
+    assert read_head(worker, head, proxied=True)
+    assert head == REQUEST
+
+
+@pytest.mark.parametrize(("setting", "speaks"), [(False, False), ("off", False), (True, True), ("v2", True)])
+def test_proxy_protocol_setting(setting: object, speaks: bool) -> None:
+    assert speaks_proxy_protocol(SimpleNamespace(proxy_protocol=setting)) is speaks
 
 
 def test_head_behind_which_the_client_ends(pair: Pair) -> None:

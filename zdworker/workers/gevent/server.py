@@ -219,13 +219,15 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         """Return when a connection has waited long enough.
 
         Gunicorn gives all of them ``keepalive`` seconds. Here this is the limit of a connection that is idle since a
-        request. One never used has 5 seconds more, and a head has ``timeout`` seconds, as in ThreadWorker. In a drain
-        one never used is kept until the drain's ``unused_until`` at least, and a head for as long from its last byte.
+        request. One never used has 5 seconds more. A head has ``keepalive`` seconds from its last byte, and ``timeout``
+        seconds in all. In a drain one never used is kept until the drain's ``unused_until`` at least, and a head for as
+        long from its last byte.
         """
         drain, since, keepalive_s = self._drain, record.since, float(self.cfg.keepalive)
         if record.begun:
-            limit = since + (float(self.cfg.timeout) or math.inf)
-            return max(limit, record.received_at + drain.unused_s) if drain.has_begun else limit
+            if drain.has_begun:
+                return max(since + (float(self.cfg.timeout) or math.inf), record.received_at + drain.unused_s)
+            return min(since + (float(self.cfg.timeout) or math.inf), record.received_at + keepalive_s)
         if record.answered:
             return since + keepalive_s
         limit = since + keepalive_s + UNUSED_CONNECTION_S

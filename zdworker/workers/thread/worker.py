@@ -166,7 +166,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
             if last:
                 answered_in_drain = last > conn.zd_last_stream
                 return goaway_at(self._drain, idle_since=now, used=True, answered_in_drain=answered_in_drain)
-        return wait_until(self.cfg, bool(conn.zd_head), self._drain.unused_until)
+        return wait_until(self.cfg, self._parked.has_begun(conn), self._drain.unused_until)
 
     # -- connections whose time is over ------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from zdworker.syscalls import unread
 from zdworker.workers.closing import LINGER_S, LINGER_TOTAL_S
-from zdworker.workers.wsgi.request_heads import is_readable, read_head, shows_heads
+from zdworker.workers.wsgi.request_heads import has_begun, is_readable, read_head, shows_heads, speaks_proxy_protocol
 
 
 class Connection(Protocol):
@@ -61,6 +61,7 @@ class Parked:
         self._worker = worker
         self._poller = poller
         self.shows_heads = shows_heads(cfg)  # kept, because Gunicorn's configuration is slow to read
+        self._proxied = speaks_proxy_protocol(cfg)
         self.waiting: dict[Any, float] = {}
         """Connections without a whole request, with the moment until which they may wait."""
         self.lingering: dict[Any, tuple[float, float]] = {}
@@ -71,7 +72,13 @@ class Parked:
 
     def has_request(self, conn: Connection) -> bool:
         """Tell whether a request has arrived; adds to ``conn.zd_head`` where heads can be seen."""
-        return read_head(conn.sock, conn.zd_head) if self.shows_heads else is_readable(conn.sock)
+        if not self.shows_heads:
+            return is_readable(conn.sock)
+        return read_head(conn.sock, conn.zd_head, self._proxied)
+
+    def has_begun(self, conn: Connection) -> bool:
+        """Tell whether a part of a request has been read."""
+        return has_begun(conn.zd_head, self._proxied)
 
     def wait(self, conn: Connection) -> None:
         """Keep ``conn`` until its request has arrived, or its time is over."""
@@ -81,7 +88,7 @@ class Parked:
     def limit_silent(self) -> None:
         """Ask the worker again until when those connections may wait that have not begun a request."""
         for conn in self.waiting:
-            if not conn.zd_head:
+            if not self.has_begun(conn):
                 self.waiting[conn] = self._worker.zd_wait_until(conn)
 
     def end(self, conn: Connection, body_read: bool) -> None:
@@ -118,7 +125,7 @@ class Parked:
         if self.has_request(conn):
             self._leave(self.waiting, conn)
             self._worker.zd_serve(conn)
-        elif conn.zd_head:
+        elif self.has_begun(conn):
             self.waiting[conn] = self._worker.zd_wait_until(conn)
 
     def _discard(self, conn: Connection, sock: Any) -> None:

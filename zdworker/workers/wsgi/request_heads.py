@@ -4,6 +4,9 @@ Rules:
 
 * A worker with threads, or with one process for one request, gives no thread to a connection that is silent or whose
   request has arrived in part. It collects the head in its poll, and Gunicorn's parser gets the head whole.
+* What can never become a head (TLS on the plain port, another protocol, bare line feeds) is given to Gunicorn's parser
+  at once, with an end that makes it answer instead of waiting for one.
+* A header of the PROXY protocol is no part of a head: a proxy sends it as soon as its client has connected.
 * The end of a head cannot be seen with TLS, with uWSGI's protocol and with HTTP/2. There the first byte counts as a
   request, and no byte is read: Gunicorn must find each byte in the socket.
 """
@@ -11,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import math
+import re
 import select
 import socket
 import time
@@ -23,17 +27,65 @@ HEAD_LIMIT_BYTES = 8 * 1024
 
 _END_OF_HEAD = b"\r\n\r\n"
 
+_PROXY_V1 = b"PROXY "
+_PROXY_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
+"""The beginnings of a PROXY header (haproxy's doc/proxy-protocol.txt, 2.1 and 2.2); the second has 16 bytes and a
+length in its last two."""
+
+_NO_HEAD = re.compile(
+    rb"""
+      [^!\#$%&'*+.^_`|~0-9A-Za-z\r\n-]          # the first byte is neither a method's nor of an empty line
+    | .*(?<!\r)\n                              # a line feed without a carriage return ends the first line,
+    | (?s:.*)[^\r]\n                           # or another one
+    | (?!\r).*(?<!\ HTTP/[0-9]\.[0-9])\r\n    # the first line names no version
+    """,
+    re.VERBOSE,
+)
+"""Matches what cannot begin a head (RFC 9112 2.2 and 3)."""
+
 
 def shows_heads(cfg: Any) -> bool:
     """Tell whether the end of a request's head can be seen on the connections of this configuration."""
     return not cfg.is_ssl and cfg.protocol == "http" and "h2" not in cfg.http_protocols
 
 
-def read_head(sock: socket.socket, head: bytearray) -> bool:
+def speaks_proxy_protocol(cfg: Any) -> bool:
+    """Return whether connections may begin with a header of the PROXY protocol."""
+    return cfg.proxy_protocol not in (False, "off")
+
+
+def begin_of_request(head: bytes | bytearray, proxied: bool) -> int | None:
+    """Return where the request begins in ``head``: behind a header of the PROXY protocol, or at 0.
+
+    :param proxied: there may be such a header.
+    :return: None if that header has arrived in part, or may have.
+    """
+    if not proxied:
+        return 0
+    if head.startswith(_PROXY_V1):
+        end = head.find(b"\r\n")
+        return None if end < 0 else end + 2
+    if head.startswith(_PROXY_V2):
+        end = 16 + int.from_bytes(head[14:16], "big")
+        return end if len(head) >= max(16, end) else None
+    return None if head and (_PROXY_V1.startswith(head) or _PROXY_V2.startswith(head)) else 0
+
+
+def has_begun(head: bytes | bytearray, proxied: bool) -> bool:
+    """Return whether a part of the request itself has arrived."""
+    begin = begin_of_request(head, proxied)
+    return begin is not None and len(head) > begin
+
+
+def read_head(sock: socket.socket, head: bytearray, proxied: bool = False) -> bool:
     """Append to ``head`` what has arrived, without waiting, and tell whether a thread should take the connection.
 
+    To what cannot become a head an end is appended, for which Gunicorn's parser would wait.
+
     :param sock: without a timeout.
-    :return: True if the head is whole or has reached :data:`HEAD_LIMIT_BYTES`, or if the connection ended or failed.
+    :param proxied: see :func:`begin_of_request`.
+    :return: True if the head is whole, cannot become one or has reached :data:`HEAD_LIMIT_BYTES`, or if the connection
+        has ended or failed.
     """
     try:
         # The base class's method: a subclass may return what was read before.
@@ -43,7 +95,20 @@ def read_head(sock: socket.socket, head: bytearray) -> bool:
     except OSError:
         return True  # Gunicorn meets the error when it serves the connection, and handles it
     head += data
-    return not data or _END_OF_HEAD in head or len(head) >= HEAD_LIMIT_BYTES
+    return not data or len(head) >= HEAD_LIMIT_BYTES or _is_ready(head, proxied)
+
+
+def _is_ready(head: bytearray, proxied: bool) -> bool:
+    """Tell whether a head is whole, or cannot become one; then it has an end from here on."""
+    begin = begin_of_request(head, proxied)
+    if begin is None:
+        return False
+    if head.find(_END_OF_HEAD, begin) >= 0:
+        return True
+    if not _NO_HEAD.match(head, begin):
+        return False
+    head += _END_OF_HEAD
+    return True
 
 
 def is_readable(sock: socket.socket, timeout_s: float = 0.0) -> bool:

@@ -247,7 +247,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     def zd_wait_until(self, conn: Accepted) -> float:
         """Return until when a connection without a whole request is kept, by ``time.monotonic()``."""
-        return wait_until(self.cfg, bool(conn.zd_head), self._drain.unused_until)
+        return wait_until(self.cfg, self._parked.has_begun(conn), self._drain.unused_until)
 
     def handle_request(self, listener: Any, req: Any, client: Any, addr: Any) -> None:
         """Answer a request, and keep it with its connection: whether that lingers depends on the request's body."""
