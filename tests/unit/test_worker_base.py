@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from types import FrameType, SimpleNamespace
+from typing import ClassVar
 
 import pytest
 
@@ -270,3 +271,17 @@ def test_a_worker_whose_master_died_before_the_death_signal_was_set_ends(monkeyp
     with pytest.raises(SystemExit) as ended:
         worker.zd_on_privileges()
     assert ended.value.code == 0
+
+
+def test_what_a_subclass_defines_in_vain_is_named() -> None:
+    class Ours(ZeroDowntime):
+        zd_without_effect: ClassVar[dict[str, str]] = {"patch": "override zd_prepare()", "setup": "another"}
+
+    class Theirs(Ours):
+        def patch(self) -> None:
+            """Nothing calls this."""
+
+    Ours.__module__ = "zdworker.workers.example"
+    assert Ours.zd_warnings(None) == []
+    (line,) = Theirs.zd_warnings(None)
+    assert line.endswith("Theirs.patch has no effect: override zd_prepare()")

@@ -205,7 +205,7 @@ class Generation:
         if self.cfg.preload_app:
             self.app.wsgi()
         self._keep_application_handlers()
-        warnings = import_checks.warnings(before)
+        warnings = [*self.worker_class.zd_warnings(self.cfg), *import_checks.warnings(before)]
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
         # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.

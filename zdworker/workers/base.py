@@ -84,6 +84,10 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     zd_ready_at_first_beat: ClassVar[bool] = True
     """Whether the first heartbeat after boot reports that the worker accepts; False for a class that reports itself."""
 
+    zd_without_effect: ClassVar[dict[str, str]] = {}
+    """Names that a subclass may define, because the class of Gunicorn or uvicorn that this one replaces has them, and
+    that have no effect here; with what has one instead. A generation warns of them."""
+
     zd_answers_health: ClassVar[bool] = False
     """Whether the class answers ``zd_health_path``, by :meth:`zd_stopping` (see :mod:`zdworker.workers.health`)."""
 
@@ -115,6 +119,24 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
         :param cfg: Gunicorn's configuration.
         """
+
+    @classmethod
+    def zd_warnings(cls, cfg: Any) -> list[str]:
+        """Return lines for the log about what this class defines, or is configured with, and that has no effect.
+
+        :param cfg: Gunicorn's configuration.
+        """
+        defined = {
+            name
+            for one in cls.__mro__
+            if not one.__module__.startswith(("zdworker.", "gunicorn."))
+            for name in vars(one)
+        }
+        return [
+            f"{cls.__module__}.{cls.__qualname__}.{name} has no effect: {instead}"
+            for name, instead in cls.zd_without_effect.items()
+            if name in defined
+        ]
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:

@@ -66,6 +66,25 @@ def test_uvicorn_that_is_too_old(make_server: Start) -> None:
     assert "Traceback" not in server.log
 
 
+PYWSGI = """
+from zdworker import GeventWorker
+
+
+class Worker(GeventWorker):
+    server_class = object
+"""
+
+
+def test_gevent_with_a_server_of_its_own(make_server: Start, site: Site) -> None:
+    site.serve("wsgi")
+    site.write("pywsgi.py", PYWSGI)
+    server = make_server(worker_class="pywsgi.Worker")
+    server.launch()
+    assert server.wait_exit(15) == 1
+    assert "pywsgi.Worker.server_class" in server.log
+    assert "Traceback" not in server.log
+
+
 SUBCLASS = """
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.arbiter import Arbiter

@@ -6,6 +6,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
+from tests.harness.processes import alive, wait_for
 from tests.harness.server import Start
 
 FACTORY_CLASS = """
@@ -60,3 +61,27 @@ def test_an_instrumentation_that_breaks_asyncio(start: Start, site: Site, worker
         server.wait_only("two")
     assert load.stop().failures == []
     assert server.stop() == 0
+
+
+LIMIT_CLASS = """
+from zdworker import UvicornWorker
+
+
+class Worker(UvicornWorker):
+    CONFIG_KWARGS = {"limit_max_requests": 50, "timeout_graceful_shutdown": 1}
+
+    def callback_notify(self):
+        raise RuntimeError("nothing calls this")
+"""
+
+
+def test_a_limit_of_requests_is_max_requests(start: Start, site: Site) -> None:
+    """Uvicorn would end the worker, and with it a part of the service."""
+    site.write("limited.py", LIMIT_CLASS)
+    server = start(worker_class="limited.Worker", workers=2)
+    first = server.workers()
+    with Load(server.address, "new", clients=2) as load:
+        wait_for(lambda: not any(alive(pid) for pid in first), 30, "both workers were replaced")
+    assert load.stop().failures == []
+    for name in ("callback_notify", "timeout_graceful_shutdown"):
+        assert [line for line in server.log.splitlines() if name in line and "has no effect" in line], server.log

@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gunicorn.workers.base import Worker
 
@@ -21,6 +21,11 @@ from zdworker.workers.wsgi.drain import WsgiDrain
 
 class GeventWorker(WsgiDrain, Worker):  # type: ignore[misc]  # Gunicorn has no types
     """Serves a WSGI application with a greenlet per connection, and loses no request when it is replaced."""
+
+    zd_without_effect: ClassVar[dict[str, str]] = {
+        "patch": "override zd_prepare(), which patches before the application is imported",
+        "setup": "override zd_prepare(), which is called before the application is imported",
+    }
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> GeventWorker:
         """Make an object of a class that derives from this one and from Gunicorn's, which is imported only now."""
@@ -44,9 +49,16 @@ class GeventWorker(WsgiDrain, Worker):  # type: ignore[misc]  # Gunicorn has no 
     def zd_preload(cls, cfg: Any) -> None:
         """Import gevent and the server, without patching.
 
-        :raises GenerationError: gevent is missing or too old.
+        :raises GenerationError: gevent is missing or too old, or the class asks for another server.
         """
         _require_gevent()
+        for name in ("server_class", "wsgi_handler"):
+            if getattr(cls, name, None) is not None:
+                raise GenerationError(
+                    f"{cls.__module__}.{cls.__qualname__}.{name}: gevent's own server (pywsgi) cannot be drained "
+                    "without losing requests, so GeventWorker does not serve with it; leave it out, or use Gunicorn's "
+                    "own class"
+                )
         _full_class(cls)
         super().zd_preload(cfg)
 

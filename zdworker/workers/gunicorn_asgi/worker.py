@@ -10,7 +10,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zdworker.workers.event_loop.worker import LoopWorker
 
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 class ASGIWorker(LoopWorker):
     """Serves an ASGI application with Gunicorn's own parsers, and loses no request when it is replaced."""
+
+    zd_without_effect: ClassVar[dict[str, str]] = {
+        "_setup_event_loop": "set asgi_loop, or override init_process()",
+        "_make_error_app": "it is Gunicorn's own page",
+        "_get_ssl_context": "use the hook ssl_context",
+        "handle_exit_signal": "override handle_exit()",
+        "handle_quit_signal": "override handle_quit()",
+    }
 
     asgi: Any
     loop: asyncio.AbstractEventLoop

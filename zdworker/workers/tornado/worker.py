@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from zdworker.errors import GenerationError
 from zdworker.workers.event_loop.worker import LoopWorker
@@ -20,6 +20,13 @@ from zdworker.workers.requirements import missing
 
 class TornadoWorker(LoopWorker):
     """Serves a Tornado application, or a WSGI application on Tornado, and loses no request when it is replaced."""
+
+    zd_without_effect: ClassVar[dict[str, str]] = {
+        "setup": "override zd_prepare(), which is called before the application is imported",
+        "handle_request": "override the application's own methods, or log_request of its Application",
+        "watchdog": "zdworker watches the master by itself",
+        "heartbeat": "override notify(), which is called with each heartbeat",
+    }
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zdworker.workers.event_loop.worker import LoopWorker
@@ -19,13 +20,42 @@ if TYPE_CHECKING:
     from uvicorn import Config
 
 
+OWN_LIMITS = ("limit_max_requests", "limit_max_requests_jitter", "timeout_graceful_shutdown")
+"""Keyword arguments of :class:`uvicorn.Config` that the worker heeds by itself, or not at all."""
+
+
 class UvicornWorker(LoopWorker):
     """Serves an ASGI application with uvicorn, and loses no request when it is replaced."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": "auto"}
     """Keyword arguments of :class:`uvicorn.Config`; subclasses put their own here."""
 
+    zd_without_effect: ClassVar[dict[str, str]] = {
+        "_serve": "override run(), or wrap the application",
+        "_install_sigquit_handler": "SIGQUIT ends the worker at once, as with Gunicorn's own classes",
+        "callback_notify": "override notify(), which is called with each heartbeat",
+    }
+
     _config: Config | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        limit = self.CONFIG_KWARGS.get("limit_max_requests")
+        if limit is not None:
+            # uvicorn would end the worker; this way it asks for a replacement first.
+            jitter = random.randint(0, self.CONFIG_KWARGS.get("limit_max_requests_jitter", 0))  # noqa: S311  # no secret
+            self.max_requests = limit + jitter
+
+    @classmethod
+    def zd_warnings(cls, cfg: Any) -> list[str]:
+        """Add what of ``CONFIG_KWARGS`` has no effect."""
+        found = super().zd_warnings(cfg)
+        if "timeout_graceful_shutdown" in cls.CONFIG_KWARGS:
+            found.append(
+                f"{cls.__module__}.{cls.__qualname__}.CONFIG_KWARGS: timeout_graceful_shutdown has no effect: "
+                "graceful_timeout counts"
+            )
+        return found
 
     @property
     def config(self) -> Config:
@@ -87,7 +117,8 @@ class UvicornWorker(LoopWorker):
             kwargs["ssl_keyfile_password"] = options.get("password")
         if self.cfg.backlog:
             kwargs["backlog"] = self.cfg.backlog
-        return {**kwargs, **self.CONFIG_KWARGS}
+        own = {name: value for name, value in self.CONFIG_KWARGS.items() if name not in OWN_LIMITS}
+        return {**kwargs, **own}
 
 
 class UvicornH11Worker(UvicornWorker):
