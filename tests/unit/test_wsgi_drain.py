@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 from gunicorn.http import get_parser
+from gunicorn.http.parser import Parser
 from gunicorn.http.wsgi import Response, create
 
 from zdworker.errors import WarmupFailed
@@ -93,6 +94,14 @@ def test_connections_end_in_the_drain(worker: Worker, pair: tuple[socket.socket,
 def test_body_that_is_not_read_is_no_further_request(worker: Worker, pair: tuple[socket.socket, socket.socket]) -> None:
     worker.zd_deadline = 1.0
     assert respond(pair, POST, read_body=False) == "close"
+
+
+@pytest.mark.skipif(not hasattr(Parser, "finish_body"), reason="this Gunicorn does not drop what is left of a body")
+def test_further_request_behind_a_body_that_is_not_read(
+    worker: Worker, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    worker.zd_deadline = 1.0
+    assert respond(pair, POST + PLAIN, read_body=False) == "keep-alive"
 
 
 @pytest.mark.parametrize("first", [PLAIN, POST])

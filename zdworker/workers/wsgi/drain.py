@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from gunicorn.http.parser import RequestParser
+from gunicorn.http.parser import Parser, RequestParser
 from gunicorn.http.wsgi import Response, create
 
 from zdworker.errors import WarmupFailed
@@ -30,7 +30,7 @@ from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.health import wsgi_with_health
 from zdworker.workers.requirements import missing, require_parser
-from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead
+from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, unread_body_bytes
 
 HEARTBEAT_INTERVAL_S = 0.1
 """Seconds between two heartbeats, at least."""
@@ -117,9 +117,12 @@ def _end_connections_in_drain(worker: ZeroDowntime) -> None:
 def _has_further_request(response: Response) -> bool:
     """Tell whether bytes have arrived that belong to a request behind the one that is being answered."""
     request = response.req
-    if not body_is_read(request):
-        return False
-    return has_read_ahead(request.unreader, response.sock) or unread(response.sock) > 0
+    if body_is_read(request):
+        return has_read_ahead(request.unreader, response.sock) or unread(response.sock) > 0
+    # What the application has left of the body is read and dropped behind the response, since Gunicorn 27.
+    body = unread_body_bytes(request) if hasattr(Parser, "finish_body") else None
+    arrived = len(request.unreader.buf.getvalue()) + unread(response.sock)
+    return body is not None and arrived > body
 
 
 def answer(application: WsgiApplication, url: str, cfg: Any) -> str:

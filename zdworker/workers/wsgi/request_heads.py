@@ -136,6 +136,11 @@ def body_is_read(request: Any) -> bool:
     return getattr(reader, "parser", reader) is None  # ChunkedReader drops its parser behind the last chunk
 
 
+def unread_body_bytes(request: Any) -> int | None:
+    """Return how many bytes of a request's body have not been read; None if that is unknown, as with chunks."""
+    return getattr(getattr(getattr(request, "body", None), "reader", None), "length", None)
+
+
 def has_read_ahead(unreader: Any, sock: socket.socket) -> bool:
     """Tell whether bytes behind a request have left the kernel, so that no poll reports them any more.
 
