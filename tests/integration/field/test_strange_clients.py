@@ -6,11 +6,14 @@ import contextlib
 import socket
 import struct
 
+import gunicorn
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.certificates import make_certificate
+from tests.harness.clients import Client, request
 from tests.harness.server import Server, Start
-from tests.harness.worker_classes import GEVENT, THREAD, WSGI, WorkerClass, for_each
+from tests.harness.worker_classes import ASGI, GEVENT, THREAD, WSGI, WorkerClass, for_each
 
 ANSWER_S = 10.0
 """Seconds in which an answer comes "at once" on a machine with other work; what is silent waits for 60."""
@@ -78,3 +81,22 @@ def test_half_a_head_has_keepalive_seconds(start_class: Start, worker: WorkerCla
     with connect(server, b"GET / HT") as client:
         while client.recv(4096):
             pass
+
+
+@pytest.mark.skipif(gunicorn.version_info < (27,), reason="the base closes the connection before it can be kept")
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@for_each((ASGI,))
+def test_the_next_request_after_an_early_answer_to_an_upload(
+    start_class: Start, site: Site, worker: WorkerClass, tls: bool
+) -> None:
+    """The response did not say that the connection ends; with TLS the request was swallowed, and closed after 5 s."""
+    make_certificate(site.directory)
+    settings = {"certfile": "certificate.pem", "keyfile": "key.pem"} if tls else {}
+    server = start_class(worker, workers=1, **settings)
+    upload = request("POST", "/refuse", bytes(100_000))
+    with Client(server.address, tls=tls) as client:
+        client.send(upload[:50_000])
+        reply = client.reply()
+        assert (reply.status, reply.last) == (413, False)
+        client.send(upload[50_000:])
+        assert client.ask("GET", "/").status == 200

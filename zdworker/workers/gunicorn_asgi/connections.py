@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
 
-from zdworker.workers.closing import ConnectionState, with_close
+from zdworker.workers.bounded import done_within
+from zdworker.workers.closing import LINGER_S, ConnectionState, with_close
 from zdworker.workers.drain import Drain
 from zdworker.workers.event_loop.transports import linger, unread
 from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
@@ -60,6 +61,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     cfg: Any
     transport: Any
     reader: Any
+    _body_receiver: Any
     _closed: bool
     _task: asyncio.Task[Any] | None
 
@@ -70,6 +72,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_last = False  # the present response is announced as the last one
         self._zd_request: Any = None  # the one whose response has begun
         self._zd_upgraded = False
+        self._zd_dropped = False  # the rest of a body was waited for already
         self._zd_lost = False
         self._zd_http2: Http2Drain | None = None
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
@@ -182,6 +185,31 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
             self.cfg = _LastRequest(self.cfg)  # before
         return super()._send_response_start(status, headers, request, *args, **kwargs)
 
+    async def _serve_http_request(self, *args: Any) -> Any:
+        """Answer a request (27), and read the rest of its body if the application has answered before that has arrived.
+
+        The base would close the connection, although the response does not say so. With TLS, of which no half can be
+        closed alone, the client would send its next request, and wait in vain.
+        """
+        keepalive = await super()._serve_http_request(*args)
+        if keepalive and not self._zd_server.draining and not self._zd_body_has_arrived():
+            await self._zd_drop_body()
+        return keepalive
+
+    async def _zd_drop_body(self) -> None:
+        receiver = self._body_receiver
+        if receiver.expect_continue:  # it does not come: the client waits to be asked for it
+            return
+
+        async def drop() -> None:
+            while not receiver._complete and (await receiver.receive())["type"] == "http.request":
+                pass
+
+        task = asyncio.get_running_loop().create_task(drop())
+        if not await done_within(task, LINGER_S):
+            task.cancel()
+        self._zd_dropped = True
+
     def _close_transport(self) -> None:
         """Close, but first read what the client is still sending: the rest of a body, its half of a WebSocket's end.
 
@@ -197,7 +225,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     def _zd_expects_more(self) -> bool:
         if not self._zd_body_has_arrived():
-            return True
+            return not self._zd_dropped
         return self._zd_server.draining and (self._zd_upgraded or unread(self.transport) > 0)
 
     def _keepalive_timeout(self) -> None:
