@@ -37,6 +37,21 @@ def plain_values(cfg: Any) -> dict[str, Any]:
     return {name: setting.value for name, setting in cfg.settings.items() if is_plain(setting.value)}
 
 
+def has_default_bind(cfg: Any) -> bool:
+    """Return whether ``bind`` is what it is without being set."""
+    setting = cfg.settings["bind"]
+    return bool(setting.value == setting.default)
+
+
+def with_bind(cfg: Any, bind: list[str]) -> Any:
+    """Return a copy of a configuration with another ``bind``."""
+    other = copy.copy(cfg)
+    setting = cfg.settings["bind"].copy()
+    setting.value = bind
+    other.settings = {**cfg.settings, "bind": setting}
+    return other
+
+
 def namespace(cfg: Any) -> Mapping[str, object]:
     """Return the names that the configuration file defines, empty without one.
 

@@ -78,6 +78,7 @@ class Gunicorn:
         self.offered = {2}
         self.evaluated_by: list[threading.Thread] = []
         self.restored: list[int] = []
+        self.lost = ""
         current = SimpleNamespace(cfg=Config(), settings=Settings(), listeners=[])
         hook_environment = SimpleNamespace(changes=dict, server_attributes=dict, note=lambda: None)
         self.zd_configuration: Any = SimpleNamespace(
@@ -90,6 +91,7 @@ class Gunicorn:
             take=self._take,
             restore=self.restored.append,
             offer=lambda *_: None,
+            not_listened_on=lambda: self.lost,
             withdraw=lambda _: None,
         )
         self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
@@ -380,6 +382,14 @@ def test_a_reload_is_one_record_from_its_start_to_its_end(bench: Bench) -> None:
     )
     assert reload.duration is not None
     assert bench.gunicorn.hooks == ["zd_reload_started", "zd_reload_finished"]
+
+
+def test_a_reload_is_not_done_while_an_address_is_not_listened_on(bench: Bench) -> None:
+    bench.gunicorn.lost = "unix:/run/app.sock"
+    bench.executor.execute(events.ReloadFinished(2, Outcome.DONE))
+    (reload,) = bench.seen.reloads
+    assert reload.result is Outcome.FAILED
+    assert bench.gunicorn.lost in str(reload.error)
 
 
 def test_the_halt_is_what_the_loop_asks_for(bench: Bench) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gunicorn import sock
+from gunicorn import sock, systemd
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
@@ -31,7 +31,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
-from zdworker.master import launch
+from zdworker.master import addresses, launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
 from zdworker.master.observers import Observer, Reload
@@ -48,14 +48,11 @@ NEEDED = (
     "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
 )
 # fmt: on
-NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
+NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "create_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
 
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
-
-SD_LISTEN_FDS_START = 3
-"""The first descriptor that systemd hands over (sd_listen_fds(3))."""
 
 
 class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
@@ -94,6 +91,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
         self._zd_leftovers_by: float | None = None
+        self._zd_handed_over = self._zd_find_handed_over()
+        addresses.refuse_unusable_at_start(addresses.places(self.cfg, os.getcwd()), self._zd_handed_over)
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
         self._zd = Supervisor(self, self._zd_command(), _GunicornObserver(self))
@@ -139,9 +138,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         with self._zd_systemd_not_notified():
             super().start()
         if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
-            self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
+            self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_handed_over)
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
-        self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
+        self.zd_configuration.take_start(self._zd_handed_over)
         self._zd.start()
 
     @contextlib.contextmanager
@@ -154,11 +153,13 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             if address is not None:
                 os.environ["NOTIFY_SOCKET"] = address
 
-    def _zd_inherited(self) -> range | None:
-        """Return the descriptors that systemd has handed over (sd_listen_fds(3))."""
-        if not self.systemd:
-            return None
-        return range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(self._zd_start_environment["LISTEN_FDS"]))
+    def _zd_find_handed_over(self) -> list[int]:
+        """Return the descriptors that systemd (sd_listen_fds(3)) or an old master hands over, as Gunicorn does."""
+        number = systemd.listen_fds(unset_environment=False)
+        if number:
+            return list(range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + number))
+        handed_over = os.environ.get("GUNICORN_FD", "") if "GUNICORN_PID" in os.environ else ""
+        return [int(number) for number in handed_over.split(",") if number]
 
     def init_signals(self) -> None:
         """Set Gunicorn's handlers, and have signals wake the poll."""
@@ -343,7 +344,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def _zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path."""
         self.LISTENERS = []
-        self.zd_listeners.close(unlink=not self.systemd)
+        # As in Gunicorn: an old master that has handed its sockets over, and is still there, needs their files.
+        self.zd_listeners.close(unlink=not self.systemd and not self.master_pid)
 
     def _zd_in_forked_child(self) -> None:
         """Let go of the other processes' channels, in Gunicorn's dirty arbiter or a worker forked from the master."""

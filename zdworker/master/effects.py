@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -341,13 +342,20 @@ class Executor:
         self._gunicorn.zd_hook("zd_reload_started")
 
     def _reload_finished(self, action: events.ReloadFinished) -> None:
+        lost = self._gunicorn.zd_configuration.not_listened_on() if action.outcome is Outcome.DONE else ""
+        if lost:  # a Unix socket's file was removed in the middle of the rollout, say
+            reason = f"all workers are new, but {lost} is not listened on any more; reload again"
+            action = replace(action, outcome=Outcome.FAILED, reason=reason)
         reload = self._reloads.pop(action.generation, None) or Reload.begin(action.generation)
         reload.duration = time.monotonic() - reload.began
         reload.result, reload.called_off = action.outcome, action.called_off
         reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
         reload.traceback = texts.lines(action.traceback) or None
         self._observers.notify(Observer.reload_finished, reload, self._fleet)
-        self._log_outcome(action)
+        if lost:
+            self._log.error("Reload: generation %s: %s", action.generation, action.reason)
+        else:
+            self._log_outcome(action)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
 
     def _log_outcome(self, action: events.ReloadFinished) -> None:

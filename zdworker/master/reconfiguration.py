@@ -7,21 +7,26 @@ Rules:
 * A configuration comes with its settings, its listening sockets and its environment. It is kept under the number of the
   generation that brought it (0: the master's own start) for as long as the core's facts name it.
 * The core decides whether a configuration is taken over, and which one is restored.
+* Every address that the configuration in force names is listened on. Where systemd has handed the sockets over these
+  are the ones that count, and ``bind`` opens nothing, as at Gunicorn's start.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gunicorn import version_info
+from gunicorn import sock, version_info
 from gunicorn.config import Chdir
 
 from zdworker import gunicorn_config, log_files, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
+from zdworker.master import addresses
+from zdworker.master.addresses import Place
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
 from zdworker.master.observers import Observer
@@ -50,6 +55,8 @@ class Taken:
     """The ``zd_`` settings."""
     file: str
     """The file that it was read from, empty without one."""
+    places: list[Place] = field(default_factory=list)
+    """The addresses of its ``bind``."""
     listeners: list[Any] = field(default_factory=list)
     """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
 
@@ -62,6 +69,7 @@ class Evaluated:
     settings: Settings
     file: str
     directory: str
+    places: list[Place]
 
 
 class Configuration(Observer):
@@ -84,6 +92,7 @@ class Configuration(Observer):
         """Gunicorn's application object."""
         self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
         """The configuration in force."""
+        self._bind_is_used = True
         self._taken = {0: self.current}
         self._in_force = 0
         self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
@@ -111,6 +120,47 @@ class Configuration(Observer):
             shutdown_delay=settings.shutdown_delay,
             configuration=self._in_force,
         )
+
+    # -- the start -----------------------------------------------------------------------------------------------
+
+    def take_start(self, handed_over: Sequence[int]) -> None:
+        """Take over the sockets that Gunicorn has opened, and open the addresses that it leaves out beside descriptors.
+
+        :param handed_over: the numbers of the descriptors that systemd or an old master has handed over.
+        """
+        cfg, listeners = self.current.cfg, self.current.listeners
+        places = self.current.places = addresses.places(cfg, os.getcwd())
+        opened: list[Place | None] = [place for place in places if isinstance(place.key, int)]
+        opened += [None] * len(handed_over)
+        opened = opened or list(places)
+        if self._arbiter.systemd or len(opened) != len(listeners):  # a hook may have opened others
+            self._bind_is_used, opened = False, [None] * len(listeners)
+        self._sockets.take(listeners, opened, cfg.reuse_port and not self._arbiter.systemd)
+        if self._bind_is_used:
+            self._open_what_is_missing(places)
+        elif not gunicorn_config.has_default_bind(cfg):
+            self._warn_of_unused_bind(places)
+
+    def _open_what_is_missing(self, places: list[Place]) -> None:
+        """Open, at the start, the addresses that Gunicorn leaves out because there are descriptors."""
+        missing = [place for place in places if not self._sockets.claims(place)]
+        if not missing:
+            return
+        # As all addresses at a start: one that is taken is tried for a while, and ends the master.
+        cfg = gunicorn_config.with_bind(self.current.cfg, list(map(str, missing)))
+        further = sock.create_sockets(cfg, self._arbiter.log)
+        self._sockets.take(further, missing, cfg.reuse_port)
+        self.current.listeners = [*self.current.listeners, *further]
+        self._arbiter.log.info("Now listening at: %s", ", ".join(map(str, further)))
+
+    def _warn_of_unused_bind(self, places: list[Place]) -> None:
+        unused = [place for place in places if not self._sockets.listens(place)]
+        if unused:
+            self._arbiter.log.warning(
+                "bind names %s, which is not used: the sockets were handed over, by systemd for one (there they are "
+                "changed in the .socket unit)",
+                addresses.shown(unused),
+            )
 
     # -- what generations bring ----------------------------------------------------------------------------------
 
@@ -145,7 +195,20 @@ class Configuration(Observer):
         with gunicorn_config.restored_on_failure():
             cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
             settings = settings or gunicorn_config.zd_settings(cfg)
-            return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), os.getcwd())
+            directory = os.getcwd()
+            places = self._places(cfg, directory)
+            return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), directory, places)
+
+    def _places(self, cfg: Any, directory: str) -> list[Place]:
+        """Return the addresses of a new configuration.
+
+        :raises GenerationError: they cannot be listened on, or are not to be trusted.
+        """
+        places = addresses.places(cfg, directory)
+        if not self._bind_is_used:
+            return places
+        addresses.refuse_unusable(places)
+        return places
 
     def take(self, number: int, evaluated: Evaluated | None) -> events.Policy:
         """Go by the configuration ``number``.
@@ -167,7 +230,7 @@ class Configuration(Observer):
 
     def _take_kept(self, number: int) -> None:
         kept = self._taken[number]
-        kept.listeners = self._open(kept.cfg)
+        kept.listeners = self._open(kept.cfg, kept.places)
         try:
             self._switch(number)
         except GenerationError:
@@ -175,10 +238,12 @@ class Configuration(Observer):
             raise
 
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
-        listeners = self._open(evaluated.cfg)
+        listeners = self._open(evaluated.cfg, evaluated.places)
+        same_bind = addresses.keys(evaluated.places) == addresses.keys(self.current.places)
         before = os.open(".", os.O_RDONLY)
         try:
-            self._taken[number] = Taken(evaluated.cfg, evaluated.settings, evaluated.file, listeners)
+            new = Taken(evaluated.cfg, evaluated.settings, evaluated.file, evaluated.places, listeners)
+            self._taken[number] = new
             os.chdir(evaluated.directory)
             self._switch(number)
         except (OSError, GenerationError):
@@ -187,6 +252,8 @@ class Configuration(Observer):
             raise
         finally:
             os.close(before)
+        if not same_bind and not self._bind_is_used:
+            self._warn_of_unused_bind(evaluated.places)
 
     def _switch(self, number: int) -> None:
         """Go by another configuration, or by the same as before.
@@ -234,14 +301,17 @@ class Configuration(Observer):
     def _close_unused(self) -> None:
         self._sockets.keep([listener for taken in self._taken.values() for listener in taken.listeners])
 
-    def _open(self, cfg: Any) -> list[Any]:
-        """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses.
+    def _open(self, cfg: Any, places: list[Place]) -> list[Any]:
+        """Return the listeners for a configuration: those that are open already, and new ones for new addresses.
 
         :raises GenerationError: a new address cannot be opened.
         """
-        if cfg.address == self.current.cfg.address or self._arbiter.systemd or not self.current.listeners:
-            return list(self.current.listeners)
-        known: dict[Any, Any] = {}
-        for taken in [*self._taken.values(), self.current]:  # the last one wins
-            known.update(zip(taken.cfg.address, taken.listeners, strict=False))
-        return self._sockets.open(cfg, known)
+        if not self.current.listeners:
+            return []  # the master ends, and has closed them
+        return self._sockets.open(cfg, places if self._bind_is_used else [])
+
+    def not_listened_on(self) -> str:
+        """Return the addresses of the configuration in force that are not listened on, for a reader; "" if all are."""
+        named = self.current.places if self._bind_is_used else []
+        lost = [place for place in named if not self._sockets.listens(place)]
+        return addresses.shown(lost) if lost else ""
