@@ -37,6 +37,68 @@ def plain_values(cfg: Any) -> dict[str, Any]:
     return {name: setting.value for name, setting in cfg.settings.items() if is_plain(setting.value)}
 
 
+NOT_COMPARED = frozenset({"chdir"})
+"""Settings that a generation changes: it works in the physical directory, whatever link leads there."""
+
+SECRET = frozenset({"raw_env", "raw_paste_global_conf", "logconfig_dict"})
+"""Settings whose values may hold a password: only their names, and those of variables, are shown."""
+
+SHOWN_MAX = 200
+"""Characters of a value that are shown."""
+
+
+def differences(cfg: Any, values: Mapping[str, Any], link: str) -> dict[str, str]:
+    """Return the settings that have other values in another process, by name, each with both values for a reader.
+
+    What means the same does not differ: another order, or a path that leads through ``link`` here.
+
+    :param values: the settings there that are plain data.
+    :param link: the directory in which this process was started, by its logical path.
+    """
+    own = plain_values(cfg)
+    names = sorted(own.keys() & values.keys() - NOT_COMPARED)
+    physical = os.path.realpath(link)
+    return {
+        name: _both(name, own[name], values[name])
+        for name in names
+        if _comparable(own[name], link, physical) != _comparable(values[name], link, physical)
+    }
+
+
+def zd_differences(own: settings.Settings, other: settings.Settings) -> dict[str, str]:
+    """Return the same for the ``zd_`` settings."""
+    here, there = own.to_plain(), other.to_plain()
+    return {f"zd_{name}": _both(name, here[name], there[name]) for name in here if here[name] != there[name]}
+
+
+def _comparable(value: Any, link: str, physical: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(link, physical) if len(link) > 1 else value
+    if isinstance(value, (list, tuple)):
+        return sorted((_comparable(item, link, physical) for item in value), key=repr)
+    if isinstance(value, dict):
+        return {name: _comparable(item, link, physical) for name, item in value.items()}
+    return value
+
+
+def _both(name: str, here: Any, there: Any) -> str:
+    if name == "raw_env":
+        names = sorted({str(text).partition("=")[0] for text in {*(here or ())} ^ {*(there or ())}})
+        return f"another one ({', '.join(names)})"
+    if name in SECRET:
+        return "another one"
+    return f"{texts.line(repr(here), SHOWN_MAX)} and {texts.line(repr(there), SHOWN_MAX)}"
+
+
+def file_state(path: str) -> tuple[int, ...] | None:
+    """Return what changes when a file is written or replaced; None without a file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def has_default_bind(cfg: Any) -> bool:
     """Return whether ``bind`` is what it is without being set."""
     setting = cfg.settings["bind"]

@@ -18,7 +18,7 @@ import time
 from typing import Any
 
 from zdworker.core import events
-from zdworker.core.fleet import GenerationState, WorkerState
+from zdworker.core.fleet import GenerationState, Purpose, WorkerState
 from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
@@ -262,7 +262,12 @@ class Receiver:
         except (GenerationError, SettingError) as error:
             self._publish(events.GenerationFailed(server.number, str(error)))
             return
-        self._gunicorn.zd_configuration.offer(server.number, message.values, settings)
+        configuration = self._gunicorn.zd_configuration
+        configuration.offer(server.number, message.values, settings)
+        if self._fleet.loading is not None and self._fleet.loading.purpose is Purpose.START:
+            difference = configuration.compare_first(server.number)
+            if difference:
+                self._log.warning("Generation %s: %s", server.number, difference)
         self._publish(events.GenerationLoaded(server.number, message.preloaded))
 
     def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:

@@ -9,12 +9,14 @@ Rules:
 * The core decides whether a configuration is taken over, and which one is restored.
 * Every address that the configuration in force names is listened on. Where systemd has handed the sockets over these
   are the ones that count, and ``bind`` opens nothing, as at Gunicorn's start.
+* The first generation evaluates what the master has just evaluated. Where it gets another ``bind``, the command does
+  not give the same one twice (it looks for a free port, and finds the master's own taken), and no reload follows it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -92,7 +94,10 @@ class Configuration(Observer):
         """Gunicorn's application object."""
         self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
         """The configuration in force."""
+        self._directory_at_start = os.getcwd()
+        self._file_at_start = gunicorn_config.file_state(self.current.file)
         self._bind_is_used = True
+        self._bind_of_first_generation = ""
         self._taken = {0: self.current}
         self._in_force = 0
         self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
@@ -162,6 +167,32 @@ class Configuration(Observer):
                 addresses.shown(unused),
             )
 
+    def compare_first(self, generation: int) -> str:
+        """Return how the first generation's configuration differs from the master's, for the log; "" if it does not."""
+        values, settings = self._offers[generation]
+        cfg = self.current.cfg
+        found = gunicorn_config.differences(cfg, values, str(Chdir.default))
+        if settings is not None:
+            found |= gunicorn_config.zd_differences(self.current.settings, settings)
+        if not found:
+            return ""
+        text = "; ".join(f"{name} is {both}" for name, both in found.items())
+        if self._changed_since_start(values):
+            return f"its configuration was changed during the start, a reload is needed ({text})"
+        text = (
+            "the configuration is another one when it is evaluated again, as each reload does. The master goes by its "
+            f"own, the workers by the other ({text})"
+        )
+        if "bind" in found:
+            self._bind_of_first_generation = ", ".join(map(str, values["bind"]))
+            text += ". Does the command look for a free port? A reload that would change bind is refused"
+        return text
+
+    def _changed_since_start(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a file was changed, or a link, between the master's evaluation and the first generation's."""
+        file_now = gunicorn_config.file_state(self.current.file)
+        return file_now != self._file_at_start or values.get("chdir") != self._directory_at_start
+
     # -- what generations bring ----------------------------------------------------------------------------------
 
     def offer(self, generation: int, values: dict[str, Any], settings: Settings | None) -> None:
@@ -208,6 +239,13 @@ class Configuration(Observer):
         if not self._bind_is_used:
             return places
         addresses.refuse_unusable(places)
+        before = self.current.places
+        if self._bind_of_first_generation and addresses.keys(places) != addresses.keys(before):
+            raise GenerationError(
+                f"bind would change from {addresses.shown(before)} to {addresses.shown(places)}, but this command does "
+                f"not give the same bind twice (right after the start it gave {self._bind_of_first_generation}): one "
+                "that looks for a free port finds the master's own taken. Let it give the old one, or restart"
+            )
         return places
 
     def take(self, number: int, evaluated: Evaluated | None) -> events.Policy:
@@ -252,7 +290,9 @@ class Configuration(Observer):
             raise
         finally:
             os.close(before)
-        if not same_bind and not self._bind_is_used:
+        if same_bind:
+            self._bind_of_first_generation = ""  # it is the same while the master listens: the command can be trusted
+        elif not self._bind_is_used:
             self._warn_of_unused_bind(evaluated.places)
 
     def _switch(self, number: int) -> None:
