@@ -262,6 +262,8 @@ class Receiver:
         except (GenerationError, SettingError) as error:
             self._publish(events.GenerationFailed(server.number, str(error)))
             return
+        server.places = message.places
+        self._observers.notify(Observer.generation_loaded, server.number, message.places)
         self._gunicorn.zd_configuration.offer(server.number, message.values, settings)
         self._publish(events.GenerationLoaded(server.number, message.preloaded))
 
