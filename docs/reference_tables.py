@@ -166,6 +166,13 @@ STATUS = {
     "fork_servers[].pid": "its own",
     "fork_servers[].generation": "whose code it has",
     "fork_servers[].preloaded": "whether it has imported the application",
+    "generations": "a list of those that load, that workers run, or that are kept for a rollback; where one comes from "
+    "is null until it is loaded, and where there is no fork server. All paths are without links",
+    "generations[].generation": "its number",
+    "generations[].directory": "the start directory, as it was when its interpreter was started",
+    "generations[].interpreter": "the interpreter",
+    "generations[].path": "`sys.path` before the application is imported",
+    "generations[].application": "the file of the application's module; null where none is named",
     "last_reload": "null before the first one",
     "last_reload.result": "`done`, `failed`, `superseded`, or null while it goes on",
     "last_reload.generation": "the one that it loads",
@@ -183,6 +190,13 @@ STATUS = {
     "totals.reloads_superseded": "reloads that a newer one has overtaken",
     "totals.reload_duration_s": "seconds that all of these took together",
     "settings": "all `zd_` settings in force",
+}
+
+EXAMPLE_PLACES = {
+    "directory": {"/srv/current": "/srv/releases/2"},
+    "interpreter": {"/srv/current/venv/bin/python": "/usr/bin/python3.12"},
+    "path": {"/srv/current": "/srv/releases/2", "…": "…"},
+    "application": {"/srv/releases/2/app.py": "/srv/releases/2/app.py"},
 }
 
 OUTCOME = {
@@ -255,6 +269,7 @@ def _status() -> dict[str, Any]:
     reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204)
     log.reload_started(reload)
     log.reload_finished(reload, core.fleet)
+    log.generation_loaded(2, EXAMPLE_PLACES)
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )

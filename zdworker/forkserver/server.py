@@ -9,7 +9,7 @@ Rules:
 * A failure to load (an exception, an exit, a worker class that is not zdworker's) is sent to the master with a reason.
   Until the generation is loaded, standard error is a pipe, through which the master gets all that is printed.
 * Directory, ``sys.path`` and package paths are physical: a late import comes from the release that was current at the
-  start, wherever the link points by then.
+  start, wherever the link points by then (``places.py``).
 * The fork server keeps no listening socket, because the kernel would go on completing connections into it. The only
   signal that it handles is a log rotation's. It ends when its channel is closed and, by its death signal, with its
   master.
@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import os
@@ -37,8 +38,9 @@ from zdworker.descendants import end_own_descendants
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
+from zdworker.forkserver.places import Places
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
+from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
 
 UNUSABLE_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
@@ -59,11 +61,14 @@ def main() -> NoReturn:
     for signum in syscalls.HELD_SIGNALS:
         signal.signal(signum, _ignore_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
-    _set_paths(init)
+    places = Places(init.directory)
+    _set_paths(init, places)
     distrust_stale_bytecode(init.started)
-    generation = Generation(channel, init)
+    generation = Generation(channel, init, places)
     try:
         _redirect_arbiter(generation)
+        if command[0] not in ("-m", "-c"):
+            places.note(Place.SCRIPT, command[0])
         _run_command(command, init.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
     except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
@@ -81,10 +86,9 @@ def _ignore_signal(signum: int, frame: FrameType | None) -> None:
     """Ignore a signal that is meant for the master. SIG_IGN would not do, because workers would inherit it."""
 
 
-def _set_paths(init: Init) -> None:
+def _set_paths(init: Init, places: Places) -> None:
     """Enter the directory in which the master was started, and make all import paths physical."""
-    with contextlib.suppress(OSError):
-        os.chdir(init.directory)
+    places.enter()
     with contextlib.suppress(OSError):
         # Gunicorn trusts PWD (``util.getcwd``) and would put the link into sys.path.
         os.environ["PWD"] = os.getcwd()
@@ -92,7 +96,7 @@ def _set_paths(init: Init) -> None:
         os.environ.pop("PYTHONSAFEPATH", None)
         if not getattr(sys.flags, "safe_path", False):
             del sys.path[0]  # the working directory, which ``-m`` has put there: Python 3.10 has no safe path
-    sys.path[:] = [os.path.realpath(path) for path in sys.path]
+    places.resolve_import_path()
     package = sys.modules["zdworker"]
     package.__path__[:] = [os.path.realpath(path) for path in package.__path__]
 
@@ -138,11 +142,12 @@ def _redirect_arbiter(generation: Generation) -> None:
 class Generation:
     """One state of the code: its configuration, its worker class and, when preloaded, its application."""
 
-    def __init__(self, channel: Channel, init: Init) -> None:
+    def __init__(self, channel: Channel, init: Init, places: Places) -> None:
         self.channel = channel
         self.number = init.generation
         self.master = init.master
         self._configuration = init.configuration
+        self._places = places
         self._stderr = channel.take(init.descriptors)["stderr"][0]
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
@@ -175,6 +180,8 @@ class Generation:
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
         failure = _load_failed(error, configured=self.app is not None)
+        if self._places.obstacle and not self.loaded:
+            failure = dataclasses.replace(failure, reason=f"{self._places.obstacle}; {failure.reason}")
         with contextlib.suppress(OSError):
             sys.stderr.flush()
         if not self.loaded:  # later there are workers that may need what the application has started
@@ -189,6 +196,7 @@ class Generation:
         self.app, self.cfg = app, app.cfg
         self.worker_class = self.cfg.worker_class
         gunicorn_config.refuse_foreign_class(self.cfg)
+        self._places.refuse_unreachable(app)
         gunicorn_config.refuse_missing_file(self.cfg, self._configuration)
         gunicorn_config.refuse_patching()
         self.settings = gunicorn_config.zd_settings(self.cfg)
@@ -228,16 +236,22 @@ class Generation:
 
     def _resolve_paths(self) -> None:
         """Make ``sys.path`` physical again, into which ``--chdir`` and ``--pythonpath`` may have put links."""
-        sys.path[:] = [os.path.realpath(path) for path in sys.path]
+        file = gunicorn_config.file_of(self.cfg)
+        if file:
+            self._places.note(Place.CONFIGURATION, os.path.abspath(file))
+        self._places.note(Place.CHDIR, self.cfg.chdir)
+        self._places.resolve_import_path()
         self.cfg.settings["chdir"].value = os.getcwd()
 
     def _loaded(self, warnings: list[str]) -> Loaded:
+        self._places.note_application(self.app)
         return Loaded(
             protocol=PROTOCOL,
             preloaded=bool(self.cfg.preload_app),
             values=gunicorn_config.plain_values(self.cfg),
             settings=self.settings.to_plain(),
             warnings=warnings,
+            places=self._places.to_plain(),
         )
 
     def _restore_stderr(self) -> None:

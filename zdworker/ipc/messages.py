@@ -35,12 +35,29 @@ MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 # -- fork server to master ---------------------------------------------------------------------------------------
 
 
+class Place:
+    """The kinds of places that a generation comes from."""
+
+    DIRECTORY = "directory"
+    """The start directory."""
+    CHDIR = "chdir"
+    """Gunicorn's setting: where the application is loaded."""
+    SCRIPT = "script"
+    CONFIGURATION = "configuration"
+    INTERPRETER = "interpreter"
+    PATH = "path"
+    """The entries of ``sys.path`` before the application was imported."""
+    APPLICATION = "application"
+    """The file of the application's module."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """The generation is loaded: its configuration is valid and, when it preloads, its application is imported.
 
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
-    ``warnings`` are lines for the log.
+    ``warnings`` are lines for the log. ``places`` has for each kind of :class:`Place` what each name led to when it was
+    used; what is unknown is left out.
     """
 
     protocol: int
@@ -48,6 +65,7 @@ class Loaded:
     values: dict[str, Any] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
+    places: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,10 @@ class ForkServer:
         self.stderr = stderr
         self.descendants: list[Descendant] | None = None
         """The processes below it when it was killed; None as long as it was not."""
+        self.interpreter = ""
+        """The path by which its interpreter was started."""
+        self.places: dict[str, dict[str, str]] = {}
+        """The places that it comes from (``messages.Place``), once it has loaded."""
         self._log = log
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")

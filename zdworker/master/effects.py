@@ -25,7 +25,7 @@ from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
 from zdworker.master import launch
 from zdworker.master.background import call_in_background
-from zdworker.master.children import WorkerRecord
+from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
@@ -148,12 +148,18 @@ class Executor:
         if configuration.is_kept(action.configuration):
             self._take_evaluated(action, None)
             return
+        server = self._children.servers.get(action.generation)
         # In a thread, because the loop has to go on however long the configuration takes, or if it never ends.
         call_in_background(
             self._reactor,
-            lambda: configuration.evaluate(action.configuration),
+            lambda: self._evaluate(action, server),
             lambda result: self._evaluated(action, result),
         )
+
+    def _evaluate(self, action: events.TakeConfiguration, server: ForkServer | None) -> Evaluated:
+        if self._command is not None and server is not None:
+            launch.refuse_moved(self._command, server)
+        return self._gunicorn.zd_configuration.evaluate(action.configuration)
 
     def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | BaseException) -> None:
         configuration = self._gunicorn.zd_configuration

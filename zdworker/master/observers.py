@@ -79,6 +79,9 @@ class Observer:
     def configuration_taken(self) -> None:
         """Handle that a reload or a rollback has taken its configuration over."""
 
+    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]]) -> None:
+        """Handle that a generation is loaded, from these places (``messages.Place``)."""
+
     def worker_forked(self) -> None:
         """Handle that a worker boots."""
 

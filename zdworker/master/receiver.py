@@ -262,6 +262,8 @@ class Receiver:
         except (GenerationError, SettingError) as error:
             self._publish(events.GenerationFailed(server.number, str(error)))
             return
+        server.places = message.places
+        self._observers.notify(Observer.generation_loaded, server.number, message.places)
         configuration = self._gunicorn.zd_configuration
         configuration.offer(server.number, message.values, settings)
         if self._fleet.loading is not None and self._fleet.loading.purpose is Purpose.START:

@@ -14,6 +14,7 @@ from typing import Any
 from zdworker import syscalls
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
+from zdworker.ipc.messages import Place
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.observers import Observer, Reload
 from zdworker.settings import Settings
@@ -39,6 +40,16 @@ class Journal(Observer):
         self.ended = dict.fromkeys(Outcome, 0)
         self.reload_seconds = 0.0
         self.last: Reload | None = None
+        self._places: dict[int, dict[str, dict[str, str]]] = {}
+
+    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]]) -> None:
+        """Remember the places that a generation comes from."""
+        self._places[generation] = places
+
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Drop what belongs to generations that are gone."""
+        for number in self._places.keys() - fleet.generations.keys():
+            del self._places[number]
 
     def reload_started(self, reload: Reload) -> None:
         """Count a reload; it is the last one from now on."""
@@ -96,6 +107,7 @@ class Journal(Observer):
                 {"pid": server.pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
                 for number, server in sorted(servers.items())
             ],
+            "generations": [_generation(number, self._places.get(number, {})) for number in sorted(fleet.generations)],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
@@ -120,6 +132,19 @@ def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:
         "rss_bytes": syscalls.resident_memory(record.pid) if record.has_pid else None,
         "connections": record.connections,
         "requests": record.requests,
+    }
+
+
+def _generation(number: int, places: dict[str, dict[str, str]]) -> dict[str, Any]:
+    def only(kind: str) -> str | None:
+        return next(iter(places.get(kind, {}).values()), None)
+
+    return {
+        "generation": number,
+        "directory": only(Place.DIRECTORY),
+        "interpreter": only(Place.INTERPRETER),
+        "path": list(places[Place.PATH].values()) if Place.PATH in places else None,
+        "application": only(Place.APPLICATION),
     }
 
 

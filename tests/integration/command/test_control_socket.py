@@ -99,6 +99,7 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
         "target_generation",
         "workers",
         "fork_servers",
+        "generations",
         "last_reload",
         "reloads",
         "crashes",
