@@ -37,6 +37,7 @@ from zdworker.descendants import end_own_descendants
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
+from zdworker.forkserver.tls_check import refuse_bad_tls
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
 
@@ -208,6 +209,8 @@ class Generation:
         warnings = import_checks.warnings(before)
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
+        if self.cfg.is_ssl:
+            refuse_bad_tls(self.worker_class, self.cfg)
         # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.
         gc.freeze()
         return warnings
