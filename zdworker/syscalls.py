@@ -22,6 +22,7 @@ from typing import Protocol
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_FS = 0x200  # include/uapi/linux/sched.h
+PF_FORKNOEXEC = 0x40  # include/linux/sched.h
 _UCRED = struct.Struct("3i")
 _DESCRIPTORS_MAX = 253  # SCM_MAX_FD, include/net/scm.h
 
@@ -65,6 +66,18 @@ def become_subreaper() -> bool:
     :return: whether the kernel has done it.
     """
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def was_forked() -> bool:
+    """Return whether this process is a fork that has not replaced its program since (the flag PF_FORKNOEXEC in
+    proc_pid_stat(5)); False where the kernel does not say.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    return bool(flags & PF_FORKNOEXEC)
 
 
 def open_standard_streams() -> None:

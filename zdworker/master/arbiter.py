@@ -34,6 +34,7 @@ from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
 from zdworker.master import launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
+from zdworker.master.loaded_code import LoadedCode
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reconfiguration import Configuration
 from zdworker.master.supervisor import Supervisor
@@ -108,12 +109,14 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             if not syscalls.become_subreaper():
                 raise GenerationError("this system has no subreaper")
             self._zd_warn_of_unknown_directory()
-            return launch.capture(self._zd_start_environment, str(Chdir.default))
+            return launch.capture(self._zd_start_environment, str(Chdir.default), daemon=self.cfg.daemon)
         except GenerationError as error:
+            loaded = self.zd_configuration.loaded_code = LoadedCode(str(Chdir.default), str(error))
             self.log.warning(
-                "Workers are forked from the master (%s): modules that the configuration imports stay as they are "
-                "until a restart, and nothing is preloaded.",
+                "Workers are forked from the master (%s): what it has imported stays in its memory until a restart "
+                "(%s), and a reload fails once that has changed on disk. Nothing is preloaded.",
                 error,
+                loaded.summary(),
             )
             return None
 

@@ -263,6 +263,9 @@ class Executor:
 
     def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
+            loaded_code = self._gunicorn.zd_configuration.loaded_code
+            if loaded_code is not None:
+                loaded_code.note()
             every = self._gunicorn.zd_listeners.every()
             pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
             self._children.set_pid(record, pid)

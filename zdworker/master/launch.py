@@ -63,16 +63,22 @@ class Command:
         return None if self.target[0] in ("-m", "-c") else self.target[0]
 
 
-def capture(environment: Mapping[str, str], directory: str) -> Command:
+def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> Command:
     """Return the command that started this process.
 
     :param environment: the environment it was started with.
     :param directory: the logical directory it was started in.
+    :param daemon: Gunicorn has made a daemon of this process, by forking it.
     :raises GenerationError: it cannot be run again; the text says why.
     """
     parent = sys.modules.get("multiprocessing.process")
     if parent is not None and parent.parent_process() is not None:
         raise GenerationError("this is a child of multiprocessing")
+    if getattr(sys, "frozen", False):
+        raise GenerationError("this is a frozen application")
+    if syscalls.was_forked() and not daemon:
+        # The command would start what forked this process once more, and that might start anything besides.
+        raise GenerationError("this is a fork of the program that was started")
     options, target = _split(list(sys.orig_argv[1:]))
     if target[0] not in ("-m", "-c"):
         # Not os.path.abspath, which would put the present release into the command instead of the link to it.
@@ -141,6 +147,8 @@ def interpreter(command: Command) -> list[str]:
     try:
         with open(command.script, "rb") as file:
             line = file.readline(4096)
+    except IsADirectoryError:  # its __main__.py is run
+        return own
     except OSError as error:
         raise GenerationError(f"the command cannot be run again: {error}") from error
     # Not shlex.split(): a quote has no meaning there for the kernel either (execve(2)).

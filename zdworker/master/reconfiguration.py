@@ -24,6 +24,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
+from zdworker.master.loaded_code import LoadedCode
 from zdworker.master.observers import Observer
 from zdworker.settings import Settings, amount
 
@@ -84,6 +85,8 @@ class Configuration(Observer):
         """Gunicorn's application object."""
         self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
         """The configuration in force."""
+        self.loaded_code: LoadedCode | None = None
+        """Where the master forks its workers itself: what they get of it, which must not have changed on disk."""
         self._taken = {0: self.current}
         self._in_force = 0
         self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
@@ -137,7 +140,8 @@ class Configuration(Observer):
     def evaluate(self, generation: int) -> Evaluated:
         """Evaluate a configuration that is offered, for its hooks. This may take long, and is called in a thread.
 
-        :raises GenerationError: it raised, or cannot take the place of the one in force.
+        :raises GenerationError: it raised, or cannot take the place of the one in force; or workers that are forked
+            from this process would run code that has changed on disk.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
         values, settings = self._offers[generation]
@@ -145,6 +149,8 @@ class Configuration(Observer):
         with gunicorn_config.restored_on_failure():
             cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
             settings = settings or gunicorn_config.zd_settings(cfg)
+            if self.loaded_code is not None:
+                self.loaded_code.refuse_outdated()
             return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), os.getcwd())
 
     def take(self, number: int, evaluated: Evaluated | None) -> events.Policy:
