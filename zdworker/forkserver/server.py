@@ -23,6 +23,7 @@ import contextlib
 import errno
 import gc
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -113,7 +114,8 @@ def _run_command(command: list[str], safe_path: bool) -> None:
         exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, which runs a second time
     else:
         sys.argv = command
-        if not safe_path:
+        # Not for a directory or an archive, which runpy puts there itself: a start does not look beside those.
+        if not safe_path and pkgutil.get_importer(command[0]) is None:
             sys.path.insert(0, os.path.dirname(os.path.realpath(command[0])))
         runpy.run_path(command[0], run_name="__main__")
 
