@@ -17,6 +17,7 @@ from typing import Any
 from zdworker import gunicorn_config, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
+from zdworker.core.fleet import Purpose
 from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
@@ -117,7 +118,10 @@ class Executor:
             self._local[number] = self._local_generation(number)
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
+        loading = self._fleet.loading
         try:
+            if loading is not None and loading.purpose is Purpose.RELOAD:  # not for a fork server that has died
+                launch.refuse_changed_archive(self._command)
             server = launch.start_generation(number, self._command, configuration.current.file, self._log)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))

@@ -31,6 +31,7 @@ from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
+from zdworker.master.loaded_code import FileState, file_state
 
 SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
@@ -46,7 +47,8 @@ class Command:
     ``interpreter`` and ``options`` are Python's path and options; ``target`` is what it runs with its arguments: ``-m``
     and a module, ``-c`` and code, or a script. ``directory`` is the start directory by its logical path. ``safe_path``
     means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started, less
-    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch.
+    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked from,
+    empty if it was not, and ``archive_state`` that file's state at the start.
     """
 
     interpreter: str
@@ -56,6 +58,8 @@ class Command:
     directory: str
     safe_path: bool
     started: int
+    archive: str = ""
+    archive_state: FileState | None = None
 
     @property
     def script(self) -> str | None:
@@ -86,7 +90,30 @@ def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> 
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
     started = time.time_ns() - SAME_DEPLOY_NS
     own = _interpreter_as_called(directory)
-    return Command(own, options, target, dict(environment), directory, safe_path, started)
+    archive = _archive(environment, target[0])
+    state = file_state(archive) if archive else None
+    return Command(own, options, target, dict(environment), directory, safe_path, started, archive, state)
+
+
+def _archive(environment: Mapping[str, str], script: str) -> str:
+    """Return the file that a script was unpacked from by PEX, which has replaced itself with it then; else "".
+
+    The script lies in a directory that is named after the contents, so it stays as it is for ever.
+    """
+    unpacked = os.path.exists(os.path.join(os.path.dirname(os.path.realpath(script)), "PEX-INFO"))
+    return environment.get("PEX", "") if unpacked else ""
+
+
+def refuse_changed_archive(command: Command) -> None:
+    """Refuse a reload of a program that was unpacked from a file which is another by now.
+
+    :raises GenerationError: it is; the command would run what was unpacked at the start.
+    """
+    if command.archive and file_state(command.archive) != command.archive_state:
+        raise GenerationError(
+            f"the program was unpacked from {command.archive} at its start, and that file has changed: only a restart "
+            "unpacks it again"
+        )
 
 
 def _interpreter_as_called(directory: str) -> str:

@@ -25,7 +25,7 @@ from zdworker.errors import GenerationError
 NAMES_MAX = 5
 """Names in a message; the others are counted."""
 
-State = tuple[int, int, int]
+FileState = tuple[int, int, int]
 """Of a file: time of its last change in nanoseconds, size, inode."""
 
 
@@ -33,7 +33,7 @@ State = tuple[int, int, int]
 class _Loaded:
     module: ModuleType
     file: str
-    state: State | None
+    state: FileState | None
     """None: the file could not be found when the module was first seen, so nothing can be said of it."""
 
 
@@ -47,7 +47,7 @@ class LoadedCode:
     def __init__(self, directory: str, reason: str) -> None:
         self._directory, self._reason = directory, reason
         self._physical = os.path.realpath(directory)
-        self._interpreter = _state(sys.executable)
+        self._interpreter = file_state(sys.executable)
         self._loaded: dict[str, _Loaded] = {}
         self.note()
 
@@ -59,7 +59,7 @@ class LoadedCode:
             if (known is None or known.module is not module) and name != "__config__":
                 file = getattr(module, "__file__", None)
                 if isinstance(file, str):
-                    self._loaded[name] = _Loaded(module, file, _state(file))
+                    self._loaded[name] = _Loaded(module, file, file_state(file))
 
     def summary(self) -> str:
         """Return the names of the imported modules that belong to no library."""
@@ -89,9 +89,9 @@ class LoadedCode:
         changed = {  # by file, because the main module has two names in a child of multiprocessing
             loaded.file: f"{name} ({loaded.file})"
             for name, loaded in self._in_memory().items()
-            if loaded.state is not None and _state(loaded.file) != loaded.state
+            if loaded.state is not None and file_state(loaded.file) != loaded.state
         }
-        if _state(sys.executable) != self._interpreter:
+        if file_state(sys.executable) != self._interpreter:
             changed[sys.executable] = f"the interpreter ({sys.executable})"
         return list(changed.values())
 
@@ -103,7 +103,7 @@ class LoadedCode:
         return any(os.path.join(path, "").startswith(os.path.join(directory, "")) for path in paths)
 
 
-def _state(path: str) -> State | None:
+def file_state(path: str) -> FileState | None:
     """Return the state of a file, that of the archive which the path leads into, or None if there is neither."""
     while path:
         try:

@@ -1,7 +1,10 @@
-"""A program that is a directory or an archive with a ``__main__.py``: each reload reads it again, as a start would."""
+"""A program that is a directory, an archive, or was unpacked from one: a reload brings what a start would, or fails."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -9,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.harness.application_site import ENDPOINTS, Site
+from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
+from zdworker.command import client
 
 MAIN = "from gunicorn.app.wsgiapp import run\n\nrun()\n"
 
@@ -54,3 +59,38 @@ def test_a_program_in_a_directory_or_an_archive(make_server: Start, site: Site, 
     server.wait_only("two")
     assert server.get()["version"] == "two"
     assert server.get("/identity")["directory"] == here["directory"]
+
+
+def test_a_program_that_pex_has_unpacked(make_server: Start, site: Site) -> None:
+    """With ``pex --venv`` it replaces itself with a script in a directory that is named after the contents."""
+    unpacked, archive = site.directory / "4b825dc6", site.directory / "app.pex"
+    pack(site, "one", unpacked)
+    shutil.move(unpacked / "__main__.py", unpacked / "pex")
+    (unpacked / "PEX-INFO").touch()
+    archive.write_text("one")
+    server = make_server(command=(sys.executable, str(unpacked / "pex")), environment={"PEX": str(archive)})
+    server.start()
+    path = client.find(pid=server.master)
+
+    def last_generation() -> int:
+        last = client.status(path)["last_reload"] or {}
+        return int(last["generation"]) if last.get("result") is not None else 0
+
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: last_generation() == 2, 30, "the reload has ended")
+    assert client.status(path)["last_reload"]["result"] == "done"  # nothing has changed
+    archive.write_text("another")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: last_generation() == 3, 30, "the reload has ended")
+    last = client.status(path)["last_reload"]
+    assert last["result"] == "failed"
+    assert last["error"].endswith(
+        f"the program was unpacked from {archive} at its start, and that file has changed: "
+        "only a restart unpacks it again"
+    )
+    wait_for(lambda: len(server.fork_servers()) == 1, 30, "only the present generation's fork server is left")
+    (victim,) = server.fork_servers()
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: server.fork_servers() not in ([], [victim]), 30, "the fork server is replaced")
+    wait_for(lambda: client.status(path)["state"] == "failed", 30, "and no more than the reload has failed")
+    assert server.get()["version"] == "one"
