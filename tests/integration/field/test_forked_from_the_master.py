@@ -7,6 +7,7 @@ import signal
 import sys
 from typing import Any
 
+import gunicorn
 import pytest
 
 from tests.harness.application_site import Site
@@ -72,11 +73,15 @@ if __name__ == "__main__":
 WAYS = ("fork", "spawn", "os.fork")
 
 
+def program(server: Server, way: str, *, hands_over: bool) -> str:
+    """Return the program's text."""
+    own = {"control_socket": str(server.site.directory / "gunicorn.ctl")} if gunicorn.version_info >= (25, 1) else {}
+    return PROGRAM.format(options={**server.settings, **own}, way=way, hands_over=hands_over)
+
+
 def embedded(server: Server, site: Site, way: str, *, hands_over: bool) -> Server:
     """Start the program, and go on with its child as the master."""
-    options = {**server.settings, "control_socket": str(site.directory / "gunicorn.ctl")}
-    text = PROGRAM.format(options=options, way=way, hands_over=hands_over)
-    site.write("program.py", text)
+    site.write("program.py", program(server, way, hands_over=hands_over))
     server.words = [sys.executable, "program.py"]
     server.launch_as_is()
     pid = site.directory / "pid"
@@ -107,7 +112,7 @@ def test_an_application_that_was_handed_over(make_server: Start, site: Site, way
     server = embedded(make_server(workers=2), site, way, hands_over=True)
     workers = server.workers()
     assert reload(server)["result"] == "done"  # nothing has changed
-    assert not [pid for pid in workers if alive(pid)]
+    wait_for(lambda: not any(alive(pid) for pid in workers), 30, "no worker of before is left")
     site.deploy("two")
     workers = server.workers()
     last = reload(server)
@@ -124,11 +129,11 @@ def test_an_application_that_each_worker_imports(make_server: Start, site: Site,
     site.deploy("two")
     assert reload(server)["result"] == "done"
     assert server.get()["version"] == "two"
-    program = site.directory / "program.py"
-    site.write("program.py", program.read_text() + "\n# another program\n")
+    file = site.directory / "program.py"
+    site.write("program.py", file.read_text() + "\n# another program\n")
     last = reload(server)
     assert last["result"] == "failed"
-    assert str(program) in last["error"]
+    assert str(file) in last["error"]
     assert (site.directory / "launches").read_text() == "launched\n"
 
 
@@ -137,9 +142,7 @@ def test_a_link_that_leads_elsewhere_by_now(make_server: Start, site: Site) -> N
     site.release("one")
     current, physical = site.directory / "current", site.directory / "releases" / "one"
     server = make_server(workers=2)
-    options = {**server.settings, "control_socket": str(site.directory / "gunicorn.ctl")}
-    text = PROGRAM.format(options=options, way="os.fork", hands_over=True)
-    (physical / "program.py").write_text(text)
+    (physical / "program.py").write_text(program(server, "os.fork", hands_over=True))
     server.environment["PWD"] = str(current)
     server.words = ["sh", "-c", 'cd "$0" && exec "$@"', str(current), sys.executable, str(physical / "program.py")]
     server.launch_as_is()
