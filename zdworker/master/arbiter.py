@@ -369,9 +369,17 @@ class _GunicornObserver(Observer):
         self._arbiter._zd_count("workers_spawned")
 
     def configuration_taken(self) -> None:
-        """Have the dirty arbiter reload, too."""
+        """Have the dirty arbiter reload, too, and say what that means.
+
+        Gunicorn imports the dirty applications in the master, whose fork the arbiter is, and whose forks its workers
+        are; and its reload ends the workers that it has just started, not those before (Gunicorn 25.0 to 27.0).
+        """
         if self._arbiter.dirty_arbiter_pid:
             self._arbiter.kill_dirty_arbiter(signal.SIGHUP)
+            self._arbiter.log.warning(
+                "Gunicorn's dirty workers run the code of the master's start (%s): a change of it needs a restart",
+                ", ".join(map(str, self._arbiter.cfg.dirty_apps)),
+            )
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Close the listening sockets once the workers have been told to leave.

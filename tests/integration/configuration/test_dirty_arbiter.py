@@ -115,6 +115,15 @@ def test_reload_and_stop_beside_a_dirty_arbiter(server: Server, site: Site) -> N
     assert len(site.events("on_dirty_starting")) == 1
 
 
+def test_a_reload_says_that_dirty_workers_keep_their_code(server: Server, site: Site) -> None:
+    site.write("dirty_app.py", DIRTY_APP.replace('"worker":', '"code": "two", "worker":'))
+    deploy_and_reload(server, "two")
+    wait_initialized(site, 2)
+    wait_for(lambda: len(dirty_workers(site)) == 1, 10, "one dirty worker is left")
+    assert "code" not in ask(server), "Gunicorn replaces dirty workers now: the warning is not true any more"
+    assert "dirty workers run the code of the master's start (dirty_app:Own)" in server.log
+
+
 def test_kill_9_of_the_dirty_arbiter(server: Server, site: Site) -> None:
     """Workers learn of the new one's socket when they boot, as in stock Gunicorn: a reload makes it known to all."""
     before = ask(server)
