@@ -10,6 +10,8 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -109,6 +111,24 @@ def test_a_file_that_was_never_there_is_not_missed(place: Path) -> None:
     importlib.import_module(NAME).__file__ = str(place / "nowhere" / "generated.py")
     loaded = LoadedCode(str(place), "this is a test")
     assert refusal(loaded) == ""
+
+
+class Lazy(ModuleType):
+    """A module that is loaded when something asks it for an attribute."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise ImportError(f"{name}: what it needs is not installed")
+
+
+def test_modules_are_not_loaded_by_the_look(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy = Lazy(NAME)
+    vars_of_lazy: dict[str, Any] = object.__getattribute__(lazy, "__dict__")
+    vars_of_lazy["__file__"] = str(place / f"{NAME}.py")
+    monkeypatch.setitem(sys.modules, NAME, lazy)
+    monkeypatch.setitem(sys.modules, f"{NAME}.object", object())  # as some programs do
+    loaded = LoadedCode(str(place), "this is a test")
+    (place / f"{NAME}.py").write_text("VERSION = 22\n")
+    assert NAME in refusal(loaded)
 
 
 def test_the_interpreter(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,12 +53,12 @@ class LoadedCode:
 
     def note(self) -> None:
         """Remember the modules that were imported since the last call."""
-        for name, module in list(sys.modules.items()):  # a copy, because a thread may import meanwhile
+        for name, module in list(sys.modules.items()):  # a copy, because another thread may import meanwhile
             known = self._loaded.get(name)
             # The configuration's module is evaluated with each reload.
             if (known is None or known.module is not module) and name != "__config__":
-                file = getattr(module, "__file__", None)
-                if isinstance(file, str):
+                file = _file_of(module)
+                if file is not None:
                     self._loaded[name] = _Loaded(module, file, file_state(file))
 
     def summary(self) -> str:
@@ -96,11 +96,21 @@ class LoadedCode:
         return list(changed.values())
 
     def _in_memory(self) -> dict[str, _Loaded]:
-        return {name: loaded for name, loaded in self._loaded.items() if sys.modules.get(name) is loaded.module}
+        loaded = list(self._loaded.items())  # a copy, because the main thread may note more meanwhile
+        return {name: known for name, known in loaded if sys.modules.get(name) is known.module}
 
     def _imports_from(self, directory: str) -> bool:
         paths = [*sys.path, *(loaded.file for loaded in self._in_memory().values())]
         return any(os.path.join(path, "").startswith(os.path.join(directory, "")) for path in paths)
+
+
+def _file_of(module: object) -> str | None:
+    """Return the file of a module; without its own ``__getattribute__``, which may import, or raise anything."""
+    try:
+        file = object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:
+        return None
+    return file if isinstance(file, str) else None
 
 
 def file_state(path: str) -> FileState | None:
