@@ -371,8 +371,8 @@ class _GunicornObserver(Observer):
     def configuration_taken(self) -> None:
         """Have the dirty arbiter reload, too, and say what that means.
 
-        Gunicorn imports the dirty applications in the master, whose fork the arbiter is, and whose forks its workers
-        are; and its reload ends the workers that it has just started, not those before (Gunicorn 25.0 to 27.0).
+        Gunicorn imports the dirty applications in the master, whose fork the dirty arbiter is, and so in all the dirty
+        workers that this ever forks (Gunicorn 25.0 to 27.0).
         """
         if self._arbiter.dirty_arbiter_pid:
             self._arbiter.kill_dirty_arbiter(signal.SIGHUP)

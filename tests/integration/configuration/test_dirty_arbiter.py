@@ -25,6 +25,8 @@ import os
 
 from gunicorn.dirty.app import DirtyApp
 
+CODE = "one"
+
 
 class Own(DirtyApp):
     def who(self):
@@ -55,7 +57,7 @@ def on_dirty_starting(arbiter):
 
 
 def dirty_worker_init(worker):
-    _note("dirty_worker_init")
+    _note("dirty_worker_init", code=_sys.modules["dirty_app"].CODE)
 """
 
 
@@ -116,11 +118,11 @@ def test_reload_and_stop_beside_a_dirty_arbiter(server: Server, site: Site) -> N
 
 
 def test_a_reload_says_that_dirty_workers_keep_their_code(server: Server, site: Site) -> None:
-    """If this fails because the first one is gone, Gunicorn replaces them now, and the warning is not true any more."""
-    first = wait_initialized(site, 1)
+    site.write("dirty_app.py", DIRTY_APP.replace('CODE = "one"', 'CODE = "two"'))
     deploy_and_reload(server, "two")
     wait_initialized(site, 2)
-    wait_for(lambda: dirty_workers(site) == [first], 10, "Gunicorn has ended the new dirty worker")
+    code = [event["code"] for event in site.events("dirty_worker_init")]
+    assert code == ["one", "one"], "Gunicorn brings new code now: the warning is not true any more"
     assert "dirty workers run the code of the master's start (dirty_app:Own)" in server.log
 
 
