@@ -29,6 +29,10 @@ class WarmupFailed(ZdError):
     """The application did not answer a path of ``zd_warmup`` as required; the text names the path and the answer."""
 
 
+class TlsError(ZdError):
+    """TLS cannot be loaded; the text names the setting, the file and the reason."""
+
+
 class ControlError(ZdError):
     """The control socket cannot be opened; the text names it and the reason."""
 

@@ -90,15 +90,6 @@ def _both(name: str, here: Any, there: Any) -> str:
     return f"{texts.line(repr(here), SHOWN_MAX)} and {texts.line(repr(there), SHOWN_MAX)}"
 
 
-def file_state(path: str) -> tuple[int, ...] | None:
-    """Return what changes when a file is written or replaced; None without a file."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
-
-
 def has_default_bind(cfg: Any) -> bool:
     """Return whether ``bind`` is what it is without being set."""
     setting = cfg.settings["bind"]

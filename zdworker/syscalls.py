@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
 import termios
@@ -22,6 +23,7 @@ from typing import Protocol
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_FS = 0x200  # include/uapi/linux/sched.h
+PF_FORKNOEXEC = 0x40  # include/linux/sched.h
 _UCRED = struct.Struct("3i")
 _DESCRIPTORS_MAX = 253  # SCM_MAX_FD, include/net/scm.h
 
@@ -65,6 +67,18 @@ def become_subreaper() -> bool:
     :return: whether the kernel has done it.
     """
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def was_forked() -> bool:
+    """Return whether this process is a fork that has not replaced its program since (the flag PF_FORKNOEXEC in
+    proc_pid_stat(5)); False where the kernel does not say.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    return bool(flags & PF_FORKNOEXEC)
 
 
 def open_standard_streams() -> None:
@@ -188,3 +202,21 @@ def receive_with_descriptors(
         elif level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", -1):
             sender = _UCRED.unpack(payload[: _UCRED.size])[0]
     return Piece(data, list(taken), sender, refused=bool(flags & socket.MSG_CTRUNC))
+
+
+FileState = tuple[int, int, int]
+"""Of a file: time of its last change in nanoseconds, size, inode."""
+
+
+def file_state(path: str) -> FileState | None:
+    """Return the state of a file, that of the archive which the path leads into, or None if there is neither."""
+    while path:
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path) if os.path.dirname(path) != path else ""
+        except (OSError, ValueError):
+            return None
+        else:
+            return (found.st_mtime_ns, found.st_size, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    return None

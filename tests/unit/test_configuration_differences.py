@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from zdworker import gunicorn_config
+from zdworker import gunicorn_config, syscalls
 from zdworker.settings import Settings
 
 
@@ -84,10 +84,10 @@ def test_another_bind_leaves_the_configuration_alone() -> None:
 
 def test_a_file_that_is_written_or_replaced_is_another_one(tmp_path: Path) -> None:
     file, other = tmp_path / "file", tmp_path / "other"
-    assert gunicorn_config.file_state(str(file)) is None
+    assert syscalls.file_state(str(file)) is None
     file.write_text("one")
-    before = gunicorn_config.file_state(str(file))
-    assert gunicorn_config.file_state(str(file)) == before
+    before = syscalls.file_state(str(file))
+    assert syscalls.file_state(str(file)) == before
     other.write_text("two")
     other.replace(file)
-    assert gunicorn_config.file_state(str(file)) != before
+    assert syscalls.file_state(str(file)) != before

@@ -33,7 +33,7 @@ def point_to(link: Path, target: str) -> None:
 
 def capture(monkeypatch: pytest.MonkeyPatch, directory: Path, *words: str, **environment: str) -> launch.Command:
     monkeypatch.setattr(sys, "orig_argv", list(words))
-    return launch.capture(environment, str(directory))
+    return launch.capture(environment, str(directory), daemon=False)
 
 
 def command(directory: Path, *target: str) -> launch.Command:

@@ -24,6 +24,7 @@ import dataclasses
 import errno
 import gc
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -39,6 +40,7 @@ from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.forkserver.places import Places
+from zdworker.forkserver.tls_check import refuse_bad_tls
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
 
@@ -116,7 +118,8 @@ def _run_command(command: list[str], safe_path: bool) -> None:
         exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, which runs a second time
     else:
         sys.argv = command
-        if not safe_path:
+        # Not for a directory or an archive, which runpy puts there itself: a start does not look beside those.
+        if not safe_path and pkgutil.get_importer(command[0]) is None:
             sys.path.insert(0, os.path.dirname(os.path.realpath(command[0])))
         runpy.run_path(command[0], run_name="__main__")
 
@@ -216,6 +219,8 @@ class Generation:
         warnings = import_checks.warnings(before)
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
+        if self.cfg.is_ssl:
+            refuse_bad_tls(self.worker_class, self.cfg)
         # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.
         gc.freeze()
         return warnings

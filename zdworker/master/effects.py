@@ -18,6 +18,7 @@ from typing import Any
 from zdworker import gunicorn_config, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
+from zdworker.core.fleet import Purpose
 from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
@@ -118,7 +119,10 @@ class Executor:
             self._local[number] = self._local_generation(number)
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
+        loading = self._fleet.loading
         try:
+            if loading is not None and loading.purpose is Purpose.RELOAD:  # not for a fork server that has died
+                launch.refuse_changed_archive(self._command)
             server = launch.start_generation(number, self._command, configuration.current.file, self._log)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
@@ -270,6 +274,9 @@ class Executor:
 
     def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
+            loaded_code = self._gunicorn.zd_configuration.loaded_code
+            if loaded_code is not None:
+                loaded_code.note()
             every = self._gunicorn.zd_listeners.every()
             pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
             self._children.set_pid(record, pid)

@@ -36,6 +36,7 @@ from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
+from zdworker.syscalls import FileState, file_state
 
 SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
@@ -52,7 +53,8 @@ class Command:
     and a module, ``-c`` and code, or a script, as it was called. ``directory`` is the start directory by its logical
     path. ``safe_path``
     means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started, less
-    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch.
+    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked from,
+    empty if it was not, and ``archive_state`` that file's state at the start.
     """
 
     interpreter: str
@@ -62,6 +64,8 @@ class Command:
     directory: str
     safe_path: bool
     started: int
+    archive: str = ""
+    archive_state: FileState | None = None
 
     @property
     def script(self) -> str | None:
@@ -69,23 +73,52 @@ class Command:
         return None if self.target[0] in ("-m", "-c") else os.path.join(self.directory, self.target[0])
 
 
-def capture(environment: Mapping[str, str], directory: str) -> Command:
+def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> Command:
     """Return the command that started this process.
 
     :param environment: the environment it was started with.
     :param directory: the logical directory that it was in when Gunicorn was imported.
+    :param daemon: Gunicorn has made a daemon of this process, by forking it.
     :raises GenerationError: it cannot be run again; the text says why.
     """
     parent = sys.modules.get("multiprocessing.process")
     if parent is not None and parent.parent_process() is not None:
         raise GenerationError("this is a child of multiprocessing")
+    if getattr(sys, "frozen", False):
+        raise GenerationError("this is a frozen application")
+    if syscalls.was_forked() and not daemon:
+        # The command would start what forked this process once more, and that might start anything besides.
+        raise GenerationError("this is a fork of the program that was started")
     options, target = _split(list(sys.orig_argv[1:]))
     if target[0] not in ("-m", "-c"):
         directory = _start_directory(target[0], environment, directory)
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
     started = time.time_ns() - SAME_DEPLOY_NS
     own = _interpreter_as_called(environment, directory)
-    return Command(own, options, target, dict(environment), directory, safe_path, started)
+    archive = _archive(environment, os.path.join(directory, target[0]))
+    state = file_state(archive) if archive else None
+    return Command(own, options, target, dict(environment), directory, safe_path, started, archive, state)
+
+
+def _archive(environment: Mapping[str, str], script: str) -> str:
+    """Return the file that a script was unpacked from by PEX, which has replaced itself with it then; else "".
+
+    The script lies in a directory that is named after the contents, so it stays as it is for ever.
+    """
+    unpacked = os.path.exists(os.path.join(os.path.dirname(os.path.realpath(script)), "PEX-INFO"))
+    return environment.get("PEX", "") if unpacked else ""
+
+
+def refuse_changed_archive(command: Command) -> None:
+    """Refuse a reload of a program that was unpacked from a file which is another by now.
+
+    :raises GenerationError: it is; the command would run what was unpacked at the start.
+    """
+    if command.archive and file_state(command.archive) != command.archive_state:
+        raise GenerationError(
+            f"the program was unpacked from {command.archive} at its start, and that file has changed: only a restart "
+            "unpacks it again"
+        )
 
 
 def _start_directory(script: str, environment: Mapping[str, str], directory: str) -> str:
@@ -165,6 +198,8 @@ def interpreter(command: Command) -> list[str]:
     try:
         with open(command.script, "rb") as file:
             line = file.readline(4096)
+    except IsADirectoryError:  # its __main__.py is run
+        return own
     except OSError as error:
         raise GenerationError(f"the command cannot be run again: {error}") from error
     # Not shlex.split(): a quote has no meaning there for the kernel either (execve(2)).

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from gunicorn import sock, version_info
 from gunicorn.config import Chdir
 
-from zdworker import gunicorn_config, log_files, texts
+from zdworker import gunicorn_config, log_files, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
@@ -31,6 +31,7 @@ from zdworker.master import addresses
 from zdworker.master.addresses import Place
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
+from zdworker.master.loaded_code import LoadedCode
 from zdworker.master.observers import Observer
 from zdworker.settings import Settings, amount
 
@@ -95,9 +96,11 @@ class Configuration(Observer):
         self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
         """The configuration in force."""
         self._directory_at_start = os.getcwd()
-        self._file_at_start = gunicorn_config.file_state(self.current.file)
+        self._file_at_start = syscalls.file_state(self.current.file)
         self._bind_is_used = True
         self._bind_of_first_generation = ""
+        self.loaded_code: LoadedCode | None = None
+        """Where the master forks its workers itself: what they get of it, which must not have changed on disk."""
         self._taken = {0: self.current}
         self._in_force = 0
         self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
@@ -190,7 +193,7 @@ class Configuration(Observer):
 
     def _changed_since_start(self, values: Mapping[str, Any]) -> bool:
         """Return whether a file was changed, or a link, between the master's evaluation and the first generation's."""
-        file_now = gunicorn_config.file_state(self.current.file)
+        file_now = syscalls.file_state(self.current.file)
         return file_now != self._file_at_start or values.get("chdir") != self._directory_at_start
 
     # -- what generations bring ----------------------------------------------------------------------------------
@@ -218,7 +221,8 @@ class Configuration(Observer):
     def evaluate(self, generation: int) -> Evaluated:
         """Evaluate a configuration that is offered, for its hooks. This may take long, and is called in a thread.
 
-        :raises GenerationError: it raised, or cannot take the place of the one in force.
+        :raises GenerationError: it raised, or cannot take the place of the one in force; or workers that are forked
+            from this process would run code that has changed on disk.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
         values, settings = self._offers[generation]
@@ -226,6 +230,8 @@ class Configuration(Observer):
         with gunicorn_config.restored_on_failure():
             cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
             settings = settings or gunicorn_config.zd_settings(cfg)
+            if self.loaded_code is not None:
+                self.loaded_code.refuse_outdated()
             directory = os.getcwd()
             places = self._places(cfg, directory)
             return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), directory, places)
