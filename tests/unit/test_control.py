@@ -1,4 +1,4 @@
-"""Where the control socket is, and what may stand in its place."""
+"""Where the control socket is, what may stand in its place, and what its clients are told."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 
+from zdworker.core.events import Outcome, Policy
+from zdworker.core.fleet import Fleet, Phase
 from zdworker.errors import ControlError
+from zdworker.ipc import messages
 from zdworker.ipc.control_directory import directories_of, directory_of
+from zdworker.ipc.messages import Order, decode, encode
 from zdworker.master import control
 from zdworker.master.control import Control, default_path
+from zdworker.master.observers import Reload
 from zdworker.master.reactor import Reactor
 from zdworker.settings import Settings
 
@@ -178,3 +183,107 @@ def test_links_to_masters_that_were_killed_are_removed(server: Control, runtime:
     server.configuration_changed(settings(tmp_path / "own.sock"))
     default_path(3)
     assert own.is_symlink(), "a process listens there"
+
+
+class Orders:
+    """A master that takes every order, and leaves its end to the test."""
+
+    fleet = Fleet(Policy(workers=1), 1, Phase.STEADY, current=[1], last_generation=1)
+
+    def status(self) -> dict[str, Any]:
+        return {"state": "steady"}
+
+    def reload(self) -> None:
+        pass
+
+    def roll_back(self) -> None:
+        pass
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    made = Reactor()
+    yield made
+    made.close_in_child()
+
+
+class Client:
+    """A client at the control socket, and the loop of the master."""
+
+    def __init__(self, control: Control, reactor: Reactor, connection: socket.socket) -> None:
+        self.control = control
+        self._reactor = reactor
+        self._connection = connection
+        self._connection.setblocking(False)
+
+    def order(self, command: str) -> None:
+        """Give an order that is waited for, and let the master read it."""
+        self._connection.sendall(encode(Order(command, wait=True)))
+        for _ in range(10):
+            self._reactor.wait(0)
+
+    def finish(self, generation: int, result: Outcome, **facts: Any) -> None:
+        """A reload ends."""
+        self.control.reload_finished(Reload(generation, 0.0, 0.0, 1.0, result, **facts), Orders.fleet)
+
+    def answer(self) -> messages.Outcome | None:
+        """Return what has come, if something has."""
+        try:
+            answer = decode(self._connection.recv(65536))
+        except BlockingIOError:
+            return None
+        assert isinstance(answer, messages.Outcome)
+        return answer
+
+
+@pytest.fixture
+def client(reactor: Reactor, tmp_path: Path) -> Iterator[Client]:
+    control = Control(Orders(), reactor, logging.getLogger())
+    control.open(str(tmp_path / "control.sock"))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(tmp_path / "control.sock"))
+        yield Client(control, reactor, connection)
+    control.close()
+
+
+def test_a_superseded_reload_ends_with_the_newer_one(client: Client) -> None:
+    client.order("reload")
+    client.finish(2, Outcome.SUPERSEDED)
+    client.finish(3, Outcome.SUPERSEDED)
+    assert client.answer() is None
+    client.finish(4, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation, answer.error) == (
+        "superseded",
+        2,
+        "a newer reload took its place: its generation 4 serves",
+    )
+    client.order("reload")
+    client.finish(5, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 5)
+
+
+def test_a_superseded_reload_is_not_one_that_came_before_the_order(client: Client) -> None:
+    """The client has ordered while generation 1 was loading."""
+    client.order("reload")
+    client.finish(1, Outcome.SUPERSEDED)
+    client.finish(2, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 2)
+
+
+def test_a_client_that_has_rolled_back_can_reload(client: Client) -> None:
+    client.order("rollback")
+    client.finish(2, Outcome.FAILED, called_off=True)
+    answer = client.answer()
+    assert answer is not None
+    assert answer.result == "done"
+    client.order("reload")
+    client.finish(3, Outcome.FAILED, called_off=True, error="called off: a rollback was asked for")
+    answer = client.answer()
+    assert answer is not None
+    assert answer.result == "failed"

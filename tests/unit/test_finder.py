@@ -16,6 +16,7 @@ import pytest
 from zdworker.command import client, finder
 from zdworker.errors import ContradictoryNames, NoInstance, SeveralInstances
 from zdworker.ipc.messages import Report, encode
+from zdworker.syscalls import Peer
 
 
 class Masters:
@@ -257,6 +258,21 @@ def test_a_pidfile_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         finder.find(pidfile=str(tmp_path / "pid"))
 
 
+def test_a_master_of_another_container_is_not_one_of_the_present_directory(
+    masters: Masters, present: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory has the same name there, and its pid is that of another process here."""
+    path = masters.start(os.getpid(), present)
+    assert finder.find(pid=os.getpid()).path == path
+    monkeypatch.setattr("zdworker.syscalls.peer", lambda _connection: Peer(0, os.geteuid()))
+    assert f"this is the one of pid {os.getpid()}" in finder.find().announcement
+    assert finder.find(path=path).path == path
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(finder, "_listening_paths", lambda _pid: [])
+    with pytest.raises(NoInstance, match="has no control socket that can be reached"):
+        finder.find(pid=os.getpid())
+
+
 def test_a_process_that_is_no_master(runtime: Path) -> None:
     with pytest.raises(NoInstance, match="has no control socket that can be reached"):
         finder.find(pid=os.getpid())
@@ -268,7 +284,7 @@ def test_names_that_contradict_each_other(masters: Masters, tmp_path: Path) -> N
     assert finder.find(os.getpid(), str(tmp_path / "pid"), path).path == path
     with pytest.raises(ContradictoryNames, match=f"--pid 1 is not the pid in --pidfile .*, {os.getpid()}"):
         finder.find(1, str(tmp_path / "pid"))
-    with pytest.raises(ContradictoryNames, match=f"the process {os.getpid()} listens on --socket .*, and not 1"):
+    with pytest.raises(ContradictoryNames, match="another process than 1 listens on --socket"):
         finder.find(1, None, path)
 
 

@@ -129,16 +129,14 @@ def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool
 @main.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_masters(as_json: bool) -> None:
-    """Show all running masters of this user: pid, state, directory, application, addresses, age."""
+    """Show all running masters of this user: pid, directory, application, addresses, age."""
     with _exit_codes(as_json):
-        masters = [master.listed() for master in finder.running()]
-        masters.sort(key=lambda facts: (facts["directory"] or "", facts["pid"] or 0))
+        masters = sorted(finder.running(), key=lambda master: (master.fact("directory") or "", master.pid or 0))
         if as_json:
-            _print_json({"masters": masters})
-        elif masters:
-            Console().print(_list(masters))
+            _print_json({"masters": [master.listed() for master in masters]})
         else:
-            click.echo("no master of this user runs")
+            lines = [master.description() for master in masters] or ["no master of this user runs"]
+            click.echo(texts.lines("\n".join(lines)))
         _require_output()
 
 
@@ -297,21 +295,6 @@ def _show(console: Console, status: dict[str, Any], as_json: bool) -> None:
     else:
         console.print(_table(status))
     _require_output()
-
-
-def _list(masters: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for name in ("pid", "state", "generation", "directory", "application", "addresses", "age"):
-        table.add_column(name, justify="right" if name in ("pid", "generation", "age") else "left", overflow="fold")
-    for facts in masters:
-        state = _styled(facts["state"]) if facts["state"] else "does not answer"
-        age = finder.span(facts["age_s"]) if facts["age_s"] is not None else "-"
-        where = ("\n".join(facts["bind"] or []), facts["application"], facts["directory"])
-        addresses, application, directory = (_in_table(text or "-") for text in where)
-        table.add_row(
-            str(facts["pid"] or "-"), state, str(facts["generation"] or "-"), directory, application, addresses, age
-        )
-    return table
 
 
 def _table(status: dict[str, Any]) -> Table:

@@ -49,10 +49,7 @@ def status(path: str, deadline: float | None = None, users: frozenset[int] | Non
     :raises TimeoutError: it does not answer in time.
     """
     with Connection(path, deadline, users) as master:
-        answer = master.order(Order("status"))
-    if not isinstance(answer, Report):
-        raise NoInstance(f"{path} gave a strange answer: {answer!r}")
-    return answer.status
+        return master.status()
 
 
 class Connection:
@@ -112,6 +109,13 @@ class Connection:
     def close(self) -> None:
         """Close the connection."""
         self._socket.close()
+
+    def status(self) -> dict[str, Any]:
+        """Ask for the status; see :func:`status`."""
+        answer = self.order(Order("status"))
+        if not isinstance(answer, Report):
+            raise NoInstance(f"{self._path} gave a strange answer: {answer!r}")
+        return answer.status
 
     def order(self, order: Order) -> Message:
         """Send an order and return the first answer.

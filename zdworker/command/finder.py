@@ -10,7 +10,8 @@ Rules:
 * A process is trusted to be the master if its user is root, the user of this command, or the one whose master was
   named. In directories that others can write to, nothing is looked for.
 * The kernel is asked which sockets a process listens on, not a log or a file name.
-* A master that does not answer counts as one that runs.
+* A master that does not answer counts as one that runs. Of one in another container, with which this command shares
+  the directory of the sockets, the start directory says nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ SEARCH_MIN_S = 1.0
 ANSWERS_CHECK_INTERVAL_S = 0.005
 """Seconds between two looks whether all masters have answered the search."""
 
+PIDFILE_MAX_BYTES = 100
+"""Bytes of a pidfile that are read."""
+
 UNIX_SOCKETS_FILE = "/proc/{}/net/unix"
 LISTENING_FLAGS = "00010000"
 """The flags of a listening socket in that file (proc_net_unix(5), __SO_ACCEPTCON)."""
@@ -47,7 +51,8 @@ class Master:
     """A master: the path of its control socket, and the users that may listen there.
 
     ``status`` is what it has answered, None if it was not asked or does not answer; ``error`` says why. ``runs`` is
-    whether a process listens there. ``announcement`` is what the user has to know before it gets an order.
+    whether a process listens there, ``foreign`` whether it is in another pid namespace. ``announcement`` is what the
+    user has to know before it gets an order.
     """
 
     path: str
@@ -55,12 +60,15 @@ class Master:
     status: dict[str, Any] | None = None
     error: Exception | None = None
     runs: bool = True
+    foreign: bool = False
     announcement: str = ""
 
     def ask(self, deadline: float | None) -> None:
         """Ask for the status; see :class:`zdworker.command.client.Connection` for the deadline."""
         try:
-            self.status = client.status(self.path, deadline, self.users)
+            with client.Connection(self.path, deadline, self.users) as connection:
+                self.foreign = connection.peer is not None and connection.peer.pid == 0
+                self.status = connection.status()
         except (NoInstance, MessageError, OrderRefused, TimeoutError) as error:
             self.error, self.runs = error, _is_listened_on(self.path)
 
@@ -133,14 +141,10 @@ def find(
         named = os.environ.get("ZD_CONTROL_SOCKET", "")
         path = named if named.startswith("/") else None
     if path is None:
-        return _of_process(pid) if pid is not None else _nearest(deadline)
+        return _of_process(pid, deadline) if pid is not None else _nearest(deadline)
     master = Master(path, client.trusted_users(_owner_of_file(path)))
-    if pid is not None:
-        with client.Connection(path, deadline, master.users) as connection:
-            if connection.peer is not None and connection.peer.pid != pid:
-                raise ContradictoryNames(
-                    f"the process {connection.peer.pid} listens on --socket {path}, and not {pid}: name one master"
-                )
+    if pid is not None and _listener(master, deadline) not in (pid, None):
+        raise ContradictoryNames(f"another process than {pid} listens on --socket {path}: name one master")
     return master
 
 
@@ -149,9 +153,11 @@ def find(
 
 def _read_pidfile(name: str) -> int:
     try:
-        # Not read_text(), for which a FIFO waits until a process writes.
-        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), encoding="ascii") as file:
-            return int(file.read(100).strip())
+        descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait until a process writes
+        try:
+            return int(os.read(descriptor, PIDFILE_MAX_BYTES))
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
         raise NoInstance(f"--pidfile {name} has no pid in it: {error}") from error
 
@@ -172,14 +178,25 @@ def _owner_of_process(pid: int) -> int:
         raise NoInstance(f"no process has the pid {pid}") from None
 
 
-def _of_process(pid: int) -> Master:
+def _listener(master: Master, deadline: float | None) -> int | None:
+    """Return the pid of the process that listens, 0 for one of another pid namespace, None where that is unknown."""
+    with client.Connection(master.path, deadline, master.users) as connection:
+        return None if connection.peer is None else connection.peer.pid
+
+
+def _of_process(pid: int, deadline: float | None) -> Master:
     owner = _owner_of_process(pid)
     users = client.trusted_users(owner)
     for directory in directories_of(owner):
         default = directory / f"{pid}.sock"
-        with contextlib.suppress(OSError):  # there is none, or this user cannot look into it
-            if is_private(directory, owner) and os.path.exists(default):
-                return Master(str(default), users)
+        try:
+            if not is_private(directory, owner) or not os.path.exists(default):
+                continue
+        except OSError:
+            continue  # there is none, or this user cannot look into it
+        master = Master(str(default), users)
+        if _listener(master, deadline) in (pid, None):  # not one that has the same pid in another container
+            return master
     deadline = time.monotonic() + client.ANSWER_TIMEOUT_S
     for path in _listening_paths(pid):
         master = Master(path, users)
@@ -313,7 +330,7 @@ def _above(name: str) -> Iterable[str]:
 
 def _is_started_in(master: Master, directories: Iterable[str]) -> bool:
     started = master.fact("directory")
-    if not started:
+    if not started or master.foreign:
         return False
     for directory in directories:
         if started == texts.for_json(directory):  # as the master has sent it
