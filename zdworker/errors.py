@@ -45,5 +45,9 @@ class SeveralInstances(ZdError):
     """More than one master runs and none was named; the text names them."""
 
 
+class ContradictoryNames(ZdError):
+    """A master was named twice, and the names are those of different masters; the text has both."""
+
+
 class OrderRefused(ZdError):
     """The master refuses an order; the text is its reason."""

@@ -133,12 +133,24 @@ def resident_memory(pid: int | None = None) -> int | None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user at the other end of a Unix socket (SO_PEERCRED in unix(7)); None where that is unknown."""
+@dataclass(frozen=True)
+class Peer:
+    """The process and the user at the other end of a Unix socket. ``pid`` is 0 for one of another pid namespace."""
+
+    pid: int
+    uid: int
+
+
+def peer(connection: socket.socket) -> Peer | None:
+    """Return the other end of a Unix socket (SO_PEERCRED in unix(7)); None where that is unknown.
+
+    A client gets the process that has called ``listen``, and the effective user that it was at that time.
+    """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None
-    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))[1])
+    pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
+    return Peer(pid, uid)
 
 
 def pass_credentials(channel: socket.socket) -> None:

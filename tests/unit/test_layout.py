@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "takeover": {"roles", "syscalls", "master"},
     "workers": {"errors", "roles", "settings", "syscalls", "texts", "ipc", "takeover"},
-    "command": {"errors", "settings", "texts", "ipc"},
+    "command": {"errors", "settings", "syscalls", "texts", "ipc"},
     "__main__": {"command"},
     "__init__": {"workers"},
 }

@@ -48,11 +48,16 @@ class Reload:
         return {
             "result": self.result.value if self.result is not None else None,
             "generation": self.generation,
-            "started_at": datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="milliseconds"),
+            "started_at": utc(self.started_at),
             "duration_s": self.duration_s(),
             "error": self.error,
             "traceback": self.traceback,
         }
+
+
+def utc(seconds: float) -> str:
+    """Return a moment in seconds since the epoch as ``status`` shows it (UTC, ISO 8601)."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
 Arguments = ParamSpec("Arguments")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gunicorn import sock, version_info
-from gunicorn.config import Chdir
+from gunicorn.config import Chdir, DefaultProcName
 
 from zdworker import gunicorn_config, log_files, syscalls, texts
 from zdworker.core import events
@@ -65,6 +65,18 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Site:
+    """Which site a master serves: its start directory by its logical path, its application, where it listens.
+
+    ``application`` is None for one that is embedded in a program.
+    """
+
+    directory: str
+    application: str | None
+    bind: list[str]
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """A configuration that the master has evaluated, and the directory in which that has left it."""
 
@@ -91,6 +103,7 @@ class Configuration(Observer):
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
+        self._start_directory = str(Chdir.default)  # which is another one while a configuration is evaluated
         self.app = arbiter.app
         """Gunicorn's application object."""
         self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
@@ -128,6 +141,13 @@ class Configuration(Observer):
             shutdown_delay=settings.shutdown_delay,
             configuration=self._in_force,
         )
+
+    def site(self) -> Site:
+        """Return which site the master serves."""
+        cfg = self.current.cfg
+        named = cfg.default_proc_name  # by the command's argument, which comes before wsgi_app
+        application = cfg.wsgi_app if named == DefaultProcName.default else named
+        return Site(self._start_directory, application, [str(listener) for listener in self.current.listeners])
 
     # -- the start -----------------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.ipc.messages import Place
 from zdworker.master.children import ForkServer, WorkerRecord
-from zdworker.master.observers import Observer, Reload
+from zdworker.master.observers import Observer, Reload, utc
+from zdworker.master.reconfiguration import Site
 from zdworker.settings import Settings
 
 STATES = {
@@ -30,9 +31,11 @@ STATES = {
 
 
 class Journal(Observer):
-    """The master's memory of its reloads, boots and crashes. Its counts only grow."""
+    """The master's memory of its reloads, boots and crashes, from its start on. Its counts only grow."""
 
     def __init__(self) -> None:
+        self.started_at = time.time()
+        self.began = time.monotonic()
         self.reloads = 0
         self.crashes = 0
         self.boots = 0
@@ -86,15 +89,22 @@ class Journal(Observer):
         workers: Mapping[int, WorkerRecord],
         servers: Mapping[int, ForkServer],
         settings: Settings,
+        site: Site,
     ) -> dict[str, Any]:
         """Return how things are.
 
         :param workers: the workers' records, by worker id.
         :param servers: the fork servers, by generation.
+        :param site: which site this is.
         """
         loading = fleet.loading.generation if fleet.loading is not None else None
         return {
             "pid": os.getpid(),
+            "directory": site.directory,
+            "application": site.application,
+            "bind": site.bind,
+            "started_at": utc(self.started_at),
+            "age_s": round(time.monotonic() - self.began, 3),
             "state": fleet.state,
             "generation": serving_generation(fleet),
             "target_generation": loading or fleet.reloading,
