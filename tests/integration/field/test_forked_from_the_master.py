@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
-from zdworker.command import client
+from zdworker.command import client, finder
 
 PROGRAM = """
 import multiprocessing
@@ -92,7 +92,7 @@ def embedded(server: Server, site: Site, way: str, *, hands_over: bool) -> Serve
 
 
 def last_reload(server: Server) -> dict[str, Any]:
-    return client.status(client.find(pid=server.master))["last_reload"] or {}
+    return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
 
 
 def reload(server: Server) -> dict[str, Any]:

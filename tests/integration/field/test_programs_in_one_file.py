@@ -14,7 +14,7 @@ import pytest
 from tests.harness.application_site import ENDPOINTS, Site
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
-from zdworker.command import client
+from zdworker.command import client, finder
 
 MAIN = "from gunicorn.app.wsgiapp import run\n\nrun()\n"
 
@@ -70,7 +70,7 @@ def test_a_program_that_pex_has_unpacked(make_server: Start, site: Site) -> None
     archive.write_text("one")
     server = make_server(command=(sys.executable, str(unpacked / "pex")), environment={"PEX": str(archive)})
     server.start()
-    path = client.find(pid=server.master)
+    path = finder.find(pid=server.master).path
 
     def last_generation() -> int:
         last = client.status(path)["last_reload"] or {}

@@ -15,7 +15,7 @@ from tests.harness.certificates import make_certificate
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import ALL, THREAD, UVICORN
-from zdworker.command import client
+from zdworker.command import client, finder
 
 PROMPTLY_S = 15.0
 """Seconds within which a start that cannot work ends; a loaded machine needs most of them to start interpreters."""
@@ -43,7 +43,7 @@ def plain(server: Server, code: str = "", **settings: Any) -> None:
 
 
 def last_reload(server: Server) -> dict[str, Any]:
-    return client.status(client.find(pid=server.master))["last_reload"] or {}
+    return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
 
 
 def reload(server: Server) -> dict[str, Any]:
