@@ -270,12 +270,20 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
         try:
-            hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
+            hook = self._zd_hook_of(name)
             if hook is not None:
                 with self._zd.leftovers.masters_own():
                     hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)
+
+    def _zd_hook_of(self, name: str) -> Callable[..., object] | None:
+        """Return the hook of the configuration; None for Gunicorn's own, which does nothing."""
+        if name.startswith("zd_"):
+            zd_hook: Callable[..., object] | None = self.cfg.zd_hooks.get(name)
+            return zd_hook
+        hook: Callable[..., object] = getattr(self.cfg, name)
+        return None if hook is self.cfg.settings[name].default else hook
 
     def _zd_count(self, name: str) -> None:
         """Count in what ``gunicornc show stats`` shows (Gunicorn 25.1 and later)."""
