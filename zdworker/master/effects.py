@@ -118,7 +118,8 @@ class Executor:
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
         try:
-            server = launch.start_generation(number, self._command, configuration.current.file, self._log)
+            file, show = configuration.current.file, self._gunicorn.zd_print
+            server = launch.start_generation(number, self._command, file, self._log, show)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return
