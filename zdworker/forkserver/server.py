@@ -144,6 +144,7 @@ class Generation:
         self.master = init.master
         self._configuration = init.configuration
         self._stderr = channel.take(init.descriptors)["stderr"][0]
+        self._pipe = os.fstat(2)
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.loaded = False
@@ -175,8 +176,7 @@ class Generation:
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
         failure = _load_failed(error, configured=self.app is not None)
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
+        worker_boot.flush_streams()
         if not self.loaded:  # later there are workers that may need what the application has started
             end_own_descendants(UNUSABLE_GRACE_S)
         with contextlib.suppress(OSError):
@@ -242,9 +242,12 @@ class Generation:
 
     def _restore_stderr(self) -> None:
         """Restore the master's standard error for the workers, unless a log file has taken the place of the pipe."""
-        sys.stderr.flush()
-        pipe = os.stat(2)
-        if (pipe.st_mode & 0o170000) == 0o010000:
+        worker_boot.flush_streams()
+        try:
+            is_pipe = os.path.samestat(os.fstat(2), self._pipe)
+        except OSError:  # the application has closed it
+            is_pipe = True
+        if is_pipe:
             os.dup2(self._stderr, 2)
         os.close(self._stderr)
 
