@@ -272,3 +272,13 @@ def test_what_is_printed_comes_in_its_turn(
     assert writer.end()
     writer.write("directly\n")
     assert capfd.readouterr().err == "printed é\ndirectly\n"
+
+
+def test_a_logger_class_may_raise(log: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "info", lambda *_: 1 / 0)
+    writer = LogWriter(log)
+    log.info("lost")
+    log.error("goes on")
+    assert writer.end()
+    assert "ZeroDivisionError" in gate.lines[0]
+    assert gate.lines[1:] == ["goes on"]

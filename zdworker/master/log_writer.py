@@ -6,6 +6,7 @@ Rules:
   everything that is done to the log itself (files are reopened, handlers are replaced).
 * The queue is bounded. What finds no room is left out, and a line in its place says how much that was.
 * A line is rendered where it is logged, unless its arguments cannot change until it is written.
+* A logger class of the user's may raise whatever it likes: that is logged, and ends nothing.
 * A process that is forked from the master has no such thread, and writes its lines itself.
 * At the master's end what waits is written, as long as the log takes it. Where it takes nothing the master ends without
   it, and without Python's own exit, which would wait for the log.
@@ -40,6 +41,8 @@ FORK_WAIT_S = 0.1
 END_INTERVAL_S, END_WAIT_S = 1.0, 10.0
 """Seconds within which a log has to take a line at the master's end, and seconds that all of them may take."""
 
+_METHODS = ("critical", "error", "warning", "info", "debug", "exception", "log")
+
 _NEVER_CHANGE = (str, bytes, int, float, type(None))
 
 
@@ -64,6 +67,8 @@ class LogWriter(logging.Filter):
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="zdworker-log", daemon=True)
         self._put_in_turn(log)
+        for name in _METHODS:
+            setattr(log, name, self._guarded(getattr(log, name)))
         self._logger.filters.insert(0, self)  # the others run in the thread, each once
         os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork)
         self._thread.start()
@@ -79,6 +84,16 @@ class LogWriter(logging.Filter):
         log.setup = lambda cfg: self._wait_for(lambda: set_up(cfg))
         log.reopen_files = lambda: self._in_turn(reopen_files)
         log.close_on_exec = lambda: self._in_turn(close_on_exec)
+
+    def _guarded(self, method: Callable[..., None]) -> Callable[..., None]:
+        def guarded(*arguments: Any, **names: Any) -> None:
+            try:
+                method(*arguments, **names)
+            except Exception:
+                with contextlib.suppress(Exception):
+                    self._logger.exception("The logger class has raised; everything else goes on")
+
+        return guarded
 
     # -- what is written -----------------------------------------------------------------------------------------
 

@@ -195,3 +195,36 @@ def test_the_master_ends_although_its_log_is_not_read(launch: Launch, reader: Re
     assert server.wait_exit(float(server.settings["graceful_timeout"]) + 10) == 0
     server.wait_nothing_left(5)
     assert server.port_free()
+
+
+RAISES = """
+
+from gunicorn.glogging import Logger
+
+
+class Raises(Logger):
+    def info(self, message, *arguments, **names):
+        super().info(message, *arguments, **names)
+        if _os.path.exists("raise"):
+            raise ValueError("of the logger's own")
+
+    def debug(self, message, *arguments, **names):
+        if _os.path.exists("raise"):
+            raise ValueError("of the logger's own")
+
+
+logger_class = Raises
+"""
+
+
+def test_a_logger_class_that_raises_ends_nothing(start: Start, site: Site) -> None:
+    """It sends what is logged somewhere else, say, and there nothing listens for a while."""
+    server = start(workers=1, extra=RAISES)
+    server.settings["workers"] = 2
+    (site.directory / "raise").touch()
+    server.signal(signal.SIGUSR1)
+    server.signal(signal.SIGTTIN)
+    wait_for(lambda: "Handling signal: ttin" in server.log, 10, "the master goes on")
+    (site.directory / "raise").unlink()
+    server.wait_full()
+    assert server.stop() == 0
