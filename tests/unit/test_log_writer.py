@@ -282,3 +282,33 @@ def test_a_logger_class_may_raise(log: Any, gate: Gate, monkeypatch: pytest.Monk
     assert writer.end()
     assert "ZeroDivisionError" in gate.lines[0]
     assert gate.lines[1:] == ["goes on"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # see above
+def test_two_threads_fork_at_a_time(log: Any, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them waits in vain for the thread to be idle, which the other holds."""
+    monkeypatch.setattr(log_writer, "FORK_WAIT_S", 0.01)
+    main, begun, over = threading.current_thread(), threading.Event(), threading.Event()
+
+    def pause() -> None:
+        if threading.current_thread() is not main and not over.is_set():
+            begun.set()
+            over.wait(10)
+
+    def fork() -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    os.register_at_fork(before=pause)  # and so it is called after what is registered next
+    writer = LogWriter(log)
+    thread = threading.Thread(target=fork)
+    thread.start()
+    assert begun.wait(10)
+    fork()
+    over.set()
+    thread.join()
+    log.info("goes on")
+    assert writer.end()
+    assert gate.lines == ["goes on"]

@@ -62,7 +62,7 @@ class LogWriter(logging.Filter):
         self._left_out = 0
         self._written = 0
         self._writing = threading.Lock()
-        self._held_for_fork = False
+        self._fork = threading.local()  # two threads may fork at a time
         self._ending = False
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="zdworker-log", daemon=True)
@@ -197,11 +197,11 @@ class LogWriter(logging.Filter):
 
     def _before_fork(self) -> None:
         if not self._is_direct():
-            self._held_for_fork = self._writing.acquire(timeout=FORK_WAIT_S)
+            self._fork.holds = self._writing.acquire(timeout=FORK_WAIT_S)
 
     def _after_fork(self) -> None:
-        if self._held_for_fork:
-            self._held_for_fork = False
+        if getattr(self._fork, "holds", False):
+            self._fork.holds = False
             self._writing.release()
 
     # -- the end -------------------------------------------------------------------------------------------------
