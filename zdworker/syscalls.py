@@ -17,7 +17,7 @@ import stat
 import struct
 import sys
 import termios
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
@@ -36,6 +36,39 @@ GROUP_SIGNALS = tuple(
 
 HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
+
+
+_SIGACTION_BYTES = 512
+"""More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""
+
+
+@dataclass(frozen=True)
+class SignalAction:
+    """What the kernel does at a signal. ``handler`` is the beginning, with the handler's address: the C library leaves
+    a part of the rest as it finds it.
+    """
+
+    handler: bytes
+    whole: bytes = field(default=b"", compare=False, repr=False)
+
+
+def signal_action(signum: int) -> SignalAction:
+    """Return what the kernel does at a signal.
+
+    Python does not know of a handler that a library has set in C. Where the system lacks this call, all are equal.
+    """
+    if not sys.platform.startswith("linux"):
+        return SignalAction(b"")
+    action = ctypes.create_string_buffer(_SIGACTION_BYTES)
+    if ctypes.CDLL(None, use_errno=True).sigaction(signum, None, action) != 0:
+        return SignalAction(b"")
+    return SignalAction(action.raw[: 2 * ctypes.sizeof(ctypes.c_void_p)], action.raw)
+
+
+def set_signal_action(signum: int, action: SignalAction) -> None:
+    """Set what :func:`signal_action` has returned."""
+    if action.whole:
+        ctypes.CDLL(None, use_errno=True).sigaction(signum, action.whole, None)
 
 
 class HasDescriptor(Protocol):

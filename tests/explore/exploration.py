@@ -112,7 +112,8 @@ def canonical(stage: Stage, policies: tuple[Policy, ...]) -> bytes:
     workers = []
     for worker in sorted(fleet.workers.values(), key=lambda w: w.worker_id):
         process = stage.processes.get(worker.worker_id), worker.worker_id in stage.leaving_only
-        row: tuple[Any, ...] = (worker.slot, generation(worker.generation), worker.state.value, process, worker.killed)
+        row: tuple[Any, ...] = (worker.slot, generation(worker.generation), worker.state.value, process)
+        row += (worker.told, worker.killed)
         if not worker.leaving:  # of one that leaves nothing else matters any more
             young = worker.ready_at is not None and worker.ready_at > STABLE
             row += (worker.deadline is None, young, worker.verified, worker.replacement_requested)

@@ -42,7 +42,7 @@ def command(directory: Path, *target: str) -> launch.Command:
 
 def server(places: dict[str, dict[str, str]], interpreter: str = sys.executable) -> ForkServer:
     channel: Any = None
-    made = ForkServer(2, 0, channel, -1, logging.getLogger())
+    made = ForkServer(2, 0, channel, -1, logging.getLogger(), print)
     made.places, made.interpreter = places, interpreter
     return made
 

@@ -109,6 +109,9 @@ class Gunicorn:
     def zd_hook(self, name: str, *arguments: Any) -> None:
         self.hooks.append(name)
 
+    def zd_print(self, text: str) -> None:
+        pass
+
     def kill_worker(self, pid: int, sig: int) -> None:
         self.killed.append((pid, sig))
 
@@ -139,6 +142,7 @@ class Bench:
             record.forked = True
             record.report_rules.admit(Hello(worker_id), 0.0, own=True)
             record.report_rules.started = True
+            self.fleet.workers[worker_id] = Worker(worker_id, 0, 1, WorkerState.BOOTING, None)
         return record, theirs
 
     def taken(self) -> list[Event]:
@@ -223,12 +227,80 @@ def test_a_ready_worker_with_a_broken_channel_is_replaced_later(bench: Bench, mo
     monkeypatch.setattr(receiver, "BROKEN_CHANNEL_REPLACEMENT_S", 0.2)
     _record, theirs = bench.worker(pid=os.getpid())
     with theirs:
-        theirs.sendall(encode(Ready()) * 2)
+        theirs.sendall(encode(Ready()))
         bench.reactor.wait(5.0)
         assert bench.taken() == [events.WorkerReady(1)]
+        bench.fleet.workers[1].state = WorkerState.READY
+        theirs.sendall(encode(Ready()))
+        bench.reactor.wait(5.0)
         bench.reactor.wait(5.0)
     assert bench.taken() == [events.WorkerReplacementRequested(1)]
     assert bench.gunicorn.killed == []
+
+
+RAISED = [RuntimeError("broken"), SystemExit(1), KeyError()]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("state", [*WorkerState, None])
+def test_a_report_whose_handling_raises_does_not_leave_the_core_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, state: WorkerState | None, error: BaseException
+) -> None:
+    """Whatever the core takes the worker for, its end or its replacement is under way."""
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(receiver, "BROKEN_CHANNEL_REPLACEMENT_S", 0.0)
+    monkeypatch.setattr(bench.receiver, "_handle_report", fail)
+    record, theirs = bench.worker(pid=os.getpid())
+    if state is None:
+        del bench.fleet.workers[1]
+    else:
+        bench.fleet.workers[1].state = state
+    with theirs:
+        theirs.sendall(encode(ReplacementRequested("why")))
+        bench.reactor.wait(5.0)
+        bench.reactor.wait(0.0)
+    assert record.channel is None, "no more reports are read"
+    followed = [type(event) for event in bench.taken()], bench.gunicorn.killed
+    if state is WorkerState.BOOTING:
+        assert followed == ([events.WorkerFailed], [])
+    elif state is WorkerState.READY:
+        assert followed == ([events.WorkerReplacementRequested], [])
+    elif state in (WorkerState.DRAINING, WorkerState.DYING):
+        assert followed == ([], []), "it has its deadline"
+    else:
+        assert followed == ([], [(os.getpid(), signal.SIGKILL)])
+
+
+def test_a_worker_that_is_ready_and_of_which_the_core_does_not_learn_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _record, theirs = bench.worker(pid=os.getpid())
+
+    def fail(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(bench.gunicorn, "zd_hook", fail)
+    with theirs:
+        theirs.sendall(encode(Ready()))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == []
+    assert bench.gunicorn.killed == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_the_core_learns_of_an_end_whatever_is_raised_on_the_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_names: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(LeftoverProcesses, "worker_gone", fail)
+    monkeypatch.setattr(bench.receiver, "_receive_piece", fail)
+    _record, theirs = bench.worker(pid=4711)
+    with theirs:
+        assert bench.receiver.reaped(4711, 1)
+    assert bench.taken() == [events.WorkerGone(1, "exited with code 1", 1)]
+    assert bench.children.workers == {}
 
 
 def test_a_worker_that_breaks_its_channel_before_its_start_is_killed_or_never_starts(bench: Bench) -> None:

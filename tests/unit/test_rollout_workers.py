@@ -35,6 +35,19 @@ class TestCrash:
             assert stage.coming() == [(0, 1)]
             stage.gone().boot()
 
+    def test_one_that_says_that_it_leaves_and_goes_on_is_told_to_before_it_is_killed(self) -> None:
+        stage = steady(2).leave(0).boot()
+        time = stage.fleet.policy.graceful_timeout + KILL_MARGIN_S
+        assert stage.passes(time - 0.1).took(Drain, Kill) == []
+        assert stage.passes(0.1).took(Drain, Kill) == [Drain(1)]
+        assert stage.passes(time - 0.1).took(Drain, Kill) == []
+        assert stage.passes(0.1).took(Drain, Kill) == [Kill(1, KillReason.NOT_DRAINED)]
+
+    def test_one_that_leaves_by_itself_is_told_to_at_the_end(self) -> None:
+        stage = steady(2).leave(0).stop()
+        assert stage.took(Drain) == [Drain(1), Drain(2), Drain(3)]
+        assert stage.stop().took(Drain) == []
+
     def test_stable_uptime_resets_the_backoff(self) -> None:
         stage = steady(1)
         for _ in range(5):

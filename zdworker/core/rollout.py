@@ -432,6 +432,10 @@ class Rollout:
 
     def _expire(self, worker: Worker, now: float) -> None:
         before = worker.state
+        if before is WorkerState.DRAINING and not worker.told:
+            # It says that it has stopped accepting, and goes on. It may have requests, and was never told to leave.
+            self._steps.tell(worker, now)
+            return
         worker.state = step(WORKERS, before, WorkerCause.EXPIRE)
         if before is WorkerState.READY:
             worker.deadline, worker.verified = None, True

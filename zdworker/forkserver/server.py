@@ -13,6 +13,8 @@ Rules:
 * The fork server keeps no listening socket, because the kernel would go on completing connections into it. The only
   signal that it handles is a log rotation's. It ends when its channel is closed and, by its death signal, with its
   master.
+* If the application has started processes at import, the death signal is one that can be handled, once all is loaded:
+  with the master's death these processes end, too, after the workers, which may need them.
 * The workers get the signal handlers back that a preloaded application has set. In the fork server these could take the
   end of a child that it waits for, or end it.
 """
@@ -30,12 +32,13 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
 from zdworker import gunicorn_config, log_files, roles, syscalls, texts
-from zdworker.descendants import end_own_descendants
+from zdworker.descendants import end_own_descendants, own_descendants
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
@@ -47,8 +50,11 @@ from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, Load
 UNUSABLE_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
 
+ORPHANED_WORKERS_S = 1.4
+"""Seconds after which no worker is left whose master is dead (``ORPHAN_LIMIT_S`` in ``workers/base.py``)."""
+
 # The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
-_fork, _waitpid, _poll = os.fork, os.waitpid, select.poll
+_fork, _waitpid, _poll, _sleep = os.fork, os.waitpid, select.poll, time.sleep
 
 
 def main() -> NoReturn:
@@ -149,9 +155,11 @@ class Generation:
         self.channel = channel
         self.number = init.generation
         self.master = init.master
+        self._pid = os.getpid()
         self._configuration = init.configuration
         self._places = places
         self._stderr = channel.take(init.descriptors)["stderr"][0]
+        self._pipe = os.fstat(2)
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.loaded = False
@@ -168,6 +176,7 @@ class Generation:
             self.loaded = True
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
+            self._take_care_of_processes()
             while True:
                 received = self.channel.receive()
                 for message, _sender in received.messages:
@@ -176,17 +185,41 @@ class Generation:
                     elif isinstance(message, Spawn):
                         self._spawn(message)
                 if received.closed or received.error:
-                    os._exit(0)
+                    self._end()
         except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
             self.fail(error)
+
+    def _take_care_of_processes(self) -> None:
+        """Live to see the master's death, if there are processes to end then: while it lives, it does that itself.
+
+        The signal resumes this process if it is stopped, and is handled wherever Python waits.
+        """
+        if not own_descendants():
+            return
+        signal.signal(signal.SIGCONT, self._end_if_orphaned)
+        syscalls.set_death_signal(signal.SIGCONT)
+        self._end_if_orphaned()
+
+    def _end_if_orphaned(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        if os.getpid() == self._pid and os.getppid() != self.master:  # and not a process between two forks
+            self._end()
+
+    def _end(self) -> NoReturn:
+        """End, and what the application has started at import with it, if the master is dead."""
+        try:
+            if own_descendants():
+                _sleep(ORPHANED_WORKERS_S)  # the channel of a master that dies ends before the master has died, too
+                if os.getppid() != self.master:
+                    end_own_descendants(UNUSABLE_GRACE_S)
+        finally:
+            os._exit(0)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
         failure = _load_failed(error, configured=self.app is not None)
         if self._places.obstacle and not self.loaded:
             failure = dataclasses.replace(failure, reason=f"{self._places.obstacle}; {failure.reason}")
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
+        worker_boot.flush_streams()
         if not self.loaded:  # later there are workers that may need what the application has started
             end_own_descendants(UNUSABLE_GRACE_S)
         with contextlib.suppress(OSError):
@@ -231,7 +264,9 @@ class Generation:
 
     def _keep_application_handlers(self) -> None:
         """Set the fork server's own handlers, and keep what the application has set at import for the workers."""
-        before = {signum: signal.getsignal(signum) for signum in (*syscalls.HELD_SIGNALS, signal.SIGCHLD)}
+        before = {
+            signum: signal.getsignal(signum) for signum in (*syscalls.HELD_SIGNALS, signal.SIGCHLD, signal.SIGCONT)
+        }
         # None is a handler that Python did not set, and cannot set again.
         self._application_handlers = {signum: handler for signum, handler in before.items() if handler is not None}
         for signum in syscalls.HELD_SIGNALS:
@@ -261,9 +296,12 @@ class Generation:
 
     def _restore_stderr(self) -> None:
         """Restore the master's standard error for the workers, unless a log file has taken the place of the pipe."""
-        sys.stderr.flush()
-        pipe = os.stat(2)
-        if (pipe.st_mode & 0o170000) == 0o010000:
+        worker_boot.flush_streams()
+        try:
+            is_pipe = os.path.samestat(os.fstat(2), self._pipe)
+        except OSError:  # the application has closed it
+            is_pipe = True
+        if is_pipe:
             os.dup2(self._stderr, 2)
         os.close(self._stderr)
 

@@ -292,8 +292,7 @@ class _Exit:
                 _stop_executors(EXECUTORS_S if self._time_left() > 0 else EXECUTORS_AFTER_CUT_S)
             # Not sys.exit: it would join the application's own threads first, however long they take.
             atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
         finally:
             self._end(code)
 
@@ -321,6 +320,13 @@ class _Exit:
                 self._generation.log.info("Ended what worker (pid:%s) has left: %s", os.getpid(), names)
         finally:
             os._exit(code)
+
+
+def flush_streams() -> None:
+    """Write what the standard streams hold, where they can: an application may have put anything in their place."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _stop_executors(limit_s: float) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zdworker import texts
 from zdworker.errors import MessageError
 
 PROTOCOL = 2
@@ -278,8 +279,9 @@ Message = (
 SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(ServerReport), MESSAGE_MAX_BYTES)
 """Bytes that each kind of message from a fork server may have; it sends no others."""
 
-REPORTED_TEXT_BYTES = 64 * 1024
-"""Bytes that a text in a worker's report may have, as JSON."""
+REPORTED_TEXT_BYTES = 2 * texts.LINES_MAX
+"""Bytes that a text in a worker's report may have, as JSON. A text for a reader fits if it is mostly ASCII, of which a
+character takes one byte, or two where JSON needs a backslash."""
 
 WORKER_REPORT_BYTES: dict[type[Message], int] = {
     **dict.fromkeys(typing.get_args(WorkerReport), 1024),
@@ -303,9 +305,11 @@ def encode(message: Message) -> bytes:
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
 
 
-def reported_text(text: str) -> str:
-    """Return the end of ``text``, where the reason stands, as far as it fits into a worker's report."""
-    text = text[-REPORTED_TEXT_BYTES:]
+def reported_text(text: str, longest: int = texts.LINES_MAX) -> str:
+    """Return a text for a reader, in ``longest`` characters, as far as it fits into a worker's report: what does not is
+    cut off its beginning, because the reason stands at the end.
+    """
+    text = texts.lines(text, longest)
     while len(json.dumps(text)) > REPORTED_TEXT_BYTES + len('""'):
         text = text[len(text) // 8 + 1 :]
     return text

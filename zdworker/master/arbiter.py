@@ -35,6 +35,7 @@ from zdworker.master import addresses, launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
 from zdworker.master.loaded_code import LoadedCode
+from zdworker.master.log_writer import LogWriter
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reconfiguration import Configuration
 from zdworker.master.supervisor import Supervisor
@@ -77,7 +78,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             with contextlib.suppress(OSError):  # not sys.stderr: that is None where it was closed at start
                 os.write(2, f"\nError: {texts.lines(str(error))}\n".encode())
             sys.exit(1)
-        stock_run(self)
+        try:
+            stock_run(self)
+        except BaseException as end:
+            if not self._zd_log_writer.end():
+                os._exit(_exit_code(end))  # Python's own exit would wait for the log
+            raise
 
     def _zd_take_over(self) -> None:
         # Not hasattr(self, …): that would find methods of this class that Gunicorn may have ceased to call.
@@ -88,6 +94,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
             )
         gunicorn_config.refuse_patching()
+        log_files.guard(self.log)
+        self._zd_log_writer = LogWriter(self.log)
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
@@ -98,7 +106,6 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self.zd_configuration = Configuration(self, self.zd_listeners)
         self._zd = Supervisor(self, self._zd_command(), _GunicornObserver(self))
         self.WORKERS = self._zd.children.workers_by_pid
-        log_files.guard(self.log)
         for name in unknown_environment(os.environ):
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
 
@@ -274,12 +281,24 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
         try:
-            hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
+            hook = self._zd_hook_of(name)
             if hook is not None:
                 with self._zd.leftovers.masters_own():
                     hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)
+
+    def _zd_hook_of(self, name: str) -> Callable[..., object] | None:
+        """Return the hook of the configuration; None for Gunicorn's own, which does nothing."""
+        if name.startswith("zd_"):
+            zd_hook: Callable[..., object] | None = self.cfg.zd_hooks.get(name)
+            return zd_hook
+        hook: Callable[..., object] = getattr(self.cfg, name)
+        return None if hook is self.cfg.settings[name].default else hook
+
+    def zd_print(self, text: str) -> None:
+        """Write a text to the master's standard error, in its turn among the lines of the log."""
+        self._zd_log_writer.write(text)
 
     def _zd_count(self, name: str) -> None:
         """Count in what ``gunicornc show stats`` shows (Gunicorn 25.1 and later)."""
@@ -354,6 +373,13 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Let go of the other processes' channels, in Gunicorn's dirty arbiter or a worker forked from the master."""
         if os.getpid() != self.pid:
             self._zd.reactor.close_in_child()
+
+
+def _exit_code(end: BaseException) -> int:
+    """Return the code with which Python would exit for an exception."""
+    if not isinstance(end, SystemExit):
+        return 1
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 class _GunicornObserver(Observer):

@@ -38,9 +38,12 @@ class ForkServer:
 
     :param stderr: the reading end of the pipe that is its standard error until it has loaded.
     :param log: the master's logger.
+    :param show: is called with what it has written there, made printable.
     """
 
-    def __init__(self, number: int, pid: int, channel: Channel, stderr: int, log: Any) -> None:
+    def __init__(
+        self, number: int, pid: int, channel: Channel, stderr: int, log: Any, show: Callable[[str], None]
+    ) -> None:
         self.number = number
         self.pid = pid
         self.channel = channel
@@ -52,6 +55,7 @@ class ForkServer:
         self.places: dict[str, dict[str, str]] = {}
         """The places that it comes from (``messages.Place``), once it has loaded."""
         self._log = log
+        self._show = show
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._hook_data = HookData()
@@ -86,8 +90,7 @@ class ForkServer:
                 return False
             text = texts.printed(self._decoder.decode(data))
             self._tail = (self._tail + text)[-texts.LINES_MAX :]
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())
+            self._show(text)
         return True
 
     def printed(self) -> str:

@@ -27,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,11 +213,14 @@ def interpreter(command: Command) -> list[str]:
     return [path, *(words[1:] or command.options)] if os.path.exists(path) else own
 
 
-def start_generation(number: int, command: Command, configuration: str, log: Any) -> ForkServer:
+def start_generation(
+    number: int, command: Command, configuration: str, log: Any, show: Callable[[str], None]
+) -> ForkServer:
     """Start the fork server of a generation.
 
     :param configuration: the file that the master's configuration was read from, empty without one.
     :param log: the master's logger.
+    :param show: is called with what the fork server prints.
     :raises OSError: the system gives no process, pipe or socket.
     :raises GenerationError: the command cannot be run again.
     """
@@ -249,7 +252,7 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
         other.close()
         if writer >= 0:
             os.close(writer)
-    server = ForkServer(number, pid, channel, stderr, log)
+    server = ForkServer(number, pid, channel, stderr, log, show)
     server.interpreter = words[0]
     return server
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from gunicorn import sock, version_info
 from gunicorn.config import Chdir, DefaultProcName
 
-from zdworker import gunicorn_config, log_files, syscalls, texts
+from zdworker import gunicorn_config, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
@@ -337,7 +337,6 @@ class Configuration(Observer):
         gunicorn_config.unset_raw_environment(self.current.cfg)
         self._in_force, self.current = number, self._taken[number]
         self.app.cfg = self.current.cfg
-        log_files.before_setup(self._arbiter.log)
         self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
             self._arbiter.log.setup(self.current.cfg)

@@ -183,7 +183,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""
-        self._report_once(ReplacementRequested(reported_text(texts.lines(reason, texts.REASON_MAX))))
+        self._report_once(ReplacementRequested(reported_text(reason, texts.REASON_MAX)))
 
     def zd_tired(self, reason: str) -> None:
         """Call :meth:`zd_request_replacement`; its name before version 0.2."""
@@ -195,10 +195,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         Nothing is reported of a worker that has been ready: the master sees how its process ends.
         """
         if self.zd_failure is None and "Ready" not in self._zd_reported:
-            # The characters are bounded for the reader, the bytes for the receiver.
-            self.zd_failure = Failed(
-                reported_text(texts.lines(reason, texts.REASON_MAX)), reported_text(texts.lines(traceback)), exit_code
-            )
+            self.zd_failure = Failed(reported_text(reason, texts.REASON_MAX), reported_text(traceback), exit_code)
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int) -> None:
