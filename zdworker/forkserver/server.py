@@ -145,6 +145,7 @@ class Generation:
         self._configuration = init.configuration
         self._stderr = channel.take(init.descriptors)["stderr"][0]
         self._application_handlers: dict[int, Any] = {}
+        self._import_path: list[str] = []
         self.hook_data = HookData()
         self.loaded = False
         self.app: Any = None
@@ -229,6 +230,7 @@ class Generation:
     def _resolve_paths(self) -> None:
         """Make ``sys.path`` physical again, into which ``--chdir`` and ``--pythonpath`` may have put links."""
         sys.path[:] = [os.path.realpath(path) for path in sys.path]
+        self._import_path = list(sys.path)
         self.cfg.settings["chdir"].value = os.getcwd()
 
     def _loaded(self, warnings: list[str]) -> Loaded:
@@ -238,6 +240,7 @@ class Generation:
             values=gunicorn_config.plain_values(self.cfg),
             settings=self.settings.to_plain(),
             warnings=warnings,
+            import_path=self._import_path,
         )
 
     def _restore_stderr(self) -> None:

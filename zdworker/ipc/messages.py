@@ -40,7 +40,7 @@ class Loaded:
     """The generation is loaded: its configuration is valid and, when it preloads, its application is imported.
 
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
-    ``warnings`` are lines for the log.
+    ``warnings`` are lines for the log. ``import_path`` is ``sys.path`` before the application was imported.
     """
 
     protocol: int
@@ -48,6 +48,7 @@ class Loaded:
     values: dict[str, Any] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
+    import_path: list[str] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.master import launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
@@ -90,6 +91,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 f"this Gunicorn lacks {', '.join(missing)}: install one that zdworker knows, {KNOWN_VERSIONS}"
             )
         gunicorn_config.refuse_patching()
+        distrust_stale_bytecode(time.time_ns() - launch.SAME_DEPLOY_NS)
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
@@ -272,7 +274,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
             if hook is not None:
-                with self._zd.leftovers.masters_own():
+                with self._zd.leftovers.masters_own(), self.zd_configuration.modules.of_hooks():
                     hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)

@@ -262,7 +262,7 @@ class Receiver:
         except (GenerationError, SettingError) as error:
             self._publish(events.GenerationFailed(server.number, str(error)))
             return
-        self._gunicorn.zd_configuration.offer(server.number, message.values, settings)
+        self._gunicorn.zd_configuration.offer(server.number, message.values, settings, message.import_path)
         self._publish(events.GenerationLoaded(server.number, message.preloaded))
 
     def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:

@@ -4,7 +4,8 @@ Rules:
 
 * A configuration is taken over whole, or not at all. What a generation has evaluated is taken as it is; only hooks are
   evaluated here, and what that raises refuses the configuration.
-* A configuration comes with its settings, its listening sockets and its environment. It is kept under the number of the
+* A configuration comes with its settings, its listening sockets, its environment and the modules that it has imported
+  (``module_cache.py``). It is kept under the number of the
   generation that brought it (0: the master's own start) for as long as the core's facts name it.
 * The core decides whether a configuration is taken over, and which one is restored.
 """
@@ -12,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,6 +26,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
+from zdworker.master.module_cache import Imported, ModuleCache
 from zdworker.master.observers import Observer
 from zdworker.settings import Settings, amount
 
@@ -52,6 +55,8 @@ class Taken:
     """The file that it was read from, empty without one."""
     listeners: list[Any] = field(default_factory=list)
     """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
+    imported: Imported | None = None
+    """What it has imported, while another configuration is in force."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,16 @@ class Evaluated:
     settings: Settings
     file: str
     directory: str
+    imported: Imported
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a generation has sent of its configuration."""
+
+    values: dict[str, Any]
+    settings: Settings | None
+    import_path: list[str]
 
 
 class Configuration(Observer):
@@ -77,6 +92,7 @@ class Configuration(Observer):
         settings = gunicorn_config.zd_settings(cfg)
         cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
         self.hook_environment = HookEnvironment(arbiter)
+        self.modules = ModuleCache(arbiter.app)
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
@@ -86,7 +102,8 @@ class Configuration(Observer):
         """The configuration in force."""
         self._taken = {0: self.current}
         self._in_force = 0
-        self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
+        self._offers: dict[int, Offer] = {}
+        self._evaluating = 0
 
     # -- what is in force ----------------------------------------------------------------------------------------
 
@@ -114,17 +131,22 @@ class Configuration(Observer):
 
     # -- what generations bring ----------------------------------------------------------------------------------
 
-    def offer(self, generation: int, values: dict[str, Any], settings: Settings | None) -> None:
+    def offer(
+        self, generation: int, values: dict[str, Any], settings: Settings | None, import_path: Sequence[str] = ()
+    ) -> None:
         """Remember what a generation has sent, for the case that it is taken over.
 
         :param values: the settings of Gunicorn that are plain data, as the generation has evaluated them.
         :param settings: its ``zd_`` settings; None when it is this process that evaluates them.
+        :param import_path: its ``sys.path``; empty when that is this process's.
         """
-        self._offers[generation] = values, settings
+        self._offers[generation] = Offer(values, settings, list(import_path))
 
     def withdraw(self, generation: int) -> None:
         """Forget what a generation has sent: it has ended."""
         self._offers.pop(generation, None)
+        if generation == self._evaluating:
+            self.modules.give_up()
 
     def is_offered(self, generation: int) -> bool:
         """Return whether a generation has sent a configuration, and has not ended since."""
@@ -140,12 +162,16 @@ class Configuration(Observer):
         :raises GenerationError: it raised, or cannot take the place of the one in force.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
-        values, settings = self._offers[generation]
+        offer = self._offers[generation]
+        self._evaluating = generation
+        with gunicorn_config.directory_restored_on_failure():
+            (cfg, settings, file), imported = self.modules.evaluate(lambda: self._evaluate(offer), offer.import_path)
+            return Evaluated(cfg, settings, file, os.getcwd(), imported)
+
+    def _evaluate(self, offer: Offer) -> tuple[Any, Settings, str]:
         before = self.current.file
-        with gunicorn_config.restored_on_failure():
-            cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
-            settings = settings or gunicorn_config.zd_settings(cfg)
-            return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), os.getcwd())
+        cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, offer.values, str(Chdir.default))
+        return cfg, offer.settings or gunicorn_config.zd_settings(cfg), gunicorn_config.file_of(cfg)
 
     def take(self, number: int, evaluated: Evaluated | None) -> events.Policy:
         """Go by the configuration ``number``.
@@ -178,7 +204,8 @@ class Configuration(Observer):
         listeners = self._open(evaluated.cfg)
         before = os.open(".", os.O_RDONLY)
         try:
-            self._taken[number] = Taken(evaluated.cfg, evaluated.settings, evaluated.file, listeners)
+            taken = Taken(evaluated.cfg, evaluated.settings, evaluated.file, listeners, evaluated.imported)
+            self._taken[number] = taken
             os.chdir(evaluated.directory)
             self._switch(number)
         except (OSError, GenerationError):
@@ -187,6 +214,20 @@ class Configuration(Observer):
             raise
         finally:
             os.close(before)
+        self._tell_what_is_kept(evaluated.imported)
+
+    def _tell_what_is_kept(self, imported: Imported) -> None:
+        if imported.kept:
+            self._arbiter.log.info(
+                "Kept in the master, because an extension module is imported only once in a process: %s",
+                ", ".join(imported.kept),
+            )
+        if imported.not_renewed:
+            self._arbiter.log.warning(
+                "The configuration can be evaluated in the master only with the installed packages that are imported "
+                "there (%s): restart the master if its hooks need newer ones.",
+                ", ".join(imported.not_renewed),
+            )
 
     def _switch(self, number: int) -> None:
         """Go by another configuration, or by the same as before.
@@ -202,7 +243,9 @@ class Configuration(Observer):
 
     def _set_up(self, number: int) -> None:
         gunicorn_config.unset_raw_environment(self.current.cfg)
-        self._in_force, self.current = number, self._taken[number]
+        before, self._in_force, self.current = self.current, number, self._taken[number]
+        if self.current.imported is not None:
+            before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
         self.app.cfg = self.current.cfg
         log_files.before_setup(self._arbiter.log)
         self._arbiter.setup(self.app)
