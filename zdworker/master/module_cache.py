@@ -97,6 +97,7 @@ class ModuleCache:
         self._lock = threading.Lock()
         self._no_hook = threading.Condition(self._lock)
         self._hooks = 0
+        self._turn = 0
         self._aside: Imported | None = None
         self._evaluation: _Evaluation | None = None
         self._in_force: dict[str, Any] = {}
@@ -115,15 +116,15 @@ class ModuleCache:
         :raises GenerationError: the evaluation was given up; everything else is what ``function`` has raised.
         """
         with self._lock:
-            installed = self._installed()
+            turn, installed = self._turn, self._installed()
         changed = self._have_changed(installed.values(), path)
         try:
-            return self._attempt(function, path, renew=changed)
+            return self._attempt(function, path, turn, renew=changed)
         except BaseException as error:
             if not installed or isinstance(error, _GivenUpError):
                 raise
             with contextlib.suppress(Exception):
-                result, imported = self._attempt(function, path, renew=not changed)
+                result, imported = self._attempt(function, path, turn, renew=not changed)
                 imported.not_renewed = _tops(installed) if changed else []
                 return result, imported
             raise
@@ -131,6 +132,7 @@ class ModuleCache:
     def give_up(self) -> None:
         """Restore everything that an evaluation has changed which still goes on, and let it change nothing more."""
         with self._lock:
+            self._turn += 1
             if self._evaluation is not None:
                 self._give_up(self._evaluation)
 
@@ -172,15 +174,15 @@ class ModuleCache:
 
     # -- one evaluation ------------------------------------------------------------------------------------------
 
-    def _attempt(self, function: Callable[[], Result], path: Sequence[str], renew: bool) -> tuple[Result, Imported]:
+    def _attempt(
+        self, function: Callable[[], Result], path: Sequence[str], turn: int, renew: bool
+    ) -> tuple[Result, Imported]:
         for number in range(1, ROUNDS + 1):
-            evaluation = self._begin(path, renew, shared=number == ROUNDS)
+            evaluation = self._begin(path, turn, renew, shared=number == ROUNDS)
             result: Any = None
             failure: BaseException | None = None
             try:
                 result = function()
-                if path:
-                    _make_physical(sys.path)
             except BaseException as error:  # noqa: BLE001  # it is raised again below, an exit too
                 failure = error
             imported = self._end(evaluation)
@@ -190,13 +192,17 @@ class ModuleCache:
                 continue
             if failure is not None:
                 raise failure
+            if path:
+                imported.path = _physical(imported.path)
             return result, imported
         raise AssertionError("the last round is not disturbed")
 
-    def _begin(self, path: Sequence[str], renew: bool, shared: bool) -> _Evaluation:
+    def _begin(self, path: Sequence[str], turn: int, renew: bool, shared: bool) -> _Evaluation:
         importlib.invalidate_caches()
         with self._lock:
             self._no_hook.wait_for(lambda: not self._hooks)
+            if turn != self._turn:
+                raise _GivenUpError("the evaluation of the configuration was given up")
             if self._evaluation is not None:
                 self._give_up(self._evaluation)
             before = self._take_out()
@@ -205,7 +211,7 @@ class ModuleCache:
             self._extensions.handed_out.clear()
             # Python makes these again; those of releases that are gone would stay for ever.
             sys.path_importer_cache.clear()
-            sys.path[:] = composed(path, self.path)
+            sys.path = composed(path, self.path)
             if not renew:
                 self._put_in_installed(before)
             return self._evaluation
@@ -249,8 +255,8 @@ class ModuleCache:
             sys.modules.pop(name, None)
         for package, name, _module in taken.bindings:
             delattr(package, name)
-        sys.meta_path[:] = [finder for finder in sys.meta_path if _module_of(finder) not in modules]
-        sys.path_hooks[:] = [hook for hook in sys.path_hooks if _module_of(hook) not in modules]
+        sys.meta_path = [finder for finder in taken.meta_path if _module_of(finder) not in modules]
+        sys.path_hooks = [hook for hook in taken.path_hooks if _module_of(hook) not in modules]
         return taken
 
     def _put_in(self, imported: Imported) -> None:
@@ -258,9 +264,12 @@ class ModuleCache:
         sys.modules.update(imported.modules)
         for package, name, module in imported.bindings:
             setattr(package, name, module)
-        sys.path[:] = imported.path
-        sys.meta_path[:] = imported.meta_path
-        sys.path_hooks[:] = imported.path_hooks
+        # New lists: an import in another thread may be going through those that are there.
+        sys.path, sys.meta_path, sys.path_hooks = (
+            list(imported.path),
+            list(imported.meta_path),
+            list(imported.path_hooks),
+        )
 
     def _put_in_installed(self, before: Imported) -> None:
         modules = {name: module for name, module in before.modules.items() if _is_installed(module)}
@@ -466,9 +475,9 @@ def _is_file(directory: str, name: str) -> bool:
     return os.path.isfile(os.path.join(directory, name))
 
 
-def _make_physical(path: list[str]) -> None:
-    """Resolve the links in the entries of an import path, so that a late import comes from the same release."""
-    path[:] = list(dict.fromkeys(map(os.path.realpath, path)))
+def _physical(path: Sequence[str]) -> list[str]:
+    """Return an import path without links and repetitions, so that a late import comes from the same release."""
+    return list(dict.fromkeys(map(os.path.realpath, path)))
 
 
 def _forget_locks(thread: int) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,10 +88,14 @@ class Deployed:
         return self.next_line("child_exit", said)
 
 
-def outcome(server: Server, command: str) -> Outcome:
-    """Order something of the master, and return how that has ended."""
+def outcome(server: Server, command: str, meanwhile: Callable[[], None] = lambda: None) -> Outcome:
+    """Order something of the master, and return how that has ended.
+
+    :param meanwhile: is called when it has begun.
+    """
     with client.Connection(control_client.control_socket(server)) as connection:
         connection.order(Order(command, wait=True))
+        meanwhile()
         while not isinstance(message := connection.receive(time.monotonic() + 60), Outcome):
             pass
         return message
@@ -157,6 +162,7 @@ if os.path.exists("trouble"):
     with open("trouble") as file:
         pid, trouble = file.read().split()
     if int(pid) == os.getpid():
+        open(trouble, "w").close()
         {"raise": lambda: 1 / 0, "hang": lambda: time.sleep(3600)}[trouble]()
 """
 """A module that raises or hangs in the process that a file names; the generation has no trouble with it."""
@@ -166,18 +172,22 @@ def test_an_evaluation_that_fails_changes_nothing(start: Start, site: Site) -> N
     deployed = Deployed(site)
     deployed.write("aaa")
     deployed.put("troubled.py", ONLY_IN_THE_MASTER)
-    server = start(extra=IMPORTS + "import troubled\n", zd_boot_timeout=5, **controlled(site))
+    server = start(extra=IMPORTS + "import troubled\n", zd_boot_timeout=10, **controlled(site))
+    assert deployed.crash(server)[1:5] == ["aaa", "aaa", "aaa", "True"]
     trouble = site.directory / "trouble"
     deployed.write("bbb")
     site.deploy("two")
+
+    def crash_meanwhile() -> None:
+        wait_for((site.directory / "hang").exists, 30, "the evaluation hangs in the master")
+        assert deployed.crash(server)[1:5] == ["aaa", "aaa", "aaa", "True"]
+
     for kind, reason in (("raise", "cannot be evaluated"), ("hang", "zd_boot_timeout")):
         trouble.write_text(f"{server.master} {kind}")
-        failed = outcome(server, "reload")
+        failed = outcome(server, "reload", crash_meanwhile if kind == "hang" else lambda: None)
         assert failed.result == "failed"
         assert reason in failed.error
-        # What the hook imports only now was imported by its configuration before, or is imported from the disk.
-        assert deployed.crash(server)[1:3] == ["aaa", "aaa"]
-        assert deployed.lines("child_exit")[-1][4] == "True"
+        assert deployed.crash(server)[1:5] == ["aaa", "aaa", "aaa", "True"]
     trouble.unlink()
     server.wait_full()
     server.reload("two")
