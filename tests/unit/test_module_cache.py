@@ -124,22 +124,16 @@ def test_a_failed_evaluation_restores_everything(stage: Stage) -> None:
 
 
 def test_what_is_not_the_configurations_stays(stage: Stage) -> None:
-    stage.write("secrets.py", "VALUE = 'the site\\'s own'")
-    stage.write("zd_a.py", "import colorsys, secrets, zdworker.command.openmetrics")
-    monkey = sys.modules.pop("secrets", None)
-    sys.modules.pop("colorsys", None)
-    try:
-        stage.evaluate("zd_a")
-        names = ("colorsys", "zdworker.command.openmetrics", "threading")
-        kept, own = [sys.modules[name] for name in names], sys.modules["secrets"]
-        assert own.VALUE == "the site's own"
-        stage.evaluate("zd_a")
-        assert [sys.modules[name] for name in names] == kept
-        assert sys.modules["secrets"] is not own, "named as one of the standard library, but the site's"
-    finally:
-        sys.modules.pop("secrets")
-        if monkey is not None:
-            sys.modules["secrets"] = monkey
+    stage.write("tabnanny.py", "VALUE = 'of the site'")
+    stage.write("zd_a.py", "import colorsys, tabnanny, zdworker.command.openmetrics")
+    stage.evaluate("zd_a")
+    names = ("colorsys", "zdworker.command.openmetrics", "threading")
+    kept, own = [sys.modules[name] for name in names], sys.modules["tabnanny"]
+    assert own.VALUE == "of the site"
+    stage.evaluate("zd_a")
+    again = sys.modules.pop("tabnanny")  # nothing else may meet it
+    assert [sys.modules[name] for name in names] == kept
+    assert again is not own, "named as one of the standard library, but the site's"
 
 
 def test_an_extension_module_is_handed_out_again(stage: Stage) -> None:
