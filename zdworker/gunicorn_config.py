@@ -186,16 +186,13 @@ def _started_in(directory: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_on_failure() -> Iterator[None]:
-    """Restore the configuration's module and the working directory if the body raises."""
-    module = sys.modules.pop("__config__", None)
+def directory_restored_on_failure() -> Iterator[None]:
+    """Restore the working directory if the body raises."""
     before = os.open(".", os.O_RDONLY)
     try:
         yield
     except BaseException:
         os.fchdir(before)
-        if module is not None:
-            sys.modules["__config__"] = module
         raise
     finally:
         os.close(before)

@@ -14,7 +14,7 @@ from gunicorn.config import Config
 
 from tests.harness.certificates import make_certificate
 from tests.harness.worker_classes import ALL
-from zdworker import UvicornWorker, WSGIWorker
+from zdworker import UvicornWorker, WSGIWorker, descendants
 from zdworker.errors import GenerationError, TlsError
 from zdworker.forkserver.tls_check import refuse_bad_tls
 

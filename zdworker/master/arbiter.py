@@ -31,6 +31,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.master import addresses, launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
@@ -96,6 +97,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         gunicorn_config.refuse_patching()
         log_files.guard(self.log)
         self._zd_log_writer = LogWriter(self.log)
+        distrust_stale_bytecode(time.time_ns() - launch.SAME_DEPLOY_NS)
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
@@ -283,7 +285,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             hook = self._zd_hook_of(name)
             if hook is not None:
-                with self._zd.leftovers.masters_own():
+                with self._zd.leftovers.masters_own(), self.zd_configuration.modules.of_hooks():
                     hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)

@@ -35,6 +35,7 @@ from zdworker.ipc.messages import (
     Loaded,
     LoadFailed,
     NotForked,
+    Place,
     Ready,
     ReplacementRequested,
     ServerReport,
@@ -289,7 +290,8 @@ class Receiver:
         server.places = message.places
         self._observers.notify(Observer.generation_loaded, server.number, message.places)
         configuration = self._gunicorn.zd_configuration
-        configuration.offer(server.number, message.values, settings)
+        import_path = list(message.places.get(Place.PATH, {}).values())
+        configuration.offer(server.number, message.values, settings, import_path)
         if self._fleet.loading is not None and self._fleet.loading.purpose is Purpose.START:
             difference = configuration.compare_first(server.number)
             if difference:

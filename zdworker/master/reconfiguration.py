@@ -4,7 +4,8 @@ Rules:
 
 * A configuration is taken over whole, or not at all. What a generation has evaluated is taken as it is; only hooks are
   evaluated here, and what that raises refuses the configuration.
-* A configuration comes with its settings, its listening sockets and its environment. It is kept under the number of the
+* A configuration comes with its settings, its listening sockets, its environment and the modules that it has imported
+  (``module_cache.py``). It is kept under the number of the
   generation that brought it (0: the master's own start) for as long as the core's facts name it.
 * The core decides whether a configuration is taken over, and which one is restored.
 * Every address that the configuration in force names is listened on. Where systemd has handed the sockets over these
@@ -32,6 +33,7 @@ from zdworker.master.addresses import Place
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
 from zdworker.master.loaded_code import LoadedCode
+from zdworker.master.module_cache import Imported, ModuleCache
 from zdworker.master.observers import Observer
 from zdworker.settings import Settings, amount
 
@@ -62,6 +64,8 @@ class Taken:
     """The addresses of its ``bind``."""
     listeners: list[Any] = field(default_factory=list)
     """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
+    imported: Imported | None = None
+    """What it has imported, while another configuration is in force."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,16 @@ class Evaluated:
     file: str
     directory: str
     places: list[Place]
+    imported: Imported
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a generation has sent of its configuration."""
+
+    values: dict[str, Any]
+    settings: Settings | None
+    import_path: list[str]
 
 
 class Configuration(Observer):
@@ -100,6 +114,7 @@ class Configuration(Observer):
         settings = gunicorn_config.zd_settings(cfg)
         cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
         self.hook_environment = HookEnvironment(arbiter)
+        self.modules = ModuleCache(arbiter.app)
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
@@ -116,7 +131,8 @@ class Configuration(Observer):
         """Where the master forks its workers itself: what they get of it, which must not have changed on disk."""
         self._taken = {0: self.current}
         self._in_force = 0
-        self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
+        self._offers: dict[int, Offer] = {}
+        self._evaluating = 0
 
     # -- what is in force ----------------------------------------------------------------------------------------
 
@@ -192,7 +208,7 @@ class Configuration(Observer):
 
     def compare_first(self, generation: int) -> str:
         """Return how the first generation's configuration differs from the master's, for the log; "" if it does not."""
-        values, settings = self._offers[generation]
+        values, settings = self._offers[generation].values, self._offers[generation].settings
         cfg = self.current.cfg
         found = gunicorn_config.differences(cfg, values, str(Chdir.default))
         if settings is not None:
@@ -218,17 +234,22 @@ class Configuration(Observer):
 
     # -- what generations bring ----------------------------------------------------------------------------------
 
-    def offer(self, generation: int, values: dict[str, Any], settings: Settings | None) -> None:
+    def offer(
+        self, generation: int, values: dict[str, Any], settings: Settings | None, import_path: Sequence[str] = ()
+    ) -> None:
         """Remember what a generation has sent, for the case that it is taken over.
 
         :param values: the settings of Gunicorn that are plain data, as the generation has evaluated them.
         :param settings: its ``zd_`` settings; None when it is this process that evaluates them.
+        :param import_path: its ``sys.path``; empty when that is this process's.
         """
-        self._offers[generation] = values, settings
+        self._offers[generation] = Offer(values, settings, list(import_path))
 
     def withdraw(self, generation: int) -> None:
         """Forget what a generation has sent: it has ended."""
         self._offers.pop(generation, None)
+        if generation == self._evaluating:
+            self.modules.give_up()
 
     def is_offered(self, generation: int) -> bool:
         """Return whether a generation has sent a configuration, and has not ended since."""
@@ -245,16 +266,20 @@ class Configuration(Observer):
             from this process would run code that has changed on disk.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
-        values, settings = self._offers[generation]
-        before = self.current.file
-        with gunicorn_config.restored_on_failure():
-            cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
-            settings = settings or gunicorn_config.zd_settings(cfg)
-            if self.loaded_code is not None:
-                self.loaded_code.refuse_outdated()
+        offer = self._offers[generation]
+        self._evaluating = generation
+        with gunicorn_config.directory_restored_on_failure():
+            (cfg, settings, file), imported = self.modules.evaluate(lambda: self._evaluate(offer), offer.import_path)
             directory = os.getcwd()
-            places = self._places(cfg, directory)
-            return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), directory, places)
+            return Evaluated(cfg, settings, file, directory, self._places(cfg, directory), imported)
+
+    def _evaluate(self, offer: Offer) -> tuple[Any, Settings, str]:
+        before = self.current.file
+        cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, offer.values, str(Chdir.default))
+        settings = offer.settings or gunicorn_config.zd_settings(cfg)
+        if self.loaded_code is not None:
+            self.loaded_code.refuse_outdated()
+        return cfg, settings, gunicorn_config.file_of(cfg)
 
     def _places(self, cfg: Any, directory: str) -> list[Place]:
         """Return the addresses of a new configuration.
@@ -306,8 +331,14 @@ class Configuration(Observer):
         same_bind = addresses.keys(evaluated.places) == addresses.keys(self.current.places)
         before = os.open(".", os.O_RDONLY)
         try:
-            new = Taken(evaluated.cfg, evaluated.settings, evaluated.file, evaluated.places, listeners)
-            self._taken[number] = new
+            self._taken[number] = Taken(
+                evaluated.cfg,
+                evaluated.settings,
+                evaluated.file,
+                evaluated.places,
+                listeners,
+                evaluated.imported,
+            )
             os.chdir(evaluated.directory)
             self._switch(number)
         except (OSError, GenerationError):
@@ -320,6 +351,20 @@ class Configuration(Observer):
             self._bind_of_first_generation = ""  # it is the same while the master listens: the command can be trusted
         elif not self._bind_is_used:
             self._warn_of_unused_bind(evaluated.places)
+        self._tell_what_is_kept(evaluated.imported)
+
+    def _tell_what_is_kept(self, imported: Imported) -> None:
+        if imported.kept:
+            self._arbiter.log.info(
+                "Kept in the master, because an extension module is imported only once in a process: %s",
+                ", ".join(imported.kept),
+            )
+        if imported.not_renewed:
+            self._arbiter.log.warning(
+                "The configuration can be evaluated in the master only with the installed packages that are imported "
+                "there (%s): restart the master if its hooks need newer ones.",
+                ", ".join(imported.not_renewed),
+            )
 
     def _switch(self, number: int) -> None:
         """Go by another configuration, or by the same as before.
@@ -335,7 +380,9 @@ class Configuration(Observer):
 
     def _set_up(self, number: int) -> None:
         gunicorn_config.unset_raw_environment(self.current.cfg)
-        self._in_force, self.current = number, self._taken[number]
+        before, self._in_force, self.current = self.current, number, self._taken[number]
+        if self.current.imported is not None:
+            before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
         self.app.cfg = self.current.cfg
         self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
