@@ -166,6 +166,7 @@ STATUS = {
     "fork_servers[].pid": "its own",
     "fork_servers[].generation": "whose code it has",
     "fork_servers[].preloaded": "whether it has imported the application",
+    "fork_servers[].not_preloaded": 'why `zd_preload = "auto"` has left that to the workers, or null',
     "last_reload": "null before the first one",
     "last_reload.result": "`done`, `failed`, `superseded`, or null while it goes on",
     "last_reload.generation": "the one that it loads",
@@ -258,7 +259,7 @@ def _status() -> dict[str, Any]:
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )
-    server: Any = SimpleNamespace(pid=4712)
+    server: Any = SimpleNamespace(pid=4712, not_preloaded="")
     found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings())
     found["pid"] = 4711
     found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)

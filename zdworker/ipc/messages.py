@@ -40,7 +40,8 @@ class Loaded:
     """The generation is loaded: its configuration is valid and, when it preloads, its application is imported.
 
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
-    ``warnings`` are lines for the log.
+    ``warnings`` are lines for the log. ``not_preloaded`` says why ``zd_preload = "auto"`` has left the import to the
+    workers, "" if it has not.
     """
 
     protocol: int
@@ -48,6 +49,7 @@ class Loaded:
     values: dict[str, Any] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
+    not_preloaded: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class Init:
     ``master`` is the master's pid. ``directory`` is the directory in which the master was started, by its logical path.
     ``safe_path`` means that the master was started with ``-P``. ``descriptors`` names the descriptor that comes with
     the message: the master's standard error. ``configuration`` is the file that the master's configuration was read
-    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch.
+    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch. ``environment`` is
+    what hooks in the master have set by now, None for a variable that they have removed. ``not_preloaded`` is not the
+    master's: with it a fork server starts itself again that has found, after the import, why it should not preload.
     """
 
     generation: int
@@ -94,6 +98,8 @@ class Init:
     descriptors: list[str]
     configuration: str = ""
     started: int = 0
+    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
+    not_preloaded: str = ""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class ForkServer:
         self.stderr = stderr
         self.descendants: list[Descendant] | None = None
         """The processes below it when it was killed; None as long as it was not."""
+        self.not_preloaded = ""
+        """Why ``zd_preload = "auto"`` has left the import to the workers, "" if it has not."""
         self._log = log
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -188,6 +190,7 @@ class Children:
         self.servers[server.number] = server
         self._reactor.add(server.channel.fileno(), lambda: on_message(server))
         self._reactor.add(server.stderr, lambda: self._read_stderr(server))
+        self._flush(server)
 
     def _read_stderr(self, server: ForkServer) -> None:
         if not server.read_stderr():  # no process has it open any more: the usual case once a generation has loaded

@@ -118,7 +118,8 @@ class Executor:
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
         try:
-            server = launch.start_generation(number, self._command, configuration.current.file, self._log)
+            hooked = configuration.hook_environment.changes()
+            server = launch.start_generation(number, self._command, configuration.current.file, hooked, self._log)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return

@@ -153,10 +153,13 @@ def interpreter(command: Command) -> list[str]:
     return [words[0], *(words[1:] or command.options)]
 
 
-def start_generation(number: int, command: Command, configuration: str, log: Any) -> ForkServer:
+def start_generation(
+    number: int, command: Command, configuration: str, hooked: dict[str, str | None], log: Any
+) -> ForkServer:
     """Start the fork server of a generation.
 
     :param configuration: the file that the master's configuration was read from, empty without one.
+    :param hooked: the environment variables that hooks have set, None for those that they have removed.
     :param log: the master's logger.
     :raises OSError: the system gives no process, pipe or socket.
     :raises GenerationError: the command cannot be run again.
@@ -174,10 +177,11 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
             descriptors=["stderr"],
             configuration=configuration,
             started=command.started,
+            environment=hooked,
         )
-        # The message is sent before there is a reader, so that the master never waits for the other side.
+        # The message is sent before there is a reader; the registry of children sends what there is no room for yet.
         log.debug("master -> fork server of generation %s: %r", number, init)
-        channel.send(init, [2])
+        channel.post(init, [2])
         pid = _spawn(command, other, writer)
     except BaseException:
         channel.close()

@@ -93,7 +93,12 @@ class Journal(Observer):
                 if record.worker_id in fleet.workers
             ],
             "fork_servers": [
-                {"pid": server.pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
+                {
+                    "pid": server.pid,
+                    "generation": number,
+                    "preloaded": _is_preloaded(fleet, number),
+                    "not_preloaded": server.not_preloaded or None,
+                }
                 for number, server in sorted(servers.items())
             ],
             "last_reload": self.last.to_plain() if self.last is not None else None,
