@@ -37,6 +37,7 @@ class StandIn(NamedTuple):
     :param does: what it does at import.
     :param code: its text, before the application object.
     :param found: a part of why it is not preloaded, empty if it is.
+    :param shown: what the documentation says of it, if not that.
     :param server: the text that makes an application object of ``answer``, empty where ``code`` has one.
     :param private: answers of two workers have to differ: each has its own of something.
     """
@@ -48,6 +49,12 @@ class StandIn(NamedTuple):
     server: str = WSGI
     worker_class: str = THREAD
     private: bool = False
+    shown: str = ""
+
+    def row(self) -> str:
+        """Return its row in docs/fork-safety.md."""
+        imported = f"by each worker | {self.shown or self.found}" if self.found else "once | -"
+        return f"| {self.library} | {self.does} | {imported} |"
 
 
 STAND_INS = (
@@ -96,10 +103,11 @@ connection.ensure_connection()
 """,
         server="",
         found="db.sqlite3",
+        shown="the database, a file that is open for writing",
     ),
     StandIn(
         "Django, ASGI",
-        "the template of `startproject`",
+        "a minimal project",
         """
 import os
 from django.conf import settings
@@ -162,6 +170,7 @@ def answer(number):
 """,
         worker_class=GEVENT,
         found="Greenlet",
+        shown="a greenlet",
     ),
     StandIn(
         "FastAPI",
@@ -222,6 +231,7 @@ def answer(number):
         return str(connection.execute(text(f"select max(two) >= {number} from one")).scalar())
 """,
         found="data.sqlite",
+        shown="the database, a file that is open for writing",
     ),
     StandIn(
         "redis",
@@ -246,6 +256,7 @@ def answer(number):
     return client.get(f"key {number}").decode()
 """,
         found="connections at import (127.0.0.1:",
+        shown="a connection",
     ),
     StandIn(
         "pymongo",
@@ -260,6 +271,7 @@ def answer(number):
         return "no server"
 """,
         found="threads at import (",
+        shown="threads",
     ),
     StandIn(
         "boto3",
@@ -283,6 +295,7 @@ def answer(number):
     return echo(number.encode(), timeout=5).decode()
 """,
         found="(event_engine, ",
+        shown="threads of a C library",
     ),
     StandIn(
         "grpcio, a call",
@@ -296,6 +309,7 @@ def answer(number):
     return echo(number.encode(), timeout=5).decode()
 """,
         found="at import (",
+        shown="threads of a C library",
     ),
     StandIn(
         "sentry-sdk",
@@ -331,6 +345,7 @@ def answer(number):
     return str(len(exported) > 0)
 """,
         found="threads at import (Otel",
+        shown="a thread",
     ),
     StandIn(
         "Celery",
@@ -374,6 +389,7 @@ def answer(number):
 """,
         worker_class="zdworker.WSGIWorker",
         found="event loop",
+        shown="an event loop",
     ),
     StandIn(
         "requests",
@@ -386,6 +402,7 @@ def answer(number):
     return session.get(f"{HTTP}/{number}").text
 """,
         found="connections at import (127.0.0.1:",
+        shown="a connection",
     ),
     StandIn(
         "numpy",
@@ -419,6 +436,7 @@ def answer(number):
 """,
         private=True,
         found="(Generator)",
+        shown="a generator",
     ),
     StandIn(
         "numpy, a seed",
@@ -434,6 +452,7 @@ def answer(number):
     return str(drawn[0])
 """,
         found="(RandomState)",
+        shown="a generator with a seed",
     ),
     StandIn(
         "pandas",
@@ -474,6 +493,7 @@ def answer(number):
     return next(line for line in lines if line.startswith("least "))
 """,
         found="memory at import that all workers would share (",
+        shown="shared memory",
     ),
     StandIn(
         "structlog",
@@ -505,6 +525,7 @@ def answer(number):
     return str(len(seen) > 0)
 """,
         found="threads at import (APScheduler)",
+        shown="a thread",
     ),
     StandIn(
         "psycopg_pool",
@@ -520,6 +541,7 @@ def answer(number):
         return "no server"
 """,
         found="threads at import (",
+        shown="threads",
     ),
     StandIn(
         "confluent-kafka",
@@ -532,6 +554,7 @@ def answer(number):
     return str(len(producer) > 0)
 """,
         found="a library of the application started threads",
+        shown="threads of a C library",
     ),
     StandIn(
         "polars",
@@ -544,6 +567,7 @@ def answer(number):
     return str(table.group_by("b").sum().filter(polars.col("b") == int(number))["a"][0])
 """,
         found="a library of the application started threads",
+        shown="threads of a C library",
     ),
     StandIn(
         "pyarrow",
