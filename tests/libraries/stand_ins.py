@@ -67,13 +67,14 @@ if not os.path.exists("mysite"):
     subprocess.run([sys.executable, "-m", "django", "startproject", "mysite", "."], capture_output=True)
 os.environ["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
 os.environ.setdefault("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
-import mysite.settings, mysite.urls
+import mysite.settings
 mysite.settings.ALLOWED_HOSTS = ["*"]
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 from django.urls import path
-mysite.urls.urlpatterns.append(path("<int:number>", lambda request, number: HttpResponse(str(number + 1))))
 app = get_wsgi_application()
+import mysite.urls
+mysite.urls.urlpatterns.append(path("<int:number>", lambda request, number: HttpResponse(str(number + 1))))
 from django.db import connection
 with connection.cursor() as cursor:
     cursor.execute("select 1")

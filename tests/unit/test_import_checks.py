@@ -51,7 +51,7 @@ def warnings(before: Snapshot) -> list[str]:
 def found(before: Snapshot) -> list[str]:
     """Return what tells against preloading by default, and may be meant as it is where preloading was asked for."""
     assert warnings(before) == []
-    return [finding.what for finding in import_checks.findings(before)]
+    return [finding.what for finding in [*import_checks.findings(before), *import_checks.doubts(before)]]
 
 
 def test_nothing_is_said_of_nothing(before: Snapshot) -> None:
@@ -121,6 +121,19 @@ def test_threads_are_named(before: Snapshot) -> None:
         over.set()
         thread.join()
     assert line.startswith("the application started threads at import (exporter): ")
+
+
+def test_a_thread_that_was_there_before_tells_nothing_of_the_import() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name="of the script")
+    thread.start()
+    try:
+        (finding,) = import_checks.findings(import_checks.snapshot())
+    finally:
+        over.set()
+        thread.join()
+    assert not finding.new
+    assert finding.certain
 
 
 def test_where_nothing_can_be_seen_nothing_is_said(monkeypatch: pytest.MonkeyPatch, before: Snapshot) -> None:

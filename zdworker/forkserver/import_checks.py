@@ -48,10 +48,14 @@ _Socket = socket.socket
 
 
 class Finding(NamedTuple):
-    """What was found, as a line; one that is certain has a colon and advice at its end."""
+    """What was found, as a line; one that is certain has a colon and advice at its end.
+
+    ``new`` is False for what a script that embeds Gunicorn has begun before: the workers lack it in any case.
+    """
 
     line: str
     certain: bool = False
+    new: bool = True
 
     @property
     def what(self) -> str:
@@ -62,7 +66,9 @@ class Finding(NamedTuple):
 class Snapshot(NamedTuple):
     """What a process had open before an import."""
 
-    threads: set[int]
+    threads: list[threading.Thread]
+    kernel_threads: set[int]
+    processes: set[int]
     descriptors: dict[int, str]
     mappings: set[str]
     handlers: dict[int, Any]
@@ -73,7 +79,9 @@ class Snapshot(NamedTuple):
 def snapshot() -> Snapshot:
     """Return what this process has open; empty where there is no ``/proc``."""
     return Snapshot(
-        threads=_threads(),
+        threads=threading.enumerate(),
+        kernel_threads=_kernel_threads(),
+        processes={process.pid for process in own_descendants()},
         descriptors=_descriptors(),
         mappings=_shared_mappings(),
         handlers=_handlers(),
@@ -83,13 +91,16 @@ def snapshot() -> Snapshot:
 
 
 def findings(before: Snapshot) -> list[Finding]:
-    """Return each kind of thing that was started or opened since ``before``, and what may not be inherited as it is."""
+    """Return each kind of thing that was started or opened since ``before``."""
     now = _descriptors()
     opened = {number: target for number, target in now.items() if before.descriptors.get(number) != target}
+    return [*_of_threads(before.threads), *_of_processes(before.processes), *_of_descriptors(opened)]
+
+
+def doubts(before: Snapshot) -> list[Finding]:
+    """Return what else may not be inherited as it is. With numpy or gevent, this looks at all objects."""
     return [
-        *_of_threads(before.threads),
-        *_of_processes(),
-        *_of_descriptors(opened),
+        *_of_other_threads(before.kernel_threads),
         *_of_shared_memory(_shared_mappings() - before.mappings),
         *_of_handlers(before.handlers),
         *_of_what_is_alike(before.alike),
@@ -105,22 +116,26 @@ def warnings(found: Iterable[Finding]) -> list[str]:
 # -- threads and processes -------------------------------------------------------------------------------------------
 
 
-def _threads() -> set[int]:
+def _kernel_threads() -> set[int]:
     """Return the kernel's numbers of all threads (proc_pid_task(5))."""
     with contextlib.suppress(OSError):
         return {int(name) for name in os.listdir(f"{PROCESS}/task")}
     return set()
 
 
-def _of_threads(before: set[int]) -> Iterator[Finding]:
+def _of_threads(before: list[threading.Thread]) -> Iterator[Finding]:
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         yield Finding(
             f"the application started threads at import ({', '.join(thread.name for thread in others)}): "
             "they do not exist in the workers; start them in the lifespan, or in post_fork",
             certain=True,
+            new=any(thread not in before for thread in others),
         )
-    unknown = _threads() - before - {thread.native_id for thread in others}
+
+
+def _of_other_threads(before: set[int]) -> Iterator[Finding]:
+    unknown = _kernel_threads() - before - {thread.native_id for thread in threading.enumerate()}
     names = {_text(f"task/{number}/comm").strip() for number in unknown} - FORK_SAFE_THREADS
     if names and "openblas" in _text("maps"):
         names.discard(_text("comm").strip())
@@ -128,13 +143,15 @@ def _of_threads(before: set[int]) -> Iterator[Finding]:
         yield Finding(f"a library of the application started threads at import ({', '.join(sorted(names))})")
 
 
-def _of_processes() -> Iterator[Finding]:
-    names = ", ".join(map(str, own_descendants()))
+def _of_processes(before: set[int]) -> Iterator[Finding]:
+    found = own_descendants()
+    names = ", ".join(map(str, found))
     if names:
         yield Finding(
             f"the application started processes at import ({names}): all workers share them, each reload starts more "
             "of them, and they end with their generation; start them in the lifespan, or in post_fork",
             certain=True,
+            new=any(process.pid not in before for process in found),
         )
 
 
@@ -267,11 +284,21 @@ def _alike() -> Iterator[object]:
     """Yield what would do the same in all workers: generators of numpy, and what gevent has still to run."""
     greenlet: Any = getattr(sys.modules.get("gevent"), "Greenlet", ())
     seeded_again = randomness.global_generator_of_numpy()
-    for each in gc.get_objects():
-        kind = type(each)
-        draws = kind.__name__ in GENERATORS_OF_NUMPY and str(kind.__module__).startswith("numpy.random")
-        if (draws and each is not seeded_again) or (issubclass(kind, greenlet) and not each.dead):
-            yield each
+    if not {"numpy.random", "gevent"} & sys.modules.keys():
+        return
+    objects = gc.get_objects()  # millions, perhaps, of few types
+    types = dict(zip(map(id, map(type, objects)), map(type, objects), strict=True))  # a class may be unhashable
+    draws = {number for number, kind in types.items() if _is_generator_of_numpy(kind)}
+    runs = {number for number, kind in types.items() if issubclass(kind, greenlet)}
+    if draws or runs:
+        for each in objects:
+            number = id(type(each))
+            if (number in draws and each is not seeded_again) or (number in runs and not each.dead):
+                yield each
+
+
+def _is_generator_of_numpy(kind: type) -> bool:
+    return kind.__name__ in GENERATORS_OF_NUMPY and str(kind.__module__).startswith("numpy.random")
 
 
 def _of_what_is_alike(before: list[object]) -> Iterator[Finding]:

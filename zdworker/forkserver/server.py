@@ -234,8 +234,8 @@ class Generation:
             with randomness.noting_generators():
                 self.app.wsgi()
         found = import_checks.findings(before)
-        if self._preloads and found and not self.cfg.preload_app:
-            self._load_again(found)
+        if self._preloads and not self.cfg.preload_app:
+            self._load_again_unless_clean([*found, *import_checks.doubts(before)])
         self._keep_application_handlers()
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
@@ -249,10 +249,11 @@ class Generation:
             self._not_preloaded = preloading.hindrance(self.cfg)
         self._preloads = not self._not_preloaded if word is None else word
 
-    def _load_again(self, found: list[import_checks.Finding]) -> NoReturn:
-        """Start again, and leave the import to the workers."""
-        what = "; ".join(finding.what for finding in found)
-        self._restart.run(dataclasses.replace(self._init, not_preloaded=what), self._stderr)
+    def _load_again_unless_clean(self, found: list[import_checks.Finding]) -> None:
+        """Start again, and leave the import to the workers, if it has left what they should not inherit."""
+        what = "; ".join(finding.what for finding in found if finding.new)
+        if what:
+            self._restart.run(dataclasses.replace(self._init, not_preloaded=what), self._stderr)
 
     def _take_rotations(self) -> None:
         """Reopen the log files on a rotation: the old file takes up space until the last process has closed it."""
