@@ -172,6 +172,7 @@ STATUS = {
     "fork_servers[].pid": "its own",
     "fork_servers[].generation": "whose code it has",
     "fork_servers[].preloaded": "whether it has imported the application",
+    "fork_servers[].not_preloaded": 'why `zd_preload = "auto"` has left that to the workers, or null',
     "generations": "a list of those that load, that workers run, or that are kept for a rollback; where one comes from "
     "is null until it is loaded, and where there is no fork server. All paths are without links",
     "generations[].generation": "its number",
@@ -294,7 +295,7 @@ def _status() -> dict[str, Any]:
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )
-    server: Any = SimpleNamespace(pid=4712)
+    server: Any = SimpleNamespace(pid=4712, not_preloaded="")
     site = Site("/srv/shop/current", "app:app", ["http://127.0.0.1:8000"])
     found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings(), site)
     found.update(pid=4711, started_at="2026-11-20T18:03:41.012+00:00", age_s=47192.7)

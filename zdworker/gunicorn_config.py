@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from zdworker import roles, settings, texts
-from zdworker.errors import GenerationError
+from zdworker.errors import GenerationError, SettingError
 from zdworker.ipc.messages import MESSAGE_MAX_BYTES
 
 
@@ -124,9 +124,12 @@ def file_of(cfg: Any) -> str:
 def zd_settings(cfg: Any) -> settings.Settings:
     """Return the ``zd_`` settings from the configuration file and the environment.
 
-    :raises SettingError: one is unknown or has a bad value.
+    :raises SettingError: one is unknown, has a bad value, or contradicts a setting of Gunicorn's.
     """
-    return settings.read(namespace(cfg), os.environ)
+    found = settings.read(namespace(cfg), os.environ)
+    if found.preload == "never" and cfg.preload_app:
+        raise SettingError('zd_preload = "never" contradicts preload_app = True (--preload): take one of them out')
+    return found
 
 
 def zd_hooks(cfg: Any) -> dict[str, Callable[..., object]]:

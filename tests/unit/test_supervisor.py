@@ -40,7 +40,7 @@ class Configuration(Observer):
     """A configuration that can be taken over, and does nothing."""
 
     current = SimpleNamespace(cfg=None, settings=Settings(control_socket="none"), file="")
-    hook_environment = SimpleNamespace(note=lambda: None)
+    hook_environment = SimpleNamespace(note=lambda: None, changes=dict)
 
     def policy(self) -> events.Policy:
         return events.Policy(workers=1)

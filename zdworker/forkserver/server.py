@@ -1,6 +1,7 @@
 """A generation: a fresh interpreter that runs the master's own command up to the point where it would become a master.
 
-Run as ``python -m zdworker.forkserver <channel> -- <what the master was started with>``.
+Run as ``python -m zdworker.forkserver <channel> -- <what the master was started with>``, and by itself a second time
+with two further descriptors (``restart.py``).
 
 Rules:
 
@@ -10,6 +11,8 @@ Rules:
   Until the generation is loaded, standard error is a pipe, through which the master gets all that is printed.
 * Directory, ``sys.path`` and package paths are physical: a late import comes from the release that was current at the
   start, wherever the link points by then (``places.py``).
+* With ``zd_preload = "auto"`` the application is imported here, and what that leaves open or running decides: if there
+  is something, the fork server starts once more, and does not import it.
 * The fork server keeps no listening socket, because the kernel would go on completing connections into it. The only
   signal that it handles is a log rotation's. It ends when its channel is closed and, by its death signal, with its
   master.
@@ -40,9 +43,10 @@ from typing import Any, NoReturn
 from zdworker import gunicorn_config, log_files, roles, syscalls, texts
 from zdworker.descendants import end_own_descendants, own_descendants
 from zdworker.errors import GenerationError, ZdError
-from zdworker.forkserver import import_checks, worker_boot
+from zdworker.forkserver import import_checks, preloading, randomness, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.forkserver.places import Places
+from zdworker.forkserver.restart import Restart, first_message
 from zdworker.forkserver.tls_check import refuse_bad_tls
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
@@ -59,10 +63,13 @@ _fork, _waitpid, _poll, _sleep = os.fork, os.waitpid, select.poll, time.sleep
 
 def main() -> NoReturn:
     """Be the fork server that the command line asks for."""
-    number, command = int(sys.argv[1]), sys.argv[3:]
+    end = sys.argv.index("--")
+    number, *restarted = map(int, sys.argv[1:end])
+    command = sys.argv[end + 1 :]
+    restart = Restart(number)
     os.set_inheritable(number, False)
     channel = Channel(socket.socket(fileno=number), takes_descriptors=True)
-    init = _first_message(channel)
+    init = _first_message(channel, restarted)
     syscalls.set_death_signal(signal.SIGKILL)
     if os.getppid() != init.master:
         os._exit(0)
@@ -72,7 +79,7 @@ def main() -> NoReturn:
     places = Places(init.directory)
     _set_paths(init, places)
     distrust_stale_bytecode(init.started)
-    generation = Generation(channel, init, places)
+    generation = Generation(channel, init, places, restart)
     try:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
@@ -83,10 +90,24 @@ def main() -> NoReturn:
         generation.fail(error)
 
 
-def _first_message(channel: Channel) -> Init:
-    for message, _sender in channel.receive().messages:
-        if isinstance(message, Init):
-            return message
+def _first_message(channel: Channel, restarted: list[int]) -> Init:
+    """Return the master's first message, or what takes its place at a second start.
+
+    :param restarted: the descriptors of the second start: of the message, and of what came with it.
+    """
+    if restarted:
+        init, *descriptors = restarted
+        for number in descriptors:
+            os.set_inheritable(number, False)
+        channel.descriptors = descriptors
+        return first_message(init)
+    closed = False
+    while not closed:
+        received = channel.receive()
+        for message, _sender in received.messages:
+            if isinstance(message, Init):
+                return message
+        closed = received.closed or bool(received.error)
     os._exit(0)  # the master ended before it could send anything
 
 
@@ -151,13 +172,16 @@ def _redirect_arbiter(generation: Generation) -> None:
 class Generation:
     """One state of the code: its configuration, its worker class and, when preloaded, its application."""
 
-    def __init__(self, channel: Channel, init: Init, places: Places) -> None:
+    def __init__(self, channel: Channel, init: Init, places: Places, restart: Restart) -> None:
         self.channel = channel
         self.number = init.generation
         self.master = init.master
         self._pid = os.getpid()
-        self._configuration = init.configuration
+        self._init = init
         self._places = places
+        self._restart = restart
+        self._preloads = False
+        self._not_preloaded = init.not_preloaded
         self._stderr = channel.take(init.descriptors)["stderr"][0]
         self._pipe = os.fstat(2)
         self._application_handlers: dict[int, Any] = {}
@@ -173,6 +197,7 @@ class Generation:
         """Load the generation, report that to the master, and fork workers until the master closes the channel."""
         try:
             warnings = self._load(app)
+            self._restart.forget()
             self.loaded = True
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
@@ -233,30 +258,47 @@ class Generation:
         self.worker_class = self.cfg.worker_class
         gunicorn_config.refuse_foreign_class(self.cfg)
         self._places.refuse_unreachable(app)
-        gunicorn_config.refuse_missing_file(self.cfg, self._configuration)
+        gunicorn_config.refuse_missing_file(self.cfg, self._init.configuration)
         gunicorn_config.refuse_patching()
         self.settings = gunicorn_config.zd_settings(self.cfg)
         self._resolve_paths()
+        worker_boot.set_environment(self._init.environment)
         os.environ.update(self.cfg.env)
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
         self._take_rotations()
-        if self.cfg.preload_app:
+        self._decide_preload()
+        if self._preloads:
             self.worker_class.zd_prepare(self.cfg)
-        before = import_checks.descriptors()
-        if self.cfg.preload_app:
-            self.app.wsgi()
+        before = import_checks.snapshot()
+        if self._preloads:
+            with randomness.noting_generators():
+                self.app.wsgi()
+        found = import_checks.findings(before)
+        if self._preloads and not self.cfg.preload_app:
+            self._load_again_unless_clean([*found, *import_checks.doubts(before)])
         self._keep_application_handlers()
-        warnings = import_checks.warnings(before)
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
         if self.cfg.is_ssl:
             refuse_bad_tls(self.worker_class, self.cfg)
         # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.
         gc.freeze()
-        return warnings
+        return import_checks.warnings(found)
+
+    def _decide_preload(self) -> None:
+        word = preloading.by_word(self.cfg, self.settings)
+        if word is None and not self._not_preloaded:
+            self._not_preloaded = preloading.hindrance(self.cfg)
+        self._preloads = not self._not_preloaded if word is None else word
+
+    def _load_again_unless_clean(self, found: list[import_checks.Finding]) -> None:
+        """Start again, and leave the import to the workers, if it has left what they should not inherit."""
+        what = "; ".join(finding.what for finding in found if finding.new)
+        if what:
+            self._restart.run(dataclasses.replace(self._init, not_preloaded=what), self._stderr)
 
     def _take_rotations(self) -> None:
         """Reopen the log files on a rotation: the old file takes up space until the last process has closed it."""
@@ -287,11 +329,12 @@ class Generation:
         self._places.note_application(self.app)
         return Loaded(
             protocol=PROTOCOL,
-            preloaded=bool(self.cfg.preload_app),
+            preloaded=self._preloads,
             values=gunicorn_config.plain_values(self.cfg),
             settings=self.settings.to_plain(),
             warnings=warnings,
             places=self._places.to_plain(),
+            not_preloaded="" if self._preloads else self._not_preloaded,
         )
 
     def _restore_stderr(self) -> None:

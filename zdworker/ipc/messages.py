@@ -58,7 +58,8 @@ class Loaded:
 
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
     ``warnings`` are lines for the log. ``places`` has for each kind of :class:`Place` what each name led to when it was
-    used; what is unknown is left out.
+    used; what is unknown is left out. ``not_preloaded`` says why ``zd_preload = "auto"`` has left the import to the
+    workers, "" if it has not.
     """
 
     protocol: int
@@ -67,6 +68,7 @@ class Loaded:
     settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
     places: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    not_preloaded: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ class Init:
     ``master`` is the master's pid. ``directory`` is the directory in which the master was started, by its logical path.
     ``safe_path`` means that the master was started with ``-P``. ``descriptors`` names the descriptor that comes with
     the message: the master's standard error. ``configuration`` is the file that the master's configuration was read
-    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch.
+    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch. ``environment`` is
+    what hooks in the master have set by now, None for a variable that they have removed. ``not_preloaded`` is not the
+    master's: with it a fork server starts itself again that has found, after the import, why it should not preload.
     """
 
     generation: int
@@ -113,6 +117,8 @@ class Init:
     descriptors: list[str]
     configuration: str = ""
     started: int = 0
+    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
+    not_preloaded: str = ""
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class ForkServer:
         """The path by which its interpreter was started."""
         self.places: dict[str, dict[str, str]] = {}
         """The places that it comes from (``messages.Place``), once it has loaded."""
+        self.not_preloaded = ""
+        """Why ``zd_preload = "auto"`` has left the import to the workers, "" if it has not."""
         self._log = log
         self._show = show
         self._tail = ""
@@ -195,6 +197,7 @@ class Children:
         self.servers[server.number] = server
         self._reactor.add(server.channel.fileno(), lambda: on_message(server))
         self._reactor.add(server.stderr, lambda: self._read_stderr(server))
+        self._flush(server)
 
     def _read_stderr(self, server: ForkServer) -> None:
         if not server.read_stderr():  # no process has it open any more: the usual case once a generation has loaded

@@ -123,8 +123,9 @@ class Executor:
         try:
             if loading is not None and loading.purpose is Purpose.RELOAD:  # not for a fork server that has died
                 launch.refuse_changed_archive(self._command)
+            hooked = configuration.hook_environment.changes()
             file, show = configuration.current.file, self._gunicorn.zd_print
-            server = launch.start_generation(number, self._command, file, self._log, show)
+            server = launch.start_generation(number, self._command, file, hooked, self._log, show)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return

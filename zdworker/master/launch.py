@@ -214,11 +214,17 @@ def interpreter(command: Command) -> list[str]:
 
 
 def start_generation(
-    number: int, command: Command, configuration: str, log: Any, show: Callable[[str], None]
+    number: int,
+    command: Command,
+    configuration: str,
+    hooked: dict[str, str | None],
+    log: Any,
+    show: Callable[[str], None],
 ) -> ForkServer:
     """Start the fork server of a generation.
 
     :param configuration: the file that the master's configuration was read from, empty without one.
+    :param hooked: the environment variables that hooks have set, None for those that they have removed.
     :param log: the master's logger.
     :param show: is called with what the fork server prints.
     :raises OSError: the system gives no process, pipe or socket.
@@ -237,10 +243,11 @@ def start_generation(
             descriptors=["stderr"],
             configuration=configuration,
             started=command.started,
+            environment=hooked,
         )
-        # The message is sent before there is a reader, so that the master never waits for the other side.
+        # The message is sent before there is a reader; the registry of children sends what there is no room for yet.
         log.debug("master -> fork server of generation %s: %r", number, init)
-        channel.send(init, [2])
+        channel.post(init, [2])
         words = interpreter(command)
         pid = _spawn(command, words, other, writer)
     except BaseException:

@@ -278,6 +278,14 @@ class Receiver:
     def _loaded(self, server: ForkServer, message: Loaded) -> None:
         for warning in message.warnings:
             self._log.warning("Generation %s: %s", server.number, warning)
+        server.not_preloaded = message.not_preloaded
+        if message.not_preloaded:
+            self._log.info(
+                "Generation %s is not preloaded: %s. So each worker imports the application itself, and a worker that "
+                "crashes comes back with the code on disk.",
+                server.number,
+                message.not_preloaded,
+            )
         try:
             if message.protocol != PROTOCOL:
                 raise GenerationError(

@@ -114,7 +114,12 @@ class Journal(Observer):
                 if record.worker_id in fleet.workers
             ],
             "fork_servers": [
-                {"pid": server.pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
+                {
+                    "pid": server.pid,
+                    "generation": number,
+                    "preloaded": _is_preloaded(fleet, number),
+                    "not_preloaded": server.not_preloaded or None,
+                }
                 for number, server in sorted(servers.items())
             ],
             "generations": [_generation(number, self._places.get(number, {})) for number in sorted(fleet.generations)],
