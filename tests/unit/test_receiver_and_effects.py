@@ -16,10 +16,11 @@ from gunicorn.config import Config
 
 from zdworker.core import events
 from zdworker.core.events import Event, KillReason, Outcome, Policy
-from zdworker.core.fleet import Fleet, Worker, WorkerState
+from zdworker.core.fleet import Fleet, Generation, GenerationState, Worker, WorkerState
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import (
+    SERVER_REPORT_BYTES,
     WORKER_REPORT_BYTES,
     Counts,
     Draining,
@@ -32,7 +33,7 @@ from zdworker.ipc.messages import (
     encode,
 )
 from zdworker.master import receiver
-from zdworker.master.children import Children, WorkerRecord
+from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.effects import Executor
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers, Reload
@@ -92,7 +93,7 @@ class Gunicorn:
             restore=self.restored.append,
             offer=lambda *_: None,
             not_listened_on=lambda: self.lost,
-            withdraw=lambda _: None,
+            withdraw=self.offered.discard,
         )
         self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
 
@@ -409,6 +410,24 @@ def test_a_configuration_that_was_evaluated_too_late_is_not_taken(bench: Bench) 
     bench.gunicorn.offered.clear()
     bench.reactor.wait(5.0)
     assert bench.taken() == []
+    assert bench.gunicorn.hooks == []
+
+
+def test_a_configuration_whose_fork_server_dies_while_it_is_evaluated_is_not_taken(bench: Bench) -> None:
+    bench.fleet.generations[2] = Generation(2, GenerationState.CONFIGURING, 60.0)
+    channel, theirs = Channel.pair(SERVER_REPORT_BYTES)
+    stderr, written = os.pipe()
+    os.close(written)
+    server = ForkServer(2, 4711, channel, stderr, bench.gunicorn.log, print)
+    bench.children.add_server(server, bench.receiver.receive_from_server)
+    with theirs:
+        bench.executor.execute(events.TakeConfiguration(2, 2))
+        assert bench.receiver.reaped(4711, -9)
+    for thread in threading.enumerate():
+        if thread.name == "zdworker-background":
+            thread.join(5.0)
+    bench.reactor.wait(0.0)
+    assert bench.taken() == [events.GenerationGone(2)]
     assert bench.gunicorn.hooks == []
 
 

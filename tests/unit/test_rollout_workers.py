@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.core_stage import Stage, roll_on, steady
-from zdworker.core.events import Drain, Halt, Kill, KillReason, Policy, Spawn, Start, WorkerReady
+from zdworker.core.events import Drain, Halt, Kill, KillReason, Policy, Reload, Spawn, Start, WorkerReady
 from zdworker.core.steps import KILL_MARGIN_S
 
 
@@ -67,6 +67,16 @@ class TestCrash:
             stage.crash(0).passes(8.0).boot()
         roll_on(stage.reload())
         assert stage.crash(0).coming() == [(0, 2)]
+
+    def test_an_order_for_the_old_code_is_called_off_when_the_canary_gets_its_slot(self) -> None:
+        """In the step in which the canary is ordered, because the next event may be long in coming."""
+        stage = steady(1)
+        stage.tell(Reload())
+        stage.leave(0)
+        stage.load()
+        assert (stage.coming(), stage.going()) == ([(0, 1)], [(0, 1)]), "there is no room for the canary"
+        stage.lose_server(1).gone()
+        assert (stage.coming(), stage.going()) == ([(0, 2)], [(0, 1)])
 
     def test_the_replacement_does_not_boot(self) -> None:
         stage = steady(2).crash(0).fail()

@@ -512,11 +512,13 @@ class Rollout:
         if not fleet.running:
             return
         facts = fleet.facts()
-        while (leaving := plan.next_to_leave(facts)) is not None:
-            self._steps.drain(leaving, now)
-            facts = fleet.facts()
-        while (filling := plan.next_to_fill(facts, now)) is not None:
-            self._steps.spawn(*filling, now)
+        while True:
+            if (leaving := plan.next_to_leave(facts)) is not None:
+                self._steps.drain(leaving, now)
+            elif (filling := plan.next_to_fill(facts, now)) is not None:
+                self._steps.spawn(*filling, now)  # which may make another worker of the slot superfluous
+            else:
+                break
             facts = fleet.facts()
         if plan.converged(facts) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
             self._steps.settle(facts, now)

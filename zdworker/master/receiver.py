@@ -326,6 +326,8 @@ class Receiver:
             return
         loading = self._fleet.generations[server.number].state is GenerationState.LOADING
         self._children.remove_server(server)
+        # The core does not order the end of what has ended, and its configuration may still be under evaluation.
+        self._gunicorn.zd_configuration.withdraw(server.number)
         if loading:
             reason = f"the new code's interpreter {_how(code)} while it was loading"
             failed = events.GenerationFailed(server.number, reason, server.printed(), code if code in (3, 4) else 3)
