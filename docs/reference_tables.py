@@ -24,13 +24,14 @@ from typing import Any
 import click
 
 from zdworker import settings
-from zdworker.command import cli
+from zdworker.command import cli, finder
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.ipc import messages
 from zdworker.master import status
 from zdworker.master.observers import Reload
+from zdworker.master.reconfiguration import Site
 
 DIRECTORY = Path(__file__).with_name("reference")
 BEGIN = "<!-- {}: written by docs/reference_tables.py, not by hand -->"
@@ -149,6 +150,11 @@ def exit_codes() -> str:
 
 STATUS = {
     "pid": "the master's",
+    "directory": "where it was started, by the path of then: `current`, not the release that this link pointed to",
+    "application": "`app:app`, say; null if a program has embedded it",
+    "bind": "a list of the addresses at which it listens",
+    "started_at": "UTC, ISO 8601",
+    "age_s": "seconds since then",
     "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before serves on), "
     "`degraded` (something is amiss for which no new code is to blame), or `stopping`",
     "generation": "the newest one that has proved itself",
@@ -166,6 +172,14 @@ STATUS = {
     "fork_servers[].pid": "its own",
     "fork_servers[].generation": "whose code it has",
     "fork_servers[].preloaded": "whether it has imported the application",
+    "fork_servers[].not_preloaded": 'why `zd_preload = "auto"` has left that to the workers, or null',
+    "generations": "a list of those that load, that workers run, or that are kept for a rollback; where one comes from "
+    "is null until it is loaded, and where there is no fork server. All paths are without links",
+    "generations[].generation": "its number",
+    "generations[].directory": "the start directory, as it was when its interpreter was started",
+    "generations[].interpreter": "the interpreter",
+    "generations[].path": "`sys.path` before the application is imported",
+    "generations[].application": "the file of the application's module; null where none is named",
     "last_reload": "null before the first one",
     "last_reload.result": "`done`, `failed`, `superseded`, or null while it goes on",
     "last_reload.generation": "the one that it loads",
@@ -185,13 +199,30 @@ STATUS = {
     "settings": "all `zd_` settings in force",
 }
 
+EXAMPLE_PLACES = {
+    "directory": {"/srv/current": "/srv/releases/2"},
+    "interpreter": {"/srv/current/venv/bin/python": "/usr/bin/python3.12"},
+    "path": {"/srv/current": "/srv/releases/2", "…": "…"},
+    "application": {"/srv/releases/2/app.py": "/srv/releases/2/app.py"},
+}
+
 OUTCOME = {
-    "result": "`done`, `failed`, or `degraded` (it goes on, but without success, and there is no way back)",
+    "result": "`done`, `superseded` (a newer reload took its place, and is done), `failed`, or `degraded` (it goes on, "
+    "but without success, and there is no way back)",
     "generation": "the one that was loaded",
     "duration_s": "seconds",
     "serving": "the generation that serves now",
     "error": "a line, empty when it is done",
     "traceback": "the application's own, empty when there is none",
+}
+
+LIST = {
+    "pid": STATUS["pid"],
+    "socket": "its control socket",
+    **{name: STATUS[name] for name in ("directory", "application", "bind", "started_at", "age_s")},
+    "state": STATUS["state"],
+    "generation": STATUS["generation"],
+    "error": "why it does not answer; the fields above, but for `pid` and `socket`, are null then. Else null",
 }
 
 
@@ -210,6 +241,11 @@ def status_example() -> str:
 def outcome_fields() -> str:
     """Return the fields of ``reload --json`` and ``rollback --json``."""
     return _fields(OUTCOME, (field.name for field in dataclasses.fields(messages.Outcome)))
+
+
+def list_fields() -> str:
+    """Return the fields of a master in ``list --json``."""
+    return _fields(LIST, finder.Master("").listed())
 
 
 def report_fields() -> str:
@@ -255,12 +291,14 @@ def _status() -> dict[str, Any]:
     reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204)
     log.reload_started(reload)
     log.reload_finished(reload, core.fleet)
+    log.generation_loaded(2, EXAMPLE_PLACES)
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )
-    server: Any = SimpleNamespace(pid=4712)
-    found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings())
-    found["pid"] = 4711
+    server: Any = SimpleNamespace(pid=4712, not_preloaded="")
+    site = Site("/srv/shop/current", "app:app", ["http://127.0.0.1:8000"])
+    found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings(), site)
+    found.update(pid=4711, started_at="2026-11-20T18:03:41.012+00:00", age_s=47192.7)
     found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)
     found["totals"].update(boots=2, boot_duration_s=0.618, reload_duration_s=1.204)
     found["last_reload"].update(started_at="2026-11-21T07:10:12.345+00:00", duration_s=1.204)
@@ -273,7 +311,7 @@ SECTIONS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "settings.md": {"settings": setting_rows},
     "signals.md": {"master": master_signals, "worker": worker_signals},
     "command.md": {"commands": command_pages, "exit codes": exit_codes},
-    "json.md": {"status": status_fields, "example": status_example, "outcome": outcome_fields},
+    "json.md": {"status": status_fields, "example": status_example, "outcome": outcome_fields, "list": list_fields},
     "hooks.md": {"hooks": hook_rows, "report": report_fields},
 }
 

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 # As it is before a worker class monkey-patches: a worker may end where gevent could not switch.
 _sleep = time.sleep
@@ -25,12 +25,13 @@ LOOK_INTERVAL_S = 0.01
 """Seconds between two looks for the processes that were told to end."""
 
 
-class Descendant(NamedTuple):
-    """A process. ``started`` is in the kernel's ticks since the boot of the machine."""
+@dataclass(frozen=True)
+class Descendant:
+    """A process. ``started`` is in the kernel's ticks since the boot of the machine. Its name may change (exec)."""
 
     pid: int
     started: int
-    name: str
+    name: str = field(compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} (pid:{self.pid})"

@@ -29,6 +29,10 @@ class WarmupFailed(ZdError):
     """The application did not answer a path of ``zd_warmup`` as required; the text names the path and the answer."""
 
 
+class TlsError(ZdError):
+    """TLS cannot be loaded; the text names the setting, the file and the reason."""
+
+
 class ControlError(ZdError):
     """The control socket cannot be opened; the text names it and the reason."""
 
@@ -39,6 +43,10 @@ class NoInstance(ZdError):
 
 class SeveralInstances(ZdError):
     """More than one master runs and none was named; the text names them."""
+
+
+class ContradictoryNames(ZdError):
+    """A master was named twice, and the names are those of different masters; the text has both."""
 
 
 class OrderRefused(ZdError):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from zdworker import roles, settings, texts
-from zdworker.errors import GenerationError
+from zdworker.errors import GenerationError, SettingError
 from zdworker.ipc.messages import MESSAGE_MAX_BYTES
 
 
@@ -35,6 +35,74 @@ def is_plain(value: object, limit: int = MESSAGE_MAX_BYTES) -> bool:
 def plain_values(cfg: Any) -> dict[str, Any]:
     """Return the settings of a ``gunicorn.config.Config`` that are plain data, by name."""
     return {name: setting.value for name, setting in cfg.settings.items() if is_plain(setting.value)}
+
+
+NOT_COMPARED = frozenset({"chdir"})
+"""Settings that a generation changes: it works in the physical directory, whatever link leads there."""
+
+SECRET = frozenset({"raw_env", "raw_paste_global_conf", "logconfig_dict"})
+"""Settings whose values may hold a password: only their names, and those of variables, are shown."""
+
+SHOWN_MAX = 200
+"""Characters of a value that are shown."""
+
+
+def differences(cfg: Any, values: Mapping[str, Any], link: str) -> dict[str, str]:
+    """Return the settings that have other values in another process, by name, each with both values for a reader.
+
+    What means the same does not differ: another order, or a path that leads through ``link`` here.
+
+    :param values: the settings there that are plain data.
+    :param link: the directory in which this process was started, by its logical path.
+    """
+    own = plain_values(cfg)
+    names = sorted(own.keys() & values.keys() - NOT_COMPARED)
+    physical = os.path.realpath(link)
+    return {
+        name: _both(name, own[name], values[name])
+        for name in names
+        if _comparable(own[name], link, physical) != _comparable(values[name], link, physical)
+    }
+
+
+def zd_differences(own: settings.Settings, other: settings.Settings) -> dict[str, str]:
+    """Return the same for the ``zd_`` settings."""
+    here, there = own.to_plain(), other.to_plain()
+    return {f"zd_{name}": _both(name, here[name], there[name]) for name in here if here[name] != there[name]}
+
+
+def _comparable(value: Any, link: str, physical: str) -> Any:
+    if isinstance(value, str):
+        return value.replace(link, physical) if len(link) > 1 else value
+    if isinstance(value, (list, tuple)):
+        return sorted((_comparable(item, link, physical) for item in value), key=repr)
+    if isinstance(value, dict):
+        return {name: _comparable(item, link, physical) for name, item in value.items()}
+    return value
+
+
+def _both(name: str, here: Any, there: Any) -> str:
+    if name == "raw_env":
+        names = sorted({str(text).partition("=")[0] for text in {*(here or ())} ^ {*(there or ())}})
+        return f"another one ({', '.join(names)})"
+    if name in SECRET:
+        return "another one"
+    return f"{texts.line(repr(here), SHOWN_MAX)} and {texts.line(repr(there), SHOWN_MAX)}"
+
+
+def has_default_bind(cfg: Any) -> bool:
+    """Return whether ``bind`` is what it is without being set."""
+    setting = cfg.settings["bind"]
+    return bool(setting.value == setting.default)
+
+
+def with_bind(cfg: Any, bind: list[str]) -> Any:
+    """Return a copy of a configuration with another ``bind``."""
+    other = copy.copy(cfg)
+    setting = cfg.settings["bind"].copy()
+    setting.value = bind
+    other.settings = {**cfg.settings, "bind": setting}
+    return other
 
 
 def namespace(cfg: Any) -> Mapping[str, object]:
@@ -56,9 +124,12 @@ def file_of(cfg: Any) -> str:
 def zd_settings(cfg: Any) -> settings.Settings:
     """Return the ``zd_`` settings from the configuration file and the environment.
 
-    :raises SettingError: one is unknown or has a bad value.
+    :raises SettingError: one is unknown, has a bad value, or contradicts a setting of Gunicorn's.
     """
-    return settings.read(namespace(cfg), os.environ)
+    found = settings.read(namespace(cfg), os.environ)
+    if found.preload == "never" and cfg.preload_app:
+        raise SettingError('zd_preload = "never" contradicts preload_app = True (--preload): take one of them out')
+    return found
 
 
 def zd_hooks(cfg: Any) -> dict[str, Callable[..., object]]:
@@ -118,16 +189,13 @@ def _started_in(directory: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restored_on_failure() -> Iterator[None]:
-    """Restore the configuration's module and the working directory if the body raises."""
-    module = sys.modules.pop("__config__", None)
+def directory_restored_on_failure() -> Iterator[None]:
+    """Restore the working directory if the body raises."""
     before = os.open(".", os.O_RDONLY)
     try:
         yield
     except BaseException:
         os.fchdir(before)
-        if module is not None:
-            sys.modules["__config__"] = module
         raise
     finally:
         os.close(before)

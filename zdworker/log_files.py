@@ -52,7 +52,7 @@ def guard(log: Any) -> None:
 
     log.reopen_files = guarded
     atexit.register(end)  # Python exits with status 120 where standard output cannot be flushed at its end
-    logging.getLogger("gunicorn.error").addFilter(_Printable())
+    logging.getLogger("gunicorn.error").addFilter(Printable())
 
 
 def before_setup(log: Any) -> None:
@@ -118,7 +118,7 @@ def _flush(stream: Any) -> None:
             os.close(kept)
 
 
-class _Printable(logging.Filter):
+class Printable(logging.Filter):
     """Makes each record's text, and its traceback, fit for a reader; leaves those alone that are."""
 
     def filter(self, record: logging.LogRecord) -> bool:

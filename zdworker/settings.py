@@ -55,7 +55,7 @@ class Settings:
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
     ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``, ``shutdown_delay``: seconds.
     ``health_path``: a path, or empty. ``warmup``: paths or URLs.
-    ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``.
+    ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``. ``preload``: ``"auto"`` or ``"never"``.
     ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory.
 
     :raises SettingError: a value is bad.
@@ -72,6 +72,7 @@ class Settings:
     health_path: str = ""
     shutdown_delay: float = 0.0
     rollback_window: float = 0.0
+    preload: str = "auto"
     control_socket: str = ""
 
     def __post_init__(self) -> None:
@@ -224,11 +225,15 @@ def _positive_seconds(value: object) -> float:
     return seconds
 
 
-def _on_crash(value: object) -> str:
-    """Return ``"respawn"`` or ``"exit"``."""
-    if value not in ("respawn", "exit"):
-        raise ValueError
-    return str(value)
+def _one_of(*words: str) -> Callable[[object], str]:
+    """Return a function that returns its argument, if that is one of ``words``."""
+
+    def parse(value: object) -> str:
+        if value not in words:
+            raise ValueError
+        return str(value)
+
+    return parse
 
 
 def _paths(value: object) -> tuple[str, ...]:
@@ -321,7 +326,7 @@ SPECS: Mapping[str, Spec] = {
     ),
     "zd_on_crash": Spec(
         '"respawn" or "exit"',
-        _on_crash,
+        _one_of("respawn", "exit"),
         '`"exit"` ends the master when a worker crashes, for those who leave restarting to their supervisor',
     ),
     "zd_health_path": Spec(
@@ -340,7 +345,13 @@ SPECS: Mapping[str, Spec] = {
     "zd_rollback_window": Spec(
         _SECONDS,
         _seconds,
-        "seconds for which the generation before is kept, so that a reload can be undone; needs `--preload`",
+        "seconds for which the generation before is kept, so that a reload can be undone; that one has to be preloaded",
+    ),
+    "zd_preload": Spec(
+        '"auto" or "never" (--preload or preload_app = True: always)',
+        _one_of("auto", "never"),
+        '`"auto"`: the application is imported once per reload for all workers, unless the configuration or what the '
+        'import leaves open tells against that; `"never"`: by each worker; `preload_app` (`--preload`): always once',
     ),
     "zd_control_socket": Spec(
         'an absolute path of at most 100 bytes, "none", or "" for the default',

@@ -13,15 +13,17 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
 import termios
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 CLONE_FS = 0x200  # include/uapi/linux/sched.h
+PF_FORKNOEXEC = 0x40  # include/linux/sched.h
 _UCRED = struct.Struct("3i")
 _DESCRIPTORS_MAX = 253  # SCM_MAX_FD, include/net/scm.h
 
@@ -34,6 +36,39 @@ GROUP_SIGNALS = tuple(
 
 HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
+
+
+_SIGACTION_BYTES = 512
+"""More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""
+
+
+@dataclass(frozen=True)
+class SignalAction:
+    """What the kernel does at a signal. ``handler`` is the beginning, with the handler's address: the C library leaves
+    a part of the rest as it finds it.
+    """
+
+    handler: bytes
+    whole: bytes = field(default=b"", compare=False, repr=False)
+
+
+def signal_action(signum: int) -> SignalAction:
+    """Return what the kernel does at a signal.
+
+    Python does not know of a handler that a library has set in C. Where the system lacks this call, all are equal.
+    """
+    if not sys.platform.startswith("linux"):
+        return SignalAction(b"")
+    action = ctypes.create_string_buffer(_SIGACTION_BYTES)
+    if ctypes.CDLL(None, use_errno=True).sigaction(signum, None, action) != 0:
+        return SignalAction(b"")
+    return SignalAction(action.raw[: 2 * ctypes.sizeof(ctypes.c_void_p)], action.raw)
+
+
+def set_signal_action(signum: int, action: SignalAction) -> None:
+    """Set what :func:`signal_action` has returned."""
+    if action.whole:
+        ctypes.CDLL(None, use_errno=True).sigaction(signum, action.whole, None)
 
 
 class HasDescriptor(Protocol):
@@ -65,6 +100,18 @@ def become_subreaper() -> bool:
     :return: whether the kernel has done it.
     """
     return _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def was_forked() -> bool:
+    """Return whether this process is a fork that has not replaced its program since (the flag PF_FORKNOEXEC in
+    proc_pid_stat(5)); False where the kernel does not say.
+    """
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except (OSError, ValueError, IndexError):
+        return False
+    return bool(flags & PF_FORKNOEXEC)
 
 
 def open_standard_streams() -> None:
@@ -119,12 +166,24 @@ def resident_memory(pid: int | None = None) -> int | None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user at the other end of a Unix socket (SO_PEERCRED in unix(7)); None where that is unknown."""
+@dataclass(frozen=True)
+class Peer:
+    """The process and the user at the other end of a Unix socket. ``pid`` is 0 for one of another pid namespace."""
+
+    pid: int
+    uid: int
+
+
+def peer(connection: socket.socket) -> Peer | None:
+    """Return the other end of a Unix socket (SO_PEERCRED in unix(7)); None where that is unknown.
+
+    A client gets the process that has called ``listen``, and the effective user that it was at that time.
+    """
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return None
-    return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))[1])
+    pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
+    return Peer(pid, uid)
 
 
 def pass_credentials(channel: socket.socket) -> None:
@@ -188,3 +247,21 @@ def receive_with_descriptors(
         elif level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", -1):
             sender = _UCRED.unpack(payload[: _UCRED.size])[0]
     return Piece(data, list(taken), sender, refused=bool(flags & socket.MSG_CTRUNC))
+
+
+FileState = tuple[int, int, int]
+"""Of a file: time of its last change in nanoseconds, size, inode."""
+
+
+def file_state(path: str) -> FileState | None:
+    """Return the state of a file, that of the archive which the path leads into, or None if there is neither."""
+    while path:
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            path = os.path.dirname(path) if os.path.dirname(path) != path else ""
+        except (OSError, ValueError):
+            return None
+        else:
+            return (found.st_mtime_ns, found.st_size, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+    return None

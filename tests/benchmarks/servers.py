@@ -181,6 +181,8 @@ def _start(
     command += ["--bind", f"127.0.0.1:{port}", "application:app"]
     # The control socket must not stand in the place of a real server's.
     environment = os.environ | {"XDG_RUNTIME_DIR": str(directory), "PWD": str(directory)}
+    if "--preload" not in options:
+        environment["ZD_PRELOAD"] = "never"  # with and without it are measured
     with (directory / "log").open("wb") as log:
         return subprocess.Popen(
             command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log

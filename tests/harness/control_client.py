@@ -9,7 +9,8 @@ import json
 import socket
 from typing import Any
 
-from tests.harness.server import Server
+from tests.harness.processes import wait_for
+from tests.harness.server import BOOT_TIMEOUT_S, Server
 
 ANSWER_TIMEOUT_S = 10.0
 """Seconds that a master may take to answer."""
@@ -45,3 +46,17 @@ def ready(server: Server, generation: int) -> int:
     except OSError:
         return 0
     return sum(worker["generation"] == generation and worker["state"] == "ready" for worker in found["workers"])
+
+
+def reload_error(server: Server) -> str | None:
+    """Order a reload by signal, wait for its end, and return its error; None if it is done."""
+    before = status(server)["reloads"]
+    server.signal(server.reload_signal)
+
+    def ended() -> bool:
+        found = status(server)
+        return bool(found["reloads"] > before and found["last_reload"]["result"])
+
+    wait_for(ended, BOOT_TIMEOUT_S, "the reload has ended")
+    error: str | None = status(server)["last_reload"]["error"]
+    return error

@@ -96,6 +96,7 @@ class Stage:
             self.processes.pop(event.worker_id, None)
         elif isinstance(event, GenerationGone | GenerationFailed):
             self.servers.pop(event.generation, None)
+            self._drop_late_answer(event.generation)
         elif isinstance(event, GenerationLoaded) and event.generation in self.servers:
             self.servers[event.generation] = True
         elif isinstance(event, WorkerForked) and event.worker_id in self.processes:
@@ -134,8 +135,7 @@ class Stage:
                 self.servers[number] = False
             case EndGeneration(generation=number):
                 self.servers.pop(number, None)
-                if self.drops_late_answers:
-                    self.taking = [order for order in self.taking if order.generation != number]
+                self._drop_late_answer(number)
             case TakeConfiguration():
                 self.taking.append(action)
             case RestoreConfiguration(configuration=number):
@@ -169,6 +169,10 @@ class Stage:
             case _:
                 assert isinstance(action, Degraded)
                 assert action.reason
+
+    def _drop_late_answer(self, number: int) -> None:
+        if self.drops_late_answers:
+            self.taking = [order for order in self.taking if order.generation != number]
 
     def unkillable(self) -> set[int]:
         """The processes that were killed long ago and are still there, once the fleet has to end."""
@@ -217,9 +221,10 @@ class Stage:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
         for slot in range(fleet.size):
             assert sum(fleet.fresh(w) for w in in_slot(fleet, slot)) <= 1, "two for one slot"
-        if fleet.phase is Phase.STOPPING or (fleet.running and (fleet.loading or not plan.converged(fleet.facts()))):
-            due = self.core.next_deadline()
-            assert due is not None, "something is awaited without a deadline"
+        if self.core.next_deadline() is None:
+            awaited = fleet.running and (fleet.loading or not plan.converged(fleet.facts()))
+            assert fleet.phase is not Phase.STOPPING, "the end is awaited without a deadline"
+            assert not awaited, "something is awaited without a deadline"
         for number in self.failed:
             assert number not in self.servers
 

@@ -52,6 +52,7 @@ class Ends:
     def __init__(self, children: Children) -> None:
         self.received: list[Any] = []
         self._children = children
+        self.shown: list[str] = []
         self._stack = contextlib.ExitStack()
 
     def add_worker(self, record: WorkerRecord) -> socket.socket:
@@ -68,7 +69,7 @@ class Ends:
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         self._stack.callback(os.close, writer)
-        server = ForkServer(number, pid, channel, reader, log)
+        server = ForkServer(number, pid, channel, reader, log, self.shown.append)
         self._children.add_server(server, self.received.append)
         return server, writer
 
@@ -151,21 +152,19 @@ def test_hook_attributes_are_those_that_hooks_have_set() -> None:
     record.close()
 
 
-def test_a_fork_server_is_polled_and_its_standard_error_kept(
-    children: Children, reactor: Reactor, ends: Ends, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fork_server_is_polled_and_its_standard_error_kept(children: Children, reactor: Reactor, ends: Ends) -> None:
     server, writer = ends.add_server(7)
     os.write(writer, b"first line\nlast line\n")
     reactor.wait(5.0)
     assert server.printed() == "first line\nlast line"
     assert server.last_line() == "last line"
-    assert capfd.readouterr().err == "first line\nlast line\n", "it is passed on"
+    assert "".join(ends.shown) == "first line\nlast line\n", "it is passed on"
     assert children.server_of(NOBODY) is server
     children.remove_server(server)
     assert children.servers == {}
     os.write(writer, b"a process that it has started\n")
     reactor.wait(5.0)
-    assert capfd.readouterr().err == "a process that it has started\n"
+    assert ends.shown[-1] == "a process that it has started\n"
     children.close_stderr(server)
     assert server.stderr == -1
     assert not server.read_stderr()

@@ -1,4 +1,4 @@
-"""Where the control socket is, and what may stand in its place."""
+"""Where the control socket is, what may stand in its place, and what its clients are told."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 
-from zdworker.command import client
-from zdworker.errors import ControlError, NoInstance, SeveralInstances
-from zdworker.ipc.control_directory import directory_of
+from zdworker.core.events import Outcome, Policy
+from zdworker.core.fleet import Fleet, Phase
+from zdworker.errors import ControlError
+from zdworker.ipc import messages
+from zdworker.ipc.control_directory import directories_of, directory_of
+from zdworker.ipc.messages import Order, decode, encode
 from zdworker.master import control
 from zdworker.master.control import Control, default_path
+from zdworker.master.observers import Reload
 from zdworker.master.reactor import Reactor
+from zdworker.settings import Settings
 
 
 @pytest.fixture
@@ -68,11 +73,28 @@ def test_without_a_runtime_directory_it_is_a_temporary_one(
     runtime: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr("os.path.isdir", lambda _path: False)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert directory_of(1234) == tmp_path / "zdworker-1234"
-    monkeypatch.delenv("TMPDIR")
-    assert directory_of(1234) == Path("/tmp/zdworker-1234")  # noqa: S108  # where everybody may write
+    for name in ("relative", ""):
+        monkeypatch.setenv("TMPDIR", name)
+        assert directory_of(1234) == Path("/tmp/zdworker-1234")  # noqa: S108  # where everybody may write
+
+
+def test_the_runtime_directory_of_another_user_is_not_used(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with ``sudo -E``, which leaves it in the environment."""
+    assert directories_of(os.geteuid()) == [runtime / "zdworker", *directories_of(os.geteuid())[1:]]
+    other = os.geteuid() + 1234
+    monkeypatch.setattr("os.geteuid", lambda: other)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert directories_of(other) == [tmp_path / f"zdworker-{other}"]
+
+
+def test_a_relative_runtime_directory_is_none(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runtime.parent)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime.name)
+    assert directory_of(os.geteuid()).is_absolute()
 
 
 def test_sockets_that_nobody_listens_on_are_swept(runtime: Path) -> None:
@@ -128,57 +150,140 @@ def test_a_new_path_that_cannot_be_leaves_the_old_one(server: Control, tmp_path:
     assert path.exists()
 
 
-class TestFind:
-    """The command's way to a master."""
+def settings(path: Path) -> Settings:
+    return Settings(control_socket=str(path))
 
-    def listen(self, runtime: Path, name: str) -> socket.socket:
-        (runtime / "zdworker").mkdir(mode=0o700, exist_ok=True)
-        made = socket.socket(socket.AF_UNIX)
-        made.bind(str(runtime / "zdworker" / name))
-        made.listen()
-        return made
 
-    def test_none(self, runtime: Path) -> None:
-        with pytest.raises(NoInstance, match="no running master was found"):
-            client.find()
+def test_a_path_of_ones_own_has_a_link_where_the_command_looks(server: Control, runtime: Path, tmp_path: Path) -> None:
+    link = runtime / "zdworker" / f"{os.getpid()}.sock"
+    server.configuration_changed(settings(tmp_path / "a.sock"))
+    assert link.readlink() == tmp_path / "a.sock"
+    server.configuration_changed(settings(tmp_path / "b.sock"))
+    assert link.readlink() == tmp_path / "b.sock"
+    server.configuration_changed(Settings())
+    assert link.is_socket()
+    assert not link.is_symlink()
+    server.configuration_changed(settings(tmp_path / "c.sock"))
+    assert link.is_symlink()
+    server.configuration_changed(Settings(control_socket="none"))
+    assert list(link.parent.iterdir()) == []
 
-    def test_the_only_one(self, runtime: Path) -> None:
-        with self.listen(runtime, "1.sock"):
-            assert client.find() == str(runtime / "zdworker" / "1.sock")
 
-    def test_one_that_has_died_does_not_count(self, runtime: Path) -> None:
-        self.listen(runtime, "1.sock").close()
-        with self.listen(runtime, "2.sock"):
-            assert client.find() == str(runtime / "zdworker" / "2.sock")
+def test_links_to_masters_that_were_killed_are_removed(server: Control, runtime: Path, tmp_path: Path) -> None:
+    directory = Path(default_path(1)).parent
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    own = directory / f"{os.getpid()}.sock"
+    for name, target in (("1.sock", "dead.sock"), ("2.sock", "gone.sock"), (own.name, "dead.sock")):
+        (directory / name).symlink_to(tmp_path / target)
+    server.configuration_changed(Settings())
+    assert list(directory.iterdir()) == [own]
+    assert own.is_socket()
+    assert (tmp_path / "dead.sock").exists()
+    server.configuration_changed(settings(tmp_path / "own.sock"))
+    default_path(3)
+    assert own.is_symlink(), "a process listens there"
 
-    def test_several(self, runtime: Path) -> None:
-        with self.listen(runtime, "1.sock"), self.listen(runtime, "2.sock"):
-            with pytest.raises(SeveralInstances) as several:
-                client.find()
-            assert "1.sock" in str(several.value)
-            assert "2.sock" in str(several.value)
 
-    def test_the_environment_names_one(self, runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("ZD_CONTROL_SOCKET", str(tmp_path / "own.sock"))
-        with socket.socket(socket.AF_UNIX) as own:
-            own.bind(str(tmp_path / "own.sock"))
-            own.listen()
-            assert client.find() == str(tmp_path / "own.sock")
+class Orders:
+    """A master that takes every order, and leaves its end to the test."""
 
-    def test_one_that_is_named_and_found_is_one(self, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        with self.listen(runtime, "1.sock"):
-            monkeypatch.setenv("ZD_CONTROL_SOCKET", str(runtime / "zdworker" / "1.sock"))
-            assert client.find() == str(runtime / "zdworker" / "1.sock")
+    fleet = Fleet(Policy(workers=1), 1, Phase.STEADY, current=[1], last_generation=1)
 
-    def test_a_name_is_taken_as_it_is(self, runtime: Path) -> None:
-        assert client.find(path="/some/where") == "/some/where"
+    def status(self) -> dict[str, Any]:
+        return {"state": "steady"}
 
-    @pytest.mark.parametrize("text", ["", "no number", "1 2"])
-    def test_a_pidfile_without_a_pid(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "pid").write_text(text)
-        with pytest.raises(NoInstance, match="has no pid in it"):
-            client.find(pidfile=str(tmp_path / "pid"))
+    def reload(self) -> None:
+        pass
 
-    def test_a_process_that_is_no_master(self, runtime: Path) -> None:
-        with pytest.raises(NoInstance, match="has no control socket that can be reached"):
-            client.find(pid=os.getpid())
+    def roll_back(self) -> None:
+        pass
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    made = Reactor()
+    yield made
+    made.close_in_child()
+
+
+class Client:
+    """A client at the control socket, and the loop of the master."""
+
+    def __init__(self, control: Control, reactor: Reactor, connection: socket.socket) -> None:
+        self.control = control
+        self._reactor = reactor
+        self._connection = connection
+        self._connection.setblocking(False)
+
+    def order(self, command: str) -> None:
+        """Give an order that is waited for, and let the master read it."""
+        self._connection.sendall(encode(Order(command, wait=True)))
+        for _ in range(10):
+            self._reactor.wait(0)
+
+    def finish(self, generation: int, result: Outcome, **facts: Any) -> None:
+        """A reload ends."""
+        self.control.reload_finished(Reload(generation, 0.0, 0.0, 1.0, result, **facts), Orders.fleet)
+
+    def answer(self) -> messages.Outcome | None:
+        """Return what has come, if something has."""
+        try:
+            answer = decode(self._connection.recv(65536))
+        except BlockingIOError:
+            return None
+        assert isinstance(answer, messages.Outcome)
+        return answer
+
+
+@pytest.fixture
+def client(reactor: Reactor, tmp_path: Path) -> Iterator[Client]:
+    control = Control(Orders(), reactor, logging.getLogger())
+    control.open(str(tmp_path / "control.sock"))
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(tmp_path / "control.sock"))
+        yield Client(control, reactor, connection)
+    control.close()
+
+
+def test_a_superseded_reload_ends_with_the_newer_one(client: Client) -> None:
+    client.order("reload")
+    client.finish(2, Outcome.SUPERSEDED)
+    client.finish(3, Outcome.SUPERSEDED)
+    assert client.answer() is None
+    client.finish(4, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation, answer.error) == (
+        "superseded",
+        2,
+        "a newer reload took its place: its generation 4 serves",
+    )
+    client.order("reload")
+    client.finish(5, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 5)
+
+
+def test_a_superseded_reload_is_not_one_that_came_before_the_order(client: Client) -> None:
+    """The client has ordered while generation 1 was loading."""
+    client.order("reload")
+    client.finish(1, Outcome.SUPERSEDED)
+    client.finish(2, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 2)
+
+
+def test_a_client_that_has_rolled_back_can_reload(client: Client) -> None:
+    client.order("rollback")
+    client.finish(2, Outcome.FAILED, called_off=True)
+    answer = client.answer()
+    assert answer is not None
+    assert answer.result == "done"
+    client.order("reload")
+    client.finish(3, Outcome.FAILED, called_off=True, error="called off: a rollback was asked for")
+    answer = client.answer()
+    assert answer is not None
+    assert answer.result == "failed"

@@ -118,3 +118,21 @@ def test_what_has_ended_before_it_was_killed_is_told_from_what_has_no_children(b
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert descendants.before_kill(process.pid) is None
+
+
+def test_a_process_with_another_name_is_the_same_one(begin: StartProcess, tmp_path: Path) -> None:
+    """It was listed between its fork and its exec, say, or has set its title."""
+    file = tmp_path / "now"
+    shell = begin("sh", "-c", f'echo; until [ -e "{file}" ]; do sleep 0.05; done; exec sleep 60')
+    assert shell.stdout is not None
+    shell.stdout.readline()
+    (known,) = descendants.living([shell.pid])
+    file.touch()
+    end = time.monotonic() + 10
+    while str(*descendants.living([shell.pid])) != f"sleep (pid:{shell.pid})" and time.monotonic() < end:
+        time.sleep(0.01)
+    assert str(known) == f"sh (pid:{shell.pid})"
+    assert known.alive
+    assert known in descendants.living([shell.pid])
+    known.send(signal.SIGTERM)
+    assert shell.wait(5) == -signal.SIGTERM

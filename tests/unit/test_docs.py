@@ -23,6 +23,7 @@ import pytest
 
 from tests.harness import documents
 from tests.harness.documents import FOLLOWED, ROOT
+from tests.libraries.stand_ins import STAND_INS
 from zdworker import settings
 from zdworker.command import cli
 from zdworker.workers.base import ZeroDowntime
@@ -214,6 +215,14 @@ def test_commands_are_the_commands(page: str) -> None:
 def test_commands_are_found() -> None:
     assert ["status", "--json"] in list(commands("docs/troubleshooting.md"))
     assert ["reload"] in list(commands("docs/first-deploy.md"))
+
+
+# -- the libraries -------------------------------------------------------------------------------------------------
+
+
+def test_the_libraries_are_those_that_are_tried() -> None:
+    table = documents.text("docs/fork-safety.md").partition("<!-- libraries: ")[2].partition("<!-- end of libraries")[0]
+    assert [line for line in table.splitlines() if line.startswith("| ")][2:] == [one.row() for one in STAND_INS]
 
 
 # -- what zdworker prints ------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ class TestTime:
     def test_another_generation_gets_none(self) -> None:
         stage = steady(2).crash(0).reload()
         first, canary = unborn(stage)
-        assert stage.coming() == [(0, 1), (0, 2)]
+        assert (stage.going(), stage.coming()) == ([(0, 1)], [(0, 2)])
         ordered_at = stage.now
         stage.passes(1.0)
         stage.tell(WorkerForked(first))

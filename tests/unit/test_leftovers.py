@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from zdworker import descendants
-from zdworker.master import leftovers
+from zdworker.core import leftovers as core_leftovers
 from zdworker.master.leftovers import LeftoverProcesses
 
 pytestmark = pytest.mark.linux
@@ -93,7 +93,7 @@ def registry() -> Registry:
 
 @pytest.fixture
 def left(timers: Timers, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> LeftoverProcesses:
-    monkeypatch.setattr(leftovers, "LOOK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(core_leftovers, "LOOK_INTERVAL_S", 0.0)
     made: Any = LeftoverProcesses(logging.getLogger("master"), timers, registry)  # type: ignore[arg-type]  # stand-ins
     made.look()
     return made  # type: ignore[no-any-return]
@@ -168,7 +168,7 @@ def test_a_worker_that_left_has_left_nothing(left: LeftoverProcesses, timers: Ti
 def test_what_takes_no_term_is_killed(
     left: LeftoverProcesses, timers: Timers, begin: StartProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "TERM_S", 0.05)
+    monkeypatch.setattr(core_leftovers, "TERM_S", 0.05)
     process = begin(sys.executable, "-c", STUBBORN)
     assert process.stdout is not None
     process.stdout.readline()
@@ -251,8 +251,8 @@ def test_a_look_while_a_dead_child_is_not_reaped_notes_nothing(
 def test_what_the_kernel_holds_is_not_waited_for(
     left: LeftoverProcesses, timers: Timers, begin: StartProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "TERM_S", 0.0)
-    monkeypatch.setattr(leftovers, "KILLED_S", 0.0)
+    monkeypatch.setattr(core_leftovers, "TERM_S", 0.0)
+    monkeypatch.setattr(core_leftovers, "KILLED_S", 0.0)
     monkeypatch.setattr(descendants.Descendant, "send", lambda process, signum: None)
     process = begin()
     left.worker_gone(worker(), -signal.SIGKILL)

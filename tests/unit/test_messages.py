@@ -43,6 +43,7 @@ by_hint = {
     "list[str]": st.lists(st.text()),
     "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),
     "dict[str, str | None]": st.dictionaries(st.text(), st.none() | st.text()),
+    "dict[str, dict[str, str]]": st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())),
 }
 
 
@@ -125,6 +126,7 @@ def test_what_is_wrong_is_said() -> None:
         (Loaded(PROTOCOL, True, {}, {}), "values", []),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", [1]),
         (Loaded(PROTOCOL, True, {}, {}), "warnings", "text"),
+        (Loaded(PROTOCOL, True, {}, {}), "places", {"path": {"/srv": None}}),
         (HookData(), "environment", {"A": 1}),
         (HookData(), "environment", ["A"]),
         (Spawn(1, 0, 1, []), "descriptors", {}),

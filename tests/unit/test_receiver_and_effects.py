@@ -16,10 +16,11 @@ from gunicorn.config import Config
 
 from zdworker.core import events
 from zdworker.core.events import Event, KillReason, Outcome, Policy
-from zdworker.core.fleet import Fleet, Worker, WorkerState
+from zdworker.core.fleet import Fleet, Generation, GenerationState, Worker, WorkerState
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import (
+    SERVER_REPORT_BYTES,
     WORKER_REPORT_BYTES,
     Counts,
     Draining,
@@ -32,7 +33,7 @@ from zdworker.ipc.messages import (
     encode,
 )
 from zdworker.master import receiver
-from zdworker.master.children import Children, WorkerRecord
+from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.effects import Executor
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers, Reload
@@ -78,6 +79,7 @@ class Gunicorn:
         self.offered = {2}
         self.evaluated_by: list[threading.Thread] = []
         self.restored: list[int] = []
+        self.lost = ""
         current = SimpleNamespace(cfg=Config(), settings=Settings(), listeners=[])
         hook_environment = SimpleNamespace(changes=dict, server_attributes=dict, note=lambda: None)
         self.zd_configuration: Any = SimpleNamespace(
@@ -90,7 +92,8 @@ class Gunicorn:
             take=self._take,
             restore=self.restored.append,
             offer=lambda *_: None,
-            withdraw=lambda _: None,
+            not_listened_on=lambda: self.lost,
+            withdraw=self.offered.discard,
         )
         self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
 
@@ -106,6 +109,9 @@ class Gunicorn:
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         self.hooks.append(name)
+
+    def zd_print(self, text: str) -> None:
+        pass
 
     def kill_worker(self, pid: int, sig: int) -> None:
         self.killed.append((pid, sig))
@@ -137,6 +143,7 @@ class Bench:
             record.forked = True
             record.report_rules.admit(Hello(worker_id), 0.0, own=True)
             record.report_rules.started = True
+            self.fleet.workers[worker_id] = Worker(worker_id, 0, 1, WorkerState.BOOTING, None)
         return record, theirs
 
     def taken(self) -> list[Event]:
@@ -221,12 +228,80 @@ def test_a_ready_worker_with_a_broken_channel_is_replaced_later(bench: Bench, mo
     monkeypatch.setattr(receiver, "BROKEN_CHANNEL_REPLACEMENT_S", 0.2)
     _record, theirs = bench.worker(pid=os.getpid())
     with theirs:
-        theirs.sendall(encode(Ready()) * 2)
+        theirs.sendall(encode(Ready()))
         bench.reactor.wait(5.0)
         assert bench.taken() == [events.WorkerReady(1)]
+        bench.fleet.workers[1].state = WorkerState.READY
+        theirs.sendall(encode(Ready()))
+        bench.reactor.wait(5.0)
         bench.reactor.wait(5.0)
     assert bench.taken() == [events.WorkerReplacementRequested(1)]
     assert bench.gunicorn.killed == []
+
+
+RAISED = [RuntimeError("broken"), SystemExit(1), KeyError()]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("state", [*WorkerState, None])
+def test_a_report_whose_handling_raises_does_not_leave_the_core_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, state: WorkerState | None, error: BaseException
+) -> None:
+    """Whatever the core takes the worker for, its end or its replacement is under way."""
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(receiver, "BROKEN_CHANNEL_REPLACEMENT_S", 0.0)
+    monkeypatch.setattr(bench.receiver, "_handle_report", fail)
+    record, theirs = bench.worker(pid=os.getpid())
+    if state is None:
+        del bench.fleet.workers[1]
+    else:
+        bench.fleet.workers[1].state = state
+    with theirs:
+        theirs.sendall(encode(ReplacementRequested("why")))
+        bench.reactor.wait(5.0)
+        bench.reactor.wait(0.0)
+    assert record.channel is None, "no more reports are read"
+    followed = [type(event) for event in bench.taken()], bench.gunicorn.killed
+    if state is WorkerState.BOOTING:
+        assert followed == ([events.WorkerFailed], [])
+    elif state is WorkerState.READY:
+        assert followed == ([events.WorkerReplacementRequested], [])
+    elif state in (WorkerState.DRAINING, WorkerState.DYING):
+        assert followed == ([], []), "it has its deadline"
+    else:
+        assert followed == ([], [(os.getpid(), signal.SIGKILL)])
+
+
+def test_a_worker_that_is_ready_and_of_which_the_core_does_not_learn_is_killed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _record, theirs = bench.worker(pid=os.getpid())
+
+    def fail(*_arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(bench.gunicorn, "zd_hook", fail)
+    with theirs:
+        theirs.sendall(encode(Ready()))
+        bench.reactor.wait(5.0)
+    assert bench.taken() == []
+    assert bench.gunicorn.killed == [(os.getpid(), signal.SIGKILL)]
+
+
+def test_the_core_learns_of_an_end_whatever_is_raised_on_the_way(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_names: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(LeftoverProcesses, "worker_gone", fail)
+    monkeypatch.setattr(bench.receiver, "_receive_piece", fail)
+    _record, theirs = bench.worker(pid=4711)
+    with theirs:
+        assert bench.receiver.reaped(4711, 1)
+    assert bench.taken() == [events.WorkerGone(1, "exited with code 1", 1)]
+    assert bench.children.workers == {}
 
 
 def test_a_worker_that_breaks_its_channel_before_its_start_is_killed_or_never_starts(bench: Bench) -> None:
@@ -338,6 +413,24 @@ def test_a_configuration_that_was_evaluated_too_late_is_not_taken(bench: Bench) 
     assert bench.gunicorn.hooks == []
 
 
+def test_a_configuration_whose_fork_server_dies_while_it_is_evaluated_is_not_taken(bench: Bench) -> None:
+    bench.fleet.generations[2] = Generation(2, GenerationState.CONFIGURING, 60.0)
+    channel, theirs = Channel.pair(SERVER_REPORT_BYTES)
+    stderr, written = os.pipe()
+    os.close(written)
+    server = ForkServer(2, 4711, channel, stderr, bench.gunicorn.log, print)
+    bench.children.add_server(server, bench.receiver.receive_from_server)
+    with theirs:
+        bench.executor.execute(events.TakeConfiguration(2, 2))
+        assert bench.receiver.reaped(4711, -9)
+    for thread in threading.enumerate():
+        if thread.name == "zdworker-background":
+            thread.join(5.0)
+    bench.reactor.wait(0.0)
+    assert bench.taken() == [events.GenerationGone(2)]
+    assert bench.gunicorn.hooks == []
+
+
 def test_a_configuration_that_needs_the_main_thread_gets_it(bench: Bench) -> None:
     bench.gunicorn.refusal = GenerationError("the configuration cannot be evaluated")
     bench.gunicorn.refusal.__cause__ = ValueError("signal only works in main thread of the main interpreter")
@@ -380,6 +473,14 @@ def test_a_reload_is_one_record_from_its_start_to_its_end(bench: Bench) -> None:
     )
     assert reload.duration is not None
     assert bench.gunicorn.hooks == ["zd_reload_started", "zd_reload_finished"]
+
+
+def test_a_reload_is_not_done_while_an_address_is_not_listened_on(bench: Bench) -> None:
+    bench.gunicorn.lost = "unix:/run/app.sock"
+    bench.executor.execute(events.ReloadFinished(2, Outcome.DONE))
+    (reload,) = bench.seen.reloads
+    assert reload.result is Outcome.FAILED
+    assert bench.gunicorn.lost in str(reload.error)
 
 
 def test_the_halt_is_what_the_loop_asks_for(bench: Bench) -> None:

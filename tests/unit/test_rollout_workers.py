@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.core_stage import Stage, roll_on, steady
-from zdworker.core.events import Drain, Halt, Kill, KillReason, Policy, Spawn, Start, WorkerReady
+from zdworker.core.events import Drain, Halt, Kill, KillReason, Policy, Reload, Spawn, Start, WorkerReady
 from zdworker.core.steps import KILL_MARGIN_S
 
 
@@ -35,6 +35,19 @@ class TestCrash:
             assert stage.coming() == [(0, 1)]
             stage.gone().boot()
 
+    def test_one_that_says_that_it_leaves_and_goes_on_is_told_to_before_it_is_killed(self) -> None:
+        stage = steady(2).leave(0).boot()
+        time = stage.fleet.policy.graceful_timeout + KILL_MARGIN_S
+        assert stage.passes(time - 0.1).took(Drain, Kill) == []
+        assert stage.passes(0.1).took(Drain, Kill) == [Drain(1)]
+        assert stage.passes(time - 0.1).took(Drain, Kill) == []
+        assert stage.passes(0.1).took(Drain, Kill) == [Kill(1, KillReason.NOT_DRAINED)]
+
+    def test_one_that_leaves_by_itself_is_told_to_at_the_end(self) -> None:
+        stage = steady(2).leave(0).stop()
+        assert stage.took(Drain) == [Drain(1), Drain(2), Drain(3)]
+        assert stage.stop().took(Drain) == []
+
     def test_stable_uptime_resets_the_backoff(self) -> None:
         stage = steady(1)
         for _ in range(5):
@@ -54,6 +67,16 @@ class TestCrash:
             stage.crash(0).passes(8.0).boot()
         roll_on(stage.reload())
         assert stage.crash(0).coming() == [(0, 2)]
+
+    def test_an_order_for_the_old_code_is_called_off_when_the_canary_gets_its_slot(self) -> None:
+        """In the step in which the canary is ordered, because the next event may be long in coming."""
+        stage = steady(1)
+        stage.tell(Reload())
+        stage.leave(0)
+        stage.load()
+        assert (stage.coming(), stage.going()) == ([(0, 1)], [(0, 1)]), "there is no room for the canary"
+        stage.lose_server(1).gone()
+        assert (stage.coming(), stage.going()) == ([(0, 2)], [(0, 1)])
 
     def test_the_replacement_does_not_boot(self) -> None:
         stage = steady(2).crash(0).fail()

@@ -24,6 +24,7 @@ from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
 from zdworker.master.observers import Reload
+from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Lossy, Meter, gauges_of
 from zdworker.master.status import Journal
 from zdworker.settings import Settings
@@ -188,7 +189,7 @@ def test_the_journal_counts() -> None:
     reload = ended(Outcome.FAILED, 0.5)
     journal.reload_started(reload)
     journal.reload_finished(reload, fleet())
-    totals = journal.status(fleet(), {}, {}, Settings())["totals"]
+    totals = journal.status(fleet(), {}, {}, Settings(), Site("/srv", "app:app", []))["totals"]
     assert totals.pop("reload_duration_s") == 0.5
     assert totals == {
         "boots": 2,

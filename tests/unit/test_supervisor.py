@@ -40,7 +40,7 @@ class Configuration(Observer):
     """A configuration that can be taken over, and does nothing."""
 
     current = SimpleNamespace(cfg=None, settings=Settings(control_socket="none"), file="")
-    hook_environment = SimpleNamespace(note=lambda: None)
+    hook_environment = SimpleNamespace(note=lambda: None, changes=dict)
 
     def policy(self) -> events.Policy:
         return events.Policy(workers=1)
@@ -71,6 +71,7 @@ def make_supervisor() -> Supervisor:
         log=logging.getLogger("test"),
         zd_configuration=Configuration(),
         zd_listeners=Observer(),
+        zd_print=print,
         zd_hook=lambda *_arguments: None,
         kill_worker=lambda *_arguments: None,
     )
@@ -144,7 +145,7 @@ def test_a_report_that_cannot_be_handled(
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(15)"]) as process:
-        server = ForkServer(1, process.pid, ours, reader, logging.getLogger("test"))
+        server = ForkServer(1, process.pid, ours, reader, logging.getLogger("test"), print)
         monkeypatch.setattr(launch, "start_generation", lambda *_arguments: server)
         monkeypatch.setattr(Settings, "from_plain", raising(error))
         supervisor.start()

@@ -159,3 +159,22 @@ def test_where_nobody_listens_nothing_is_said(address: str) -> None:
 def test_who_stops_listening_hurts_nobody(ear: socket.socket, notifier: Notifier) -> None:
     ear.close()
     notifier.observe(fleet(), time.monotonic())
+
+
+def test_what_finds_no_room_is_sent_later_in_its_order(ear: socket.socket, notifier: Notifier) -> None:
+    """A systemd that is stopped reads nothing, and the master waits for nothing."""
+    filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    filler.connect(ear.getsockname())
+    filler.setblocking(False)
+    with filler, contextlib.suppress(BlockingIOError):
+        while True:
+            filler.send(b"filler")
+    now = time.monotonic()
+    rolling = fleet(Phase.ROLLING)
+    rolling.reloading = 8
+    for facts in (fleet(), rolling, fleet()):
+        notifier.observe(facts, now)
+    assert time.monotonic() - now < 0.1
+    assert not [said for said in heard(ear) if said != "filler"]
+    notifier.observe(fleet(), now)
+    assert [said.splitlines()[0] for said in heard(ear)] == ["READY=1", "RELOADING=1", "READY=1"]

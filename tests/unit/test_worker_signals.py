@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -134,3 +136,38 @@ def test_the_flag_is_shared() -> None:
     assert not flag.is_set()
     assert forked(flag.set) == 7
     assert flag.is_set()
+
+
+def test_the_applications_may_die_of_its_signal(handlers: Handlers, calls: list[str]) -> None:
+    def application(signum: int, frame: FrameType | None) -> None:
+        calls.append("application")
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    signal.signal(TERM, application)
+    handlers.take_back()
+    for _ in range(2):
+        signal.raise_signal(TERM)
+    assert calls == ["application", "worker", "worker"]
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_handler_in_c_is_called_by_the_kernel(
+    handlers: Handlers, calls: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture, chain: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "traces"
+    with path.open("w") as file:
+        faulthandler.register(TERM, file=file, chain=chain)
+        try:
+            handlers.take_back()
+            handlers.take_back()
+            for _ in range(2):
+                signal.raise_signal(TERM)
+        finally:
+            handlers.set(TERM, lambda *_: None)
+            faulthandler.unregister(TERM)
+    assert calls == ["worker", "worker"]
+    assert path.read_text().count("most recent call first") == 2
+    assert [record.getMessage() for record in caplog.records if "a handler in C for SIGTERM" in record.getMessage()]

@@ -1,9 +1,10 @@
-"""The ``zdworker`` command: reload, status, rollback, metrics.
+"""The ``zdworker`` command: reload, rollback, status, list, metrics.
 
 Rules:
 
 * Exit codes are fixed, because scripts rely on them (:class:`Exit`). With ``--json`` the output for a program is one
-  JSON object on standard output. Errors go to standard error.
+  JSON object on standard output. Errors go to standard error. Where the output cannot be written, the exit code of an
+  order is still that of its result.
 * The command prints what the master has answered and decides nothing itself.
 * What it prints of the master's answers is made printable (:mod:`zdworker.texts`), whichever master has sent it.
 * ``click`` and ``rich`` are imported here and nowhere else, ``prometheus_client`` only by ``openmetrics.py``.
@@ -11,13 +12,11 @@ Rules:
 
 from __future__ import annotations
 
-import io
+import contextlib
+import errno
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import IntEnum
 from typing import Any, NoReturn, TypeVar
@@ -31,8 +30,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from zdworker import texts
-from zdworker.command import client
-from zdworker.errors import MessageError, NoInstance, OrderRefused, SeveralInstances
+from zdworker.command import client, finder, output
+from zdworker.errors import ContradictoryNames, MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
 
 REFRESH_INTERVAL_S = 1.0
@@ -80,13 +79,13 @@ def _with_wait_options(command: Command) -> Command:
 def main() -> None:
     """Zero-downtime deploys for Gunicorn: reload a running master, see what it does, undo a reload.
 
-    The only running master of this user is found by itself; else name it with --pid, --pidfile or --socket.
+    The master that was started in this directory, or above it, is found by itself, and so is the only one that runs;
+    else name it with --pid, --pidfile or --socket. "zdworker list" shows all.
 
-    Exit codes: 0 done, 1 failed (the old code serves on), 2 misuse, 3 no such master or not allowed, 4 timed out.
+    Exit codes: 0 done (also if a newer reload took its place and is done), 1 failed (the old code serves on), 2 misuse,
+    3 no such master or not allowed, 4 timed out.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a character is no failure
+    output.guard()
 
 
 @main.command()
@@ -112,19 +111,33 @@ def rollback(**options: Any) -> None:
 def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool, watch: bool) -> None:
     """Show state, generation, the last reload, and every worker."""
     with _exit_codes(as_json):
-        path = client.find(pid, pidfile, path)
+        master = finder.find(pid, pidfile, path)
         console = Console()
         if not watch:
-            _show(console, client.status(path), as_json)
+            _show(console, _status_of(master), as_json)
             return
         with Live(console=console, auto_refresh=False, screen=console.is_terminal and not as_json) as live:
             while True:
-                found = client.status(path)
+                found = _status_of(master)
                 if as_json or not console.is_terminal:
                     _show(console, found, as_json)
                 else:
                     live.update(_table(found), refresh=True)
                 time.sleep(REFRESH_INTERVAL_S)
+
+
+@main.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def list_masters(as_json: bool) -> None:
+    """Show all running masters of this user: pid, directory, application, addresses, age."""
+    with _exit_codes(as_json):
+        masters = sorted(finder.running(), key=lambda master: (master.fact("directory") or "", master.pid or 0))
+        if as_json:
+            _print_json({"masters": [master.listed() for master in masters]})
+        else:
+            lines = [master.description() for master in masters] or ["no master of this user runs"]
+            click.echo(texts.lines("\n".join(lines)))
+        _require_output()
 
 
 @main.command()
@@ -136,7 +149,8 @@ def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
             from zdworker.command.openmetrics import exposition
         except ModuleNotFoundError as error:
             _exit_with(Exit.MISUSE, f"{error.name} is not installed: pip install 'zdworker[metrics]'", as_json=False)
-        click.echo(exposition(client.status(client.find(pid, pidfile, path))), nl=False)
+        click.echo(exposition(_status_of(_find(pid, pidfile, path))), nl=False)
+        _require_output()
 
 
 @main.command()
@@ -146,6 +160,19 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 (for the type checker: the choice allows known ones only)
     click.echo(kind(main, {}, "zdworker", "_ZDWORKER_COMPLETE").source())
+    _require_output()
+
+
+def _find(pid: int | None, pidfile: str | None, path: str | None, deadline: float | None = None) -> finder.Master:
+    """Return the master that is meant, after a line that says which one it is if that is not obvious."""
+    master = finder.find(pid, pidfile, path, deadline)
+    if master.announcement:
+        _print_error(master.announcement)
+    return master
+
+
+def _status_of(master: finder.Master) -> dict[str, Any]:
+    return client.status(master.path, users=master.users)
 
 
 # -- orders ------------------------------------------------------------------------------------------------------
@@ -163,7 +190,8 @@ def _send_order(
 ) -> None:
     with _exit_codes(as_json):
         deadline = None if timeout is None else time.monotonic() + timeout
-        with client.Connection(client.find(pid, pidfile, path), deadline) as master:
+        found = _find(pid, pidfile, path, deadline)
+        with client.Connection(found.path, deadline, found.users) as master:
             first = master.order(messages.Order(command, wait=not no_wait))
             if isinstance(first, messages.Report):
                 _print_ordered(command, first.status, as_json)
@@ -199,11 +227,13 @@ def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
-    done = outcome.result == "done"
+    done = outcome.result in ("done", "superseded")
     if as_json:
         _print_json(asdict(outcome))
-    elif done:
+    elif outcome.result == "done":
         click.echo(f"{command} done: generation {outcome.generation} serves, after {outcome.duration_s:.1f} s")
+    elif outcome.result == "superseded":
+        click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
         if outcome.traceback:
             _print_error(outcome.traceback.rstrip())
@@ -221,14 +251,14 @@ def _print_error(text: str) -> None:
     click.echo(texts.lines(text), err=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exit_codes(as_json: bool) -> Iterator[None]:
     """Turn an error into one line of output and an exit code."""
     try:
         yield
     except OrderRefused as error:
         _exit_with(Exit.FAILED, str(error), as_json)
-    except SeveralInstances as error:
+    except (SeveralInstances, ContradictoryNames) as error:
         _exit_with(Exit.MISUSE, str(error), as_json)
     except (NoInstance, MessageError) as error:
         _exit_with(Exit.NO_INSTANCE, str(error), as_json)
@@ -236,7 +266,7 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         _exit_with(Exit.TIMED_OUT, str(error), as_json)
     except KeyboardInterrupt:
         # The master still carries out the order. Shells expect 130 (128 + SIGINT).
-        os.write(2, b"\n")
+        click.echo(err=True)
         raise SystemExit(130) from None
 
 
@@ -247,6 +277,15 @@ def _exit_with(code: Exit, text: str, as_json: bool) -> NoReturn:
     raise SystemExit(code)
 
 
+def _require_output() -> None:
+    """Exit if standard output could not be written, for commands that are there to print."""
+    error = output.failure()
+    if error is not None:
+        if error.errno != errno.EPIPE:  # a reader that has left, "head" say, knows that
+            _print_error(f"Error: the output cannot be written: {error.strerror}")
+        raise SystemExit(Exit.FAILED)
+
+
 # -- status ------------------------------------------------------------------------------------------------------
 
 
@@ -255,6 +294,7 @@ def _show(console: Console, status: dict[str, Any], as_json: bool) -> None:
         _print_json(status)
     else:
         console.print(_table(status))
+    _require_output()
 
 
 def _table(status: dict[str, Any]) -> Table:
@@ -269,9 +309,7 @@ def _table(status: dict[str, Any]) -> Table:
             str(worker["slot"]),
             str(worker["pid"] or "-"),
             str(worker["generation"]),
-            f"[{STYLES[worker['state']]}]{worker['state']}[/]"
-            if worker["state"] in STYLES
-            else _in_table(worker["state"]),
+            _styled(worker["state"]),
             f"{worker['age_s']:.0f} s",
             f"{memory / (1 << 20):.0f} MiB" if memory else "-",
             str(worker["connections"]),
@@ -283,12 +321,11 @@ def _table(status: dict[str, Any]) -> Table:
 def _title(status: dict[str, Any]) -> str:
     state, target = status["state"], status["target_generation"]
     going = f", to generation {target}" if target else ""
-    shown = f"[{STYLES.get(state, 'red')}]{_in_table(state)}[/]"
-    return f"master {status['pid']}: {shown}, generation {status['generation']}{going}"
+    return f"master {status['pid']}: {_styled(state)}, generation {status['generation']}{going}"
 
 
 def _caption(status: dict[str, Any]) -> str:
-    lines = [f"{status['reloads']} reloads, {status['crashes']} crashes"]
+    lines = [_in_table(finder.site(status)), f"{status['reloads']} reloads, {status['crashes']} crashes"]
     last = status["last_reload"]
     if last is not None:
         result = last["result"] or "going on"
@@ -298,6 +335,10 @@ def _caption(status: dict[str, Any]) -> str:
         if last["error"]:
             lines.append(_in_table(last["error"]))
     return "\n".join(lines)
+
+
+def _styled(state: str) -> str:
+    return f"[{STYLES.get(state, 'red')}]{_in_table(state)}[/]"
 
 
 def _in_table(text: str) -> str:

@@ -1,12 +1,10 @@
-"""The command's side of the control socket: it finds a running master and exchanges messages with it.
+"""The command's side of the control socket: it exchanges messages with a master.
 
 Rules:
 
-* A master is named by its pid, its pidfile or its socket. Without a name it is the only one that runs; where several
-  run, none is guessed.
-* The kernel is asked which sockets a process listens on, not a log or a file name.
 * The text of every error says what to do.
 * Every wait has an end, because a master that is stopped accepts no connection and answers nothing.
+* The kernel names the user of the process that listens; what an untrusted user's process says is not read.
 """
 
 from __future__ import annotations
@@ -16,12 +14,10 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from zdworker.errors import MessageError, NoInstance, OrderRefused, SeveralInstances
-from zdworker.ipc.control_directory import directory_of
+from zdworker import syscalls
+from zdworker.errors import NoInstance, OrderRefused
 from zdworker.ipc.messages import Message, Order, Refused, Report, decode, encode
 
 ANSWER_TIMEOUT_S = 10.0
@@ -30,98 +26,30 @@ ANSWER_TIMEOUT_S = 10.0
 CONNECT_RETRY_S = 0.05
 """Seconds between two tries to connect to a master whose queue of connections is full."""
 
-UNIX_SOCKETS_FILE = "/proc/{}/net/unix"
-LISTENING_FLAGS = "00010000"
-"""The flags of a listening socket in that file (proc_net_unix(5), __SO_ACCEPTCON)."""
 
+def trusted_users(owner: int | None = None) -> frozenset[int]:
+    """Return the users whose processes may answer as a master: this one and root.
 
-def find(pid: int | None = None, pidfile: str | None = None, path: str | None = None) -> str:
-    """Return the path of a master's control socket.
-
-    :raises NoInstance: there is none.
-    :raises SeveralInstances: there are several, and none is named.
+    :param owner: the user whose master was named, which root alone may order; None if no master was named.
     """
-    if path is not None:
-        return path
-    if pidfile is not None:
-        pid = _read_pidfile(pidfile)
-    if pid is not None:
-        return _socket_of_process(pid)
-    running = list(_running_masters())
-    if len(running) == 1:
-        return running[0]
-    if not running:
-        raise NoInstance("no running master was found: start one, or name it with --pid, --pidfile or --socket")
-    raise SeveralInstances(f"several masters run, name one with --pid or --socket: {', '.join(running)}")
+    users = {0, os.geteuid()}
+    if owner is not None and os.geteuid() == 0:
+        users.add(owner)
+    return frozenset(users)
 
 
-def _read_pidfile(name: str) -> int:
-    try:
-        return int(Path(name).read_text().strip())
-    except (OSError, ValueError) as error:
-        raise NoInstance(f"--pidfile {name} has no pid in it: {error}") from error
-
-
-def _socket_of_process(pid: int) -> str:
-    try:
-        owner = os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        raise NoInstance(f"no process has the pid {pid}") from None
-    default = directory_of(owner) / f"{pid}.sock"
-    if os.path.exists(default):  # not Path.exists(): in another user's directory that raises
-        return str(default)
-    deadline = time.monotonic() + ANSWER_TIMEOUT_S
-    for path in _listening_paths(pid):
-        with contextlib.suppress(NoInstance, MessageError, OrderRefused, TimeoutError):
-            status(path, deadline)
-            return path
-    raise NoInstance(
-        f"the process {pid} has no control socket that can be reached: it is no master of zdworker's, has "
-        "zd_control_socket = 'none', or is another user's"
-    )
-
-
-def _listening_paths(pid: int) -> list[str]:
-    """Return the paths of the sockets that a process listens on."""
-    try:
-        targets = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
-        lines = Path(UNIX_SOCKETS_FILE.format(pid)).read_text().splitlines()
-    except OSError:
-        return []
-    inodes = {target[8:-1] for target in targets if target.startswith("socket:[")}
-    # Num RefCount Protocol Flags Type St Inode Path
-    rows = [line.split(None, 7) for line in lines[1:]]
-    found = [row[7] for row in rows if len(row) == 8 and row[3] == LISTENING_FLAGS and row[6] in inodes]
-    return [path for path in found if path.startswith("/")]
-
-
-def _running_masters() -> Iterator[str]:
-    """Yield the paths of this user's control sockets on which a process listens."""
-    named = os.environ.get("ZD_CONTROL_SOCKET", "")
-    candidates = [Path(named)] if named.startswith("/") else []
-    candidates += sorted(directory_of(os.geteuid()).glob("*.sock"))
-    for path in dict.fromkeys(candidates):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            with contextlib.suppress(BlockingIOError):  # its queue of connections is full: it listens
-                probe.connect(str(path))
-            yield str(path)
-
-
-def status(path: str, deadline: float | None = None) -> dict[str, Any]:
+def status(path: str, deadline: float | None = None, users: frozenset[int] | None = None) -> dict[str, Any]:
     """Return the status of the master that listens on ``path``.
 
     :param deadline: as for :class:`Connection`.
+    :param users: as for :class:`Connection`.
     :raises NoInstance: there is none, or this user may not connect to it.
     :raises OrderRefused: it does not carry the order out.
     :raises MessageError: its answer is not a message.
     :raises TimeoutError: it does not answer in time.
     """
-    with Connection(path, deadline) as master:
-        answer = master.order(Order("status"))
-    if not isinstance(answer, Report):
-        raise NoInstance(f"{path} gave a strange answer: {answer!r}")
-    return answer.status
+    with Connection(path, deadline, users) as master:
+        return master.status()
 
 
 class Connection:
@@ -129,12 +57,14 @@ class Connection:
 
     :param deadline: when to give up connecting and ordering, by ``time.monotonic()``; at the latest after
         :data:`ANSWER_TIMEOUT_S` seconds.
-    :raises NoInstance: no process listens there, or this user may not connect.
+    :param users: the users that are trusted to be the master's; :func:`trusted_users` by default.
+    :raises NoInstance: no process listens there, this user may not connect, or another user listens there.
     :raises TimeoutError: the master does not accept the connection in time.
     """
 
-    def __init__(self, path: str, deadline: float | None = None) -> None:
+    def __init__(self, path: str, deadline: float | None = None, users: frozenset[int] | None = None) -> None:
         self._path = path
+        self._users = trusted_users() if users is None else users
         self._deadline = min(time.monotonic() + ANSWER_TIMEOUT_S, math.inf if deadline is None else deadline)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rest = b""
@@ -149,6 +79,14 @@ class Connection:
         except OSError as error:
             self.close()
             raise NoInstance(f"no master listens on {path}: {error.strerror or error}") from None
+        self.peer = syscalls.peer(self._socket)
+        """The process that listens there; None where that is unknown."""
+        if self.peer is not None and self.peer.uid not in self._users:
+            self.close()
+            raise NoInstance(
+                f"a process of another user (uid {self.peer.uid}) listens on {path}, and is not trusted: run this as "
+                "that user, or as root with --pid or --socket"
+            )
 
     def _connect(self) -> None:
         self._socket.setblocking(False)  # with a timeout, a full queue is an error at once, too (connect(2))
@@ -172,6 +110,13 @@ class Connection:
         """Close the connection."""
         self._socket.close()
 
+    def status(self) -> dict[str, Any]:
+        """Ask for the status; see :func:`status`."""
+        answer = self.order(Order("status"))
+        if not isinstance(answer, Report):
+            raise NoInstance(f"{self._path} gave a strange answer: {answer!r}")
+        return answer.status
+
     def order(self, order: Order) -> Message:
         """Send an order and return the first answer.
 
@@ -183,7 +128,13 @@ class Connection:
         self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
         with contextlib.suppress(ConnectionError):  # the master has closed the connection: receive() raises for that
             self._socket.sendall(encode(order))
-        return self.receive(self._deadline)
+        try:
+            return self.receive(self._deadline)
+        except TimeoutError:
+            if order.command != "status":
+                raise
+            text = f"the master on {self._path} does not answer: it is stopped, or has too much to do"
+            raise TimeoutError(text) from None
 
     def receive(self, deadline: float | None) -> Message:
         """Return the next answer.
@@ -204,8 +155,12 @@ class Connection:
             except TimeoutError:
                 if deadline is not None:
                     raise TimeoutError("timed out waiting; what was ordered goes on") from None
-                with contextlib.suppress(NoInstance):  # a reload may give the control socket another path
-                    status(self._path)
+                try:
+                    status(self._path, users=self._users)
+                except TimeoutError as error:
+                    raise TimeoutError(f"timed out waiting: {error}") from None
+                except NoInstance:
+                    pass  # a reload may give the control socket another path
                 continue
             if not data:
                 raise NoInstance(f"the master on {self._path} has closed the connection: it has ended, or is too busy")

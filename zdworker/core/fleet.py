@@ -189,8 +189,8 @@ def step(table: Mapping[tuple[State, Cause], State], state: State, cause: Cause)
 class Worker:
     """One worker process. ``worker_id`` counts all workers of the master, as Gunicorn's ``age`` does.
 
-    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds, ``killed``
-    that the order to kill it was given.
+    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds, ``told``
+    that the order to tell it to leave was given, ``killed`` that the order to kill it was.
     """
 
     worker_id: int
@@ -201,6 +201,7 @@ class Worker:
     ready_at: float | None = None
     verified: bool = False
     replacement_requested: bool = False
+    told: bool = False
     killed: bool = False
 
     @property

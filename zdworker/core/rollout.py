@@ -432,6 +432,10 @@ class Rollout:
 
     def _expire(self, worker: Worker, now: float) -> None:
         before = worker.state
+        if before is WorkerState.DRAINING and not worker.told:
+            # It says that it has stopped accepting, and goes on. It may have requests, and was never told to leave.
+            self._steps.tell(worker, now)
+            return
         worker.state = step(WORKERS, before, WorkerCause.EXPIRE)
         if before is WorkerState.READY:
             worker.deadline, worker.verified = None, True
@@ -508,11 +512,13 @@ class Rollout:
         if not fleet.running:
             return
         facts = fleet.facts()
-        while (leaving := plan.next_to_leave(facts)) is not None:
-            self._steps.drain(leaving, now)
-            facts = fleet.facts()
-        while (filling := plan.next_to_fill(facts, now)) is not None:
-            self._steps.spawn(*filling, now)
+        while True:
+            if (leaving := plan.next_to_leave(facts)) is not None:
+                self._steps.drain(leaving, now)
+            elif (filling := plan.next_to_fill(facts, now)) is not None:
+                self._steps.spawn(*filling, now)  # which may make another worker of the slot superfluous
+            else:
+                break
             facts = fleet.facts()
         if plan.converged(facts) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
             self._steps.settle(facts, now)

@@ -289,7 +289,12 @@ class Steps:
         """Tell a worker to leave; one that has served for long has mended its slot."""
         if _stable(worker.ready_at, now):
             self.fleet.slot(worker.slot).failures = 0
+        self.tell(worker, now)
+
+    def tell(self, worker: Worker, now: float) -> None:
+        """Tell a worker to leave, which may have stopped accepting by itself."""
         worker.state = step(WORKERS, worker.state, WorkerCause.DRAIN)
+        worker.told = True
         self.await_exit(worker, now)
         self.actions.append(Drain(worker.worker_id, self.fleet.quick))
 
@@ -336,7 +341,7 @@ class Steps:
             fleet.exit_status, fleet.exit_reason = event.status, event.reason
         fleet.loading, fleet.reload_again, fleet.previous = None, False, None
         for worker in list(fleet.workers.values()):
-            if worker.state is not WorkerState.DYING and (not worker.leaving or event.quick):
+            if worker.state is not WorkerState.DYING and (not worker.told or event.quick):
                 self.drain(worker, now)
         for number in list(fleet.generations):
             self.end(number)

@@ -1,9 +1,9 @@
 """Generations without a fork server: the master itself forks the workers.
 
 Rules: this is for a command that cannot be run a second time (a program read from standard input, a child of
-multiprocessing) and for systems without a subreaper. Reloads are rolling and ready-gated as with fork servers, and each
-worker imports the application itself, so its code is fresh. The modules that the configuration has imported stay as
-they were at the start, and nothing is preloaded.
+multiprocessing or of a program that forks) and for systems without a subreaper. Reloads are rolling and ready-gated as
+with fork servers. Each worker loads the application itself, and nothing is preloaded. What the master has imported by
+then is in the workers as it was: a reload is refused once that has changed on disk (``master/loaded_code.py``).
 """
 
 from __future__ import annotations

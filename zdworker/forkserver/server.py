@@ -1,6 +1,7 @@
 """A generation: a fresh interpreter that runs the master's own command up to the point where it would become a master.
 
-Run as ``python -m zdworker.forkserver <channel> -- <what the master was started with>``.
+Run as ``python -m zdworker.forkserver <channel> -- <what the master was started with>``, and by itself a second time
+with two further descriptors (``restart.py``).
 
 Rules:
 
@@ -9,10 +10,14 @@ Rules:
 * A failure to load (an exception, an exit, a worker class that is not zdworker's) is sent to the master with a reason.
   Until the generation is loaded, standard error is a pipe, through which the master gets all that is printed.
 * Directory, ``sys.path`` and package paths are physical: a late import comes from the release that was current at the
-  start, wherever the link points by then.
+  start, wherever the link points by then (``places.py``).
+* With ``zd_preload = "auto"`` the application is imported here, and what that leaves open or running decides: if there
+  is something, the fork server starts once more, and does not import it.
 * The fork server keeps no listening socket, because the kernel would go on completing connections into it. The only
   signal that it handles is a log rotation's. It ends when its channel is closed and, by its death signal, with its
   master.
+* If the application has started processes at import, the death signal is one that can be handled, once all is loaded:
+  with the master's death these processes end, too, after the workers, which may need them.
 * The workers get the signal handlers back that a preloaded application has set. In the fork server these could take the
   end of a child that it waits for, or end it.
 """
@@ -20,60 +25,89 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gc
 import os
+import pkgutil
 import runpy
 import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from types import FrameType
 from typing import Any, NoReturn
 
 from zdworker import gunicorn_config, log_files, roles, syscalls, texts
-from zdworker.descendants import end_own_descendants
+from zdworker.descendants import end_own_descendants, own_descendants
 from zdworker.errors import GenerationError, ZdError
-from zdworker.forkserver import import_checks, worker_boot
+from zdworker.forkserver import import_checks, preloading, randomness, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
+from zdworker.forkserver.places import Places
+from zdworker.forkserver.restart import Restart, first_message
+from zdworker.forkserver.tls_check import refuse_bad_tls
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Spawn
+from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
 
 UNUSABLE_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
 
+ORPHANED_WORKERS_S = 1.4
+"""Seconds after which no worker is left whose master is dead (``ORPHAN_LIMIT_S`` in ``workers/base.py``)."""
+
 # The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
-_fork, _waitpid, _poll = os.fork, os.waitpid, select.poll
+_fork, _waitpid, _poll, _sleep = os.fork, os.waitpid, select.poll, time.sleep
 
 
 def main() -> NoReturn:
     """Be the fork server that the command line asks for."""
-    number, command = int(sys.argv[1]), sys.argv[3:]
+    end = sys.argv.index("--")
+    number, *restarted = map(int, sys.argv[1:end])
+    command = sys.argv[end + 1 :]
+    restart = Restart(number)
     os.set_inheritable(number, False)
     channel = Channel(socket.socket(fileno=number), takes_descriptors=True)
-    init = _first_message(channel)
+    init = _first_message(channel, restarted)
     syscalls.set_death_signal(signal.SIGKILL)
     if os.getppid() != init.master:
         os._exit(0)
     for signum in syscalls.HELD_SIGNALS:
         signal.signal(signum, _ignore_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
-    _set_paths(init)
+    places = Places(init.directory)
+    _set_paths(init, places)
     distrust_stale_bytecode(init.started)
-    generation = Generation(channel, init)
+    generation = Generation(channel, init, places, restart)
     try:
         _redirect_arbiter(generation)
+        if command[0] not in ("-m", "-c"):
+            places.note(Place.SCRIPT, command[0])
         _run_command(command, init.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
     except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
         generation.fail(error)
 
 
-def _first_message(channel: Channel) -> Init:
-    for message, _sender in channel.receive().messages:
-        if isinstance(message, Init):
-            return message
+def _first_message(channel: Channel, restarted: list[int]) -> Init:
+    """Return the master's first message, or what takes its place at a second start.
+
+    :param restarted: the descriptors of the second start: of the message, and of what came with it.
+    """
+    if restarted:
+        init, *descriptors = restarted
+        for number in descriptors:
+            os.set_inheritable(number, False)
+        channel.descriptors = descriptors
+        return first_message(init)
+    closed = False
+    while not closed:
+        received = channel.receive()
+        for message, _sender in received.messages:
+            if isinstance(message, Init):
+                return message
+        closed = received.closed or bool(received.error)
     os._exit(0)  # the master ended before it could send anything
 
 
@@ -81,10 +115,9 @@ def _ignore_signal(signum: int, frame: FrameType | None) -> None:
     """Ignore a signal that is meant for the master. SIG_IGN would not do, because workers would inherit it."""
 
 
-def _set_paths(init: Init) -> None:
+def _set_paths(init: Init, places: Places) -> None:
     """Enter the directory in which the master was started, and make all import paths physical."""
-    with contextlib.suppress(OSError):
-        os.chdir(init.directory)
+    places.enter()
     with contextlib.suppress(OSError):
         # Gunicorn trusts PWD (``util.getcwd``) and would put the link into sys.path.
         os.environ["PWD"] = os.getcwd()
@@ -92,7 +125,7 @@ def _set_paths(init: Init) -> None:
         os.environ.pop("PYTHONSAFEPATH", None)
         if not getattr(sys.flags, "safe_path", False):
             del sys.path[0]  # the working directory, which ``-m`` has put there: Python 3.10 has no safe path
-    sys.path[:] = [os.path.realpath(path) for path in sys.path]
+    places.resolve_import_path()
     package = sys.modules["zdworker"]
     package.__path__[:] = [os.path.realpath(path) for path in package.__path__]
 
@@ -112,7 +145,8 @@ def _run_command(command: list[str], safe_path: bool) -> None:
         exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, which runs a second time
     else:
         sys.argv = command
-        if not safe_path:
+        # Not for a directory or an archive, which runpy puts there itself: a start does not look beside those.
+        if not safe_path and pkgutil.get_importer(command[0]) is None:
             sys.path.insert(0, os.path.dirname(os.path.realpath(command[0])))
         runpy.run_path(command[0], run_name="__main__")
 
@@ -138,12 +172,18 @@ def _redirect_arbiter(generation: Generation) -> None:
 class Generation:
     """One state of the code: its configuration, its worker class and, when preloaded, its application."""
 
-    def __init__(self, channel: Channel, init: Init) -> None:
+    def __init__(self, channel: Channel, init: Init, places: Places, restart: Restart) -> None:
         self.channel = channel
         self.number = init.generation
         self.master = init.master
-        self._configuration = init.configuration
+        self._pid = os.getpid()
+        self._init = init
+        self._places = places
+        self._restart = restart
+        self._preloads = False
+        self._not_preloaded = init.not_preloaded
         self._stderr = channel.take(init.descriptors)["stderr"][0]
+        self._pipe = os.fstat(2)
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.loaded = False
@@ -157,9 +197,11 @@ class Generation:
         """Load the generation, report that to the master, and fork workers until the master closes the channel."""
         try:
             warnings = self._load(app)
+            self._restart.forget()
             self.loaded = True
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
+            self._take_care_of_processes()
             while True:
                 received = self.channel.receive()
                 for message, _sender in received.messages:
@@ -168,15 +210,41 @@ class Generation:
                     elif isinstance(message, Spawn):
                         self._spawn(message)
                 if received.closed or received.error:
-                    os._exit(0)
+                    self._end()
         except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
             self.fail(error)
+
+    def _take_care_of_processes(self) -> None:
+        """Live to see the master's death, if there are processes to end then: while it lives, it does that itself.
+
+        The signal resumes this process if it is stopped, and is handled wherever Python waits.
+        """
+        if not own_descendants():
+            return
+        signal.signal(signal.SIGCONT, self._end_if_orphaned)
+        syscalls.set_death_signal(signal.SIGCONT)
+        self._end_if_orphaned()
+
+    def _end_if_orphaned(self, signum: int = 0, frame: FrameType | None = None) -> None:
+        if os.getpid() == self._pid and os.getppid() != self.master:  # and not a process between two forks
+            self._end()
+
+    def _end(self) -> NoReturn:
+        """End, and what the application has started at import with it, if the master is dead."""
+        try:
+            if own_descendants():
+                _sleep(ORPHANED_WORKERS_S)  # the channel of a master that dies ends before the master has died, too
+                if os.getppid() != self.master:
+                    end_own_descendants(UNUSABLE_GRACE_S)
+        finally:
+            os._exit(0)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
         failure = _load_failed(error, configured=self.app is not None)
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
+        if self._places.obstacle and not self.loaded:
+            failure = dataclasses.replace(failure, reason=f"{self._places.obstacle}; {failure.reason}")
+        worker_boot.flush_streams()
         if not self.loaded:  # later there are workers that may need what the application has started
             end_own_descendants(UNUSABLE_GRACE_S)
         with contextlib.suppress(OSError):
@@ -189,28 +257,48 @@ class Generation:
         self.app, self.cfg = app, app.cfg
         self.worker_class = self.cfg.worker_class
         gunicorn_config.refuse_foreign_class(self.cfg)
-        gunicorn_config.refuse_missing_file(self.cfg, self._configuration)
+        self._places.refuse_unreachable(app)
+        gunicorn_config.refuse_missing_file(self.cfg, self._init.configuration)
         gunicorn_config.refuse_patching()
         self.settings = gunicorn_config.zd_settings(self.cfg)
         self._resolve_paths()
+        worker_boot.set_environment(self._init.environment)
         os.environ.update(self.cfg.env)
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
         self._take_rotations()
-        if self.cfg.preload_app:
+        self._decide_preload()
+        if self._preloads:
             self.worker_class.zd_prepare(self.cfg)
-        before = import_checks.descriptors()
-        if self.cfg.preload_app:
-            self.app.wsgi()
+        before = import_checks.snapshot()
+        if self._preloads:
+            with randomness.noting_generators():
+                self.app.wsgi()
+        found = import_checks.findings(before)
+        if self._preloads and not self.cfg.preload_app:
+            self._load_again_unless_clean([*found, *import_checks.doubts(before)])
         self._keep_application_handlers()
-        warnings = [*self.worker_class.zd_warnings(self.cfg), *import_checks.warnings(before)]
         # Also without preload, so that the workers share the memory of the worker class's own libraries.
         self.worker_class.zd_preload(self.cfg)
+        if self.cfg.is_ssl:
+            refuse_bad_tls(self.worker_class, self.cfg)
         # The garbage collector writes to the objects that it visits, which would copy their pages into every worker.
         gc.freeze()
-        return warnings
+        return [*self.worker_class.zd_warnings(self.cfg), *import_checks.warnings(found)]
+
+    def _decide_preload(self) -> None:
+        word = preloading.by_word(self.cfg, self.settings)
+        if word is None and not self._not_preloaded:
+            self._not_preloaded = preloading.hindrance(self.cfg)
+        self._preloads = not self._not_preloaded if word is None else word
+
+    def _load_again_unless_clean(self, found: list[import_checks.Finding]) -> None:
+        """Start again, and leave the import to the workers, if it has left what they should not inherit."""
+        what = "; ".join(finding.what for finding in found if finding.new)
+        if what:
+            self._restart.run(dataclasses.replace(self._init, not_preloaded=what), self._stderr)
 
     def _take_rotations(self) -> None:
         """Reopen the log files on a rotation: the old file takes up space until the last process has closed it."""
@@ -218,7 +306,9 @@ class Generation:
 
     def _keep_application_handlers(self) -> None:
         """Set the fork server's own handlers, and keep what the application has set at import for the workers."""
-        before = {signum: signal.getsignal(signum) for signum in (*syscalls.HELD_SIGNALS, signal.SIGCHLD)}
+        before = {
+            signum: signal.getsignal(signum) for signum in (*syscalls.HELD_SIGNALS, signal.SIGCHLD, signal.SIGCONT)
+        }
         # None is a handler that Python did not set, and cannot set again.
         self._application_handlers = {signum: handler for signum, handler in before.items() if handler is not None}
         for signum in syscalls.HELD_SIGNALS:
@@ -228,23 +318,33 @@ class Generation:
 
     def _resolve_paths(self) -> None:
         """Make ``sys.path`` physical again, into which ``--chdir`` and ``--pythonpath`` may have put links."""
-        sys.path[:] = [os.path.realpath(path) for path in sys.path]
+        file = gunicorn_config.file_of(self.cfg)
+        if file:
+            self._places.note(Place.CONFIGURATION, os.path.abspath(file))
+        self._places.note(Place.CHDIR, self.cfg.chdir)
+        self._places.resolve_import_path()
         self.cfg.settings["chdir"].value = os.getcwd()
 
     def _loaded(self, warnings: list[str]) -> Loaded:
+        self._places.note_application(self.app)
         return Loaded(
             protocol=PROTOCOL,
-            preloaded=bool(self.cfg.preload_app),
+            preloaded=self._preloads,
             values=gunicorn_config.plain_values(self.cfg),
             settings=self.settings.to_plain(),
             warnings=warnings,
+            places=self._places.to_plain(),
+            not_preloaded="" if self._preloads else self._not_preloaded,
         )
 
     def _restore_stderr(self) -> None:
         """Restore the master's standard error for the workers, unless a log file has taken the place of the pipe."""
-        sys.stderr.flush()
-        pipe = os.stat(2)
-        if (pipe.st_mode & 0o170000) == 0o010000:
+        worker_boot.flush_streams()
+        try:
+            is_pipe = os.path.samestat(os.fstat(2), self._pipe)
+        except OSError:  # the application has closed it
+            is_pipe = True
+        if is_pipe:
             os.dup2(self._stderr, 2)
         os.close(self._stderr)
 

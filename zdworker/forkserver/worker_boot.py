@@ -31,6 +31,7 @@ from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls, texts
 from zdworker.descendants import end_own_descendants
+from zdworker.forkserver import randomness
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
@@ -144,9 +145,10 @@ def _run(
     """Make the worker, serve, run the last hook, and return the exit code."""
     from gunicorn import util
 
-    _set_environment(generation.hook_data.environment)
+    set_environment(generation.hook_data.environment)
     # Before the worker is made, which draws its share of max_requests_jitter: all forks have the same random state.
     util.seed()
+    randomness.seed_again()
     generation.worker_class.zd_prepare(generation.cfg)
     worker = ending.worker = _make_worker(generation, spawn, descriptors)
     worker.zd_reporter = Reporter(report)
@@ -163,7 +165,7 @@ def _run(
             log.warning("Exception during worker exit:\n%s", traceback.format_exc())
 
 
-def _set_environment(changes: dict[str, str | None]) -> None:
+def set_environment(changes: dict[str, str | None]) -> None:
     """Set the variables that hooks have set in the master, and remove those that are None."""
     for name, value in changes.items():
         if value is None:
@@ -289,11 +291,8 @@ class _Exit:
             else:
                 signal.signal(signal.SIGALRM, on_signal)
                 signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIMEOUT_S)
-                _stop_executors(EXECUTORS_S if self._time_left() > 0 else EXECUTORS_AFTER_CUT_S)
-            # Not sys.exit: it would join the application's own threads first, however long they take.
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
+                stop_executors(EXECUTORS_S if self._time_left() > 0 else EXECUTORS_AFTER_CUT_S)
+            run_exit_functions()
         finally:
             self._end(code)
 
@@ -323,7 +322,23 @@ class _Exit:
             os._exit(code)
 
 
-def _stop_executors(limit_s: float) -> None:
+def flush_streams() -> None:
+    """Write what the standard streams hold, where they can: an application may have put anything in their place."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+
+
+def run_exit_functions() -> None:
+    """Call the ``atexit`` functions, and write out what was printed.
+
+    Not by ``sys.exit``: it would join the application's own threads first, however long they take.
+    """
+    atexit._run_exitfuncs()
+    flush_streams()
+
+
+def stop_executors(limit_s: float) -> None:
     """Stop executors: call what Python calls at its exit before it joins threads (``threading._register_atexit``).
 
     That waits for work that has begun, which may take for ever. So it runs in a thread that is waited for only so long.

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zdworker import texts
 from zdworker.errors import MessageError
 
 PROTOCOL = 2
@@ -35,12 +36,30 @@ MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 # -- fork server to master ---------------------------------------------------------------------------------------
 
 
+class Place:
+    """The kinds of places that a generation comes from."""
+
+    DIRECTORY = "directory"
+    """The start directory."""
+    CHDIR = "chdir"
+    """Gunicorn's setting: where the application is loaded."""
+    SCRIPT = "script"
+    CONFIGURATION = "configuration"
+    INTERPRETER = "interpreter"
+    PATH = "path"
+    """The entries of ``sys.path`` before the application was imported."""
+    APPLICATION = "application"
+    """The file of the application's module."""
+
+
 @dataclass(frozen=True)
 class Loaded:
     """The generation is loaded: its configuration is valid and, when it preloads, its application is imported.
 
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
-    ``warnings`` are lines for the log.
+    ``warnings`` are lines for the log. ``places`` has for each kind of :class:`Place` what each name led to when it was
+    used; what is unknown is left out. ``not_preloaded`` says why ``zd_preload = "auto"`` has left the import to the
+    workers, "" if it has not.
     """
 
     protocol: int
@@ -48,6 +67,8 @@ class Loaded:
     values: dict[str, Any] = field(repr=False)
     settings: dict[str, Any] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
+    places: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+    not_preloaded: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +105,9 @@ class Init:
     ``master`` is the master's pid. ``directory`` is the directory in which the master was started, by its logical path.
     ``safe_path`` means that the master was started with ``-P``. ``descriptors`` names the descriptor that comes with
     the message: the master's standard error. ``configuration`` is the file that the master's configuration was read
-    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch.
+    from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch. ``environment`` is
+    what hooks in the master have set by now, None for a variable that they have removed. ``not_preloaded`` is not the
+    master's: with it a fork server starts itself again that has found, after the import, why it should not preload.
     """
 
     generation: int
@@ -94,6 +117,8 @@ class Init:
     descriptors: list[str]
     configuration: str = ""
     started: int = 0
+    environment: dict[str, str | None] = field(default_factory=dict, repr=False)
+    not_preloaded: str = ""
 
 
 @dataclass(frozen=True)
@@ -260,8 +285,9 @@ Message = (
 SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(ServerReport), MESSAGE_MAX_BYTES)
 """Bytes that each kind of message from a fork server may have; it sends no others."""
 
-REPORTED_TEXT_BYTES = 64 * 1024
-"""Bytes that a text in a worker's report may have, as JSON."""
+REPORTED_TEXT_BYTES = 2 * texts.LINES_MAX
+"""Bytes that a text in a worker's report may have, as JSON. A text for a reader fits if it is mostly ASCII, of which a
+character takes one byte, or two where JSON needs a backslash."""
 
 WORKER_REPORT_BYTES: dict[type[Message], int] = {
     **dict.fromkeys(typing.get_args(WorkerReport), 1024),
@@ -285,9 +311,11 @@ def encode(message: Message) -> bytes:
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
 
 
-def reported_text(text: str) -> str:
-    """Return the end of ``text``, where the reason stands, as far as it fits into a worker's report."""
-    text = text[-REPORTED_TEXT_BYTES:]
+def reported_text(text: str, longest: int = texts.LINES_MAX) -> str:
+    """Return a text for a reader, in ``longest`` characters, as far as it fits into a worker's report: what does not is
+    cut off its beginning, because the reason stands at the end.
+    """
+    text = texts.lines(text, longest)
     while len(json.dumps(text)) > REPORTED_TEXT_BYTES + len('""'):
         text = text[len(text) // 8 + 1 :]
     return text

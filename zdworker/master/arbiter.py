@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from gunicorn import __version__, sock
+from gunicorn import __version__, sock, systemd
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
@@ -31,9 +31,12 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
-from zdworker.master import launch
+from zdworker.forkserver.bytecode import distrust_stale_bytecode
+from zdworker.master import addresses, launch
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
+from zdworker.master.loaded_code import LoadedCode
+from zdworker.master.log_writer import LogWriter
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reconfiguration import Configuration
 from zdworker.master.supervisor import Supervisor
@@ -48,7 +51,7 @@ NEEDED = (
     "handle_chld", "handle_usr1", "handle_usr2", "handle_winch",
 )
 # fmt: on
-NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "close_sockets"), (WorkerTmp, "last_update"))
+NEEDED_ELSEWHERE = ((sock, "_sock_type"), (sock, "create_sockets"), (WorkerTmp, "last_update"))
 KNOWN_VERSIONS = "25.0.3 to 27"
 KNOWN_REQUIREMENT = "gunicorn>=25.0.3,<28"
 
@@ -57,9 +60,6 @@ MISSING_SHOWN = 3
 
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
-
-SD_LISTEN_FDS_START = 3
-"""The first descriptor that systemd hands over (sd_listen_fds(3))."""
 
 
 class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
@@ -81,7 +81,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self._zd_take_over()
         except (SettingError, UnsupportedGunicorn, GenerationError) as error:
             refuse_start(str(error))
-        stock_run(self)
+        try:
+            stock_run(self)
+        except BaseException as end:
+            if not self._zd_log_writer.end():
+                os._exit(_exit_code(end))  # Python's own exit would wait for the log
+            raise
 
     def _zd_take_over(self) -> None:
         # Not hasattr(self, …): that would find methods of this class that Gunicorn may have ceased to call.
@@ -93,15 +98,19 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 f"'{KNOWN_REQUIREMENT}' (it lacks {', '.join(missing[:MISSING_SHOWN])})"
             )
         gunicorn_config.refuse_patching()
+        log_files.guard(self.log)
+        self._zd_log_writer = LogWriter(self.log)
+        distrust_stale_bytecode(time.time_ns() - launch.SAME_DEPLOY_NS)
         self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
         self._zd_leftovers_by: float | None = None
+        self._zd_handed_over = self._zd_find_handed_over()
+        addresses.refuse_unusable_at_start(addresses.places(self.cfg, os.getcwd()), self._zd_handed_over)
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
         self._zd = Supervisor(self, self._zd_command(), _GunicornObserver(self))
         self.WORKERS = self._zd.children.workers_by_pid
-        log_files.guard(self.log)
         for name in unknown_environment(os.environ):
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
 
@@ -111,12 +120,14 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             if not syscalls.become_subreaper():
                 raise GenerationError("this system has no subreaper")
             self._zd_warn_of_unknown_directory()
-            return launch.capture(self._zd_start_environment, str(Chdir.default))
+            return launch.capture(self._zd_start_environment, str(Chdir.default), daemon=self.cfg.daemon)
         except GenerationError as error:
+            loaded = self.zd_configuration.loaded_code = LoadedCode(str(Chdir.default), str(error))
             self.log.warning(
-                "Workers are forked from the master (%s): modules that the configuration imports stay as they are "
-                "until a restart, and nothing is preloaded.",
+                "Workers are forked from the master (%s): what it has imported stays in its memory until a restart "
+                "(%s), and a reload fails once that has changed on disk. Nothing is preloaded.",
                 error,
+                loaded.summary(),
             )
             return None
 
@@ -142,9 +153,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         with self._zd_systemd_not_notified():
             super().start()
         if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
-            self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_inherited())
+            self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_handed_over)
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))
-        self.zd_listeners.take(self.LISTENERS, self.cfg.reuse_port and not self.systemd)
+        self.zd_configuration.take_start(self._zd_handed_over)
         self._zd.start()
 
     @contextlib.contextmanager
@@ -157,11 +168,13 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             if address is not None:
                 os.environ["NOTIFY_SOCKET"] = address
 
-    def _zd_inherited(self) -> range | None:
-        """Return the descriptors that systemd has handed over (sd_listen_fds(3))."""
-        if not self.systemd:
-            return None
-        return range(SD_LISTEN_FDS_START, SD_LISTEN_FDS_START + int(self._zd_start_environment["LISTEN_FDS"]))
+    def _zd_find_handed_over(self) -> list[int]:
+        """Return the descriptors that systemd (sd_listen_fds(3)) or an old master hands over, as Gunicorn does."""
+        number = systemd.listen_fds(unset_environment=False)
+        if number:
+            return list(range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + number))
+        handed_over = os.environ.get("GUNICORN_FD", "") if "GUNICORN_PID" in os.environ else ""
+        return [int(number) for number in handed_over.split(",") if number]
 
     def init_signals(self) -> None:
         """Set Gunicorn's handlers, and have signals wake the poll."""
@@ -273,12 +286,24 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
         try:
-            hook = self.cfg.zd_hooks.get(name) if name.startswith("zd_") else getattr(self.cfg, name)
+            hook = self._zd_hook_of(name)
             if hook is not None:
-                with self._zd.leftovers.masters_own():
+                with self._zd.leftovers.masters_own(), self.zd_configuration.modules.of_hooks():
                     hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             self.log.exception("The hook %s raised; nothing else comes of it.", name)
+
+    def _zd_hook_of(self, name: str) -> Callable[..., object] | None:
+        """Return the hook of the configuration; None for Gunicorn's own, which does nothing."""
+        if name.startswith("zd_"):
+            zd_hook: Callable[..., object] | None = self.cfg.zd_hooks.get(name)
+            return zd_hook
+        hook: Callable[..., object] = getattr(self.cfg, name)
+        return None if hook is self.cfg.settings[name].default else hook
+
+    def zd_print(self, text: str) -> None:
+        """Write a text to the master's standard error, in its turn among the lines of the log."""
+        self._zd_log_writer.write(text)
 
     def _zd_count(self, name: str) -> None:
         """Count in what ``gunicornc show stats`` shows (Gunicorn 25.1 and later)."""
@@ -346,7 +371,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def _zd_close_listeners(self) -> None:
         """Close the listening sockets, and unlink those that have a path."""
         self.LISTENERS = []
-        self.zd_listeners.close(unlink=not self.systemd)
+        # As in Gunicorn: an old master that has handed its sockets over, and is still there, needs their files.
+        self.zd_listeners.close(unlink=not self.systemd and not self.master_pid)
 
     def _zd_in_forked_child(self) -> None:
         """Let go of the other processes' channels, in Gunicorn's dirty arbiter or a worker forked from the master."""
@@ -364,6 +390,13 @@ def refuse_start(reason: str) -> NoReturn:
     sys.exit(1)
 
 
+def _exit_code(end: BaseException) -> int:
+    """Return the code with which Python would exit for an exception."""
+    if not isinstance(end, SystemExit):
+        return 1
+    return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
 class _GunicornObserver(Observer):
     """What Gunicorn's own parts learn of the fleet: its statistics, its dirty arbiter, its listening sockets."""
 
@@ -379,9 +412,17 @@ class _GunicornObserver(Observer):
         self._arbiter._zd_count("workers_spawned")
 
     def configuration_taken(self) -> None:
-        """Have the dirty arbiter reload, too."""
+        """Have the dirty arbiter reload, too, and say what that means.
+
+        Gunicorn imports the dirty applications in the master, whose fork the dirty arbiter is, and so in all the dirty
+        workers that this ever forks (Gunicorn 25.0 to 27.0).
+        """
         if self._arbiter.dirty_arbiter_pid:
             self._arbiter.kill_dirty_arbiter(signal.SIGHUP)
+            self._arbiter.log.warning(
+                "Gunicorn's dirty workers run the code of the master's start (%s): a change of it needs a restart",
+                ", ".join(map(str, self._arbiter.cfg.dirty_apps)),
+            )
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Close the listening sockets once the workers have been told to leave.

@@ -38,16 +38,26 @@ class ForkServer:
 
     :param stderr: the reading end of the pipe that is its standard error until it has loaded.
     :param log: the master's logger.
+    :param show: is called with what it has written there, made printable.
     """
 
-    def __init__(self, number: int, pid: int, channel: Channel, stderr: int, log: Any) -> None:
+    def __init__(
+        self, number: int, pid: int, channel: Channel, stderr: int, log: Any, show: Callable[[str], None]
+    ) -> None:
         self.number = number
         self.pid = pid
         self.channel = channel
         self.stderr = stderr
         self.descendants: list[Descendant] | None = None
         """The processes below it when it was killed; None as long as it was not."""
+        self.interpreter = ""
+        """The path by which its interpreter was started."""
+        self.places: dict[str, dict[str, str]] = {}
+        """The places that it comes from (``messages.Place``), once it has loaded."""
+        self.not_preloaded = ""
+        """Why ``zd_preload = "auto"`` has left the import to the workers, "" if it has not."""
         self._log = log
+        self._show = show
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._hook_data = HookData()
@@ -82,8 +92,7 @@ class ForkServer:
                 return False
             text = texts.printed(self._decoder.decode(data))
             self._tail = (self._tail + text)[-texts.LINES_MAX :]
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())
+            self._show(text)
         return True
 
     def printed(self) -> str:
@@ -188,6 +197,7 @@ class Children:
         self.servers[server.number] = server
         self._reactor.add(server.channel.fileno(), lambda: on_message(server))
         self._reactor.add(server.stderr, lambda: self._read_stderr(server))
+        self._flush(server)
 
     def _read_stderr(self, server: ForkServer) -> None:
         if not server.read_stderr():  # no process has it open any more: the usual case once a generation has loaded

@@ -9,8 +9,11 @@ Rules:
 * No client can block the master. A client is read when its socket is readable, a bounded piece at a time, and in each
   turn of the loop one order of all clients is answered. A client that does not read its answers or sends no order in
   time is disconnected. The number of clients is limited.
-* A client that waits gets the outcome of the first reload that started after its order and has ended. A superseded
-  reload does not count, because the reload that superseded it loads even newer code.
+* Each order gets an answer. A client that waits gets the outcome of the first reload that started after its order and
+  has ended. A superseded reload does not end the wait, because the reload that superseded it loads even newer code;
+  where that is done, the client's outcome says that its own reload was superseded.
+* A socket at a path that the settings name has a link in the directory where the command looks, so that it finds every
+  master of its user.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from zdworker.core import events
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.control_directory import directory_of
+from zdworker.ipc.control_directory import directory_of, is_private
 from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
@@ -81,14 +84,16 @@ class Client:
     """One connection.
 
     ``after`` is the newest generation before the client's order, None if the client does not wait. ``rolls_back`` means
-    that it waits for a rollback. ``progress`` is the message that was sent to it last. ``orders`` have come and are not
-    answered yet. After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at``
-    is when it came or its last order was answered, by ``time.monotonic()``.
+    that it waits for a rollback. ``superseded`` is the generation that its own order has loaded, if a newer reload took
+    its place. ``progress`` is the message that was sent to it last. ``orders`` have come and are not answered yet.
+    After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at`` is when it
+    came or its last order was answered, by ``time.monotonic()``.
     """
 
     channel: Channel
     after: int | None = None
     rolls_back: bool = False
+    superseded: int | None = None
     progress: Progress | None = None
     orders: collections.deque[Message] = field(default_factory=collections.deque)
     error: str = ""
@@ -106,6 +111,7 @@ class Control(Observer):
     def __init__(self, orders: Orders, reactor: Reactor, log: Any) -> None:
         self.path = ""
         self._inode: tuple[int, int] | None = None
+        self._link = ""
         self._orders = orders
         self._reactor = reactor
         self._log = log
@@ -120,10 +126,12 @@ class Control(Observer):
     def configuration_changed(self, settings: Settings) -> None:
         """Listen where the settings say; a failure is only logged, because serving needs no control socket."""
         wanted = settings.control_socket
+        self._remove_link()  # the new socket may be where it is
         try:
             self.open("" if wanted == "none" else wanted or default_path(os.getpid()))
         except ControlError as error:
             self._log.warning("The zdworker command will not reach this master: %s", error)
+        self._place_link()
 
     def open(self, path: str) -> None:
         """Listen on ``path``, and close the socket that was open before.
@@ -140,6 +148,22 @@ class Control(Observer):
             self._inode = _inode_of(path)
             self._reactor.add(listener.fileno(), self._accept)
 
+    def _place_link(self) -> None:
+        """Have the command find a socket that is not in the default directory; without a link it has to be named."""
+        if not self.path:
+            return
+        with contextlib.suppress(ControlError, OSError):
+            link, target = default_path(os.getpid()), os.path.abspath(self.path)
+            if target != link:
+                os.symlink(target, link)
+                self._link = link
+
+    def _remove_link(self) -> None:
+        if self._link:
+            with contextlib.suppress(OSError):
+                os.unlink(self._link)
+            self._link = ""
+
     def close(self) -> None:
         """Close the socket and the connections of all clients."""
         self._close_listener()
@@ -154,6 +178,7 @@ class Control(Observer):
         with contextlib.suppress(OSError):
             if _inode_of(self.path) == self._inode:  # else another master has put its own socket there
                 os.unlink(self.path)
+        self._remove_link()
         self.path, self._listener = "", None
 
     def _accept(self) -> None:
@@ -168,7 +193,8 @@ class Control(Observer):
             self._reactor.pause(listener)
             self._reactor.call_later(ACCEPT_RETRY_S, lambda: self._reactor.resume(listener))
             return
-        if len(self._clients) >= MAX_CLIENTS or syscalls.peer_uid(connection) not in (None, 0, os.geteuid()):
+        peer = syscalls.peer(connection)
+        if len(self._clients) >= MAX_CLIENTS or (peer is not None and peer.uid not in (0, os.geteuid())):
             connection.close()
             return
         connection.setblocking(False)
@@ -218,8 +244,6 @@ class Control(Observer):
     def _answer_next(self) -> None:
         """Answer one order, of the client whose turn it is; the others have theirs in the next turns of the loop."""
         client = self._with_orders.popleft()
-        if client.after is not None:  # one order at a time
-            client.orders.clear()
         if client.orders:
             client.active_at = time.monotonic()
             self._answer(client, client.orders.popleft())
@@ -242,13 +266,16 @@ class Control(Observer):
         if not isinstance(message, Order) or message.command not in COMMANDS:
             self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
+        if client.after is not None and message.command != "status":
+            self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
+            return
         try:
             self._carry_out(client, message)
         except GenerationError as error:
             client.after = None
             self._send(client, Refused(f"there can be no {message.command}: {error}"))
         else:
-            if not message.wait:
+            if not message.wait or message.command == "status":  # which has nothing to wait for
                 self._send(client, Report(self._orders.status()))
 
     def _carry_out(self, client: Client, order: Order) -> None:
@@ -256,12 +283,13 @@ class Control(Observer):
             return
         if self._orders.fleet.stopping:
             raise GenerationError("the master is stopping")
+        client.superseded, client.rolls_back = None, order.command == "rollback"
         if order.command == "reload":
             client.after = self._orders.fleet.last_generation if order.wait else None
             self._orders.reload()
         else:
             # A rollback may end at once, and goes to a generation that exists already, so every generation counts.
-            client.after, client.rolls_back = 0 if order.wait else None, True
+            client.after = 0 if order.wait else None
             self._orders.roll_back()
 
     def _send(self, client: Client, message: Message) -> None:
@@ -289,13 +317,15 @@ class Control(Observer):
 
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         """Send the outcome to the clients that wait for it."""
-        if reload.result is events.Outcome.SUPERSEDED:
-            return
         for client in list(self._clients.values()):
             # A rollback also calls off a reload that is loading, and one that was to follow it.
-            if client.after is not None and (reload.generation > client.after or reload.called_off):
-                client.after, client.active_at = None, time.monotonic()
-                self._send(client, _outcome(reload, fleet, client.rolls_back))
+            if client.after is None or not (reload.generation > client.after or reload.called_off):
+                continue
+            if reload.result is events.Outcome.SUPERSEDED:
+                client.superseded = client.superseded or reload.generation
+                continue
+            client.after, client.active_at = None, time.monotonic()
+            self._send(client, _outcome(reload, fleet, client))
 
     def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
         """Answer the clients that wait for a reload that makes no progress and cannot go back, and is retried."""
@@ -313,10 +343,13 @@ def _for_program(message: Message) -> Message:
     return dataclasses.replace(message, **fields)
 
 
-def _outcome(reload: Reload, fleet: Fleet, rolls_back: bool) -> Outcome:
+def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
     serving, duration_s = serving_generation(fleet) or 0, reload.duration_s()
-    if rolls_back and reload.called_off:
+    if client.rolls_back and reload.called_off:
         return Outcome("done", serving, duration_s, serving)
+    if client.superseded and reload.result is events.Outcome.DONE:
+        reason = f"a newer reload took its place: its generation {reload.generation} serves"
+        return Outcome(events.Outcome.SUPERSEDED.value, client.superseded, duration_s, serving, reason)
     result = reload.result or events.Outcome.FAILED
     return Outcome(result.value, reload.generation, duration_s, serving, reload.error or "", reload.traceback or "")
 
@@ -364,16 +397,27 @@ def _remove_dead(path: str) -> None:
         return
     if not is_socket:
         raise FileExistsError(0, "there is a file, and it is no socket")
+    if _is_listened_on(path):
+        raise FileExistsError(0, "another master listens there")
+    os.unlink(path)
+
+
+def _remove_dead_link(path: str) -> None:
+    """Remove a link to a socket that no process listens on; anything else stays."""
+    if os.path.islink(path) and not _is_listened_on(path):
+        os.unlink(path)
+
+
+def _is_listened_on(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # with the queue of a stopped process full, the connect would wait for that process
         try:
             probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
         except BlockingIOError:
             pass  # its queue is full: it listens
-    raise FileExistsError(0, "another master listens there")
+    return True
 
 
 def default_path(pid: int) -> str:
@@ -386,14 +430,15 @@ def default_path(pid: int) -> str:
     directory = directory_of(os.geteuid())
     try:
         directory.mkdir(mode=0o700, parents=False, exist_ok=True)
-        found = directory.lstat()
+        private = is_private(directory, os.geteuid())
     except OSError as error:
         raise ControlError(f"{directory} cannot be made for the control socket: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not private:
         raise ControlError(f"{directory} is not a directory that only this user can enter: no control socket in there")
     path = directory / f"{pid}.sock"
     for left in directory.glob("*.sock"):
-        if left != path:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            _remove_dead_link(str(left))
+            if left != path:
                 _remove_dead(str(left))
     return str(path)

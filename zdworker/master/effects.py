@@ -11,12 +11,14 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from zdworker import gunicorn_config, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
+from zdworker.core.fleet import Purpose
 from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
@@ -24,7 +26,7 @@ from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
 from zdworker.master import launch
 from zdworker.master.background import call_in_background
-from zdworker.master.children import WorkerRecord
+from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
@@ -117,8 +119,13 @@ class Executor:
             self._local[number] = self._local_generation(number)
             self._publish(events.GenerationLoaded(number, preloaded=False))
             return
+        loading = self._fleet.loading
         try:
-            server = launch.start_generation(number, self._command, configuration.current.file, self._log)
+            if loading is not None and loading.purpose is Purpose.RELOAD:  # not for a fork server that has died
+                launch.refuse_changed_archive(self._command)
+            hooked = configuration.hook_environment.changes()
+            file, show = configuration.current.file, self._gunicorn.zd_print
+            server = launch.start_generation(number, self._command, file, hooked, self._log, show)
         except (OSError, ValueError, GenerationError) as error:
             self._publish(events.GenerationFailed(number, f"no fork server can be started: {error}"))
             return
@@ -147,12 +154,18 @@ class Executor:
         if configuration.is_kept(action.configuration):
             self._take_evaluated(action, None)
             return
+        server = self._children.servers.get(action.generation)
         # In a thread, because the loop has to go on however long the configuration takes, or if it never ends.
         call_in_background(
             self._reactor,
-            lambda: configuration.evaluate(action.configuration),
+            lambda: self._evaluate(action, server),
             lambda result: self._evaluated(action, result),
         )
+
+    def _evaluate(self, action: events.TakeConfiguration, server: ForkServer | None) -> Evaluated:
+        if self._command is not None and server is not None:
+            launch.refuse_moved(self._command, server)
+        return self._gunicorn.zd_configuration.evaluate(action.configuration)
 
     def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | BaseException) -> None:
         configuration = self._gunicorn.zd_configuration
@@ -263,6 +276,9 @@ class Executor:
 
     def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
+            loaded_code = self._gunicorn.zd_configuration.loaded_code
+            if loaded_code is not None:
+                loaded_code.note()
             every = self._gunicorn.zd_listeners.every()
             pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
             self._children.set_pid(record, pid)
@@ -341,13 +357,20 @@ class Executor:
         self._gunicorn.zd_hook("zd_reload_started")
 
     def _reload_finished(self, action: events.ReloadFinished) -> None:
+        lost = self._gunicorn.zd_configuration.not_listened_on() if action.outcome is Outcome.DONE else ""
+        if lost:  # a Unix socket's file was removed in the middle of the rollout, say
+            reason = f"all workers are new, but {lost} is not listened on any more; reload again"
+            action = replace(action, outcome=Outcome.FAILED, reason=reason)
         reload = self._reloads.pop(action.generation, None) or Reload.begin(action.generation)
         reload.duration = time.monotonic() - reload.began
         reload.result, reload.called_off = action.outcome, action.called_off
         reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
         reload.traceback = texts.lines(action.traceback) or None
         self._observers.notify(Observer.reload_finished, reload, self._fleet)
-        self._log_outcome(action)
+        if lost:
+            self._log.error("Reload: generation %s: %s", action.generation, action.reason)
+        else:
+            self._log_outcome(action)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
 
     def _log_outcome(self, action: events.ReloadFinished) -> None:

@@ -4,9 +4,14 @@ Rules:
 
 * The command is captured once, when the master starts: ``sys.orig_argv``, the environment before the configuration
   changed it, and the start directory by its logical path (``current``, not the release that the link pointed to).
+* The interpreter is started in the start directory, so that everything relative leads where it leads for a start at
+  that moment: PYTHONPATH, PYTHONHOME, PATH, the script, the interpreter's own path. :func:`start_interpreter` is the
+  one place that starts one.
 * For a script, the interpreter is the one that its ``#!`` line names now, so that a virtual environment inside
   ``current/`` changes with the link. For other commands it is the master's own, by the path by which it was called, so
   that it changes with the link too.
+* A generation reports the places that it comes from. It is refused if they are not those of a start at the end of its
+  load any more (:func:`refuse_moved`).
 * The interpreter is started with ``posix_spawn`` and never with ``fork``, because the master may have threads
   (Gunicorn's control server is one).
 * Signals that end a process by default are blocked until the new interpreter has handlers, so that a ``kill`` of the
@@ -22,7 +27,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +36,7 @@ from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
+from zdworker.syscalls import FileState, file_state
 
 SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
@@ -44,9 +50,11 @@ class Command:
     """The command that has started the master.
 
     ``interpreter`` and ``options`` are Python's path and options; ``target`` is what it runs with its arguments: ``-m``
-    and a module, ``-c`` and code, or a script. ``directory`` is the start directory by its logical path. ``safe_path``
+    and a module, ``-c`` and code, or a script, as it was called. ``directory`` is the start directory by its logical
+    path. ``safe_path``
     means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started, less
-    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch.
+    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked from,
+    empty if it was not, and ``archive_state`` that file's state at the start.
     """
 
     interpreter: str
@@ -56,45 +64,94 @@ class Command:
     directory: str
     safe_path: bool
     started: int
+    archive: str = ""
+    archive_state: FileState | None = None
 
     @property
     def script(self) -> str | None:
         """The path of the script, or None for ``-m`` and ``-c``."""
-        return None if self.target[0] in ("-m", "-c") else self.target[0]
+        return None if self.target[0] in ("-m", "-c") else os.path.join(self.directory, self.target[0])
 
 
-def capture(environment: Mapping[str, str], directory: str) -> Command:
+def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> Command:
     """Return the command that started this process.
 
     :param environment: the environment it was started with.
-    :param directory: the logical directory it was started in.
+    :param directory: the logical directory that it was in when Gunicorn was imported.
+    :param daemon: Gunicorn has made a daemon of this process, by forking it.
     :raises GenerationError: it cannot be run again; the text says why.
     """
     parent = sys.modules.get("multiprocessing.process")
     if parent is not None and parent.parent_process() is not None:
         raise GenerationError("this is a child of multiprocessing")
+    if getattr(sys, "frozen", False):
+        raise GenerationError("this is a frozen application")
+    if syscalls.was_forked() and not daemon:
+        # The command would start what forked this process once more, and that might start anything besides.
+        raise GenerationError("this is a fork of the program that was started")
     options, target = _split(list(sys.orig_argv[1:]))
     if target[0] not in ("-m", "-c"):
-        # Not os.path.abspath, which would put the present release into the command instead of the link to it.
-        target[0] = os.path.normpath(os.path.join(directory, target[0]))
+        directory = _start_directory(target[0], environment, directory)
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
     started = time.time_ns() - SAME_DEPLOY_NS
-    own = _interpreter_as_called(directory)
-    return Command(own, options, target, dict(environment), directory, safe_path, started)
+    own = _interpreter_as_called(environment, directory)
+    archive = _archive(environment, os.path.join(directory, target[0]))
+    state = file_state(archive) if archive else None
+    return Command(own, options, target, dict(environment), directory, safe_path, started, archive, state)
 
 
-def _interpreter_as_called(directory: str) -> str:
+def _archive(environment: Mapping[str, str], script: str) -> str:
+    """Return the file that a script was unpacked from by PEX, which has replaced itself with it then; else "".
+
+    The script lies in a directory that is named after the contents, so it stays as it is for ever.
+    """
+    unpacked = os.path.exists(os.path.join(os.path.dirname(os.path.realpath(script)), "PEX-INFO"))
+    return environment.get("PEX", "") if unpacked else ""
+
+
+def refuse_changed_archive(command: Command) -> None:
+    """Refuse a reload of a program that was unpacked from a file which is another by now.
+
+    :raises GenerationError: it is; the command would run what was unpacked at the start.
+    """
+    if command.archive and file_state(command.archive) != command.archive_state:
+        raise GenerationError(
+            f"the program was unpacked from {command.archive} at its start, and that file has changed: only a restart "
+            "unpacks it again"
+        )
+
+
+def _start_directory(script: str, environment: Mapping[str, str], directory: str) -> str:
+    """Return the logical directory that a script was started in; it may have left it before it imported Gunicorn."""
+    file = str(getattr(sys.modules["__main__"], "__file__", None) or "")
+    began = file.removesuffix(script)  # the interpreter has put the start directory before a relative path
+    if began in ("", file):
+        return directory
+    for logical in (directory, environment.get("PWD", ""), began):
+        with contextlib.suppress(OSError):
+            if os.path.samefile(logical, began):
+                return logical
+    return directory
+
+
+def _interpreter_as_called(environment: Mapping[str, str], directory: str) -> str:
     """Return the path of this interpreter below the logical start directory, if it was called by such a path.
 
     ``sys.executable`` has the release that the link pointed to at the start: with ``venv/bin/python`` every generation
     would use the virtual environment of the first release.
     """
-    called = sys.orig_argv[0] if "/" in sys.orig_argv[0] else sys.executable
-    path = os.path.normpath(os.path.join(directory, called))
+    called = sys.orig_argv[0]
+    path = os.path.join(directory, called) if "/" in called else _which(called, environment, directory)
     with contextlib.suppress(OSError):
-        if os.path.samefile(path, sys.executable):
+        if path is not None and os.path.samefile(path, sys.executable):
             return path
     return sys.executable
+
+
+def _which(name: str, environment: Mapping[str, str], directory: str) -> str | None:
+    """Return where ``PATH`` has a program; its relative entries count from the start directory."""
+    entries = environment.get("PATH", os.defpath).split(os.pathsep)
+    return shutil.which(name, path=os.pathsep.join(os.path.join(directory, entry) for entry in entries))
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -141,23 +198,35 @@ def interpreter(command: Command) -> list[str]:
     try:
         with open(command.script, "rb") as file:
             line = file.readline(4096)
+    except IsADirectoryError:  # its __main__.py is run
+        return own
     except OSError as error:
         raise GenerationError(f"the command cannot be run again: {error}") from error
     # Not shlex.split(): a quote has no meaning there for the kernel either (execve(2)).
     words = os.fsdecode(line[2:]).split() if line.startswith(b"#!") else []
     if words and os.path.basename(words[0]) == "env":
-        found = shutil.which(words[1], path=command.environment.get("PATH")) if len(words) == 2 else None
+        found = _which(words[1], command.environment, command.directory) if len(words) == 2 else None
         words = [found] if found else []
-    if not words or not os.path.basename(words[0]).startswith(("python", "pypy")) or not os.path.exists(words[0]):
+    if not words or not os.path.basename(words[0]).startswith(("python", "pypy")):
         return own
-    return [words[0], *(words[1:] or command.options)]
+    path = os.path.join(command.directory, words[0])
+    return [path, *(words[1:] or command.options)] if os.path.exists(path) else own
 
 
-def start_generation(number: int, command: Command, configuration: str, log: Any) -> ForkServer:
+def start_generation(
+    number: int,
+    command: Command,
+    configuration: str,
+    hooked: dict[str, str | None],
+    log: Any,
+    show: Callable[[str], None],
+) -> ForkServer:
     """Start the fork server of a generation.
 
     :param configuration: the file that the master's configuration was read from, empty without one.
+    :param hooked: the environment variables that hooks have set, None for those that they have removed.
     :param log: the master's logger.
+    :param show: is called with what the fork server prints.
     :raises OSError: the system gives no process, pipe or socket.
     :raises GenerationError: the command cannot be run again.
     """
@@ -174,11 +243,13 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
             descriptors=["stderr"],
             configuration=configuration,
             started=command.started,
+            environment=hooked,
         )
-        # The message is sent before there is a reader, so that the master never waits for the other side.
+        # The message is sent before there is a reader; the registry of children sends what there is no room for yet.
         log.debug("master -> fork server of generation %s: %r", number, init)
-        channel.send(init, [2])
-        pid = _spawn(command, other, writer)
+        channel.post(init, [2])
+        words = interpreter(command)
+        pid = _spawn(command, words, other, writer)
     except BaseException:
         channel.close()
         if stderr >= 0:
@@ -188,22 +259,24 @@ def start_generation(number: int, command: Command, configuration: str, log: Any
         other.close()
         if writer >= 0:
             os.close(writer)
-    return ForkServer(number, pid, channel, stderr, log)
+    server = ForkServer(number, pid, channel, stderr, log, show)
+    server.interpreter = words[0]
+    return server
 
 
-def _spawn(command: Command, channel: socket.socket, stderr: int) -> int:
-    """Start the interpreter and return its pid.
+def _spawn(command: Command, words: list[str], channel: socket.socket, stderr: int) -> int:
+    """Start a fork server and return its pid.
 
+    :param words: the interpreter with its options.
     :param channel: the fork server's end of the channel.
     :param stderr: the descriptor that becomes its standard error.
     :raises OSError: there is no such interpreter, or no process can be started.
-    :raises ValueError: the ``#!`` line of the command's script cannot be split into words.
-    :raises GenerationError: the command's script is gone.
+    :raises GenerationError: the interpreter or the command's script is gone.
     """
     # With a safe path the fork server's own imports do not find a types.py of the application in the working directory.
     environment = {**command.environment, "PYTHONSAFEPATH": "1"}
     number = 3 + max(channel.fileno(), stderr)
-    words = [*interpreter(command), "-m", "zdworker.forkserver", str(number), "--", *command.target]
+    words = [*words, "-m", "zdworker.forkserver", str(number), "--", *command.target]
     actions: list[tuple[Any, ...]] = [
         (os.POSIX_SPAWN_DUP2, channel.fileno(), number),
         (os.POSIX_SPAWN_DUP2, stderr, 2),
@@ -211,6 +284,59 @@ def _spawn(command: Command, channel: socket.socket, stderr: int) -> int:
     # Where the master was started without one of them, a file of its own may be in its place (the log, say).
     closed = [stream for stream in (0, 1) if not os.get_inheritable(stream)]
     actions += [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_RDWR, 0) for stream in closed]
-    return os.posix_spawn(
-        words[0], words, environment, file_actions=actions, setsigmask=syscalls.HELD_SIGNALS, setsigdef=[signal.SIGCHLD]
-    )
+    return start_interpreter(command.directory, words, environment, actions)
+
+
+def start_interpreter(
+    directory: str, words: list[str], environment: Mapping[str, str], actions: list[tuple[Any, ...]]
+) -> int:
+    """Start an interpreter in the start directory and return its pid.
+
+    If that directory cannot be entered, the interpreter is started in the root directory, where nothing relative leads
+    into the code of an earlier release. The generation fails if it depends on the start directory (``places.py``).
+
+    :param words: the interpreter's path and its arguments.
+    :param actions: what is done with descriptors, as ``os.posix_spawn`` takes it.
+    :raises OSError: there is no such interpreter, or no process can be started.
+    """
+    # posix_spawn sets no directory, so this process changes to it for the moment. A thread with a directory of its own
+    # would not do: the child's death signal comes when the thread ends that has started it (prctl(2)).
+    before = os.open(".", os.O_PATH)
+    try:
+        try:
+            os.chdir(directory)
+        except OSError:
+            os.chdir("/")
+        return os.posix_spawn(
+            words[0],
+            words,
+            environment,
+            file_actions=actions,
+            setsigmask=syscalls.HELD_SIGNALS,
+            setsigdef=[signal.SIGCHLD],
+        )
+    finally:
+        os.fchdir(before)
+        os.close(before)
+
+
+def refuse_moved(command: Command, server: ForkServer) -> None:
+    """Refuse a generation whose places are not those that a start at this moment would use.
+
+    :raises GenerationError: one leads elsewhere now; the text has both, and what to do.
+    """
+    now = interpreter(command)[0]
+    if now != server.interpreter:
+        raise GenerationError(
+            f"the command's interpreter was {server.interpreter} when the generation started and is {now} now: "
+            "reload again"
+        )
+    for names in server.places.values():
+        for name, before in names.items():
+            now = os.path.realpath(name)
+            if os.path.isabs(name) and now != before:
+                missing = "" if os.path.exists(now) else ", which does not exist,"
+                raise GenerationError(
+                    f"{name} pointed to {before} when the generation started and points to {now}{missing} now: "
+                    "reload again"
+                )

@@ -2,7 +2,10 @@
 
 Rules:
 
-* A socket whose address is in the new configuration too is kept open, so that no connection in its queue is lost.
+* A socket that the new configuration names too, by whatever address (``addresses.py``), is kept open, so that no
+  connection in its queue is lost.
+* A Unix socket whose file is gone, or has given way to another, is one that no client reaches: it does not count as
+  open. Only its own file is removed, never that of another server.
 * With ``reuse_port`` each slot has a socket of its own, which goes from worker to worker: connections that wait in its
   queue when a worker leaves or dies are answered by the next one. The first slot's socket is the one that Gunicorn
   knows; each other one is opened when its slot gets its first worker.
@@ -19,7 +22,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +30,7 @@ from gunicorn import sock
 
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import GenerationError
+from zdworker.master.addresses import Key, Place, path_key
 from zdworker.master.observers import Observer
 
 HANDSHAKE_S = 0.25
@@ -39,7 +43,7 @@ _MODULO, _JUMP_IF_EQUAL, _RETURN = 0x94, 0x15, 0x06  # include/uapi/linux/bpf_co
 _TCP_INFO_UNACKED = 24  # offset in struct tcp_info, include/uapi/linux/tcp.h; of a listener: its queue's length
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """The sockets of one address, in the order in which the kernel numbers them.
 
@@ -47,15 +51,51 @@ class Group:
 
     :param first: the one that Gunicorn has opened; it belongs to the first slot.
     :param socket_per_slot: whether each slot has a socket of its own; else all slots have ``first``.
+    :param place: the address of ``bind`` that it was opened for; None for a socket that was handed over by systemd or
+        by an old master. Such a one stays for as long as no ``bind`` has named it.
     """
 
     first: Any
     socket_per_slot: bool
+    place: Place | None
     slots: list[int] = field(default_factory=lambda: [0])
     sockets: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sockets.append(self.first)
+        self.handed_over = self.place is None or isinstance(self.place.key, int)
+        name = self.first.getsockname()
+        name = os.fsdecode(name) if isinstance(name, bytes) else name  # an abstract one
+        path = name if isinstance(name, str) and name and not name.startswith("\0") else None
+        if path is not None and self.handed_over and not os.path.isabs(path):
+            path = None  # it starts in a directory that is not known here
+        self._path = os.path.abspath(path) if path is not None else None
+        self._file = _file_identity(self._path)
+        self._text = f"unix:{self._path}" if self._path else str(self.first)
+        self._names: set[Key] = {path_key(self._path, "/") if self._path else name}
+        if self.place is not None:
+            self._names |= {self.place.address, self.place.key}
+
+    def __str__(self) -> str:
+        return self._text
+
+    def is_named(self, place: Place) -> bool:
+        """Return whether this is the socket that an address means, and clients that go there reach it."""
+        return place.key in self._names and (self.handed_over or self._has_its_file())
+
+    def has_lost(self, place: Place) -> bool:
+        """Return whether another server has put its file in the place of this socket's."""
+        return place.key in self._names and not self._has_its_file() and _file_identity(self._path) is not None
+
+    def _has_its_file(self) -> bool:
+        # The inode is not reused for another file while the socket is open.
+        return _file_identity(self._path) == self._file
+
+    def unlink(self) -> None:
+        """Remove the file of a Unix socket, if it is this socket's."""
+        if self._path and self._file and self._has_its_file():
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
 
     def close(self, slot: int) -> None:
         """Close the socket of a slot; the last socket takes its number (``reuseport_detach_sock`` in the kernel)."""
@@ -76,36 +116,84 @@ class Listeners(Observer):
         self._groups: list[Group] = []
         self._live: frozenset[int] = frozenset()
 
-    def take(self, listeners: Iterable[Any], socket_per_slot: bool) -> None:
+    def take(self, listeners: Iterable[Any], places: Iterable[Place | None], socket_per_slot: bool) -> None:
         """Take over sockets that Gunicorn has opened.
 
+        :param places: the address of each; None for one that was handed over.
         :param socket_per_slot: whether each slot gets a socket of its own for these addresses.
         """
-        for listener in listeners:
+        for listener, place in zip(listeners, places, strict=True):
             # Gunicorn makes them inheritable for its own re-exec, which is not used here; no fork server may get them.
             os.set_inheritable(listener.fileno(), False)
-            self._groups.append(Group(listener, socket_per_slot and _can_have_socket_per_slot(listener)))
+            self._groups.append(Group(listener, socket_per_slot and _can_have_socket_per_slot(listener), place))
 
-    def open(self, cfg: Any, known: Mapping[Any, Any]) -> list[Any]:
-        """Return the listeners for the addresses of ``cfg``.
+    def open(self, cfg: Any, places: Sequence[Place]) -> list[Any]:
+        """Return the listeners for addresses: those that are open already, and new ones for new addresses.
 
-        :param known: those that are open already, by address.
+        Those that were handed over and that no ``bind`` has named are among them.
+
+        :param cfg: the configuration with which new ones are opened.
         :raises GenerationError: a new one cannot be opened; those that this call has opened are closed again.
         """
-        found = dict(known)
-        opened: list[Any] = []
-        for address in cfg.address:
-            if address in found:
-                continue
-            try:
-                found[address] = sock._sock_type(address)(address, cfg, self._log)
-            except (OSError, ValueError, TypeError) as error:
-                for listener in opened:
-                    listener.close()
-                raise GenerationError(f"the new address {address!r} cannot be opened: {error}") from error
-            opened.append(found[address])
-        self.take(opened, cfg.reuse_port)
-        return [found[address] for address in cfg.address]
+        known = len(self._groups)
+        found: list[Group] = []
+        try:
+            for place in places:
+                found.append(self._find(place, found) or self._open(place, cfg))
+        except GenerationError:
+            for group in self._groups[known:]:
+                self._close(group)
+            raise
+        for group in self._groups[known:]:
+            self._log.info("Now listening at: %s", group)
+        for place, group in zip(places, found, strict=True):
+            group.place = group.place or place
+        found += [group for group in self._groups if group.place is None]
+        return [group.first for group in dict.fromkeys(found)]
+
+    def claims(self, place: Place) -> bool:
+        """Return whether an address is open already; the socket belongs to it from now on."""
+        group = self._find(place)
+        if group is not None:
+            group.place = group.place or place
+        return group is not None
+
+    def _find(self, place: Place, taken: Sequence[Group] = ()) -> Group | None:
+        """Return the sockets that an address means, None if there are none.
+
+        :param taken: those of other addresses, for an address whose port the kernel chooses.
+        """
+        named = (group for group in self._groups if group.is_named(place))
+        return next((group for group in named if not (place.any_port and group in taken)), None)
+
+    def _open(self, place: Place, cfg: Any) -> Group:
+        if isinstance(place.key, int):
+            raise GenerationError(
+                f"{place} cannot be opened by a reload: a descriptor is handed over at the start, and closed when bind "
+                "does not name it; that needs a restart"
+            )
+        if any(group.has_lost(place) for group in self._groups):
+            raise GenerationError(f"{place} is the socket of another server now: stop that one, or remove the file")
+        address = place.key[:2] if isinstance(place.key, tuple) else place.key
+        if isinstance(place.address, str) and os.path.isabs(place.address):
+            address = place.address  # its physical path may be too long for a socket
+        try:
+            if place.error:
+                raise OSError(place.error)
+            with _umask_restored(address):
+                listener = sock._sock_type(address)(address, cfg, self._log)
+        except (OSError, ValueError, OverflowError) as error:
+            raise GenerationError(f"the new address {place} cannot be opened: {error}") from error
+        self.take([listener], [place], cfg.reuse_port)
+        return self._groups[-1]
+
+    def listens(self, place: Place) -> bool:
+        """Return whether an address is listened on, by the kernel's account of its socket."""
+        group = self._find(place)
+        try:
+            return group is not None and bool(group.first.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        except (OSError, AttributeError):  # it is closed; Gunicorn's wrapper has no socket then
+            return False
 
     def every(self) -> list[Any]:
         """Return all sockets that are open."""
@@ -114,16 +202,26 @@ class Listeners(Observer):
     def keep(self, used: list[Any]) -> None:
         """Close the addresses that are not among ``used``."""
         for group in [g for g in self._groups if g.first not in used]:
-            self._groups.remove(group)
-            for listener in group.sockets:
-                listener.close()
+            closed = str(group)
+            self._close(group)
+            self._log.info("Closed: %s", closed)
+
+    def _close(self, group: Group) -> None:
+        self._groups.remove(group)
+        if not group.handed_over:
+            group.unlink()
+        for listener in group.sockets:
+            listener.close()
 
     def close(self, unlink: bool) -> None:
         """Close all sockets, and remove the files of Unix sockets if ``unlink`` is set, as Gunicorn does."""
-        every, self._groups = self.every(), []
-        for listener in every:
-            with contextlib.suppress(OSError):
-                sock.close_sockets([listener], unlink)
+        groups, self._groups = self._groups, []
+        for group in groups:
+            if unlink:
+                group.unlink()
+            for listener in group.sockets:
+                with contextlib.suppress(OSError):
+                    listener.close()
 
     # -- reuse_port ----------------------------------------------------------------------------------------------
 
@@ -190,6 +288,29 @@ class Listeners(Observer):
         """Return the number of connections that wait to be accepted in the sockets of ``slot`` alone."""
         own = [g.sockets[g.slots.index(slot)] for g in self._groups if g.socket_per_slot and slot in g.slots]
         return sum(_queue_length(listener) for listener in own)
+
+
+@contextlib.contextmanager
+def _umask_restored(address: Key) -> Iterator[None]:
+    """Restore the umask if the body raises: Gunicorn leaves it changed when a Unix socket cannot be bound."""
+    umask = os.umask(0) if isinstance(address, str) else None
+    if umask is not None:
+        os.umask(umask)
+    try:
+        yield
+    except BaseException:
+        if umask is not None:
+            os.umask(umask)
+        raise
+
+
+def _file_identity(path: str | None) -> tuple[int, int] | None:
+    """Return what tells a file from every other; None without a file."""
+    try:
+        found = os.stat(path) if path else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None
 
 
 def _can_have_socket_per_slot(listener: Any) -> bool:

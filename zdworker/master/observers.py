@@ -48,11 +48,16 @@ class Reload:
         return {
             "result": self.result.value if self.result is not None else None,
             "generation": self.generation,
-            "started_at": datetime.fromtimestamp(self.started_at, timezone.utc).isoformat(timespec="milliseconds"),
+            "started_at": utc(self.started_at),
             "duration_s": self.duration_s(),
             "error": self.error,
             "traceback": self.traceback,
         }
+
+
+def utc(seconds: float) -> str:
+    """Return a moment in seconds since the epoch as ``status`` shows it (UTC, ISO 8601)."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
 Arguments = ParamSpec("Arguments")
@@ -78,6 +83,9 @@ class Observer:
 
     def configuration_taken(self) -> None:
         """Handle that a reload or a rollback has taken its configuration over."""
+
+    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]]) -> None:
+        """Handle that a generation is loaded, from these places (``messages.Place``)."""
 
     def worker_forked(self) -> None:
         """Handle that a worker boots."""

@@ -1,4 +1,4 @@
-"""What the parts of the supervisor share, and the five things that they need of Gunicorn's arbiter.
+"""What the parts of the supervisor share, and the six things that they need of Gunicorn's arbiter.
 
 Rules: only ``arbiter.py`` and ``reconfiguration.py`` know Gunicorn's private attributes. Everything else in the master
 is handed an object of the shape of :class:`Gunicorn`, so that it can be tested without Gunicorn.
@@ -33,6 +33,9 @@ class Gunicorn(Protocol):
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
+
+    def zd_print(self, text: str) -> None:
+        """Write a text to the master's standard error, in its turn among the lines of the log."""
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a signal to a worker; one that has just died is reaped as any other."""

@@ -8,6 +8,8 @@ Rules:
 * A worker's channel is closed at the first message that is malformed, illegal (``report_rules.py``) or brings
   descriptors. A worker that serves goes on serving and is replaced, as if it had asked for that: whatever has written
   into its channel, its clients are not to blame. One that boots has failed.
+* A report whose handling raises is treated in the same way, although the master itself is to blame: the core must not
+  wait for what it would have brought. Whatever is raised while a child's end is handled, the core learns of the end.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from zdworker import texts
 from zdworker.core import events
-from zdworker.core.fleet import GenerationState, WorkerState
+from zdworker.core.fleet import GenerationState, Purpose, WorkerState
 from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
@@ -31,6 +35,7 @@ from zdworker.ipc.messages import (
     Loaded,
     LoadFailed,
     NotForked,
+    Place,
     Ready,
     ReplacementRequested,
     ServerReport,
@@ -74,7 +79,8 @@ class Receiver:
         """
         server = self._children.server_of(pid)
         if server is not None:
-            self._leftovers.server_gone(server)
+            with self._going_on("what a fork server has left"):
+                self._leftovers.server_gone(server)
             self._server_gone(server, code)
             return True
         server = self._children.killed_server(pid)
@@ -88,9 +94,18 @@ class Receiver:
         if pid not in self._children.workers_by_pid:
             return False
         record = self._children.workers_by_pid.pop(pid)
-        self._leftovers.worker_gone(record, code)
+        with self._going_on("what a worker has left"):
+            self._leftovers.worker_gone(record, code)
         self._worker_gone(record, code)
         return True
+
+    @contextlib.contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Log what is raised in the ``with`` block; what follows is done in any case."""
+        try:
+            yield
+        except BaseException:  # noqa: BLE001  # an exit, too: see the rules
+            self._log.exception("zdworker: %s could not be handled", what)
 
     # -- workers -------------------------------------------------------------------------------------------------
 
@@ -102,8 +117,8 @@ class Receiver:
         """Return whether something came, after which there may be more."""
         if record.channel is None:
             return False
-        received = record.channel.receive(REPORT_TURN_BYTES)
         try:
+            received = record.channel.receive(REPORT_TURN_BYTES)
             for message, sender in received.messages:
                 self._log.debug("worker %s (pid:%s) -> master: %r", record.worker_id, sender, message)
                 own = not record.has_pid or sender in (None, record.pid)
@@ -112,7 +127,12 @@ class Receiver:
             if received.error:
                 raise MessageError(received.error)
         except MessageError as error:
-            self._break_channel(record, str(error))
+            self._log.error("Worker (pid:%s) has broken the rules of its reports: %s", record.pid, error)
+            self._break_channel(record, f"has broken the rules of its reports: {error}")
+            return False
+        except BaseException as error:  # noqa: BLE001  # an exit, too: see the rules
+            self._log.exception("zdworker: a report of worker (pid:%s) could not be handled", record.pid)
+            self._break_channel(record, f"has sent a report that could not be handled: {texts.reason(error)}")
             return False
         if received.closed:
             self._children.close_channel(record)
@@ -121,19 +141,23 @@ class Receiver:
         return received.size > 0
 
     def _break_channel(self, record: WorkerRecord, why: str) -> None:
-        """Close the channel of a worker that has not kept its rules, and have the worker replaced."""
-        self._log.error("Worker (pid:%s) has broken the rules of its reports, no more are read: %s", record.pid, why)
+        """Close the channel of a worker of which no more reports are read, and have the worker replaced.
+
+        By the core's facts and not by what was reported: they say for what the core waits.
+        """
         self._children.close_channel(record)
+        known = self._fleet.workers.get(record.worker_id)
         if not record.has_pid:
-            self.boot_failed(record, f"has broken the rules of its reports: {why}")
-        elif not record.report_rules.started:
-            self._gunicorn.kill_worker(record.pid, signal.SIGKILL)  # its end is an event as any other worker's
-        elif not record.booted:
-            self._publish(events.WorkerFailed(record.worker_id, f"it has broken the rules of its reports: {why}"))
-        else:
+            self.boot_failed(record, why)
+        elif known is not None and known.state is WorkerState.READY:
             wait = record.ordered_at + BROKEN_CHANNEL_REPLACEMENT_S - time.monotonic()
             request = events.WorkerReplacementRequested(record.worker_id)
             self._reactor.call_later(max(0.0, wait), lambda: self._publish(request))
+        elif known is not None and known.state is WorkerState.BOOTING and not record.booted:
+            self._publish(events.WorkerFailed(record.worker_id, f"it {why}"))
+        elif (known is None or not known.leaving) and record.pid in self._children.workers_by_pid:
+            # Its end is an event as any other worker's. One that leaves has its deadline, and requests until then.
+            self._gunicorn.kill_worker(record.pid, signal.SIGKILL)
 
     def _handle_report(self, record: WorkerRecord, message: WorkerReport, sender: int | None) -> None:
         match message:
@@ -178,17 +202,18 @@ class Receiver:
             self._publish(events.WorkerForked(record.worker_id))
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
-        for _ in range(REST_READS):
-            if not self._receive_piece(record):
-                break
-        known = self._fleet.workers.get(record.worker_id)
-        if known is not None and known.state is WorkerState.READY:
-            self._observers.notify(Observer.worker_crashed)
-        if code:
-            log = self._log.info if code == -signal.SIGTERM else self._log.error
-            by_master = record.descendants is not None  # listed before the master kills a worker
-            hint = " Perhaps out of memory?" if code == -signal.SIGKILL and not by_master else ""
-            log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
+        with self._going_on("the end of a worker"):
+            for _ in range(REST_READS):
+                if not self._receive_piece(record):
+                    break
+            known = self._fleet.workers.get(record.worker_id)
+            if known is not None and known.state is WorkerState.READY:
+                self._observers.notify(Observer.worker_crashed)
+            if code:
+                log = self._log.info if code == -signal.SIGTERM else self._log.error
+                by_master = record.descendants is not None  # listed before the master kills a worker
+                hint = " Perhaps out of memory?" if code == -signal.SIGKILL and not by_master else ""
+                log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
         self._children.remove_worker(record)
         self._gunicorn.zd_hook("child_exit", record)
         self._publish(events.WorkerGone(record.worker_id, _how(code), code, called_off=record.called_off))
@@ -254,6 +279,14 @@ class Receiver:
     def _loaded(self, server: ForkServer, message: Loaded) -> None:
         for warning in message.warnings:
             self._log.warning("Generation %s: %s", server.number, warning)
+        server.not_preloaded = message.not_preloaded
+        if message.not_preloaded:
+            self._log.info(
+                "Generation %s is not preloaded: %s. So each worker imports the application itself, and a worker that "
+                "crashes comes back with the code on disk.",
+                server.number,
+                message.not_preloaded,
+            )
         try:
             if message.protocol != PROTOCOL:
                 raise GenerationError(
@@ -263,7 +296,15 @@ class Receiver:
         except (GenerationError, SettingError) as error:
             self._publish(events.GenerationFailed(server.number, str(error)))
             return
-        self._gunicorn.zd_configuration.offer(server.number, message.values, settings)
+        server.places = message.places
+        self._observers.notify(Observer.generation_loaded, server.number, message.places)
+        configuration = self._gunicorn.zd_configuration
+        import_path = list(message.places.get(Place.PATH, {}).values())
+        configuration.offer(server.number, message.values, settings, import_path)
+        if self._fleet.loading is not None and self._fleet.loading.purpose is Purpose.START:
+            difference = configuration.compare_first(server.number)
+            if difference:
+                self._log.warning("Generation %s: %s", server.number, difference)
         self._publish(events.GenerationLoaded(server.number, message.preloaded))
 
     def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:
@@ -279,18 +320,22 @@ class Receiver:
         self._publish(events.GenerationFailed(server.number, reason, text, message.exit_code))
 
     def _server_gone(self, server: ForkServer, code: int) -> None:
-        self.receive_from_server(server)
+        with self._going_on("the last reports of a fork server"):
+            self.receive_from_server(server)
+            server.read_stderr()
         if server.number not in self._children.servers:
             return
-        server.read_stderr()
         loading = self._fleet.generations[server.number].state is GenerationState.LOADING
         self._children.remove_server(server)
+        # The core does not order the end of what has ended, and its configuration may still be under evaluation.
+        self._gunicorn.zd_configuration.withdraw(server.number)
         if loading:
             reason = f"the new code's interpreter {_how(code)} while it was loading"
             failed = events.GenerationFailed(server.number, reason, server.printed(), code if code in (3, 4) else 3)
             self._publish(failed)
             return
-        self._log.error("The fork server of generation %s (pid:%s) %s.", server.number, server.pid, _how(code))
+        with self._going_on("the end of a fork server"):
+            self._log.error("The fork server of generation %s (pid:%s) %s.", server.number, server.pid, _how(code))
         # In this order: the core must not order from the dead one the workers that are called off.
         self._publish(events.GenerationGone(server.number))
         self.call_off_boots(server.number)

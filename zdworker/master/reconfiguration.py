@@ -4,26 +4,36 @@ Rules:
 
 * A configuration is taken over whole, or not at all. What a generation has evaluated is taken as it is; only hooks are
   evaluated here, and what that raises refuses the configuration.
-* A configuration comes with its settings, its listening sockets and its environment. It is kept under the number of the
+* A configuration comes with its settings, its listening sockets, its environment and the modules that it has imported
+  (``module_cache.py``). It is kept under the number of the
   generation that brought it (0: the master's own start) for as long as the core's facts name it.
 * The core decides whether a configuration is taken over, and which one is restored.
+* Every address that the configuration in force names is listened on. Where systemd has handed the sockets over these
+  are the ones that count, and ``bind`` opens nothing, as at Gunicorn's start.
+* The first generation evaluates what the master has just evaluated. Where it gets another ``bind``, the command does
+  not give the same one twice (it looks for a free port, and finds the master's own taken), and no reload follows it.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gunicorn import version_info
-from gunicorn.config import Chdir
+from gunicorn import sock, version_info
+from gunicorn.config import Chdir, DefaultProcName
 
-from zdworker import gunicorn_config, log_files, texts
+from zdworker import gunicorn_config, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.errors import GenerationError
+from zdworker.master import addresses
+from zdworker.master.addresses import Place
 from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.listeners import Listeners
+from zdworker.master.loaded_code import LoadedCode
+from zdworker.master.module_cache import Imported, ModuleCache
 from zdworker.master.observers import Observer
 from zdworker.settings import Settings, amount
 
@@ -50,8 +60,24 @@ class Taken:
     """The ``zd_`` settings."""
     file: str
     """The file that it was read from, empty without one."""
+    places: list[Place] = field(default_factory=list)
+    """The addresses of its ``bind``."""
     listeners: list[Any] = field(default_factory=list)
     """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
+    imported: Imported | None = None
+    """What it has imported, while another configuration is in force."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Which site a master serves: its start directory by its logical path, its application, where it listens.
+
+    ``application`` is None for one that is embedded in a program.
+    """
+
+    directory: str
+    application: str | None
+    bind: list[str]
 
 
 @dataclass(frozen=True)
@@ -62,6 +88,17 @@ class Evaluated:
     settings: Settings
     file: str
     directory: str
+    places: list[Place]
+    imported: Imported
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a generation has sent of its configuration."""
+
+    values: dict[str, Any]
+    settings: Settings | None
+    import_path: list[str]
 
 
 class Configuration(Observer):
@@ -77,16 +114,25 @@ class Configuration(Observer):
         settings = gunicorn_config.zd_settings(cfg)
         cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
         self.hook_environment = HookEnvironment(arbiter)
+        self.modules = ModuleCache(arbiter.app)
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
+        self._start_directory = str(Chdir.default)  # which is another one while a configuration is evaluated
         self.app = arbiter.app
         """Gunicorn's application object."""
         self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
         """The configuration in force."""
+        self._directory_at_start = os.getcwd()
+        self._file_at_start = syscalls.file_state(self.current.file)
+        self._bind_is_used = True
+        self._bind_of_first_generation = ""
+        self.loaded_code: LoadedCode | None = None
+        """Where the master forks its workers itself: what they get of it, which must not have changed on disk."""
         self._taken = {0: self.current}
         self._in_force = 0
-        self._offers: dict[int, tuple[dict[str, Any], Settings | None]] = {}
+        self._offers: dict[int, Offer] = {}
+        self._evaluating = 0
 
     # -- what is in force ----------------------------------------------------------------------------------------
 
@@ -112,19 +158,98 @@ class Configuration(Observer):
             configuration=self._in_force,
         )
 
+    def site(self) -> Site:
+        """Return which site the master serves."""
+        cfg = self.current.cfg
+        named = cfg.default_proc_name  # by the command's argument, which comes before wsgi_app
+        application = cfg.wsgi_app if named == DefaultProcName.default else named
+        return Site(self._start_directory, application, [str(listener) for listener in self.current.listeners])
+
+    # -- the start -----------------------------------------------------------------------------------------------
+
+    def take_start(self, handed_over: Sequence[int]) -> None:
+        """Take over the sockets that Gunicorn has opened, and open the addresses that it leaves out beside descriptors.
+
+        :param handed_over: the numbers of the descriptors that systemd or an old master has handed over.
+        """
+        cfg, listeners = self.current.cfg, self.current.listeners
+        places = self.current.places = addresses.places(cfg, os.getcwd())
+        opened: list[Place | None] = [place for place in places if isinstance(place.key, int)]
+        opened += [None] * len(handed_over)
+        opened = opened or list(places)
+        if self._arbiter.systemd or len(opened) != len(listeners):  # a hook may have opened others
+            self._bind_is_used, opened = False, [None] * len(listeners)
+        self._sockets.take(listeners, opened, cfg.reuse_port and not self._arbiter.systemd)
+        if self._bind_is_used:
+            self._open_what_is_missing(places)
+        elif not gunicorn_config.has_default_bind(cfg):
+            self._warn_of_unused_bind(places)
+
+    def _open_what_is_missing(self, places: list[Place]) -> None:
+        """Open, at the start, the addresses that Gunicorn leaves out because there are descriptors."""
+        missing = [place for place in places if not self._sockets.claims(place)]
+        if not missing:
+            return
+        # As all addresses at a start: one that is taken is tried for a while, and ends the master.
+        cfg = gunicorn_config.with_bind(self.current.cfg, list(map(str, missing)))
+        further = sock.create_sockets(cfg, self._arbiter.log)
+        self._sockets.take(further, missing, cfg.reuse_port)
+        self.current.listeners = [*self.current.listeners, *further]
+        self._arbiter.log.info("Now listening at: %s", ", ".join(map(str, further)))
+
+    def _warn_of_unused_bind(self, places: list[Place]) -> None:
+        unused = [place for place in places if not self._sockets.listens(place)]
+        if unused:
+            self._arbiter.log.warning(
+                "bind names %s, which is not used: the sockets were handed over, by systemd for one (there they are "
+                "changed in the .socket unit)",
+                addresses.shown(unused),
+            )
+
+    def compare_first(self, generation: int) -> str:
+        """Return how the first generation's configuration differs from the master's, for the log; "" if it does not."""
+        values, settings = self._offers[generation].values, self._offers[generation].settings
+        cfg = self.current.cfg
+        found = gunicorn_config.differences(cfg, values, str(Chdir.default))
+        if settings is not None:
+            found |= gunicorn_config.zd_differences(self.current.settings, settings)
+        if not found:
+            return ""
+        text = "; ".join(f"{name} is {both}" for name, both in found.items())
+        if self._changed_since_start(values):
+            return f"its configuration was changed during the start, a reload is needed ({text})"
+        text = (
+            "the configuration is another one when it is evaluated again, as each reload does. The master goes by its "
+            f"own, the workers by the other ({text})"
+        )
+        if "bind" in found:
+            self._bind_of_first_generation = ", ".join(map(str, values["bind"]))
+            text += ". Does the command look for a free port? A reload that would change bind is refused"
+        return text
+
+    def _changed_since_start(self, values: Mapping[str, Any]) -> bool:
+        """Return whether a file was changed, or a link, between the master's evaluation and the first generation's."""
+        file_now = syscalls.file_state(self.current.file)
+        return file_now != self._file_at_start or values.get("chdir") != self._directory_at_start
+
     # -- what generations bring ----------------------------------------------------------------------------------
 
-    def offer(self, generation: int, values: dict[str, Any], settings: Settings | None) -> None:
+    def offer(
+        self, generation: int, values: dict[str, Any], settings: Settings | None, import_path: Sequence[str] = ()
+    ) -> None:
         """Remember what a generation has sent, for the case that it is taken over.
 
         :param values: the settings of Gunicorn that are plain data, as the generation has evaluated them.
         :param settings: its ``zd_`` settings; None when it is this process that evaluates them.
+        :param import_path: its ``sys.path``; empty when that is this process's.
         """
-        self._offers[generation] = values, settings
+        self._offers[generation] = Offer(values, settings, list(import_path))
 
     def withdraw(self, generation: int) -> None:
         """Forget what a generation has sent: it has ended."""
         self._offers.pop(generation, None)
+        if generation == self._evaluating:
+            self.modules.give_up()
 
     def is_offered(self, generation: int) -> bool:
         """Return whether a generation has sent a configuration, and has not ended since."""
@@ -137,15 +262,42 @@ class Configuration(Observer):
     def evaluate(self, generation: int) -> Evaluated:
         """Evaluate a configuration that is offered, for its hooks. This may take long, and is called in a thread.
 
-        :raises GenerationError: it raised, or cannot take the place of the one in force.
+        :raises GenerationError: it raised, or cannot take the place of the one in force; or workers that are forked
+            from this process would run code that has changed on disk.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
-        values, settings = self._offers[generation]
+        offer = self._offers[generation]
+        self._evaluating = generation
+        with gunicorn_config.directory_restored_on_failure():
+            (cfg, settings, file), imported = self.modules.evaluate(lambda: self._evaluate(offer), offer.import_path)
+            directory = os.getcwd()
+            return Evaluated(cfg, settings, file, directory, self._places(cfg, directory), imported)
+
+    def _evaluate(self, offer: Offer) -> tuple[Any, Settings, str]:
         before = self.current.file
-        with gunicorn_config.restored_on_failure():
-            cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, values, str(Chdir.default))
-            settings = settings or gunicorn_config.zd_settings(cfg)
-            return Evaluated(cfg, settings, gunicorn_config.file_of(cfg), os.getcwd())
+        cfg = gunicorn_config.evaluate(self.app, before, self._start_environment, offer.values, str(Chdir.default))
+        settings = offer.settings or gunicorn_config.zd_settings(cfg)
+        if self.loaded_code is not None:
+            self.loaded_code.refuse_outdated()
+        return cfg, settings, gunicorn_config.file_of(cfg)
+
+    def _places(self, cfg: Any, directory: str) -> list[Place]:
+        """Return the addresses of a new configuration.
+
+        :raises GenerationError: they cannot be listened on, or are not to be trusted.
+        """
+        places = addresses.places(cfg, directory)
+        if not self._bind_is_used:
+            return places
+        addresses.refuse_unusable(places)
+        before = self.current.places
+        if self._bind_of_first_generation and addresses.keys(places) != addresses.keys(before):
+            raise GenerationError(
+                f"bind would change from {addresses.shown(before)} to {addresses.shown(places)}, but this command does "
+                f"not give the same bind twice (right after the start it gave {self._bind_of_first_generation}): one "
+                "that looks for a free port finds the master's own taken. Let it give the old one, or restart"
+            )
+        return places
 
     def take(self, number: int, evaluated: Evaluated | None) -> events.Policy:
         """Go by the configuration ``number``.
@@ -167,7 +319,7 @@ class Configuration(Observer):
 
     def _take_kept(self, number: int) -> None:
         kept = self._taken[number]
-        kept.listeners = self._open(kept.cfg)
+        kept.listeners = self._open(kept.cfg, kept.places)
         try:
             self._switch(number)
         except GenerationError:
@@ -175,10 +327,18 @@ class Configuration(Observer):
             raise
 
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
-        listeners = self._open(evaluated.cfg)
+        listeners = self._open(evaluated.cfg, evaluated.places)
+        same_bind = addresses.keys(evaluated.places) == addresses.keys(self.current.places)
         before = os.open(".", os.O_RDONLY)
         try:
-            self._taken[number] = Taken(evaluated.cfg, evaluated.settings, evaluated.file, listeners)
+            self._taken[number] = Taken(
+                evaluated.cfg,
+                evaluated.settings,
+                evaluated.file,
+                evaluated.places,
+                listeners,
+                evaluated.imported,
+            )
             os.chdir(evaluated.directory)
             self._switch(number)
         except (OSError, GenerationError):
@@ -187,6 +347,24 @@ class Configuration(Observer):
             raise
         finally:
             os.close(before)
+        if same_bind:
+            self._bind_of_first_generation = ""  # it is the same while the master listens: the command can be trusted
+        elif not self._bind_is_used:
+            self._warn_of_unused_bind(evaluated.places)
+        self._tell_what_is_kept(evaluated.imported)
+
+    def _tell_what_is_kept(self, imported: Imported) -> None:
+        if imported.kept:
+            self._arbiter.log.info(
+                "Kept in the master, because an extension module is imported only once in a process: %s",
+                ", ".join(imported.kept),
+            )
+        if imported.not_renewed:
+            self._arbiter.log.warning(
+                "The configuration can be evaluated in the master only with the installed packages that are imported "
+                "there (%s): restart the master if its hooks need newer ones.",
+                ", ".join(imported.not_renewed),
+            )
 
     def _switch(self, number: int) -> None:
         """Go by another configuration, or by the same as before.
@@ -202,9 +380,10 @@ class Configuration(Observer):
 
     def _set_up(self, number: int) -> None:
         gunicorn_config.unset_raw_environment(self.current.cfg)
-        self._in_force, self.current = number, self._taken[number]
+        before, self._in_force, self.current = self.current, number, self._taken[number]
+        if self.current.imported is not None:
+            before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
         self.app.cfg = self.current.cfg
-        log_files.before_setup(self._arbiter.log)
         self._arbiter.setup(self.app)
         if version_info < (26, 1):  # since then Gunicorn does that by itself
             self._arbiter.log.setup(self.current.cfg)
@@ -234,14 +413,17 @@ class Configuration(Observer):
     def _close_unused(self) -> None:
         self._sockets.keep([listener for taken in self._taken.values() for listener in taken.listeners])
 
-    def _open(self, cfg: Any) -> list[Any]:
-        """Return the listeners for ``cfg``: those that are open already, and new ones for new addresses.
+    def _open(self, cfg: Any, places: list[Place]) -> list[Any]:
+        """Return the listeners for a configuration: those that are open already, and new ones for new addresses.
 
         :raises GenerationError: a new address cannot be opened.
         """
-        if cfg.address == self.current.cfg.address or self._arbiter.systemd or not self.current.listeners:
-            return list(self.current.listeners)
-        known: dict[Any, Any] = {}
-        for taken in [*self._taken.values(), self.current]:  # the last one wins
-            known.update(zip(taken.cfg.address, taken.listeners, strict=False))
-        return self._sockets.open(cfg, known)
+        if not self.current.listeners:
+            return []  # the master ends, and has closed them
+        return self._sockets.open(cfg, places if self._bind_is_used else [])
+
+    def not_listened_on(self) -> str:
+        """Return the addresses of the configuration in force that are not listened on, for a reader; "" if all are."""
+        named = self.current.places if self._bind_is_used else []
+        lost = [place for place in named if not self._sockets.listens(place)]
+        return addresses.shown(lost) if lost else ""

@@ -14,8 +14,10 @@ from typing import Any
 from zdworker import syscalls
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
+from zdworker.ipc.messages import Place
 from zdworker.master.children import ForkServer, WorkerRecord
-from zdworker.master.observers import Observer, Reload
+from zdworker.master.observers import Observer, Reload, utc
+from zdworker.master.reconfiguration import Site
 from zdworker.settings import Settings
 
 STATES = {
@@ -29,9 +31,11 @@ STATES = {
 
 
 class Journal(Observer):
-    """The master's memory of its reloads, boots and crashes. Its counts only grow."""
+    """The master's memory of its reloads, boots and crashes, from its start on. Its counts only grow."""
 
     def __init__(self) -> None:
+        self.started_at = time.time()
+        self.began = time.monotonic()
         self.reloads = 0
         self.crashes = 0
         self.boots = 0
@@ -39,6 +43,16 @@ class Journal(Observer):
         self.ended = dict.fromkeys(Outcome, 0)
         self.reload_seconds = 0.0
         self.last: Reload | None = None
+        self._places: dict[int, dict[str, dict[str, str]]] = {}
+
+    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]]) -> None:
+        """Remember the places that a generation comes from."""
+        self._places[generation] = places
+
+    def observe(self, fleet: Fleet, now: float) -> None:
+        """Drop what belongs to generations that are gone."""
+        for number in self._places.keys() - fleet.generations.keys():
+            del self._places[number]
 
     def reload_started(self, reload: Reload) -> None:
         """Count a reload; it is the last one from now on."""
@@ -75,15 +89,22 @@ class Journal(Observer):
         workers: Mapping[int, WorkerRecord],
         servers: Mapping[int, ForkServer],
         settings: Settings,
+        site: Site,
     ) -> dict[str, Any]:
         """Return how things are.
 
         :param workers: the workers' records, by worker id.
         :param servers: the fork servers, by generation.
+        :param site: which site this is.
         """
         loading = fleet.loading.generation if fleet.loading is not None else None
         return {
             "pid": os.getpid(),
+            "directory": site.directory,
+            "application": site.application,
+            "bind": site.bind,
+            "started_at": utc(self.started_at),
+            "age_s": round(time.monotonic() - self.began, 3),
             "state": fleet.state,
             "generation": serving_generation(fleet),
             "target_generation": loading or fleet.reloading,
@@ -93,9 +114,15 @@ class Journal(Observer):
                 if record.worker_id in fleet.workers
             ],
             "fork_servers": [
-                {"pid": server.pid, "generation": number, "preloaded": _is_preloaded(fleet, number)}
+                {
+                    "pid": server.pid,
+                    "generation": number,
+                    "preloaded": _is_preloaded(fleet, number),
+                    "not_preloaded": server.not_preloaded or None,
+                }
                 for number, server in sorted(servers.items())
             ],
+            "generations": [_generation(number, self._places.get(number, {})) for number in sorted(fleet.generations)],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
@@ -120,6 +147,19 @@ def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:
         "rss_bytes": syscalls.resident_memory(record.pid) if record.has_pid else None,
         "connections": record.connections,
         "requests": record.requests,
+    }
+
+
+def _generation(number: int, places: dict[str, dict[str, str]]) -> dict[str, Any]:
+    def only(kind: str) -> str | None:
+        return next(iter(places.get(kind, {}).values()), None)
+
+    return {
+        "generation": number,
+        "directory": only(Place.DIRECTORY),
+        "interpreter": only(Place.INTERPRETER),
+        "path": list(places[Place.PATH].values()) if Place.PATH in places else None,
+        "application": only(Place.APPLICATION),
     }
 
 

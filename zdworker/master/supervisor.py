@@ -148,8 +148,9 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Return what ``status`` shows."""
-        settings = self._gunicorn.zd_configuration.current.settings
-        return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings)
+        configuration = self._gunicorn.zd_configuration
+        settings, site = configuration.current.settings, configuration.site()
+        return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings, site)
 
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""

@@ -5,12 +5,14 @@ Rules:
 * ``READY=1`` is sent when the first generation's workers accept, not when the master has started. After a reload it is
   sent whether the reload has succeeded or not, because the service runs; ``STATUS=`` says which code it runs.
 * The state is derived from the facts alone (:func:`stage_of`). A state that has not changed is not sent again.
-* A systemd that is missing or does not read has no effect on the master: nothing is raised, and a message waits
-  :data:`SEND_TIMEOUT_S` at most.
+* A systemd that is missing or does not read has no effect on the master: nothing is raised, and nothing waits for it. A
+  message that finds no room in the socket is sent later, in its order; of more than :data:`UNSENT_MAX` the oldest are
+  dropped.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 import os
@@ -23,8 +25,8 @@ from zdworker import texts
 from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
 from zdworker.master.observers import Observer
 
-SEND_TIMEOUT_S = 0.1
-"""Seconds that a message may wait for room in the socket."""
+UNSENT_MAX = 100
+"""Messages that may wait for room in the socket."""
 
 EXTENSION_S = 15.0
 """Seconds by which one request extends systemd's timeout. All that the master waits for has a deadline of its own."""
@@ -74,6 +76,7 @@ class Notifier(Observer):
         self._next_extension = 0.0
         self._next_heartbeat = 0.0
         self._heartbeat_interval_s = _watchdog_interval(environ)
+        self._unsent: collections.deque[bytes] = collections.deque(maxlen=UNSENT_MAX)
         self._socket = _connected(environ.get("NOTIFY_SOCKET", ""))
 
     def observe(self, fleet: Fleet, now: float) -> None:
@@ -87,6 +90,7 @@ class Notifier(Observer):
         if self._heartbeat_interval_s and now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_interval_s
             self._send("WATCHDOG=1")
+        self._flush()
 
     def due_in(self) -> float:
         """Return the seconds until the watchdog's next heartbeat is due, infinity without a watchdog."""
@@ -118,10 +122,20 @@ class Notifier(Observer):
         self._send("\n".join(lines))
 
     def _send(self, text: str) -> None:
+        self._unsent.append(text.encode())
+        self._flush()
+
+    def _flush(self) -> None:
         # The socket is open since the start, so a master that has no descriptors left can still send its status.
-        with contextlib.suppress(OSError):
-            if self._socket is not None:
-                self._socket.send(text.encode())
+        while self._unsent and self._socket is not None:
+            try:
+                self._socket.send(self._unsent[0])
+            except BlockingIOError:
+                return
+            except OSError:  # nothing reads it any more
+                self._unsent.clear()
+                return
+            self._unsent.popleft()
 
 
 def _announcement(stage: Stage) -> list[str]:
@@ -135,7 +149,7 @@ def _connected(address: str) -> socket.socket | None:
     if not address.startswith(("/", "@")):
         return None  # none, or a kind of address for virtual machines (vsock:)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    connection.settimeout(SEND_TIMEOUT_S)
+    connection.setblocking(False)
     try:
         connection.connect("\0" + address[1:] if address.startswith("@") else address)
     except OSError:

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
 from zdworker import roles, takeover, texts
-from zdworker.errors import WarmupFailed
+from zdworker.errors import TlsError, WarmupFailed
 from zdworker.ipc.messages import (
     Counts,
     Draining,
@@ -38,6 +38,7 @@ from zdworker.ipc.messages import (
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
+from zdworker.workers import tls
 from zdworker.workers.signals import Handlers
 
 ORPHAN_DRAIN_S = 1.0
@@ -146,6 +147,16 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         :param cfg: Gunicorn's configuration.
         """
 
+    @classmethod
+    def zd_check_tls(cls, cfg: Any) -> None:
+        """Load certificate, key and what else TLS needs, as this class does. Called in a process with a worker's rights
+        before a generation is used, and in each worker before it accepts.
+
+        :param cfg: Gunicorn's configuration.
+        :raises TlsError: that fails.
+        """
+        tls.check_gunicorns(cfg)
+
     def load_wsgi(self) -> None:
         """Load the application, which may set signal handlers."""
         super().load_wsgi()  # type: ignore[misc]
@@ -160,6 +171,27 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.log.warning("%s does not answer zd_health_path: the application has to", type(self).__name__)
         super().init_process()  # type: ignore[misc]
 
+    def run(self) -> None:
+        """Serve, if TLS can be loaded.
+
+        :raises SystemExit: (3) it cannot; that is reported.
+        """
+        self.zd_refuse_bad_tls()
+        super().run()  # type: ignore[misc]
+
+    def zd_refuse_bad_tls(self) -> None:
+        """Check TLS before this worker accepts; zdworker's own classes call it in their ``run()``.
+
+        :raises SystemExit: (3) it cannot be loaded; that is reported.
+        """
+        try:
+            self.zd_check_tls(self.cfg)
+        except TlsError as error:
+            text = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
+            self.log.error("TLS cannot load: %s%s", error, text and f"\n{text}")  # noqa: TRY400  # the place counts only in a hook
+            self.zd_failed(f"TLS cannot load: {error}", text, BOOT_FAILURE)
+            raise SystemExit(BOOT_FAILURE) from error
+
     # -- reports -----------------------------------------------------------------------------------------------------
 
     def zd_ready(self) -> None:
@@ -173,7 +205,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""
-        self._report_once(ReplacementRequested(reported_text(texts.lines(reason, texts.REASON_MAX))))
+        self._report_once(ReplacementRequested(reported_text(reason, texts.REASON_MAX)))
 
     def zd_tired(self, reason: str) -> None:
         """Call :meth:`zd_request_replacement`; its name before version 0.2."""
@@ -185,10 +217,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         Nothing is reported of a worker that has been ready: the master sees how its process ends.
         """
         if self.zd_failure is None and "Ready" not in self._zd_reported:
-            # The characters are bounded for the reader, the bytes for the receiver.
-            self.zd_failure = Failed(
-                reported_text(texts.lines(reason, texts.REASON_MAX)), reported_text(texts.lines(traceback)), exit_code
-            )
+            self.zd_failure = Failed(reported_text(reason, texts.REASON_MAX), reported_text(traceback), exit_code)
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int) -> None:

@@ -6,6 +6,10 @@ Rules:
   the place of the worker's, and the drain would never begin. The worker looks from time to time, takes the signal back
   and calls both: the application's first, then its own.
 * What the application's handler raises, an exit included, is logged and ends nothing: the worker leaves by its drain.
+  The same holds for one that sets the default action and sends the signal again, as programs do that clean up and die
+  of it, unless a further thread of the worker takes that signal.
+* A handler that a library sets in C (libev for gevent, ``faulthandler``) is unknown to Python. The kernel is asked for
+  it, and it is called by the kernel: with its action in place the signal is raised once more.
 * A process that the application forks inherits these handlers. They change nothing there as long as the worker serves:
   a signal may have gone to the whole process group, and requests that are still to be answered may need that process.
   When the worker exits, or is gone, the signal does there what it does by default.
@@ -19,6 +23,8 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from zdworker import syscalls
 
 Handler = Callable[[int, FrameType | None], Any]
 
@@ -62,9 +68,11 @@ class Handlers:
         thread; elsewhere nothing is done, because Python sets handlers there only.
         """
         for signum, own in self._own.items():
-            theirs = signal.getsignal(signum)
+            theirs: Any = signal.getsignal(signum)
             if theirs is own:
-                continue
+                if own.is_in_place():
+                    continue
+                theirs = _InC(signum)
             try:
                 own.install()
             except ValueError:
@@ -84,6 +92,23 @@ class Handlers:
         self._exiting.set()
 
 
+class _InC:
+    """The handler of a signal that a library has set in C, and that is in place now."""
+
+    def __init__(self, signum: int) -> None:
+        self._action = syscalls.signal_action(signum)
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Have the kernel call it. The worker's handler is put in place again afterwards, by what calls this one."""
+        syscalls.set_signal_action(signum, self._action)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])
+        signal.raise_signal(signum)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
+
+    def __repr__(self) -> str:
+        return "a handler in C"
+
+
 class _WithApplications:
     """The worker's handler of a signal, with the application's own of the same signal before it."""
 
@@ -96,6 +121,7 @@ class _WithApplications:
         self._exiting = exiting
         self._log = log
         self._pid = os.getpid()
+        self._action = syscalls.SignalAction(b"")
         self._calling = False
 
     def install(self) -> None:
@@ -105,6 +131,11 @@ class _WithApplications:
         """
         signal.signal(self._signum, self)
         signal.siginterrupt(self._signum, self._interrupts)
+        self._action = syscalls.signal_action(self._signum)
+
+    def is_in_place(self) -> bool:
+        """Return whether the kernel goes by it: Python may take it for the handler, and a library has set another."""
+        return syscalls.signal_action(self._signum) == self._action
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Handle the signal."""
@@ -118,12 +149,22 @@ class _WithApplications:
         if self.applications is None:
             return
         self._calling = True
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signum])
         try:
             self.applications(signum, frame)
         except BaseException:  # noqa: BLE001  # an exit, too: see the rules
             self._log.exception("The application's handler of %s raised", signal.Signals(signum).name)
         finally:
-            self._calling = False
+            self._end_call(signum)
+
+    def _end_call(self, signum: int) -> None:
+        """Be in place again, and let what the application's handler has sent come to nothing."""
+        theirs = signal.getsignal(signum)
+        if theirs is not self:
+            self.applications = theirs if callable(theirs) else None
+        self.install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signum])  # after which Python calls this handler, if there was one
+        self._calling = False
 
     def _in_forked_process(self) -> None:
         if self._exiting.is_set() or not _exists(self._pid):

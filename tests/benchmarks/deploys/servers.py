@@ -181,6 +181,8 @@ def serve(contender: Contender, workers: int, work: applications.Work) -> Iterat
         environment = os.environ | {"PATH": path, "HOME": name, "PWD": name, "XDG_RUNTIME_DIR": name}
         server = Server(contender, directory, free_port(), workers, environment)
         environment |= {"PORT": str(server.port), "PM2_HOME": str(directory / "pm2"), "WORKERS": str(workers)}
+        if "--preload" not in contender.command:
+            environment["ZD_PRELOAD"] = "never"  # with and without it are measured
         server.write("1", work)
         for file, text in contender.files.items():
             (directory / file).write_text(_filled(text, server), encoding="utf-8")

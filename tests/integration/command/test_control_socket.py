@@ -94,11 +94,17 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
     status = operator.status()
     assert list(status) == [
         "pid",
+        "directory",
+        "application",
+        "bind",
+        "started_at",
+        "age_s",
         "state",
         "generation",
         "target_generation",
         "workers",
         "fork_servers",
+        "generations",
         "last_reload",
         "reloads",
         "crashes",
@@ -106,6 +112,8 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
         "settings",
     ]
     assert (status["pid"], status["state"], status["generation"]) == (server.master, "steady", 1)
+    assert (status["directory"], status["application"]) == (str(server.site.directory), "app:app")
+    assert status["bind"] == ["http://%s:%s" % server.address]
     assert (status["target_generation"], status["last_reload"]) == (None, None)
     assert [(w["slot"], w["generation"], w["state"]) for w in status["workers"]] == [(0, 1, "ready"), (1, 1, "ready")]
     assert sorted(w["pid"] for w in status["workers"]) == sorted(server.workers())
@@ -149,8 +157,8 @@ def test_a_client_whose_reload_is_overtaken_hears_of_the_newer_one(
     while answer["type"] == "progress":
         answer = operator.hear()
     outcomes.append(answer)
-    assert [outcome["result"] for outcome in outcomes] == ["done", "done"]
-    assert outcomes[0]["generation"] == outcomes[1]["generation"]
+    assert [(outcome["result"], outcome["generation"]) for outcome in outcomes] == [("done", 3), ("superseded", 2)]
+    assert [outcome["serving"] for outcome in outcomes] == [3, 3]
     assert set(server.versions().values()) == {"three"}
 
 

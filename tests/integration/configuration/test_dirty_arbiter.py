@@ -25,6 +25,8 @@ import os
 
 from gunicorn.dirty.app import DirtyApp
 
+CODE = "one"
+
 
 class Own(DirtyApp):
     def who(self):
@@ -55,7 +57,7 @@ def on_dirty_starting(arbiter):
 
 
 def dirty_worker_init(worker):
-    _note("dirty_worker_init")
+    _note("dirty_worker_init", code=_sys.modules["dirty_app"].CODE)
 """
 
 
@@ -113,6 +115,15 @@ def test_reload_and_stop_beside_a_dirty_arbiter(server: Server, site: Site) -> N
     assert server.stop() == 0
     assert server.left() == []
     assert len(site.events("on_dirty_starting")) == 1
+
+
+def test_a_reload_says_that_dirty_workers_keep_their_code(server: Server, site: Site) -> None:
+    site.write("dirty_app.py", DIRTY_APP.replace('CODE = "one"', 'CODE = "two"'))
+    deploy_and_reload(server, "two")
+    wait_initialized(site, 2)
+    code = [event["code"] for event in site.events("dirty_worker_init")]
+    assert code == ["one", "one"], "Gunicorn brings new code now: the warning is not true any more"
+    assert "dirty workers run the code of the master's start (dirty_app:Own)" in server.log
 
 
 def test_kill_9_of_the_dirty_arbiter(server: Server, site: Site) -> None:

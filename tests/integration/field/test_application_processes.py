@@ -284,6 +284,23 @@ def test_the_processes_of_a_fork_server_that_died_last_as_long_as_its_workers(st
     server.wait_nothing_left(GONE_S)
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "fork server is stopped"])
+def test_the_processes_of_a_generation_end_when_the_master_is_killed(start: Start, site: Site, stopped: bool) -> None:
+    # It writes nothing to its standard error: the reader of that was the master.
+    site.deploy("one", extra=PRELOADED.replace('os.write(2, b"the sidecar ends" + bytes([10]))', "pass"))
+    server = start(workers=2, preload_app=True)
+    started = server.get("/children")["children"]
+    wait_for((site.directory / "sidecar-runs").exists, 15, "the sidecar handles TERM")
+    if stopped:
+        os.kill(server.fork_servers()[0], signal.SIGSTOP)
+    server.signal(signal.SIGKILL)
+    server.wait_exit(5)
+    wait_gone(started)
+    server.wait_nothing_left(GONE_S)
+    assert str(started[2]) in (site.directory / "sidecar-ended").read_text().split(), "it has got its TERM"
+    assert server.port_free()
+
+
 EXIT = """
 
 import atexit

@@ -17,7 +17,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
-from tests.harness.worker_classes import ALL, ASGI, TORNADO, UVICORN, UVICORN_H11, WorkerClass, for_each
+from tests.harness.worker_classes import ALL, ASGI, GEVENT, TORNADO, UVICORN, UVICORN_H11, WSGI, WorkerClass, for_each
 
 REQUEST_S = 0.7
 DRAINED_S = 4.0
@@ -44,6 +44,17 @@ def _fail():
 
 """
 
+DIES = """
+def _die(signum, frame):
+    mark("own", signal=signum)
+    _signal.signal(signum, _signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+_signal.signal(_signal.SIGTERM, _die)
+"""
+"""What Python's own documentation and many programs do: clean up, and die of the same signal."""
+
 AT_IMPORT = {
     "plain": '_signal.signal(_signal.SIGTERM, _own("plain"))',
     "exits": '_signal.signal(_signal.SIGTERM, _own("exits", _exit))',
@@ -55,7 +66,7 @@ _signal.signal(_signal.SIGTERM, _own("chains", lambda: _before(_signal.SIGTERM, 
 }
 
 
-def one_drains_on_term(server: Server, site: Site) -> None:
+def one_drains_on_term(server: Server, site: Site, *, marks: bool = True) -> None:
     """Send TERM to one worker with a request under way: it is answered, the worker ends, the site goes on."""
     (worker,) = server.accepting()
     with ThreadPoolExecutor(1) as pool:
@@ -67,7 +78,7 @@ def one_drains_on_term(server: Server, site: Site) -> None:
         assert time.monotonic() - told < DRAINED_S
         assert answer.result()["pid"] == worker
     own = [mark for mark in site.marks("own") if mark["pid"] == worker]
-    assert [mark["signal"] for mark in own] == [signal.SIGTERM]
+    assert [mark["signal"] for mark in own] == [signal.SIGTERM] * marks
     server.wait_full()
 
 
@@ -202,3 +213,71 @@ def test_handlers_of_a_rotation_and_of_children(start_class: Start, site: Site, 
         client.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert client.reply().status == 200
     assert server.stop() == 0
+
+
+@for_each((UVICORN, ASGI, TORNADO, WSGI))
+def test_handler_that_dies_of_its_signal(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    site.deploy("one", extra=HANDLERS + DIES)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    assert server.stop() == 0
+
+
+def test_handler_of_gevent_s_own(start_class: Start, site: Site) -> None:
+    """The library libev sets it, and Python does not know of it."""
+    extra = """
+import gevent as _gevent
+_gevent.signal_handler(_signal.SIGTERM, lambda: mark("own", signal=15))
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(GEVENT, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site)
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("chain", [False, True], ids=["", "chain"])
+@for_each((UVICORN, WSGI))
+def test_faulthandler_s_handler(start_class: Start, site: Site, worker: WorkerClass, chain: bool) -> None:
+    """It is written in C: it prints where each thread is, and the worker drains."""
+    extra = f"""
+import faulthandler as _faulthandler
+_faulthandler.register(_signal.SIGTERM, file=open("traces", "a"), chain={chain})
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=1, graceful_timeout=30)
+    one_drains_on_term(server, site, marks=False)
+    assert "most recent call first" in (site.directory / "traces").read_text()
+    assert server.stop() == 0
+
+
+@for_each((UVICORN, UVICORN_H11, ASGI))
+def test_handler_that_cancels_all_tasks(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    """Requests are tasks, too: those under way end as the application wants it, and the worker leaves in time."""
+    extra = """
+_started = endpoints.started
+
+
+def _cancel_all():
+    mark("own", signal=15)
+    for task in asyncio.all_tasks():
+        task.cancel()
+
+
+def _start():
+    asyncio.get_running_loop().add_signal_handler(_signal.SIGTERM, _cancel_all)
+    _started()
+
+
+endpoints.started = _start
+"""
+    site.deploy("one", extra=HANDLERS + extra)
+    server = start_class(worker, workers=2, graceful_timeout=30)
+    victim, other = server.accepting()
+    told = time.monotonic()
+    os.kill(victim, signal.SIGTERM)
+    wait_for(lambda: not alive(victim), 20, "the worker has ended")
+    assert time.monotonic() - told < DRAINED_S
+    assert other in server.wait_full()
+    server.reload("two")
+    assert server.stop() == 0
+    assert "killed" not in server.log

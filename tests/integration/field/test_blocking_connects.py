@@ -26,7 +26,8 @@ TIMED_OUT = 4
 def runtime(site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = site.directory / "run"
     made.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(made))
+    for name in ("XDG_RUNTIME_DIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(made))
     return made
 
 
@@ -121,7 +122,9 @@ def test_a_reload_without_a_timeout_ends_when_the_master_is_stopped(start: Start
     server = start(workers=1)
     site.deploy("two", extra="\ntime.sleep(60)\n")
     words = [sys.executable, "-m", "zdworker", "reload"]
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as waiting:
+    with subprocess.Popen(
+        words, cwd=site.directory, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as waiting:
         assert waiting.stderr is not None
         assert "rolling" in waiting.stderr.readline()
         os.kill(server.master, signal.SIGSTOP)

@@ -1,14 +1,15 @@
-"""Started without standard input, output and error, as some supervisors and a careless ``&-`` do."""
+"""Standard input, output and error that are closed, by what starts the master, or replaced by the application."""
 
 from __future__ import annotations
 
 import itertools
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.processes import descriptors
+from tests.harness.processes import descriptors, wait_for
 from tests.harness.server import Server, Start
 
 STREAMS = {0: "<&-", 1: ">&-", 2: "2>&-"}
@@ -42,4 +43,29 @@ def test_a_worker_that_prints_wakes_nobody(make_server: Start, site: Site) -> No
     server.wait_full()
     assert {server.get()["version"] for _ in range(5)} == {"one"}
     assert "was not expected" not in Path(site.directory / "error.log").read_text()
+    assert server.stop() == 0
+
+
+REPLACED = {
+    "no flush": "sys.stderr = object()",
+    "none": "sys.stderr = None",
+    "closed stream": "sys.stderr.close()",
+    "closed descriptor": "os.close(2)",
+    "raises": "sys.stderr = type('Raises', (), {'flush': lambda self: 1 / 0, 'write': lambda self, text: None})()",
+    "full disk": "sys.stderr = open('/dev/full', 'w')\nsys.stderr.write('lost')",
+}
+
+
+@pytest.mark.parametrize("how", sorted(REPLACED))
+def test_a_preloaded_application_replaces_standard_error(make_server: Start, site: Site, how: str) -> None:
+    """It is forked from all the same, and an error of later code is reported as any other."""
+    replaces = f"\nimport sys\n{REPLACED[how]}\n"
+    site.deploy("one", extra=replaces)
+    server = make_server(workers=1, preload_app=True, errorlog=str(site.directory / "error.log")).launch()
+    server.wait_full()
+    site.deploy("broken", extra=f"{replaces}\nraise RuntimeError('of the new code')\n")
+    server.signal(signal.SIGUSR2)
+    log = Path(site.directory / "error.log")
+    wait_for(lambda: "RuntimeError: of the new code" in log.read_text(), 15, "the error is in the log")
+    server.reload("two")
     assert server.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import select
 import socket
 import time
 from pathlib import Path
@@ -81,6 +82,29 @@ def test_orders_in_thousands(server: Server, path: Path) -> None:
                 data = crowd.recv(1 << 20)
                 assert data, "the master has closed the connection"
                 answers += data.count(b"\n")
+    assert heartbeats.errors == []
+    assert heartbeats.longest_s < LOOP_TURN_S
+
+
+def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None:
+    """Reloads among them, and orders of clients that wait for one: a turn answers one order, whoever sends it."""
+    orders = 100
+    reload = b'{"type": "order", "command": "reload", "wait": true}\n'
+    with Heartbeats(server.master, path) as heartbeats, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(40)]
+        answered = dict.fromkeys(crowd, 0)
+        for client in crowd:
+            client.connect(str(path))
+            client.sendall((STATUS + reload) * (orders // 2))
+            client.setblocking(False)
+        end = time.monotonic() + 120
+        while min(answered.values()) < orders:
+            assert time.monotonic() < end, sorted(answered.values())
+            for client in select.select(crowd, [], [], 10)[0]:
+                data = client.recv(1 << 20)
+                assert data, "the master has closed the connection"
+                answered[client] += data.count(b'"type": "report"') + data.count(b'"type": "refused"')
+                answered[client] += data.count(b'"type": "outcome"')
     assert heartbeats.errors == []
     assert heartbeats.longest_s < LOOP_TURN_S
 

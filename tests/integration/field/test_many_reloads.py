@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.harness import processes
+from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
 
@@ -21,6 +22,9 @@ COLLECTS = """
 
 import gc as _gc
 
+import ballast as _ballast
+import prometheus_client as _prometheus_client
+
 _noted = on_reload
 
 
@@ -28,7 +32,11 @@ def on_reload(server):
     _noted(server)
     _gc.collect()
 """
-"""Code for gunicorn.conf.py: the master counts with what it holds, and not with what is waiting for the collector."""
+"""Code for gunicorn.conf.py: the master counts with what it holds, and not with what is waiting for the collector. It
+imports a module of the site, and an installed package."""
+
+BALLAST = "LINES = [str(number) for number in range(20_000)]\n"
+"""A module that takes more than a megabyte of memory."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,8 @@ def memory(server: Server) -> int:
 
 @pytest.mark.load
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
-def test_a_master_does_not_grow_by_its_reloads(start: Start, full: bool, preload: bool) -> None:
+def test_a_master_does_not_grow_by_its_reloads(start: Start, site: Site, full: bool, preload: bool) -> None:
+    site.write("ballast.py", BALLAST)
     server = start(workers=2, preload_app=preload, zd_max_surge=2, extra=COLLECTS)
     for number in range(1, SETTLED_AFTER + 1):
         server.reload(f"version {number}")

@@ -10,7 +10,7 @@ from typing import Any
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
-from zdworker.command import client
+from zdworker.command import client, finder
 
 SLOW = """
 import os as _os, time as _time
@@ -36,7 +36,7 @@ def begin(start: Start, site: Site, seconds: float, **settings: Any) -> Server:
 
 def status(server: Server) -> dict[str, Any]:
     """Ask for the status once."""
-    return client.status(client.find(pid=server.master))
+    return client.status(finder.find(pid=server.master).path)
 
 
 def ended(server: Server) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def ended(server: Server) -> dict[str, Any]:
 def longest_answer(server: Server, seconds: float) -> float:
     """Ask for the status again and again; return how long the slowest answer took."""
     end, slowest = time.monotonic() + seconds, 0.0
-    path = client.find(pid=server.master)
+    path = finder.find(pid=server.master).path
     while (asked := time.monotonic()) < end:
         client.status(path)
         slowest = max(slowest, time.monotonic() - asked)

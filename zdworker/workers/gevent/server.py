@@ -80,8 +80,9 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: the warm-up failed (code 3, reported).
+        :raises SystemExit: the warm-up failed, or TLS cannot be loaded (code 3, reported).
         """
+        self.zd_refuse_bad_tls()
         self._told_to_leave = Event()
         self.zd_warmed_up()
         if self.zd_leaving:

@@ -69,9 +69,10 @@ class ASGIWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker had to end
+        :raises SystemExit: TLS, lifespan startup or warm-up failed (code 3, reported), or the worker had to end
             before it was ready (code 0).
         """
         from zdworker.workers.gunicorn_asgi.server import run
 
+        self.zd_refuse_bad_tls()
         run(self)

@@ -78,7 +78,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: (3) ``zd_warmup`` failed, which is reported.
+        :raises SystemExit: (3) ``zd_warmup`` failed, or TLS cannot be loaded; that is reported.
         """
         self.zd_warmed_up()
         self.poller.close()

@@ -52,9 +52,10 @@ class TornadoWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: the warm-up failed (code 3, reported), or the worker had to end before it was ready
+        :raises SystemExit: TLS or the warm-up failed (code 3, reported), or the worker had to end before it was ready
             (code 0).
         """
         from zdworker.workers.tornado.server import run
 
+        self.zd_refuse_bad_tls()
         run(self)

@@ -14,6 +14,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from zdworker.workers import tls
 from zdworker.workers.event_loop.worker import LoopWorker
 
 if TYPE_CHECKING:
@@ -76,6 +77,26 @@ class UvicornWorker(LoopWorker):
 
         preload(cls.CONFIG_KWARGS)
 
+    @classmethod
+    def zd_check_tls(cls, cfg: Any) -> None:
+        """Load TLS as uvicorn does, which knows nothing of Gunicorn's hook ``ssl_context``.
+
+        :raises TlsError: that fails.
+        """
+        kwargs = {**cls._tls_kwargs(cfg), **cls.CONFIG_KWARGS}
+        own_context = kwargs.get("ssl_context_factory")  # in CONFIG_KWARGS, and for uvicorn itself to call at boot
+        if own_context or not (kwargs.get("ssl_keyfile") or kwargs.get("ssl_certfile")):
+            return
+        settings = tls.TlsSettings(
+            certfile=kwargs.get("ssl_certfile"),
+            keyfile=kwargs.get("ssl_keyfile"),
+            ca_certs=kwargs.get("ssl_ca_certs"),
+            cert_reqs=kwargs.get("ssl_cert_reqs", 0),
+            ciphers=kwargs.get("ssl_ciphers"),
+            password=kwargs.get("ssl_keyfile_password"),
+        )
+        tls.check_settings(settings)
+
     def init_process(self) -> None:
         """Boot and serve; returns when the drain is over."""
         self._share_log()
@@ -84,11 +105,12 @@ class UvicornWorker(LoopWorker):
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: lifespan startup or warm-up failed (code 3, reported), or the worker had to end
+        :raises SystemExit: TLS, lifespan startup or warm-up failed (code 3, reported), or the worker had to end
             before it was ready (code 0).
         """
         from zdworker.workers.uvicorn.server import run
 
+        self.zd_refuse_bad_tls()
         run(self)
 
     def _share_log(self) -> None:
@@ -110,15 +132,20 @@ class UvicornWorker(LoopWorker):
             "timeout_keep_alive": self.cfg.keepalive,
             "forwarded_allow_ips": self.cfg.forwarded_allow_ips,
         }
-        if self.cfg.is_ssl:
-            names = ("keyfile", "certfile", "ssl_version", "cert_reqs", "ca_certs", "ciphers")
-            options = self.cfg.ssl_options
-            kwargs.update({f"ssl_{name.removeprefix('ssl_')}": options.get(name) for name in names})
-            kwargs["ssl_keyfile_password"] = options.get("password")
+        kwargs.update(self._tls_kwargs(self.cfg))
         if self.cfg.backlog:
             kwargs["backlog"] = self.cfg.backlog
         own = {name: value for name, value in self.CONFIG_KWARGS.items() if name not in OWN_LIMITS}
         return {**kwargs, **own}
+
+    @staticmethod
+    def _tls_kwargs(cfg: Any) -> dict[str, Any]:
+        if not cfg.is_ssl:
+            return {}
+        names = ("keyfile", "certfile", "ssl_version", "cert_reqs", "ca_certs", "ciphers")
+        options = cfg.ssl_options
+        kwargs = {f"ssl_{name.removeprefix('ssl_')}": options.get(name) for name in names}
+        return {**kwargs, "ssl_keyfile_password": options.get("password")}
 
 
 class UvicornH11Worker(UvicornWorker):

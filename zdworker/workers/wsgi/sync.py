@@ -139,13 +139,11 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
     def run(self) -> None:
         """Serve until the drain is over.
 
-        :raises SystemExit: (3) ``zd_warmup`` failed, which is reported.
+        :raises SystemExit: (3) ``zd_warmup`` failed, or TLS cannot be loaded; that is reported.
         """
         self.zd_warmed_up()
         if self.zd_leaving:  # told to leave during the warm-up: the listeners are closed
             return
-        if self.cfg.is_ssl:
-            self._linger_with_tls()
         self._poller.register(self.PIPE[0], selectors.EVENT_READ, _read_wake_ups)
         self._listeners = {listener: Listener(listener) for listener in self.sockets}
         try:
@@ -161,6 +159,12 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
                 signal.setitimer(signal.ITIMER_REAL, 0)
         for _pause_s in self._drain.cut_rest():
             pass
+
+    def zd_refuse_bad_tls(self) -> None:
+        """Check TLS, then have its sockets linger, too."""
+        super().zd_refuse_bad_tls()
+        if self.cfg.is_ssl:
+            self._linger_with_tls()
 
     def _linger_with_tls(self) -> None:
         make_context = self.cfg.ssl_context

@@ -1,0 +1,159 @@
+"""The command is run again where, and with the interpreter with which, a start at this moment would be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from zdworker.errors import GenerationError
+from zdworker.ipc.messages import Place
+from zdworker.master import launch
+from zdworker.master.children import ForkServer
+
+
+@pytest.fixture
+def current(tmp_path: Path) -> Path:
+    """A link to a release."""
+    (tmp_path / "releases" / "one").mkdir(parents=True)
+    link = tmp_path / "current"
+    link.symlink_to("releases/one")
+    return link
+
+
+def point_to(link: Path, target: str) -> None:
+    link.unlink()
+    link.symlink_to(target)
+
+
+def capture(monkeypatch: pytest.MonkeyPatch, directory: Path, *words: str, **environment: str) -> launch.Command:
+    monkeypatch.setattr(sys, "orig_argv", list(words))
+    return launch.capture(environment, str(directory), daemon=False)
+
+
+def command(directory: Path, *target: str) -> launch.Command:
+    return launch.Command(sys.executable, [], [*target], {}, str(directory), safe_path=False, started=0)
+
+
+def server(places: dict[str, dict[str, str]], interpreter: str = sys.executable) -> ForkServer:
+    channel: Any = None
+    made = ForkServer(2, 0, channel, -1, logging.getLogger(), print)
+    made.places, made.interpreter = places, interpreter
+    return made
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def test_a_script_is_called_as_it_was(monkeypatch: pytest.MonkeyPatch, current: Path) -> None:
+    """``..`` of a link leads to what is above its target, so that no part of a path may be taken out."""
+    found = capture(monkeypatch, current, sys.executable, "../tools/start.py", "-w", "2")
+    assert found.target == ["../tools/start.py", "-w", "2"]
+    assert found.script == f"{current}/../tools/start.py"
+
+
+def test_a_script_that_has_left_its_start_directory(monkeypatch: pytest.MonkeyPatch, current: Path) -> None:
+    place = (current / "site").resolve()
+    place.mkdir()
+    main = SimpleNamespace(__file__=f"{current.resolve()}/site/start.py")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    words = (sys.executable, "site/start.py")
+    for logical, expected in ((str(current), str(current)), ("/", f"{current.resolve()}/")):
+        assert capture(monkeypatch, place, *words, PWD=logical).directory == expected
+    assert capture(monkeypatch, current, *words).directory == str(current)
+
+
+@pytest.mark.parametrize("called", ["venv/bin/python", "python"])
+def test_an_interpreter_that_was_called_by_a_relative_path(
+    monkeypatch: pytest.MonkeyPatch, current: Path, called: str
+) -> None:
+    """Or that was found by a relative entry of ``PATH``."""
+    python = current / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    found = capture(monkeypatch, current, called, "-m", "gunicorn", PATH="/nowhere:venv/bin")
+    assert found.interpreter == str(python)
+
+
+def test_an_interpreter_that_a_script_names_by_a_relative_path(current: Path) -> None:
+    script, python = current / "start.py", current / "venv" / "bin" / "python"
+    script.write_text("#!venv/bin/python -u\n")
+    assert launch.interpreter(command(current, "start.py")) == [sys.executable]
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    assert launch.interpreter(command(current, "start.py")) == [str(python), "-u"]
+
+
+# -- where it is started -------------------------------------------------------------------------------------
+
+
+def started_in(directory: str) -> str:
+    """Start an interpreter in a directory and return where it says it is."""
+    before = os.getcwd()
+    reader, writer = os.pipe()
+    words = [sys.executable, "-c", "import os; print(os.getcwd())"]
+    pid = launch.start_interpreter(directory, words, {}, [(os.POSIX_SPAWN_DUP2, writer, 1)])
+    os.close(writer)
+    with open(reader) as output:
+        found = output.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert os.getcwd() == before
+    return found.strip()
+
+
+def test_it_is_started_in_the_present_meaning_of_the_directory(current: Path) -> None:
+    assert started_in(str(current)) == str(current.resolve())
+    point_to(current, "releases")
+    assert started_in(str(current)) == str(current.parent.resolve() / "releases")
+
+
+def test_without_the_directory_it_is_started_where_no_code_is(current: Path) -> None:
+    point_to(current, "nowhere")
+    assert started_in(str(current)) == "/"
+
+
+def test_the_directory_is_left_again_if_nothing_can_be_started(current: Path) -> None:
+    before = os.getcwd()
+    with pytest.raises(FileNotFoundError):
+        launch.start_interpreter(str(current), ["./nothing"], {}, [])
+    assert os.getcwd() == before
+
+
+# -- what is compared at the end of a load -------------------------------------------------------------------
+
+
+def test_places_that_are_the_same(current: Path) -> None:
+    one = str(current.resolve())
+    launch.refuse_moved(
+        command(current, "-m", "gunicorn"),
+        server(
+            {Place.DIRECTORY: {str(current): one}, Place.PATH: {one: one, "/no/where": "/no/where", "mark": "mark"}}
+        ),
+    )
+
+
+def test_a_place_that_has_moved(current: Path) -> None:
+    known = server({Place.PATH: {"/": "/", f"{current}/lib": f"{current.resolve()}/lib"}})
+    (current.parent / "two" / "lib").mkdir(parents=True)
+    point_to(current, "two")
+    with pytest.raises(GenerationError) as raised:
+        launch.refuse_moved(command(current, "-m", "gunicorn"), known)
+    one, two = current.parent / "releases/one/lib", current.parent / "two/lib"
+    expected = f"{current}/lib pointed to {one} when the generation started and points to {two} now: reload again"
+    assert str(raised.value) == expected
+    point_to(current, "three")
+    with pytest.raises(GenerationError, match=r"three/lib, which does not exist, now"):
+        launch.refuse_moved(command(current, "-m", "gunicorn"), known)
+
+
+def test_another_interpreter(current: Path) -> None:
+    """A script whose first line has changed, or that is gone."""
+    with pytest.raises(GenerationError, match=f"was /old/python when the generation started and is {sys.executable} "):
+        launch.refuse_moved(command(current, "-m", "gunicorn"), server({}, "/old/python"))
+    with pytest.raises(GenerationError, match="the command cannot be run again"):
+        launch.refuse_moved(command(current, "start.py"), server({}))

@@ -1,0 +1,67 @@
+"""Whether a generation imports the application in its fork server.
+
+Rules: ``preload_app`` (``--preload``) decides by word, and so does ``zd_preload = "never"``. With ``"auto"`` the fork
+server imports the application, unless that import would differ from one in a worker: something of the configuration
+runs in the worker before it, or makes the worker another user. What cannot be told before the import is left to
+:mod:`zdworker.forkserver.import_checks`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from zdworker import roles
+from zdworker.settings import Settings
+
+HOOKS = ("on_reload", "pre_fork", "post_fork")
+"""Hooks that run after a fork server's import and before a worker's, in their order. What ``on_starting`` and
+``when_ready`` set in the environment is there before both."""
+
+METHODS = ("__new__", "__init__", "init_process", "init_signals", "load_wsgi", "patch", "setup", "zd_prepare")
+"""Methods of a worker class that run before it imports the application."""
+
+
+def by_word(cfg: Any, settings: Settings) -> bool | None:
+    """Return whether the application is to be preloaded, or None if that is not decided by word."""
+    if cfg.preload_app:
+        return True
+    return False if settings.preload == "never" else None
+
+
+def hindrance(cfg: Any) -> str:
+    """Return why the application should not be imported in a fork server, as a clause; "" if nothing is known."""
+    hooks = [name for name in HOOKS if _is_set(cfg, name)]
+    if hooks:
+        return f"the configuration has {' and '.join(hooks)}, which may expect that it is not imported yet"
+    if _is_another_user(cfg):
+        return "the workers are another user or group than the master"
+    if cfg.reload:
+        return "reload is on, which has each worker read the newest code"
+    methods = _methods_before_import(cfg.worker_class)
+    if methods:
+        return f"the worker class has its own {' and '.join(methods)}, which may expect that it is not imported yet"
+    return ""
+
+
+def _is_set(cfg: Any, hook: str) -> bool:
+    setting = cfg.settings[hook]
+    return setting.value is not type(setting).default
+
+
+def _is_another_user(cfg: Any) -> bool:
+    """Return whether ``gunicorn.util.set_owner_process`` would change something."""
+    return bool((cfg.gid and (cfg.initgroups or cfg.gid != os.getgid())) or (cfg.uid and cfg.uid != os.getuid()))
+
+
+def _methods_before_import(worker_class: Any) -> list[str]:
+    """Return those of :data:`METHODS` that are not those of a worker class of zdworker's.
+
+    A class that was made with the mixin alone gets them from a base that zdworker does not know.
+    """
+    own = next(kind for kind in worker_class.__mro__ if kind.__module__.split(".")[0] == roles.__name__.split(".")[0])
+    return [name for name in METHODS if _attribute(worker_class, name) is not _attribute(own, name)]
+
+
+def _attribute(kind: type, name: str) -> object:
+    return next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
