@@ -25,6 +25,9 @@ from urllib.parse import urlsplit
 from zdworker.errors import SettingError
 
 PREFIX = "zd_"
+GENERATION_VARIABLE = "ZD_GENERATION"
+"""The environment variable with the number of the generation that a process belongs to; 0 in the master."""
+
 ENVIRONMENT_PREFIX = "ZD_"
 
 
@@ -183,7 +186,7 @@ def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
 
 def unknown_environment(environ: Mapping[str, str]) -> list[str]:
     """Return the sorted ``ZD_`` variables that are not settings: another program's, or misspelt ones."""
-    known = {name.upper() for name in SPECS}
+    known = {GENERATION_VARIABLE, *(name.upper() for name in SPECS)}
     return sorted(name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
 
 

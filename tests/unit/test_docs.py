@@ -52,6 +52,10 @@ SHOWN = {
     ("docs/debugging.md", "py-spy dump"): "not run: py-spy is no tool of the tests, and may need privileges",
     ("docs/debugging.md", ".venv/bin/pytest"): "not run: it runs tests",
     ("docs/debugging.md", "tox -e soak"): "not run: it runs the soak, which the integration tests do with other seeds",
+    (
+        "docs/embedding.md",
+        "import os",
+    ): "tests/integration/field/test_launchers.py::test_a_launcher_that_asks_is_run_once_more_for_each_generation",
     ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
     ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
     ("docs/draining.md", "backend gunicorn"): PROXIES,
@@ -182,7 +186,7 @@ def test_what_is_said_to_run_a_block_exists(place: tuple[str, str], test: str) -
 
 @parametrize_pages
 def test_zd_names_exist(page: str) -> None:
-    known = {*settings.SPECS, *settings.HOOKS, *dir(ZeroDowntime)}
+    known = {*settings.SPECS, *settings.HOOKS, *dir(ZeroDowntime), settings.GENERATION_VARIABLE.lower()}
     named = set(re.findall(r"\bzd_[a-z_]+[a-z]\b", documents.text(page)))
     variables = {name.lower() for name in re.findall(r"\bZD_[A-Z_]+[A-Z]\b", documents.text(page))}
     assert (named | variables) - known == set()

@@ -50,6 +50,7 @@ from zdworker.forkserver.restart import Restart, first_message
 from zdworker.forkserver.tls_check import refuse_bad_tls
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
+from zdworker.settings import GENERATION_VARIABLE
 
 UNUSABLE_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
@@ -80,6 +81,7 @@ def main() -> NoReturn:
     _set_paths(init, places)
     distrust_stale_bytecode(init.started)
     generation = Generation(channel, init, places, restart)
+    generation.launcher = _launcher(command)
     try:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
@@ -187,6 +189,8 @@ class Generation:
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.loaded = False
+        self.launcher = ""
+        """The program of the user's that starts Gunicorn; empty for Gunicorn's own command."""
         self.app: Any = None
         self.cfg: Any = None
         self.log: Any = None
@@ -242,6 +246,12 @@ class Generation:
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
         failure = _load_failed(error, configured=self.app is not None)
+        if self.app is None and self.launcher:
+            failure = dataclasses.replace(
+                failure,
+                reason=f"{failure.reason} ({self.launcher} was run once more, to load generation {self.number}: what "
+                f"it does before it starts Gunicorn has to be left out where {GENERATION_VARIABLE} is set and not 0)",
+            )
         if self._places.obstacle and not self.loaded:
             failure = dataclasses.replace(failure, reason=f"{self._places.obstacle}; {failure.reason}")
         worker_boot.flush_streams()
@@ -382,6 +392,12 @@ class Generation:
     def _report(self, message: Forked | NotForked) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(message)
+
+
+def _launcher(command: list[str]) -> str:
+    """Return the name of the program that a command runs, empty for Gunicorn's own."""
+    name = command[1] if command[0] == "-m" else "python -c" if command[0] == "-c" else os.path.basename(command[0])
+    return "" if name.partition(".")[0] == "gunicorn" else name
 
 
 def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:

@@ -40,7 +40,7 @@ from zdworker.master.log_writer import LogWriter
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reconfiguration import Configuration
 from zdworker.master.supervisor import Supervisor
-from zdworker.settings import unknown_environment
+from zdworker.settings import GENERATION_VARIABLE, unknown_environment
 
 # fmt: off
 NEEDED = (
@@ -102,6 +102,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_log_writer = LogWriter(self.log)
         distrust_stale_bytecode(time.time_ns() - launch.SAME_DEPLOY_NS)
         self._zd_start_environment = dict(self.cfg.env_orig)
+        os.environ[GENERATION_VARIABLE] = "0"
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
         self._zd_leftovers_by: float | None = None

@@ -36,6 +36,7 @@ from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
 from zdworker.master.children import ForkServer
+from zdworker.settings import GENERATION_VARIABLE
 from zdworker.syscalls import FileState, file_state
 
 SAME_DEPLOY_NS = 2_000_000_000
@@ -249,7 +250,7 @@ def start_generation(
         log.debug("master -> fork server of generation %s: %r", number, init)
         channel.post(init, [2])
         words = interpreter(command)
-        pid = _spawn(command, words, other, writer)
+        pid = _spawn(command, number, words, other, writer)
     except BaseException:
         channel.close()
         if stderr >= 0:
@@ -264,9 +265,10 @@ def start_generation(
     return server
 
 
-def _spawn(command: Command, words: list[str], channel: socket.socket, stderr: int) -> int:
+def _spawn(command: Command, generation: int, words: list[str], channel: socket.socket, stderr: int) -> int:
     """Start a fork server and return its pid.
 
+    :param generation: its number.
     :param words: the interpreter with its options.
     :param channel: the fork server's end of the channel.
     :param stderr: the descriptor that becomes its standard error.
@@ -274,7 +276,7 @@ def _spawn(command: Command, words: list[str], channel: socket.socket, stderr: i
     :raises GenerationError: the interpreter or the command's script is gone.
     """
     # With a safe path the fork server's own imports do not find a types.py of the application in the working directory.
-    environment = {**command.environment, "PYTHONSAFEPATH": "1"}
+    environment = {**command.environment, "PYTHONSAFEPATH": "1", GENERATION_VARIABLE: str(generation)}
     number = 3 + max(channel.fileno(), stderr)
     words = [*words, "-m", "zdworker.forkserver", str(number), "--", *command.target]
     actions: list[tuple[Any, ...]] = [

@@ -1,0 +1,72 @@
+"""Programs that start Gunicorn themselves: each generation runs them once more, and they can know it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.harness import documents
+from tests.harness.application_site import Site
+from tests.harness.control_client import status
+from tests.harness.processes import wait_for
+from tests.harness.server import Server, Start, reserve_port
+
+(LAUNCHER,) = [block.text for block in documents.blocks("docs/embedding.md") if block.title == "serve.py"]
+CHECKED = "    if is_first_run():\n        admin"
+UNCHECKED = "    if True:\n        admin"
+GENERATION = """
+
+
+import os
+
+mark("generation", number=os.environ["ZD_GENERATION"])
+"""
+
+
+@pytest.fixture
+def server(make_server: Start, site: Site) -> Server:
+    """A server that the launcher of the documentation starts; it opens a port of its own before."""
+    made = make_server(zd_control_socket=str(site.directory / "control.sock"))
+    made.words = [sys.executable, "serve.py"]
+    made.environment["ZD_CONTROL_SOCKET"] = str(made.settings["zd_control_socket"])
+    return made
+
+
+def write(site: Site, server: Server, launcher: str) -> None:
+    port = str(server.reserved.getsockname()[1])
+    with reserve_port() as admin:
+        other = str(admin.getsockname()[1])
+    site.write("serve.py", launcher.replace("8000", port).replace("9000", other))
+
+
+def test_a_launcher_that_asks_is_run_once_more_for_each_generation(server: Server, site: Site) -> None:
+    assert CHECKED in LAUNCHER
+    write(site, server, LAUNCHER)
+    site.deploy("one", extra=GENERATION)
+    server.start()
+    site.deploy("two", extra=GENERATION)
+    server.signal(server.reload_signal)
+    server.wait_only("two")
+    assert {mark["number"] for mark in site.marks("generation", "one")} == {"1"}
+    assert {mark["number"] for mark in site.marks("generation", "two")} == {"2"}
+    assert server.stop() == 0
+
+
+def test_a_launcher_that_does_not_ask_is_told_why_it_failed(server: Server, site: Site) -> None:
+    """Its port is taken, by itself."""
+    write(site, server, LAUNCHER)
+    server.start()
+    write(site, server, LAUNCHER.replace(CHECKED, UNCHECKED))
+    text = (site.directory / "serve.py").read_text()
+    port = int(text.partition('create_server(("127.0.0.1", ')[2].partition(")")[0])
+    with reserve_port() as taken:
+        site.write("serve.py", text.replace(str(port), str(taken.getsockname()[1])))
+        taken.listen()
+        server.signal(server.reload_signal)
+        wait_for(lambda: status(server)["state"] == "failed", 30, "the reload has failed")
+    error = str(status(server)["last_reload"]["error"])
+    assert "serve.py was run once more, to load generation 2" in error
+    assert "ZD_GENERATION" in error
+    assert "Address already in use" in error
+    assert server.stop() == 0
