@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
 from zdworker import syscalls, texts
@@ -224,6 +224,7 @@ def _make_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[s
     worker.pid = os.getpid()
     worker.zd_settings = generation.settings
     worker.zd_master_pid = generation.master
+    worker.slot = spawn.slot
     for name, value in spawn.worker_attributes.items():
         setattr(worker, name, value)
     return worker
@@ -251,7 +252,9 @@ def _server_for_hooks(generation: LoadedGeneration, spawn: Spawn, worker: Any) -
     server.pid, server.master_pid, server.reexec_pid, server.master_name = generation.master, 0, 0, "Master"
     server.worker_class, server.address, server.timeout = generation.worker_class, cfg.address, cfg.timeout
     server.proc_name, server.worker_age, server._num_workers = cfg.proc_name, spawn.worker_id, spawn.workers
-    server.LISTENERS, server.WORKERS, server.pidfile, server.systemd = worker.sockets, {worker.pid: worker}, None, False
+    server.LISTENERS, server.pidfile, server.systemd = worker.sockets, None, False
+    # Without this worker, which Gunicorn's arbiter adds to its own only after the fork.
+    server.WORKERS = {int(pid): SimpleNamespace(pid=int(pid), **known) for pid, known in spawn.siblings.items()}
     for name, value in generation.hook_data.server_attributes.items():
         setattr(server, name, value)
     return server

@@ -138,7 +138,8 @@ class Spawn:
 
     ``descriptors`` names the descriptors that come with the message, in their order. ``environment``,
     ``server_attributes`` and ``worker_attributes`` are what hooks in the master have set; a variable that they have
-    removed is None. ``workers`` is the number of workers, for hooks.
+    removed is None. ``workers`` is the number of workers, ``siblings`` what hooks see of the others,
+    by their pids: ``age``, ``slot``, ``alive`` and what hooks in the master have set on them.
     """
 
     worker_id: int
@@ -147,6 +148,7 @@ class Spawn:
     descriptors: list[str]
     worker_attributes: dict[str, Any] = field(default_factory=dict, repr=False)
     workers: int = 1
+    siblings: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
 
 # -- worker to master --------------------------------------------------------------------------------------------

@@ -58,6 +58,9 @@ KNOWN_REQUIREMENT = "gunicorn>=25.0.3,<28"
 MISSING_SHOWN = 3
 """Names of Gunicorn's that an error lists at most: a version that is too old lacks many."""
 
+HOOKS_IN_THE_MASTER = ("on_starting", "when_ready", "pre_fork")
+"""Hooks that stock Gunicorn runs in the process that workers are forked from, which some set modules up in."""
+
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
 
@@ -114,6 +117,13 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self.WORKERS = self._zd.children.workers_by_pid
         for name in unknown_environment(os.environ):
             self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
+        hooks = [name for name in HOOKS_IN_THE_MASTER if self._zd_hook_of(name) is not None]
+        if hooks:
+            self.log.info(
+                "In the master, from which no worker is forked: %s. What they do to modules stays there; do that at "
+                "import, or in post_fork.",
+                ", ".join(hooks),
+            )
 
     def _zd_command(self) -> launch.Command | None:
         """Return what a generation runs, or None with a warning where there can be no fork servers."""
@@ -289,10 +299,14 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         try:
             hook = self._zd_hook_of(name)
             if hook is not None:
+                self.WORKERS = self._zd.seen_by_hooks(arguments[0] if name == "pre_fork" else None)
                 with self._zd.leftovers.masters_own(), self.zd_configuration.modules.of_hooks():
                     hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
-            self.log.exception("The hook %s raised; nothing else comes of it.", name)
+            what = "the worker starts without what it has not set" if name == "pre_fork" else "nothing else comes of it"
+            self.log.exception("The hook %s raised; %s.", name, what)
+        finally:
+            self.WORKERS = self._zd.children.workers_by_pid
 
     def _zd_hook_of(self, name: str) -> Callable[..., object] | None:
         """Return the hook of the configuration; None for Gunicorn's own, which does nothing."""

@@ -17,6 +17,7 @@ from typing import Any
 from gunicorn.workers.base import Worker
 
 from zdworker import texts
+from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
@@ -120,6 +121,13 @@ class ForkServer:
             self.stderr = -1
 
 
+UNKNOWN_PIDS = 1 << 30
+"""The first key in the ``WORKERS`` of hooks for workers whose process is not known yet: above any pid (PID_MAX_LIMIT in
+include/linux/threads.h), so that no signal to it reaches a process."""
+
+_PLAIN = (bool, int, float, str, bytes, tuple, list, dict, set, frozenset)
+
+
 class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     """A worker as the master and its hooks see it.
 
@@ -149,6 +157,17 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.requests = 0
         self._announced: set[type[Stopping | Leave]] = set()
         self._own_names = {*vars(self), "_own_names"}
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the user's worker class has as plain data, where hooks ask for it.
+
+        :raises AttributeError: it has no such data. Methods are left out, because this is no object of that class.
+        """
+        cfg = vars(self).get("cfg")
+        value = getattr(cfg.worker_class, name, None) if cfg is not None and not name.startswith("__") else None
+        if not isinstance(value, _PLAIN):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return value
 
     def send(self, message: Message) -> None:
         """Send a message; a worker that is gone gets none, and its end is seen elsewhere."""
@@ -266,6 +285,22 @@ class Children:
         """Register a worker's process."""
         record.pid, record.has_pid = pid, True
         self.workers_by_pid[pid] = record
+
+    def seen_by_hooks(self, fleet: Fleet, but: WorkerRecord | None = None) -> dict[int, WorkerRecord]:
+        """Return what hooks in the master see as ``server.WORKERS``, with each record's ``alive`` brought up to date.
+
+        Gunicorn forks one worker after the other, and each hook sees those before. Here some have no pid yet when the
+        next one's hook runs. One that leaves, or that has a successor in its slot, is not ``alive``: recipes that hand
+        out ids look at that.
+
+        :param but: a worker that is only about to be ordered, which Gunicorn's hooks do not see either.
+        """
+        newest = {record.slot: record.worker_id for record in self.workers.values()}  # in the order of their ids
+        for record in self.workers.values():
+            known = fleet.workers.get(record.worker_id)
+            record.alive = known is not None and not known.leaving and newest[record.slot] == record.worker_id
+        unknown = {UNKNOWN_PIDS + r.worker_id: r for r in self.without_pid() if r is not but}
+        return {**self.workers_by_pid, **unknown}
 
     def without_pid(self) -> list[WorkerRecord]:
         """Return the workers whose process is not known yet."""

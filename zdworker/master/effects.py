@@ -37,6 +37,10 @@ HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
 
 
+SIBLING_BYTES = 256
+"""Bytes that such an attribute may have for the other workers to see it: it is sent to each of them."""
+
+
 class Executor:
     """What can be done to fork servers, workers and the configuration.
 
@@ -271,8 +275,21 @@ class Executor:
                 descriptors=[*["listener"] * len(listeners), "heartbeat", "report"],
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._fleet.wanted_size,
+                siblings=self._siblings(record),
             )
             self._send_order(record, hook_data, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
+
+    def _siblings(self, record: WorkerRecord) -> dict[str, dict[str, Any]]:
+        """Return what the hooks in a worker see of the others."""
+        return {
+            str(pid): {
+                **{n: v for n, v in other.hook_attributes().items() if gunicorn_config.is_plain(v, SIBLING_BYTES)},
+                "age": other.worker_id,
+                "slot": other.slot,
+                "alive": other.alive,
+            }
+            for pid, other in self._children.seen_by_hooks(self._fleet, record).items()
+        }
 
     def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:

@@ -19,7 +19,7 @@ from typing import Any
 from zdworker.core import events
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError
-from zdworker.master.children import Children
+from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
 from zdworker.master.launch import Command
@@ -145,6 +145,10 @@ class Supervisor:
             raise GenerationError(refusal)
         self._observers.notify(Observer.reload_requested)
         self.handle(events.Rollback())
+
+    def seen_by_hooks(self, but: WorkerRecord | None) -> dict[int, WorkerRecord]:
+        """Return what hooks see as ``server.WORKERS`` (see :meth:`Children.seen_by_hooks`)."""
+        return self.children.seen_by_hooks(self.fleet, but)
 
     def status(self) -> dict[str, Any]:
         """Return what ``status`` shows."""
