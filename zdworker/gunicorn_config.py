@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from zdworker import roles, settings, texts
+from zdworker import roles, settings, syscalls, texts
 from zdworker.errors import GenerationError, SettingError
 from zdworker.ipc.messages import MESSAGE_MAX_BYTES
 
@@ -191,7 +191,7 @@ def _started_in(directory: str) -> Iterator[None]:
 @contextlib.contextmanager
 def directory_restored_on_failure() -> Iterator[None]:
     """Restore the working directory if the body raises."""
-    before = os.open(".", os.O_RDONLY)
+    before = os.open(".", syscalls.OPEN_DIRECTORY)
     try:
         yield
     except BaseException:

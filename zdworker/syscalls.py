@@ -25,6 +25,8 @@ PR_SET_CHILD_SUBREAPER = 36
 CLONE_FS = 0x200  # include/uapi/linux/sched.h
 PF_FORKNOEXEC = 0x40  # include/linux/sched.h
 _UCRED = struct.Struct("3i")
+OPEN_DIRECTORY = getattr(os, "O_PATH", os.O_RDONLY)
+"""How to open a directory in order to return to it: with O_PATH also one that may be entered and not listed."""
 _DESCRIPTORS_MAX = 253  # SCM_MAX_FD, include/net/scm.h
 
 GROUP_SIGNALS = tuple(

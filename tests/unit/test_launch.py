@@ -89,6 +89,45 @@ def test_an_interpreter_that_a_script_names_by_a_relative_path(current: Path) ->
     assert launch.interpreter(command(current, "start.py")) == [str(python), "-u"]
 
 
+@pytest.mark.parametrize(
+    ("words", "options", "target"),
+    [
+        (["-m", "gunicorn"], [], ["-m", "gunicorn"]),
+        (["-Im", "gunicorn", "app"], ["-I"], ["-m", "gunicorn", "app"]),
+        (["-mgunicorn"], [], ["-m", "gunicorn"]),
+        (["-cimport os; m()", "x"], [], ["-c", "import os; m()", "x"]),
+        (["-uX", "dev", "-m", "gunicorn"], ["-uX", "dev"], ["-m", "gunicorn"]),
+        (["-X", "dev", "-Wd", "-OO", "-c", "1"], ["-X", "dev", "-Wd", "-OO"], ["-c", "1"]),
+        (
+            ["-Xutf8", "--check-hash-based-pycs", "never", "-m", "a"],
+            ["-Xutf8", "--check-hash-based-pycs", "never"],
+            ["-m", "a"],
+        ),
+    ],
+    ids=" ".join,
+)
+def test_options_of_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch, current: Path, words: list[str], options: list[str], target: list[str]
+) -> None:
+    found = capture(monkeypatch, current, sys.executable, *words)
+    assert (found.options, found.target) == (options, target)
+
+
+def test_a_line_that_has_not_given_the_master_its_interpreter(monkeypatch: pytest.MonkeyPatch, current: Path) -> None:
+    """``venv/bin/python manage.py``, which says ``#!/usr/bin/env python3``."""
+    other, script = current / "bin" / "python3", current / "manage.py"
+    other.parent.mkdir()
+    other.symlink_to(sys.executable)
+    script.write_text("#!/usr/bin/env python3\n")
+    found = capture(monkeypatch, current, sys.executable, "manage.py", PATH=str(other.parent))
+    assert not found.follows_line
+    assert launch.interpreter(found) == [sys.executable]
+    script.write_text(f"#!{sys.executable} -u\n")
+    found = capture(monkeypatch, current, sys.executable, "manage.py")
+    assert found.follows_line
+    assert launch.interpreter(found) == [sys.executable, "-u"]
+
+
 # -- where it is started -------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 
 from zdworker import texts
+from zdworker.forkserver.worker_boot import exit_code
 from zdworker.ipc import report
 from zdworker.ipc.messages import Counts, Decoder, Draining, Failed, Message, Ready, ReplacementRequested
 from zdworker.ipc.report import Reporter
@@ -285,3 +286,11 @@ def test_what_a_subclass_defines_in_vain_is_named() -> None:
     assert Ours.zd_warnings(None) == []
     (line,) = Theirs.zd_warnings(None)
     assert line.endswith("Theirs.patch has no effect: override zd_prepare()")
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [(None, 0), (0, 0), (False, 0), (True, 1), (3, 3), (256, 1), (-1, 255), ("text", 1), (1.5, 1)]
+)
+def test_exit_codes_are_those_of_the_kernel(value: object, code: int) -> None:
+    assert exit_code(value) == code
+    assert not isinstance(exit_code(value), bool)

@@ -38,7 +38,7 @@ class Restart:
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
-        self._directory = os.open(".", getattr(os, "O_PATH", os.O_RDONLY))
+        self._directory = os.open(".", syscalls.OPEN_DIRECTORY)
         self._streams = {stream: os.dup(stream) for stream in (1, 2)}
 
     def forget(self) -> None:

@@ -408,7 +408,7 @@ def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:
     from gunicorn.errors import AppImportError
 
     if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
+        code = worker_boot.exit_code(error.code)
         shown = texts.lines(str(error.code), texts.REASON_MAX)
         reason = f"the new code ended its interpreter (exit {shown}):"
         if not configured:

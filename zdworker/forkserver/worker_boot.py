@@ -199,8 +199,18 @@ def _serve(generation: LoadedGeneration, server: Any, worker: Any) -> int:
         return _report_failure(worker, error, 1 if worker.booted else 3)
 
 
+def exit_code(value: object) -> int:
+    """Return the code with which Python exits for the ``code`` of a ``SystemExit``.
+
+    The kernel keeps 8 bits of it. One of which nothing would be left (256) is 1, because it stands for a failure.
+    """
+    if not isinstance(value, int):
+        return int(value is not None)
+    return value & 0xFF or int(bool(value))
+
+
 def _report_exit(error: SystemExit, worker: Any) -> int:
-    code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    code = exit_code(error.code)
     if code:
         worker.zd_failed(f"the worker exited with code {error.code}", "", code)
     return code

@@ -7,9 +7,9 @@ Rules:
 * The interpreter is started in the start directory, so that everything relative leads where it leads for a start at
   that moment: PYTHONPATH, PYTHONHOME, PATH, the script, the interpreter's own path. :func:`start_interpreter` is the
   one place that starts one.
-* For a script, the interpreter is the one that its ``#!`` line names now, so that a virtual environment inside
-  ``current/`` changes with the link. For other commands it is the master's own, by the path by which it was called, so
-  that it changes with the link too.
+* For a script that was started by its ``#!`` line, the interpreter is the one that this line names now, so that a
+  virtual environment inside ``current/`` changes with the link. For other commands it is the master's own, by the path
+  by which it was called, so that it changes with the link too.
 * A generation reports the places that it comes from. It is refused if they are not those of a start at the end of its
   load any more (:func:`refuse_moved`).
 * The interpreter is started with ``posix_spawn`` and never with ``fork``, because the master may have threads
@@ -21,6 +21,8 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -43,7 +45,8 @@ SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
 file and start the master at once."""
 
-_OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
+_LONG_OPTION_WITH_VALUE = "--check-hash-based-pycs"
+_LETTERS_WITH_VALUE = "cmWX"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Command:
     path. ``safe_path``
     means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started, less
     :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked from,
-    empty if it was not, and ``archive_state`` that file's state at the start.
+    empty if it was not, and ``archive_state`` that file's state at the start. ``follows_line`` means that the ``#!``
+    line of the script has given the master its interpreter, and gives generations theirs.
     """
 
     interpreter: str
@@ -67,6 +71,7 @@ class Command:
     started: int
     archive: str = ""
     archive_state: FileState | None = None
+    follows_line: bool = True
 
     @property
     def script(self) -> str | None:
@@ -98,7 +103,21 @@ def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> 
     own = _interpreter_as_called(environment, directory)
     archive = _archive(environment, os.path.join(directory, target[0]))
     state = file_state(archive) if archive else None
-    return Command(own, options, target, dict(environment), directory, safe_path, started, archive, state)
+    found = Command(own, options, target, dict(environment), directory, safe_path, started, archive, state)
+    return dataclasses.replace(found, follows_line=_was_started_by_line(found))
+
+
+def _was_started_by_line(command: Command) -> bool:
+    """Return whether the ``#!`` line of the command's script has given the master its interpreter.
+
+    ``venv/bin/python manage.py`` has another one than the line names, and so have its generations. Directories are
+    compared, because an environment has its interpreter under several names.
+    """
+    try:
+        named = _named_by_line(command)
+        return bool(named) and os.path.samefile(os.path.dirname(named[0]), os.path.dirname(sys.executable))
+    except (OSError, ValueError, GenerationError):
+        return False
 
 
 def _archive(environment: Mapping[str, str], script: str) -> str:
@@ -169,38 +188,48 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
             return options, words
         if not word.startswith("-"):
             return options, [word, *words]
-        if word.startswith("--") or word[:2] in _OPTIONS_WITH_VALUE:
+        if word.startswith("--"):
             options.append(word)
-            if word in _OPTIONS_WITH_VALUE and words:
+            if word == _LONG_OPTION_WITH_VALUE and words:
                 options.append(words.pop(0))
             continue
-        for kind in "mc":
-            # One-letter options may be joined, and -m and -c end them: ``-Im gunicorn``, ``-mgunicorn``.
-            before, found, value = word[1:].partition(kind)
-            if found:
-                options += [f"-{before}"] if before else []
-                value = value or (words.pop(0) if words else "")
-                return options, [f"-{kind}", value, *words]
+        # One-letter options may be joined, and one with a value ends them: ``-Im gunicorn``, ``-uX dev``.
+        letters = itertools.takewhile(lambda letter: letter not in _LETTERS_WITH_VALUE, word[1:])
+        before = "-" + "".join(letters)
+        rest = word[len(before) :]
+        if rest[:1] in ("m", "c"):
+            options += [before] if before != "-" else []
+            value = rest[1:] or (words.pop(0) if words else "")
+            return options, [f"-{rest[0]}", value, *words]
         options.append(word)
+        if len(rest) == 1 and words:
+            options.append(words.pop(0))
     raise GenerationError("this interpreter reads its program from standard input")
 
 
 def interpreter(command: Command) -> list[str]:
     """Return the interpreter for a generation that starts now, with its options.
 
-    A ``#!`` line that names no Python is ignored (pip writes a shell there when the path is too long).
-
     :raises GenerationError: the command's script cannot be read.
-    :raises ValueError: its ``#!`` line cannot be split into words.
     """
-    own = [command.interpreter, *command.options]
+    named = _named_by_line(command)
+    return named if named and command.follows_line else [command.interpreter, *command.options]
+
+
+def _named_by_line(command: Command) -> list[str]:
+    """Return the interpreter that the ``#!`` line of the command's script names now, with its options; or nothing.
+
+    A line that names no Python is ignored (pip writes a shell there when the path is too long).
+
+    :raises GenerationError: the script cannot be read.
+    """
     if command.script is None:
-        return own
+        return []
     try:
         with open(command.script, "rb") as file:
             line = file.readline(4096)
     except IsADirectoryError:  # its __main__.py is run
-        return own
+        return []
     except OSError as error:
         raise GenerationError(f"the command cannot be run again: {error}") from error
     # Not shlex.split(): a quote has no meaning there for the kernel either (execve(2)).
@@ -209,9 +238,9 @@ def interpreter(command: Command) -> list[str]:
         found = _which(words[1], command.environment, command.directory) if len(words) == 2 else None
         words = [found] if found else []
     if not words or not os.path.basename(words[0]).startswith(("python", "pypy")):
-        return own
+        return []
     path = os.path.join(command.directory, words[0])
-    return [path, *(words[1:] or command.options)] if os.path.exists(path) else own
+    return [path, *(words[1:] or command.options)] if os.path.exists(path) else []
 
 
 def start_generation(
@@ -303,7 +332,7 @@ def start_interpreter(
     """
     # posix_spawn sets no directory, so this process changes to it for the moment. A thread with a directory of its own
     # would not do: the child's death signal comes when the thread ends that has started it (prctl(2)).
-    before = os.open(".", os.O_PATH)
+    before = os.open(".", syscalls.OPEN_DIRECTORY)
     try:
         try:
             os.chdir(directory)

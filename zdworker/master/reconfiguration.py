@@ -329,7 +329,7 @@ class Configuration(Observer):
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
         listeners = self._open(evaluated.cfg, evaluated.places)
         same_bind = addresses.keys(evaluated.places) == addresses.keys(self.current.places)
-        before = os.open(".", os.O_RDONLY)
+        before = os.open(".", syscalls.OPEN_DIRECTORY)
         try:
             self._taken[number] = Taken(
                 evaluated.cfg,
