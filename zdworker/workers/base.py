@@ -378,7 +378,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         for quiet in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(quiet, _change_nothing)
             signal.siginterrupt(quiet, False)
-        self._zd_handlers = Handlers(self.log)
+        self._zd_handlers = Handlers(self.log, self)
         self._zd_handlers.set(signal.SIGTERM, self.handle_exit)
         self._zd_handlers.set(signal.SIGINT, self.handle_quit)
         self._zd_handlers.set(signal.SIGQUIT, self.handle_quit)

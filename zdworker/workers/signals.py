@@ -48,10 +48,13 @@ class Handlers:
     """The handlers of one worker's process.
 
     :param log: the worker's logger.
+    :param worker: is each handler's ``__self__``, as it is of a method. Libraries ask the object behind the handler of
+        ``SIGTERM`` whether it is about to end (sse-starlette does, ``should_exit``, which is uvicorn's name).
     """
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, worker: object = None) -> None:
         self._log = log
+        self._worker = worker
         self._own: dict[int, _WithApplications] = {}
         self._exiting = SharedFlag()
 
@@ -60,7 +63,9 @@ class Handlers:
 
         :param interrupts: a system call that waits is interrupted by it, as Python's default is.
         """
-        self._own[signum] = _WithApplications(signum, handler, interrupts, self._exiting, self._log)
+        own = _WithApplications(signum, handler, interrupts, self._exiting, self._log)
+        own.__self__ = self._worker
+        self._own[signum] = own
         self._own[signum].install()
 
     def take_back(self) -> None:
@@ -111,6 +116,9 @@ class _InC:
 
 class _WithApplications:
     """The worker's handler of a signal, with the application's own of the same signal before it."""
+
+    __self__: object
+    """See :class:`Handlers`."""
 
     def __init__(self, signum: int, handler: Handler, interrupts: bool, exiting: SharedFlag, log: Any) -> None:
         self.applications: Handler | None = None

@@ -43,6 +43,11 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
         super().init_signals()
         signal.set_wakeup_fd(-1)
 
+    @property
+    def should_exit(self) -> bool:
+        """Whether the worker drains, by uvicorn's name for it: libraries that hold a response open look for that."""
+        return self.zd_leaving
+
     def zd_on_leave(self) -> None:
         """Have the server drain, or stop booting."""
         if self.zd_serving is not None:

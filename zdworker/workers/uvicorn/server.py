@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import traceback
 from collections.abc import Collection, Iterator, Mapping
@@ -199,6 +200,9 @@ class DrainingServer(AsgiServing, Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, at the deadline cut what is left, and run lifespan shutdown."""
+        # Libraries that end streams with the server put a function of theirs in the place of this method. Not earlier:
+        # uvicorn would not serve at all with `should_exit`, nor drain.
+        self.handle_exit(signal.SIGTERM, None)
         if await self.drain_connections():
             for listener in sockets or []:
                 listener.close()
