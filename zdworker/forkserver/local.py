@@ -45,6 +45,7 @@ class LocalGeneration:
         :raises OSError: the kernel refuses the fork.
         """
         self.hook_data = hook_data
+        worker_boot.flush_streams()  # what is still in a buffer would be written once more by each worker
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
             pid = os.fork()
