@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "settings": {"errors"},
     "core": {"errors", "exhaustive"},
     "ipc": {"errors", "syscalls", "texts"},
-    "gunicorn_config": {"errors", "roles", "settings", "texts", "ipc"},
+    "gunicorn_config": {"errors", "roles", "settings", "syscalls", "texts", "ipc"},
     "forkserver": {
         *("errors", "roles", "settings", "syscalls", "texts", "descendants", "log_files", "ipc", "gunicorn_config"),
     },
