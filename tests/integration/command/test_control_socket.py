@@ -118,7 +118,8 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
     assert [(w["slot"], w["generation"], w["state"]) for w in status["workers"]] == [(0, 1, "ready"), (1, 1, "ready")]
     assert sorted(w["pid"] for w in status["workers"]) == sorted(server.workers())
     assert all(w["rss_bytes"] > 1 << 20 and w["age_s"] > 0 for w in status["workers"])
-    assert status["fork_servers"] == [{"pid": server.fork_servers()[0], "generation": 1, "preloaded": True}]
+    fork_server = {"pid": server.fork_servers()[0], "generation": 1, "preloaded": True, "not_preloaded": None}
+    assert status["fork_servers"] == [fork_server]
     assert status["settings"]["zd_websocket_drain"] == 5
 
 

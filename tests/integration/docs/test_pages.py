@@ -49,7 +49,6 @@ class Reader:
             "PATH": os.pathsep.join([*own, os.environ.get("PATH", os.defpath)]),
             "PWD": str(self.directory),
             "XDG_RUNTIME_DIR": str(runtime),
-            "PIP_NO_INDEX": "1",
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         }
         self.output: str | None = ""
@@ -77,7 +76,7 @@ class Reader:
 
     def _type(self, text: str, place: str) -> None:
         environment = dict(self.environment)
-        if "pip install" in text:
+        if "pip install" in text:  # what the tests have already; setproctitle they do not, since it renames processes
             environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
         done = subprocess.run(
             ["bash", "-e", "-c", text],
