@@ -44,6 +44,7 @@ by_hint = {
     "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),
     "dict[str, str | None]": st.dictionaries(st.text(), st.none() | st.text()),
     "dict[str, dict[str, str]]": st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())),
+    "dict[str, dict[str, typing.Any]]": st.dictionaries(st.text(), st.dictionaries(st.text(), json_values)),
 }
 
 
