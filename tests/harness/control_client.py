@@ -6,11 +6,13 @@ Rules: a fleet of hundreds is asked for here and not looked for in /proc, which 
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from typing import Any
 
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server
+from zdworker.command import client, finder
 
 ANSWER_TIMEOUT_S = 10.0
 """Seconds that a master may take to answer."""
@@ -60,3 +62,23 @@ def reload_error(server: Server) -> str | None:
     wait_for(ended, BOOT_TIMEOUT_S, "the reload has ended")
     error: str | None = status(server)["last_reload"]["error"]
     return error
+
+
+# -- of a master that is found by its pid, because its settings name no control socket ---------------------------
+
+
+def last_reload(server: Server) -> dict[str, Any]:
+    """Return the last reload as ``status`` shows it; empty before the first one."""
+    return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
+
+
+def reload(server: Server) -> dict[str, Any]:
+    """Order a reload and return how it ended."""
+    before = last_reload(server).get("generation")
+    server.signal(signal.SIGUSR2)
+
+    def ended() -> dict[str, Any]:
+        last = last_reload(server)
+        return last if last.get("generation") != before and last.get("result") is not None else {}
+
+    return wait_for(ended, BOOT_TIMEOUT_S, "the reload has ended")

@@ -120,8 +120,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         hooks = [name for name in HOOKS_IN_THE_MASTER if self._zd_hook_of(name) is not None]
         if hooks:
             self.log.info(
-                "In the master, from which no worker is forked: %s. What they do to modules stays there; do that at "
-                "import, or in post_fork.",
+                "In the master, from which no worker is forked: %s. What they do to modules stays there: have the "
+                "application do it, or post_fork.",
                 ", ".join(hooks),
             )
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from typing import Any
 
 import gunicorn
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.control_client import reload
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
-from zdworker.command import client, finder
 
 PROGRAM = """
 import multiprocessing
@@ -89,22 +87,6 @@ def embedded(server: Server, site: Site, way: str, *, hands_over: bool) -> Serve
     server.master = int(pid.read_text())
     server.wait_full()
     return server
-
-
-def last_reload(server: Server) -> dict[str, Any]:
-    return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
-
-
-def reload(server: Server) -> dict[str, Any]:
-    """Order a reload and return how it ended."""
-    before = last_reload(server).get("generation")
-    server.signal(signal.SIGUSR2)
-
-    def ended() -> dict[str, Any]:
-        last = last_reload(server)
-        return last if last.get("generation") != before and last.get("result") is not None else {}
-
-    return wait_for(ended, 60, "the reload has ended")
 
 
 @pytest.mark.parametrize("way", WAYS)

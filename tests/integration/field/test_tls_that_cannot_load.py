@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.certificates import make_certificate
-from tests.harness.processes import wait_for
+from tests.harness.control_client import reload
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import ALL, THREAD, UVICORN
-from zdworker.command import client, finder
 
 PROMPTLY_S = 15.0
 """Seconds within which a start that cannot work ends; a loaded machine needs most of them to start interpreters."""
@@ -40,22 +38,6 @@ def plain(server: Server, code: str = "", **settings: Any) -> None:
     control = str(server.site.directory / "gunicorn.ctl")
     lines = [f"{name} = {value!r}\n" for name, value in {"control_socket": control, **server.settings}.items()]
     server.site.write("gunicorn.conf.py", "".join(lines) + code)
-
-
-def last_reload(server: Server) -> dict[str, Any]:
-    return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
-
-
-def reload(server: Server) -> dict[str, Any]:
-    """Order a reload and return how it ended."""
-    before = last_reload(server).get("generation")
-    server.signal(signal.SIGUSR2)
-
-    def ended() -> dict[str, Any]:
-        last = last_reload(server)
-        return last if last.get("generation") != before and last.get("result") is not None else {}
-
-    return wait_for(ended, 60, "the reload has ended")
 
 
 def answers(server: Server) -> str:
