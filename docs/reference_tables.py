@@ -155,8 +155,8 @@ STATUS = {
     "bind": "a list of the addresses at which it listens",
     "started_at": "UTC, ISO 8601",
     "age_s": "seconds since then",
-    "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before serves on), "
-    "`degraded` (something is amiss for which no new code is to blame), or `stopping`",
+    "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before keeps serving), "
+    "`degraded` (something is wrong for which no new code is to blame), or `stopping`",
     "generation": "the newest one that has proved itself",
     "target_generation": "the one that is loading or being rolled out, or null",
     "workers": "a list, by slot; the old and the new worker of a slot stand beside each other",

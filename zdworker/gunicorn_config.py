@@ -90,6 +90,12 @@ def _both(name: str, here: Any, there: Any) -> str:
     return f"{texts.line(repr(here), SHOWN_MAX)} and {texts.line(repr(there), SHOWN_MAX)}"
 
 
+def is_set(cfg: Any, hook: str) -> bool:
+    """Return whether the configuration has a hook of its own, in the place of Gunicorn's, which does nothing."""
+    setting = cfg.settings[hook]
+    return setting.value is not setting.default
+
+
 def has_default_bind(cfg: Any) -> bool:
     """Return whether ``bind`` is what it is without being set."""
     setting = cfg.settings["bind"]

@@ -10,11 +10,13 @@ Rules:
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
 import gunicorn
 import pytest
+from gunicorn.config import Config
 
 from tests.harness.application_site import Kind
 
@@ -53,6 +55,10 @@ class WorkerClass:
     @property
     def path(self) -> str:
         return f"zdworker.{self.name}"
+
+
+PARSERS = ["python"] + ["fast"] * bool("http_parser" in Config().settings and importlib.util.find_spec("gunicorn_h1c"))
+"""What ``http_parser`` may name here: Gunicorn before 26 has no such setting."""
 
 
 def _of(*, keeps_http10: bool = False, websockets: bool = True, **facts: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When what an ended process has left is told to end, killed and given up: without a process."""
+"""When what an ended process has left gets TERM, is killed and is given up: without a process."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import socket
 import time
@@ -15,13 +14,13 @@ import gunicorn
 import pytest
 from gunicorn.config import Config
 
+from tests.harness.worker_classes import PARSERS
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.event_loop import transports
 from zdworker.workers.gunicorn_asgi.connections import Connection
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
-PARSERS = ["python"] + ["fast"] * bool("http_parser" in Config().settings and importlib.util.find_spec("gunicorn_h1c"))
 CALLBACKS = gunicorn.version_info >= (25, 2)  # parsers with callbacks; before, a stream reader
 
 

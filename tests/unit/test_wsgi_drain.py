@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import socket
@@ -16,13 +15,13 @@ from gunicorn.http import get_parser
 from gunicorn.http.parser import Parser
 from gunicorn.http.wsgi import Response, create
 
+from tests.harness.worker_classes import PARSERS
 from zdworker.errors import WarmupFailed
 from zdworker.workers.wsgi import drain
 from zdworker.workers.wsgi.drain import WsgiDrain, answer
 from zdworker.workers.wsgi.sync import WSGIWorker
 
 PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-PARSERS = ["python"] + ["fast"] * bool("http_parser" in Config().settings and importlib.util.find_spec("gunicorn_h1c"))
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody"
 
 

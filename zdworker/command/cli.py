@@ -82,8 +82,8 @@ def main() -> None:
     The master that was started in this directory, or above it, is found by itself, and so is the only one that runs;
     else name it with --pid, --pidfile or --socket. "zdworker list" shows all.
 
-    Exit codes: 0 done (also if a newer reload took its place and is done), 1 failed (the old code serves on), 2 misuse,
-    3 no such master or not allowed, 4 timed out.
+    Exit codes: 0 done (also if a newer reload took its place and is done), 1 failed (the old code keeps serving),
+    2 misuse, 3 no such master or not allowed, 4 timed out.
     """
     output.guard()
 

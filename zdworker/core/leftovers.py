@@ -1,4 +1,4 @@
-"""What ended processes leave behind: whose it is, when it is told to end, and when it is killed.
+"""What ended processes leave behind: whose it is, when it gets TERM, and when it is killed.
 
 Rules:
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from zdworker import roles
+from zdworker import gunicorn_config, roles
 from zdworker.settings import Settings
 
 HOOKS = ("on_reload", "pre_fork", "post_fork")
@@ -31,7 +31,7 @@ def by_word(cfg: Any, settings: Settings) -> bool | None:
 
 def hindrance(cfg: Any) -> str:
     """Return why the application should not be imported in a fork server, as a clause; "" if nothing is known."""
-    hooks = [name for name in HOOKS if _is_set(cfg, name)]
+    hooks = [name for name in HOOKS if gunicorn_config.is_set(cfg, name)]
     if hooks:
         return f"the configuration has {' and '.join(hooks)}, which may expect that it is not imported yet"
     if _is_another_user(cfg):
@@ -42,11 +42,6 @@ def hindrance(cfg: Any) -> str:
     if methods:
         return f"the worker class has its own {' and '.join(methods)}, which may expect that it is not imported yet"
     return ""
-
-
-def _is_set(cfg: Any, hook: str) -> bool:
-    setting = cfg.settings[hook]
-    return setting.value is not type(setting).default
 
 
 def _is_another_user(cfg: Any) -> bool:

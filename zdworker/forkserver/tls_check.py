@@ -57,15 +57,10 @@ def refuse_bad_tls(worker_class: Any, cfg: Any) -> None:
 
 
 def _a_hook_may_change_it(cfg: Any) -> bool:
-    if any(_is_set(cfg, name) for name in HOOKS_BEFORE_TLS):
+    if any(gunicorn_config.is_set(cfg, name) for name in HOOKS_BEFORE_TLS):
         return True
-    in_master = any(_is_set(cfg, name) for name in HOOKS_IN_THE_MASTER) or gunicorn_config.zd_hooks(cfg)
-    return _is_set(cfg, "ssl_context") and bool(in_master)
-
-
-def _is_set(cfg: Any, name: str) -> bool:
-    setting = cfg.settings[name]
-    return setting.value is not setting.default
+    in_master = any(gunicorn_config.is_set(cfg, name) for name in HOOKS_IN_THE_MASTER)
+    return gunicorn_config.is_set(cfg, "ssl_context") and (in_master or bool(gunicorn_config.zd_hooks(cfg)))
 
 
 def _check(worker_class: Any, cfg: Any, writer: int) -> NoReturn:

@@ -31,6 +31,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
+from zdworker.forkserver import worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.master import addresses, launch
 from zdworker.master.children import WorkerRecord
@@ -88,7 +89,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             stock_run(self)
         except BaseException as end:
             if not self._zd_log_writer.end():
-                os._exit(_exit_code(end))  # Python's own exit would wait for the log
+                # Python's own exit would wait for the log.
+                os._exit(worker_boot.exit_code(end.code) if isinstance(end, SystemExit) else 1)
             raise
 
     def _zd_take_over(self) -> None:
@@ -314,7 +316,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             zd_hook: Callable[..., object] | None = self.cfg.zd_hooks.get(name)
             return zd_hook
         hook: Callable[..., object] = getattr(self.cfg, name)
-        return None if hook is self.cfg.settings[name].default else hook
+        return hook if gunicorn_config.is_set(self.cfg, name) else None
 
     def zd_print(self, text: str) -> None:
         """Write a text to the master's standard error, in its turn among the lines of the log."""
@@ -403,13 +405,6 @@ def refuse_start(reason: str) -> NoReturn:
     with contextlib.suppress(OSError):  # not sys.stderr: that is None where it was closed at start
         os.write(2, f"\nError: {texts.lines(reason)}\n".encode())
     sys.exit(1)
-
-
-def _exit_code(end: BaseException) -> int:
-    """Return the code with which Python would exit for an exception."""
-    if not isinstance(end, SystemExit):
-        return 1
-    return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
 class _GunicornObserver(Observer):

@@ -36,9 +36,8 @@ from zdworker.master.reconfiguration import Evaluated
 HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
 
-
 SIBLING_BYTES = 256
-"""Bytes that such an attribute may have for the other workers to see it: it is sent to each of them."""
+"""Bytes that an attribute set on a worker may have for hooks in other workers to see it: each of them gets it."""
 
 
 class Executor:

@@ -55,11 +55,10 @@ class Command:
 
     ``interpreter`` and ``options`` are Python's path and options; ``target`` is what it runs with its arguments: ``-m``
     and a module, ``-c`` and code, or a script, as it was called. ``directory`` is the start directory by its logical
-    path. ``safe_path``
-    means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started, less
-    :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked from,
-    empty if it was not, and ``archive_state`` that file's state at the start. ``follows_line`` means that the ``#!``
-    line of the script has given the master its interpreter, and gives generations theirs.
+    path. ``safe_path`` means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started,
+    less :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked
+    from, empty if it was not, and ``archive_state`` that file's state at the start. ``follows_line`` means that the
+    ``#!`` line of the script has given the master its interpreter, and gives generations theirs.
     """
 
     interpreter: str

@@ -5,8 +5,8 @@ Rules:
 * A configuration is taken over whole, or not at all. What a generation has evaluated is taken as it is; only hooks are
   evaluated here, and what that raises refuses the configuration.
 * A configuration comes with its settings, its listening sockets, its environment and the modules that it has imported
-  (``module_cache.py``). It is kept under the number of the
-  generation that brought it (0: the master's own start) for as long as the core's facts name it.
+  (``module_cache.py``). It is kept under the number of the generation that brought it (0: the master's own start) for
+  as long as the core's facts name it.
 * The core decides whether a configuration is taken over, and which one is restored.
 * Every address that the configuration in force names is listened on. Where systemd has handed the sockets over these
   are the ones that count, and ``bind`` opens nothing, as at Gunicorn's start.

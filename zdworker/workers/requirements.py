@@ -6,6 +6,7 @@ for these libraries when a connection comes, which then hangs or is cut.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 from zdworker.errors import GenerationError
@@ -25,16 +26,17 @@ EXTRAS = {
 """The extra of zdworker that installs a library, by the library's module; empty if none does."""
 
 
-def missing(error: ImportError, needed_by: str) -> Exception:
-    """Return the error to raise in the place of ``error``: one line, if that is about a library of :data:`EXTRAS`.
+def refuse_missing(error: ImportError, needed_by: str) -> None:
+    """Refuse what needs a library of :data:`EXTRAS` that is not installed; do nothing if ``error`` is about another.
 
     :param needed_by: what cannot work without it, such as ``"zdworker.GeventWorker"``.
+    :raises GenerationError: one line that says what to install.
     """
     module = (error.name or "").partition(".")[0]
-    if module not in EXTRAS:
-        return error
-    package = f"zdworker[{EXTRAS[module]}]" if EXTRAS[module] else module
-    return GenerationError(f"{needed_by} needs {module}, which is not installed: pip install '{package}'")
+    if module in EXTRAS:
+        package = f"zdworker[{EXTRAS[module]}]" if EXTRAS[module] else module
+        reason = f"{needed_by} needs {module}, which is not installed: pip install '{package}'"
+        raise GenerationError(reason) from error
 
 
 def require_parser(cfg: Any) -> None:
@@ -50,4 +52,5 @@ def require_parser(cfg: Any) -> None:
     try:
         check(cfg)
     except RuntimeError as error:
-        raise GenerationError(f"http_parser = {cfg.http_parser!r}: {error} (pip install 'zdworker[fast]')") from error
+        install = "" if importlib.util.find_spec("gunicorn_h1c") else " (pip install 'zdworker[fast]')"
+        raise GenerationError(f"http_parser = {cfg.http_parser!r}: {error}{install}") from error

@@ -87,7 +87,7 @@ def test_orders_in_thousands(server: Server, path: Path) -> None:
 
 
 def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None:
-    """Reloads among them, and orders of clients that wait for one: a turn answers one order, whoever sends it."""
+    """Reloads among them, and orders of clients that wait for one: a turn answers one order, of one client."""
     orders = 100
     reload = b'{"type": "order", "command": "reload", "wait": true}\n'
     with Heartbeats(server.master, path) as heartbeats, contextlib.ExitStack() as stack:

@@ -40,12 +40,13 @@ def nworkers_changed(server, new_value, old_value):
 
 
 class Reader:
-    """The other end of the log: it reads when it is told to, and keeps what came."""
+    """The other end of the log: it reads when a test has it read, and keeps what came."""
 
     def __init__(self) -> None:
         self.text = b""
         self._sources: list[Callable[[], bytes]] = []
         self._paused, self._ended = threading.Event(), threading.Event()
+        self._reading = threading.Lock()
         self.closes = contextlib.ExitStack()
 
     def add(self, receive: Callable[[], bytes]) -> None:
@@ -56,14 +57,15 @@ class Reader:
 
     def _run(self, receive: Callable[[], bytes]) -> None:
         while not self._ended.is_set():
-            data = b"" if self._paused.is_set() else receive()
-            self.text += data
+            with self._reading:
+                data = b"" if self._paused.is_set() else receive()
+                self.text += data
             if not data:
                 time.sleep(0.01)
 
     def pause(self) -> None:
-        self._paused.set()
-        time.sleep(0.1)  # a read that has begun
+        with self._reading:  # not in the middle of a read
+            self._paused.set()
 
     def go_on(self) -> None:
         self._paused.clear()

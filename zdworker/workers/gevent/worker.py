@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from gunicorn.workers.base import Worker
 
 from zdworker.errors import GenerationError
-from zdworker.workers.requirements import missing
+from zdworker.workers.requirements import refuse_missing
 from zdworker.workers.wsgi.drain import WsgiDrain
 
 
@@ -67,7 +67,8 @@ def _require_gevent() -> None:
     try:
         import gunicorn.workers.ggevent  # noqa: F401  # it raises if gevent is missing or too old
     except ImportError as error:
-        raise missing(error, "zdworker.GeventWorker") from error
+        refuse_missing(error, "zdworker.GeventWorker")
+        raise
     except RuntimeError as error:
         raise GenerationError(f"zdworker.GeventWorker: {error} (pip install 'zdworker[gevent]')") from error
 

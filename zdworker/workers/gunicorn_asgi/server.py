@@ -31,7 +31,7 @@ from zdworker.workers.event_loop.serving import CUT_S, ServedWorker, Serving, ru
 from zdworker.workers.event_loop.transports import TlsCloseTimeout
 from zdworker.workers.gunicorn_asgi.connections import Connection
 from zdworker.workers.health import HealthWorker, asgi_with_health
-from zdworker.workers.requirements import missing, require_parser
+from zdworker.workers.requirements import refuse_missing, require_parser
 
 HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two heartbeats while it serves, Gunicorn's own measure."""
@@ -67,13 +67,15 @@ def preload(cfg: Any) -> None:
             importlib.import_module("uvloop")
         except ImportError as error:
             if cfg.asgi_loop == "uvloop":
-                raise missing(error, "asgi_loop = 'uvloop'") from error
+                refuse_missing(error, "asgi_loop = 'uvloop'")
+                raise
     if "h2" in cfg.http_protocols:
         try:
             for name in ("config", "connection", "events", "exceptions"):
                 importlib.import_module(f"h2.{name}")
         except ImportError as error:
-            raise missing(error, "http_protocols with 'h2'") from error
+            refuse_missing(error, "http_protocols with 'h2'")
+            raise
         importlib.import_module("gunicorn.http2.async_connection")
 
 

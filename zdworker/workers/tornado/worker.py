@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from zdworker.errors import GenerationError
 from zdworker.workers.event_loop.worker import LoopWorker
-from zdworker.workers.requirements import missing
+from zdworker.workers.requirements import refuse_missing
 
 
 class TornadoWorker(LoopWorker):
@@ -37,7 +37,8 @@ class TornadoWorker(LoopWorker):
         try:
             import gunicorn.workers.gtornado  # noqa: F401  # raises if Tornado is missing
         except ImportError as error:
-            raise missing(error, "zdworker.TornadoWorker") from error
+            refuse_missing(error, "zdworker.TornadoWorker")
+            raise
         except RuntimeError as error:
             raise GenerationError(f"zdworker.TornadoWorker: {error} (pip install 'zdworker[tornado]')") from error
         import zdworker.workers.tornado.server  # noqa: F401

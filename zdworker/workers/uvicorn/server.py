@@ -32,7 +32,7 @@ from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
 from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
 from zdworker.workers.health import HealthWorker, asgi_with_health
-from zdworker.workers.requirements import missing
+from zdworker.workers.requirements import refuse_missing
 from zdworker.workers.uvicorn.connections import IdleReaper, announce, announce_current, cycle_of, with_patient_timeout
 
 logger = logging.getLogger("uvicorn.error")
@@ -83,7 +83,8 @@ def preload(config_kwargs: Mapping[str, Any]) -> None:
         config.load()
         config.get_loop_factory()
     except ImportError as error:
-        raise missing(error, "CONFIG_KWARGS of the worker class") from error
+        refuse_missing(error, "CONFIG_KWARGS of the worker class")
+        raise
 
 
 async def _no_application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -193,7 +194,7 @@ class DrainingServer(AsgiServing, Server):
         """Do uvicorn's tick, too: it rebuilds the default headers, of which one is the date."""
         await super().tick()
         if await self.on_tick(self._ticks):
-            self.worker.zd_leave(self.worker.cfg.graceful_timeout)  # it counts requests itself, in CONFIG_KWARGS
+            self.worker.zd_leave(self.worker.cfg.graceful_timeout)  # a library has set uvicorn's ``should_exit``
         self._ticks = (self._ticks + 1) % 864000
 
     # -- draining ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from zdworker.syscalls import unread
 from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.health import wsgi_with_health
-from zdworker.workers.requirements import missing, require_parser
+from zdworker.workers.requirements import refuse_missing, require_parser
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, unread_body_bytes
 
 HEARTBEAT_INTERVAL_S = 0.1
@@ -65,7 +65,8 @@ class WsgiDrain(ZeroDowntime):
                 for name in ("config", "connection", "events", "exceptions", "settings"):
                     importlib.import_module(f"h2.{name}")
             except ImportError as error:
-                raise missing(error, "http_protocols with 'h2'") from error
+                refuse_missing(error, "http_protocols with 'h2'")
+                raise
             importlib.import_module("gunicorn.http2.connection")
         if cfg.protocol == "uwsgi":
             importlib.import_module("gunicorn.uwsgi.parser")
