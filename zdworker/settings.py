@@ -59,7 +59,7 @@ class Settings:
     ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``, ``shutdown_delay``: seconds.
     ``health_path``: a path, or empty. ``warmup``: paths or URLs.
     ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``. ``preload``: ``"auto"`` or ``"never"``.
-    ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory.
+    ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory. ``hand_over``: yes or no.
 
     :raises SettingError: a value is bad.
     """
@@ -77,6 +77,7 @@ class Settings:
     rollback_window: float = 0.0
     preload: str = "auto"
     control_socket: str = ""
+    hand_over: bool = True
 
     def __post_init__(self) -> None:
         for name, spec in SPECS.items():
@@ -239,6 +240,16 @@ def _one_of(*words: str) -> Callable[[object], str]:
     return parse
 
 
+def _yes_or_no(value: object) -> bool:
+    """Return a truth value, given as such or, as in the environment, in words."""
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if not isinstance(value, str) or value.strip().lower() not in words:
+        raise ValueError
+    return words[value.strip().lower()]
+
+
 def _paths(value: object) -> tuple[str, ...]:
     """Return paths or URLs, given as a list or, as in the environment, as one text with spaces or commas in between."""
     if value is None:
@@ -360,5 +371,11 @@ SPECS: Mapping[str, Spec] = {
         'an absolute path of at most 100 bytes, "none", or "" for the default',
         _socket_path,
         'a path for the control socket, or `"none"`',
+    ),
+    "zd_hand_over": Spec(
+        'True or False (in the environment "true" or "false")',
+        _yes_or_no,
+        "whether a worker that is replaced hands its keep-alive connections over to the next worker of its slot; if "
+        "not, each of them ends with its next response, or with its keep-alive time",
     ),
 }

@@ -217,6 +217,15 @@ def send_some(channel: socket.socket, data: bytes, descriptors: list[int]) -> in
         return 0
 
 
+def send_message(channel: socket.socket, data: bytes, descriptors: list[int]) -> None:
+    """Send a message, with descriptors, over a socket that keeps the bounds of messages; whole, or not at all.
+
+    :raises OSError: the other end is gone, or (``BlockingIOError``) takes no more now.
+    """
+    flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+    channel.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))], flags)
+
+
 @dataclass(frozen=True)
 class Piece:
     """The result of one ``recvmsg``. ``sender`` is a pid where it is passed. ``refused`` means that descriptors came

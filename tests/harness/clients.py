@@ -278,11 +278,16 @@ class Failure:
 
 @dataclass
 class Results:
-    """What the load saw. ``reopened`` counts kept connections that had ended when the client looked."""
+    """What the load saw.
+
+    ``reopened`` counts kept connections that had ended when the client looked, ``told_to_close`` those of which the
+    server said with a response that they end.
+    """
 
     answers: list[Answer]
     failures: list[Failure]
     reopened: int = 0
+    told_to_close: int = 0
 
     def versions(self) -> list[str]:
         """Return the versions in the order of their first answers."""
@@ -349,6 +354,7 @@ class Load:
                 [Answer(*answer) for answer in plain["answers"]],
                 [Failure(*failure) for failure in plain["failures"]],
                 plain["reopened"],
+                plain["told_to_close"],
             )
         return self._results
 
@@ -362,7 +368,7 @@ class _Clients:
         self.answered = threading.Event()
         self.answers: list[tuple[float, float, str, int]] = []
         self.failures: list[tuple[float, float, str, bool]] = []
-        self.reopened = 0
+        self.reopened = self.told_to_close = 0
         # JSON knows no tuples
         self.address: Address = plan.address if isinstance(plan.address, str) else (plan.address[0], plan.address[1])
         size = MEGABYTE if plan.style == "upload" else plan.size
@@ -381,8 +387,10 @@ class _Clients:
             reply = self._ask(used)
         except Broken as error:
             self.failures.append((start, time.monotonic() - start, str(error), fresh))
-        if reply is not None and self.plan.style == "kept" and not reply.last:
-            return client
+        if reply is not None and self.plan.style == "kept":
+            if not reply.last:
+                return client
+            self.told_to_close += 1
         if client is not None:
             client.close()
         return None
@@ -432,7 +440,7 @@ def main() -> None:
     clients.over.set()
     for thread in threads:
         thread.join()
-    seen = {"answers": clients.answers, "failures": clients.failures, "reopened": clients.reopened}
+    seen = {name: getattr(clients, name) for name in ("answers", "failures", "reopened", "told_to_close")}
     json.dump(seen, sys.stdout)
 
 

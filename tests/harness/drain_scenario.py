@@ -33,13 +33,20 @@ class Stage:
     """What a kind needs to know.
 
     :param count: connections of each kind.
+    :param hands_over: the old workers give their connections to the new ones.
     :ivar begun: when the drain had begun.
     """
 
     server: Server
     worker: WorkerClass
     count: int
+    hands_over: bool = False
     begun: float = 0.0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a connection is kept after its answer in the drain."""
+        return self.hands_over and self.worker.keeps
 
     def opened(self, *, tls: bool = False) -> list[Client]:
         """Return connections that a worker has accepted: the kernel's queue is empty."""

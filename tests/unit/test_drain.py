@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterable, Iterator
 
 import pytest
 
+from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue
 from zdworker.workers.drain import (
     CHECK_INTERVAL_S,
     CUT_LINE_WITH_WEBSOCKETS,
+    QUEUE_PATIENCE_S,
+    QUEUE_RETRY_S,
     TEND_INTERVAL_S,
     UNUSED_CONNECTION_S,
     Drain,
@@ -24,9 +28,13 @@ class Worker:
         self.log = logging.getLogger("test.drain")
         self.now = 100.0
         self.zd_deadline = deadline
+        self.zd_queue: HandOverQueue | None = None
+        self.zd_takes = self.zd_gives = False
         self.connections = connections
         self.done: list[str] = []
         self.tended: list[float] = []
+        self.movable: list[Connection] = []
+        self.taken: list[Connection] = []
         self.drain = Drain(self, self, keepalive_s=2.0, websocket_spread_s=10.0, clock=lambda: self.now)
 
     def zd_draining(self) -> None:
@@ -41,6 +49,19 @@ class Worker:
         return InFlight(self.connections, self.connections, 0)
 
     def zd_begin_drain(self) -> None:
+        if not self.drain.gives:
+            self.done.append("announce")
+
+    def zd_give(self) -> list[Connection]:
+        given, self.movable = self.movable[:BATCH], self.movable[BATCH:]
+        self.connections -= len(given)
+        return given
+
+    def zd_take(self, connection: Connection) -> None:
+        self.connections += 1
+        self.taken.append(connection)
+
+    def zd_keep(self) -> None:
         self.done.append("announce")
 
     def zd_tend(self, now: float) -> None:
@@ -167,3 +188,80 @@ def test_the_lines_can_name_websockets(caplog: pytest.LogCaptureFixture) -> None
         "Draining: 2 connections",
         "graceful_timeout is over: 2 requests, 0 WebSockets and 2 connections in all are cut",
     ]
+
+
+# -- with a successor --------------------------------------------------------------------------------------------------
+
+
+class Giving(Worker):
+    """A worker whose connections can all move, to a successor that takes them from the queue."""
+
+    def __init__(self, connections: int) -> None:
+        super().__init__(connections)
+        self.queue = self.zd_queue = HandOverQueue.open()
+        self.zd_takes = self.zd_gives = True
+        made = [socket.socketpair() for _ in range(connections)]
+        self.clients = [client for client, _server in made]
+        self.movable = [Connection(server) for _client, server in made]
+
+    def close(self, *taken: Connection) -> None:
+        self.queue.close()
+        for each in (*self.clients, *(c.sock for c in (*taken, *self.taken, *self.movable))):
+            each.close()
+
+
+def test_connections_are_given_in_batches_with_a_turn_of_the_loop_between() -> None:
+    worker = Giving(2 * BATCH + 1)
+    assert worker.sleep_through(worker.drain.steps()) == [0.0, 0.0, 0.0]
+    assert (worker.drain.handed_over, worker.drain.cut) == (2 * BATCH + 1, None)
+    assert "announce" not in worker.done
+    taken = [connection for _ in range(3) for connection in worker.queue.take()]
+    assert len(taken) == 2 * BATCH + 1
+    worker.close(*taken)
+
+
+def test_a_connection_that_cannot_move_yet_is_waited_for() -> None:
+    worker = Giving(2)
+    late = worker.movable.pop()
+    course = worker.drain.steps()
+    worker.sleep_through(course, until=worker.now + 1)
+    assert worker.drain.handed_over == 1
+    worker.movable.append(late)
+    worker.sleep_through(course)
+    assert worker.drain.handed_over == 2
+    worker.close(*worker.queue.take(), *worker.queue.take())
+
+
+def test_a_full_queue_is_waited_for_and_then_the_connections_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Giving(2)
+    monkeypatch.setattr(worker.queue, "give", lambda _connections: False)
+    pauses = worker.sleep_through(worker.drain.steps(), until=worker.now + 2)
+    assert pauses.count(QUEUE_RETRY_S) >= QUEUE_PATIENCE_S / QUEUE_RETRY_S - 1
+    assert len(worker.taken) == worker.connections == 2
+    assert worker.done[-1] == "announce"
+    assert not worker.drain.gives
+    worker.close()
+
+
+def test_a_queue_that_is_closed_ends_the_giving_and_what_is_left_in_it_is_taken() -> None:
+    worker = Giving(2)
+    left = worker.movable.pop()
+    worker.connections -= 1
+    assert worker.queue.give([left])
+    course = worker.drain.steps()
+    worker.queue.shut()
+    worker.sleep_through(course, until=worker.now + 1)
+    assert worker.done[-1] == "announce"
+    assert len(worker.taken) == worker.connections == 2
+    worker.close()
+
+
+def test_what_waits_for_a_full_queue_at_the_deadline_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Giving(1)
+    monkeypatch.setattr(worker.queue, "give", lambda _connections: False)
+    course = worker.drain.steps()
+    worker.sleep_through(course, until=worker.now + QUEUE_RETRY_S)
+    worker.zd_deadline = worker.now
+    worker.sleep_through(course)
+    assert worker.drain.cut == InFlight(1, 1, 0)
+    worker.close()

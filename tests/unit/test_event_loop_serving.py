@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.settings import Settings
 from zdworker.workers import drain
 from zdworker.workers.applications import Receive, Scope, Send
@@ -36,6 +37,8 @@ class Worker:
         self.reported: list[str] = []
         self.beats = 0
         self.failure: Exception | None = None
+        self.zd_queue: HandOverQueue | None = None
+        self.zd_takes = self.zd_gives = False
         self.server: ListServer
 
     @property
@@ -54,6 +57,9 @@ class Worker:
 
     def zd_draining(self) -> None:
         self.reported.append("draining")
+
+    def zd_take_waiting(self) -> bool:
+        return False
 
     def zd_warmup_failed(self, error: Exception) -> None:
         self.failure = error

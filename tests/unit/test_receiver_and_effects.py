@@ -38,6 +38,7 @@ from zdworker.master.effects import Executor
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers, Reload
 from zdworker.master.parts import Parts
+from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
 from zdworker.settings import Settings
@@ -127,7 +128,10 @@ class Bench:
         self.children = Children(self.reactor)
         self.fleet = Fleet(Policy(), size=1, last_worker_id=9)
         observers = Observers(self.gunicorn.log, [self.seen])
-        parts = Parts(self.gunicorn, self.fleet, self.reactor, self.children, observers, self.published.append)
+        self.queues = Queues()
+        parts = Parts(
+            self.gunicorn, self.fleet, self.reactor, self.children, observers, self.queues, self.published.append
+        )
         leftovers = LeftoverProcesses(self.gunicorn.log, self.reactor, self.children)
         self.receiver = Receiver(parts, leftovers)
         self.executor = Executor(parts, self.receiver, None)

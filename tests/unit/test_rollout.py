@@ -22,6 +22,7 @@ from zdworker.core.events import (
     Reload,
     ReloadFinished,
     ReloadStarted,
+    Scale,
     Spawn,
     Start,
     StartGeneration,
@@ -32,6 +33,7 @@ from zdworker.core.events import (
     WorkerGone,
     WorkerLeaving,
     WorkerReady,
+    WorkerReplacementRequested,
 )
 from zdworker.core.fleet import Phase, WorkerState
 from zdworker.core.rollout import START_ATTEMPTS
@@ -161,6 +163,33 @@ class TestStart:
     def test_neither_does_the_second_fork_server_load(self) -> None:
         stage = started(workers=1).lose_server(1).fail_load("ImportError", 4)
         assert stage.passes(EXIT_TIMEOUT_S).gone().halted == Halt(4, "ImportError")
+
+
+class TestHandOver:
+    """A worker is told whether another one of its slot takes its connections over."""
+
+    def test_only_to_a_ready_one_that_takes(self) -> None:
+        stage = steady(2)
+        stage.tell(Reload())
+        stage.tell(GenerationLoaded(2, False))
+        stage.tell(WorkerForked(3))
+        assert stage.tell(WorkerReady(3, takes=True)) == [Drain(1, hand_over=True)]
+        assert stage.fleet.workers[3].takes
+        stage.tell(WorkerGone(1, "exited with code 0", 0))
+        stage.tell(WorkerForked(4))
+        assert stage.tell(WorkerReady(4)) == [Drain(2)]
+
+    def test_not_to_one_of_another_slot_nor_at_the_end(self) -> None:
+        stage = started(workers=2)
+        for worker_id in (1, 2):
+            stage.tell(WorkerForked(worker_id))
+            stage.tell(WorkerReady(worker_id, takes=True))
+        assert stage.tell(Scale(1)) == [Drain(2)]
+        stage.tell(WorkerGone(2, "exited with code 0", 0))
+        stage.tell(WorkerReplacementRequested(1))
+        stage.tell(WorkerForked(3))
+        assert stage.tell(WorkerReady(3, takes=True)) == [Drain(1, hand_over=True)]
+        assert Drain(3) in stage.tell(Stop())
 
 
 class TestReload:

@@ -93,9 +93,9 @@ def play(scenario: Scenario) -> None:
 @pytest.fixture(autouse=True)
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No drain to begin with, and none behind."""
-    monkeypatch.setattr(Request, "draining", False)
+    monkeypatch.setattr(Request, "ends", False)
     yield
-    Request.draining = False
+    Request.ends = False
 
 
 def test_what_a_connection_is_in_the_middle_of() -> None:

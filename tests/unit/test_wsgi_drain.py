@@ -47,6 +47,7 @@ class Worker(WsgiDrain, Base):
     """The mixin on that."""
 
     booted = False
+    _drain: Any = SimpleNamespace(has_begun=True, gives=False)
 
 
 @pytest.fixture

@@ -131,9 +131,10 @@ class WorkerForked:
 
 @dataclass(frozen=True)
 class WorkerReady:
-    """The worker accepts connections."""
+    """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot."""
 
     worker_id: int
+    takes: bool = False
 
 
 @dataclass(frozen=True)
@@ -268,11 +269,14 @@ class Spawn:
 class Drain:
     """Tell a worker to leave: to finish what it has, or at once when ``quick``.
 
-    A worker that waits for its start order never gets one; ``WorkerGone`` follows for it, too.
+    ``hand_over`` means that another worker of its slot is ready to take its connections over. Without one, nothing may
+    be given to the slot's queue any more. A worker that waits for its start order never gets one; ``WorkerGone``
+    follows for it, too.
     """
 
     worker_id: int
     quick: bool = False
+    hand_over: bool = False
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,8 @@ class Worker:
     """One worker process. ``worker_id`` counts all workers of the master, as Gunicorn's ``age`` does.
 
     Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds, ``told``
-    that the order to tell it to leave was given, ``killed`` that the order to kill it was.
+    that the order to tell it to leave was given, ``killed`` that the order to kill it was, ``takes`` that it takes over
+    the connections of others in its slot.
     """
 
     worker_id: int
@@ -203,6 +204,7 @@ class Worker:
     replacement_requested: bool = False
     told: bool = False
     killed: bool = False
+    takes: bool = False
 
     @property
     def leaving(self) -> bool:

@@ -376,6 +376,7 @@ class Rollout:
         worker.state = step(WORKERS, worker.state, WorkerCause.READY)
         if worker.state is WorkerState.READY:
             worker.ready_at, worker.deadline = now, now + self.fleet.policy.min_ready
+            worker.takes = event.takes
             self.fleet.ever_ready = True
             if self.fleet.policy.min_ready == 0:
                 self._expire(worker, now)

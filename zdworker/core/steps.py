@@ -296,7 +296,12 @@ class Steps:
         worker.state = step(WORKERS, worker.state, WorkerCause.DRAIN)
         worker.told = True
         self.await_exit(worker, now)
-        self.actions.append(Drain(worker.worker_id, self.fleet.quick))
+        self.actions.append(Drain(worker.worker_id, self.fleet.quick, hand_over=self._has_successor(worker)))
+
+    def _has_successor(self, worker: Worker) -> bool:
+        """Return whether another worker of the slot takes connections over, and goes on to serve."""
+        others = (other for other in self.fleet.workers.values() if other.slot == worker.slot)
+        return self.fleet.running and any(other.takes and other.state is WorkerState.READY for other in others)
 
     def await_exit(self, worker: Worker, now: float) -> None:
         """Give a worker that leaves its deadline."""

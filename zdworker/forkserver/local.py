@@ -41,7 +41,7 @@ class LocalGeneration:
 
         :param hook_data: what hooks have set.
         :param descriptors: in the order of ``spawn.descriptors``.
-        :param listeners: the master's listening sockets, which the child closes.
+        :param listeners: the master's listening sockets, and the like, which the child closes.
         :raises OSError: the kernel refuses the fork.
         """
         self.hook_data = hook_data

@@ -33,6 +33,7 @@ from zdworker import syscalls, texts
 from zdworker.descendants import end_own_descendants
 from zdworker.forkserver import randomness
 from zdworker.ipc.channel import Channel
+from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
@@ -81,7 +82,7 @@ def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[
 
     The caller has closed before what belongs to the forking process alone.
 
-    :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat`` and ``listener``.
+    :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat``, ``listener`` and ``queue``.
     """
     code, ending = 3, _Exit(generation)
     try:
@@ -233,6 +234,9 @@ def _make_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[s
     worker.tmp._tmp = os.fdopen(descriptors["heartbeat"][0], "w+b", 0)
     worker.pid = os.getpid()
     worker.zd_settings = generation.settings
+    if len(descriptors.get("queue", [])) == len(("giving", "taking")):
+        giving, taking = (_Socket(fileno=number) for number in descriptors["queue"])
+        worker.zd_queue = HandOverQueue(giving, taking)
     worker.zd_master_pid = generation.master
     worker.slot = spawn.slot
     for name, value in spawn.worker_attributes.items():

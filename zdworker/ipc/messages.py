@@ -163,7 +163,9 @@ class Hello:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker accepts connections."""
+    """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot."""
+
+    takes: bool = False
 
 
 @dataclass(frozen=True)

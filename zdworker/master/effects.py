@@ -56,6 +56,7 @@ class Executor:
         self._children = parts.children
         self._observers = parts.observers
         self._reactor = parts.reactor
+        self._queues = parts.queues
         self._publish = parts.publish
         self._receiver = receiver
         self._command = command
@@ -267,16 +268,25 @@ class Executor:
                 server_attributes=self._plain("server", hook_environment.server_attributes()),
             )
             listeners = [listener.fileno() for listener in record.sockets]
+            queue = self._queue_of(record)
             message = Spawn(
                 worker_id=record.worker_id,
                 slot=record.slot,
                 generation=record.generation,
-                descriptors=[*["listener"] * len(listeners), "heartbeat", "report"],
+                descriptors=[*["listener"] * len(listeners), "heartbeat", "report", *["queue"] * len(queue)],
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._fleet.wanted_size,
                 siblings=self._siblings(record),
             )
-            self._send_order(record, hook_data, message, [*listeners, record.tmp.fileno(), theirs.fileno()])
+            own = [record.tmp.fileno(), theirs.fileno()]
+            self._send_order(record, hook_data, message, [*listeners, *own, *queue])
+
+    def _queue_of(self, record: WorkerRecord) -> list[int]:
+        """Return the ends of the queue through which the worker takes and gives connections; none without one."""
+        if not self._gunicorn.zd_configuration.current.settings.hand_over:
+            return []
+        queue = self._queues.of_slot(record.slot)
+        return queue.descriptors() if queue is not None else []
 
     def _siblings(self, record: WorkerRecord) -> dict[str, dict[str, Any]]:
         """Return what the hooks in a worker see of the others."""
@@ -295,7 +305,7 @@ class Executor:
             loaded_code = self._gunicorn.zd_configuration.loaded_code
             if loaded_code is not None:
                 loaded_code.note()
-            every = self._gunicorn.zd_listeners.every()
+            every = [*self._gunicorn.zd_listeners.every(), *self._queues.every()]
             pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
             self._children.set_pid(record, pid)
             record.forked = True
@@ -321,6 +331,8 @@ class Executor:
         record = self._children.workers.get(action.worker_id)
         if record is None:
             return
+        if not action.hand_over:
+            self._queues.close(record.slot)  # before it may give anything
         if action.quick:
             self._tell_to_leave(record, signal.SIGQUIT)
         elif self._owns_a_socket_that_goes(record) and not self._fleet.ending:

@@ -15,6 +15,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.master.children import Children
 from zdworker.master.listeners import Listeners
 from zdworker.master.observers import Observers
+from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.reconfiguration import Configuration
 
@@ -53,4 +54,5 @@ class Parts:
     reactor: Reactor
     children: Children
     observers: Observers
+    queues: Queues
     publish: Callable[[Event], None]

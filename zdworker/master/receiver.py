@@ -166,8 +166,8 @@ class Receiver:
                     self._children.set_pid(record, sender)
                 record.greeted = True
                 self._start_if_forked(record)
-            case Ready():
-                self._worker_ready(record)
+            case Ready(takes):
+                self._worker_ready(record, takes)
             case Draining():
                 self._publish(events.WorkerLeaving(record.worker_id))
             case Failed(reason, traceback, exit_code):
@@ -183,12 +183,12 @@ class Receiver:
             case _:
                 assert_never(message)
 
-    def _worker_ready(self, record: WorkerRecord) -> None:
+    def _worker_ready(self, record: WorkerRecord, takes: bool) -> None:
         record.booted = True
         boot_s = time.monotonic() - record.ordered_at
         self._observers.notify(Observer.worker_ready, boot_s)
         self._gunicorn.zd_hook("zd_worker_ready", record)
-        self._publish(events.WorkerReady(record.worker_id))
+        self._publish(events.WorkerReady(record.worker_id, takes))
         if record.replacement_requested:
             self._publish(events.WorkerReplacementRequested(record.worker_id))
 

@@ -26,6 +26,7 @@ from zdworker.master.launch import Command
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers
 from zdworker.master.parts import Gunicorn, Parts
+from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
 from zdworker.master.statsd import Meter
@@ -54,8 +55,9 @@ class Supervisor:
         self._notifier = Notifier(os.environ)
         self._control = Control(self, self.reactor, self._log)
         first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
-        self._observers = Observers(self._log, [*first, Meter(self._log), observer])
-        parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, self.handle)
+        queues = Queues()
+        self._observers = Observers(self._log, [*first, queues, Meter(self._log), observer])
+        parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NoReturn
 
 from zdworker import roles, takeover, texts
 from zdworker.errors import TlsError, WarmupFailed
+from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
 from zdworker.ipc.messages import (
     Counts,
     Draining,
@@ -39,6 +40,7 @@ from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
 from zdworker.workers import tls
+from zdworker.workers.drain import QUEUE_PATIENCE_S, QUEUE_RETRY_S
 from zdworker.workers.signals import Handlers
 
 ORPHAN_DRAIN_S = 1.0
@@ -67,7 +69,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     * it calls :meth:`zd_ready` at the moment from which on it accepts, and sets ``zd_ready_at_first_beat`` to False,
     * it overrides :meth:`zd_on_leave` to drain; the drain ends at :attr:`zd_deadline`, and then ``run()`` returns,
     * it calls :meth:`zd_draining` when it has stopped accepting,
-    * it overrides :meth:`zd_load`, for the counts, and :meth:`zd_warm_up`, for ``zd_warmup``.
+    * it overrides :meth:`zd_load`, for the counts, and :meth:`zd_warm_up`, for ``zd_warmup``,
+    * it overrides :meth:`zd_take` and :meth:`zd_give`, so that its keep-alive connections go on to its successor.
     """
 
     zd_reporter: Reporter = Reporter(None)
@@ -78,6 +81,9 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     zd_master_pid: int = 0
     """The master's process id, set as ``zd_reporter`` is; 0 when the worker does not run under zdworker's arbiter."""
+
+    zd_queue: HandOverQueue | None = None
+    """The queue of this worker's slot, set as ``zd_reporter`` is; None where no connections are handed over."""
 
     zd_failure: Failed | None = None
     """What :meth:`zd_failed` has reported, so that the code that boots the worker need not report that end again."""
@@ -197,7 +203,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     def zd_ready(self) -> None:
         """Report, once, that this worker accepts connections."""
         self.zd_take_signals_back()
-        self._report_once(Ready())
+        self._report_once(Ready(takes=self.zd_takes))
 
     def zd_draining(self) -> None:
         """Report, once, that this worker has stopped accepting."""
@@ -245,6 +251,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         self.zd_take_signals_back()
         if self.zd_ready_at_first_beat:
             self.zd_ready()
+        if not self.zd_leaving:
+            self.zd_take_waiting()
         self.zd_check_parent()
         self._zd_follow_unannounced_term(now)
         connections, requests = self.zd_load()
@@ -293,8 +301,11 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     def zd_on_leave(self) -> None:
         """Stop accepting and drain. Called once, on the main thread, perhaps in a signal handler.
 
-        By default ``alive`` becomes False, which ends the loop of Gunicorn's own classes.
+        By default the connections are handed over that :meth:`zd_give` returns, and ``alive`` becomes False, which ends
+        the loop of Gunicorn's own classes.
         """
+        if self.zd_gives:
+            give_all(self)
         super().handle_exit(signal.SIGTERM, None)  # type: ignore[misc]
 
     def zd_stopping(self) -> bool:
@@ -302,6 +313,58 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         if not self.zd_master_pid:
             return self.zd_leaving
         return self.zd_reporter.was_announced(Stopping) or self.zd_parent_lost()
+
+    # -- the hand-over of connections --------------------------------------------------------------------------------
+
+    @property
+    def zd_takes(self) -> bool:
+        """Whether this worker takes over the connections of others in its slot."""
+        overridden = type(self).zd_take is not ZeroDowntime.zd_take
+        return overridden and self.zd_queue is not None and self.zd_settings.hand_over
+
+    @property
+    def zd_gives(self) -> bool:
+        """Whether this worker, which has to leave, gives its connections to a successor.
+
+        It does so by the master's order only, which comes when another worker of its slot takes them, and not without
+        a master, with which that one would end, too.
+        """
+        queue = self.zd_queue if self.zd_takes else None
+        ordered = queue is not None and self.zd_reporter.was_announced(Leave) and not self.zd_parent_lost()
+        return ordered and queue is not None and not queue.is_closed
+
+    def zd_give(self) -> list[Connection]:
+        """Return connections that can move now, at most :data:`zdworker.ipc.hand_over.BATCH`, and let go of them.
+
+        One can move between two requests: nothing of the next one has been read from the socket, the last response is
+        written out, and there is neither TLS nor an upgrade. Its socket may be a copy (``socket.dup``) of one that the
+        worker has closed, which the client does not notice. Called again and again in a drain, on the main thread.
+        """
+        return []
+
+    def zd_take(self, connection: Connection) -> None:
+        """Serve a connection from now on, as if it had just been accepted.
+
+        Its socket does not block. What its client has sent, and has not been answered, can be read from it. Its
+        keep-alive time is over at ``connection.idle_until``. A class that overrides this takes connections over; it has
+        to override :meth:`zd_give` as well.
+
+        :raises NotImplementedError: this class takes none over.
+        """
+        raise NotImplementedError
+
+    def zd_take_waiting(self) -> bool:
+        """Take over the connections of one message in the queue; return whether there were any.
+
+        The heartbeat calls it about once a second. A class whose loop can watch a descriptor calls it when ``zd_queue``
+        is readable.
+        """
+        if not self.zd_takes or self.zd_queue is None or "Ready" not in self._zd_reported:
+            return False
+        connections = self.zd_queue.take()
+        for connection in connections:
+            self.zd_take(connection)
+        return bool(connections)
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 
@@ -434,6 +497,21 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             raise SystemExit(0)
         self.zd_deadline = min(self.zd_deadline, time.monotonic())  # no drain either, should the exit be caught
         super().handle_quit(sig, frame)  # type: ignore[misc]
+
+
+def give_all(worker: ZeroDowntime) -> None:
+    """Hand over what ``worker`` gives; what there is no room for is taken up by the worker itself once more."""
+    end = time.monotonic() + QUEUE_PATIENCE_S
+    while worker.zd_queue is not None and (connections := worker.zd_give()):
+        try:
+            while not worker.zd_queue.give(connections):
+                if time.monotonic() > end:
+                    raise QueueClosed
+                time.sleep(QUEUE_RETRY_S)
+        except QueueClosed:
+            for connection in connections:
+                worker.zd_take(connection)
+            return
 
 
 def _change_nothing(sig: int, frame: FrameType | None) -> None:

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
+
 TEND_INTERVAL_S = 0.1
 """Seconds between two rounds through the connections, in which those end whose time is over."""
 
@@ -26,6 +28,12 @@ CHECK_INTERVAL_S = 0.02
 
 UNUSED_CONNECTION_S = 5.0
 """Seconds from the drain's beginning, at least, that a connection is kept on which nothing has come yet."""
+
+QUEUE_PATIENCE_S = 1.0
+"""Seconds that a full queue is waited for before the connections are drained without a hand-over."""
+
+QUEUE_RETRY_S = 0.01
+"""Seconds between two attempts at a full queue."""
 
 WEBSOCKET_CLOSE_S = 1.0
 """Seconds before the deadline that are left for the close handshake of the last WebSocket."""
@@ -58,13 +66,24 @@ class DrainableServer(Protocol):
         """Return what is under way now."""
 
     def zd_begin_drain(self) -> None:
-        """Announce the end on each connection. Called once, after accepting has stopped and that was logged."""
+        """Announce the end on each connection, except on those that :attr:`Drain.gives` is for. Called once, after
+        accepting has stopped and that was logged.
+        """
 
     def zd_tend(self, now: float) -> None:
         """End the connections whose own time is over at ``now``. Called every :data:`TEND_INTERVAL_S` seconds."""
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is left and nothing runs any more."""
+
+    def zd_give(self) -> list[Connection]:
+        """Return connections that can move now, see :meth:`zdworker.workers.base.ZeroDowntime.zd_give`."""
+
+    def zd_take(self, connection: Connection) -> None:
+        """Serve a connection from now on, see :meth:`zdworker.workers.base.ZeroDowntime.zd_take`."""
+
+    def zd_keep(self) -> None:
+        """Announce the end on the connections that were to be given: there is no successor any more."""
 
     def zd_cut(self) -> Iterable[float]:
         """End what the deadline has found; yields as :meth:`zd_stop_accepting`. Called once, after it was logged."""
@@ -80,6 +99,18 @@ class DrainableWorker(Protocol):
     @property
     def zd_deadline(self) -> float:
         """When the drain has to be over, by ``time.monotonic()``."""
+
+    @property
+    def zd_queue(self) -> HandOverQueue | None:
+        """The queue of the worker's slot."""
+
+    @property
+    def zd_takes(self) -> bool:
+        """Whether the worker takes over the connections of others in its slot."""
+
+    @property
+    def zd_gives(self) -> bool:
+        """Whether the worker gives its connections to a successor."""
 
     def zd_draining(self) -> None:
         """Report to the master that the worker has stopped accepting."""
@@ -124,6 +155,14 @@ class Drain:
         """Until when a connection is kept that was idle as the drain began; infinite before the drain."""
         self.at_begin: InFlight | None = None
         """What was under way when the drain began."""
+        self.gives = False
+        """Whether the connections that can move are given to the successor."""
+        self.pause_s = 0.0
+        """Seconds until the next step is due, for loops that turn by themselves."""
+        self.handed_over = 0
+        """How many connections have been given."""
+        self._pending: list[Connection] = []
+        self._full_since = math.inf
         self.cut: InFlight | None = None
         """What had to be cut; None if every connection has ended by itself."""
 
@@ -157,7 +196,9 @@ class Drain:
         """Do what is due now, and return whether the drain goes on; for loops that turn by themselves."""
         if self._course is None:
             self._course = self.steps()
-        return next(self._course, None) is not None
+        pause_s = next(self._course, None)
+        self.pause_s = pause_s or 0.0
+        return pause_s is not None
 
     def until_over(self) -> Iterator[float]:
         """Stop accepting, and tend the connections until none is left or the deadline has come; yields pauses."""
@@ -166,18 +207,62 @@ class Drain:
         self.begun_at = self._clock()
         self.unused_until = self.begun_at + self.unused_s
         self.idle_until = self.begun_at + self.keepalive_s
+        self.gives = self._worker.zd_gives
         self.at_begin = self._server.zd_in_flight()
         self._worker.log.info(self._begin_line, self.at_begin._asdict())
         self._server.zd_begin_drain()
         next_round = self.begun_at
-        while not self._server.zd_is_empty() and (now := self._clock()) < self._worker.zd_deadline:
+        while (now := self._clock()) < self._worker.zd_deadline:
+            pause_s = self._give(now) if self.gives else self._take_rest()
+            if not self._pending and self._server.zd_is_empty():
+                break
             if now >= next_round:
                 next_round = now + TEND_INTERVAL_S
                 self._server.zd_tend(now)
-            yield CHECK_INTERVAL_S
+            yield pause_s
+
+    def _give(self, now: float) -> float:
+        """Give the connections that can move now, as many as one message holds; return the seconds until the next."""
+        if not self._pending:
+            self._pending = self._server.zd_give()
+        if not self._pending:
+            return CHECK_INTERVAL_S
+        try:
+            if self._queue.give(self._pending):
+                self.handed_over += len(self._pending)
+                self._pending, self._full_since = [], math.inf
+                return 0.0
+            self._full_since = min(self._full_since, now)
+            if now - self._full_since < QUEUE_PATIENCE_S:
+                return QUEUE_RETRY_S
+        except QueueClosed:
+            pass
+        self.gives = False
+        self._take_back()
+        self._server.zd_keep()
+        return 0.0
+
+    def _take_back(self) -> None:
+        connections, self._pending = self._pending, []
+        for connection in connections:
+            self._server.zd_take(connection)
+
+    def _take_rest(self) -> float:
+        """Take what is left in a queue that has been closed, because no other worker comes to take it."""
+        if self._worker.zd_takes and self._queue.is_closed:
+            self._pending = self._queue.take()
+            self._take_back()
+        return CHECK_INTERVAL_S
+
+    @property
+    def _queue(self) -> HandOverQueue:
+        queue = self._worker.zd_queue
+        assert queue is not None  # noqa: S101 (for the type checker: a worker without one neither gives nor takes)
+        return queue
 
     def cut_rest(self) -> Iterator[float]:
         """Log and cut what is left, if there is anything; yields pauses."""
+        self._take_back()
         if self._server.zd_is_empty():
             return
         self.cut = self._server.zd_in_flight()

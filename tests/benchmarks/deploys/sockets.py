@@ -86,7 +86,8 @@ async def run(address: str, number: int) -> None:
     await asyncio.to_thread(sys.stdin.read)
     clients.over.set()
     await asyncio.wait(tasks, timeout=PATIENCE)
-    seen = {"answers": clients.answers, "failures": clients.failures, "reopened": 0, "closed": clients.closed}
+    seen = {"answers": clients.answers, "failures": clients.failures, "closed": clients.closed}
+    seen |= {"reopened": 0, "told_to_close": 0}
     json.dump(seen, sys.stdout)
     sys.stdout.flush()
 

@@ -34,6 +34,7 @@ def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[s
     """One server, one drain, and other clients at work all the while."""
     worker: WorkerClass = request.param
     settings = {"graceful_timeout": LIMIT, "keepalive": 1, "zd_max_surge": "100%", "preload_app": True, "workers": 2}
+    settings["zd_hand_over"] = False
     if not worker.concurrent:  # each of these clients takes a thread, or a process
         settings["threads"] = 32
     if worker.keeps:

@@ -35,6 +35,7 @@ from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observers
 from zdworker.master.parts import Parts
+from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
 from zdworker.syscalls import resident_memory
@@ -98,7 +99,7 @@ class Master:
         children = Children(self.reactor)
         gunicorn: Any = self
         publish = partial(self.publish, core)
-        parts = Parts(gunicorn, core.fleet, self.reactor, children, Observers(self.log, []), publish)
+        parts = Parts(gunicorn, core.fleet, self.reactor, children, Observers(self.log, []), Queues(), publish)
         reads = Receiver(parts, LeftoverProcesses(self.log, self.reactor, children))
         record = WorkerRecord(SUBJECT, self.pid, [], None, 30, self.cfg, self.log, slot=1, generation=1)
         channel, theirs = Channel.pair(WORKER_REPORT_BYTES)

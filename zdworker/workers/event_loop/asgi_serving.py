@@ -36,12 +36,10 @@ class AsgiServing(Serving):
         self._rounds = 0
 
     @abc.abstractmethod
-    def announce(self, protocol: Any) -> None:
-        """Have the response under way on a connection, if there is one, end that connection."""
-
-    @abc.abstractmethod
     def prepare(self, send: Send) -> None:
-        """Do the same for a request that begins during the drain, whose ASGI ``send`` this is."""
+        """Have the response to a request that begins during the drain, whose ASGI ``send`` this is, end its connection,
+        or offer it to the successor.
+        """
 
     @abc.abstractmethod
     def warm_up_basis(self) -> Mapping[str, Any]:
@@ -67,7 +65,7 @@ class AsgiServing(Serving):
         self.draining = True
         self.asgi.begin(self.prepare, self.drain.websocket_spread_s)
         for protocol in list(self.connections()):
-            self.announce(protocol)
+            self.announce_or_offer(protocol)
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is open or in its handshake, and no call of the application runs."""

@@ -18,8 +18,11 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
+from zdworker.ipc.hand_over import BATCH, HandOverQueue
+from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.settings import Settings
 from zdworker.workers.bounded import done_within
 from zdworker.workers.drain import CUT_LINE_WITH_WEBSOCKETS, Drain, DrainableWorker, InFlight
@@ -84,6 +87,9 @@ class ServedWorker(DrainableWorker, Protocol):
     def zd_ready(self) -> None:
         """Report that the worker accepts connections."""
 
+    def zd_take_waiting(self) -> bool:
+        """Take over connections that wait in the queue; return whether there were any."""
+
     def zd_warmup_failed(self, error: Exception) -> Any:
         """Report that the warm-up failed.
 
@@ -115,6 +121,10 @@ class Serving(abc.ABC):
         self._leave_requested: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._boot: asyncio.Task[Any] | None = None
+        self._offered: dict[Any, None] = {}
+        self._offer: asyncio.Future[None] | None = None
+        self._watched_queue: HandOverQueue | None = None
+        self._attaching: set[asyncio.Task[None]] = set()
 
     # -- what each server knows for itself ---------------------------------------------------------------------------
 
@@ -133,6 +143,27 @@ class Serving(abc.ABC):
     @abc.abstractmethod
     def tend(self, connection: Any, now: float) -> None:
         """End one of :meth:`connections` if its own time is over at ``now``, by ``time.monotonic()``."""
+
+    def announce(self, connection: Any) -> None:  # noqa: B027  # servers with nothing to do for it need not say so
+        """Have the response under way on one of :meth:`connections`, if there is one, end that connection.
+
+        It does nothing here: some servers decide that by themselves when they write a head.
+        """
+
+    def can_move(self, connection: Any) -> bool:
+        """Return whether one of :meth:`connections` is of a kind that can be handed over, now or later."""
+        return False
+
+    def when_answered(self, connection: Any, offer: Callable[[], None]) -> None:  # noqa: B027  # as above
+        """Have ``offer`` called when the response under way on a connection is complete, if there is one."""
+
+    def detach(self, connection: Any) -> HandedOver | None:
+        """Let go of a connection, and return what is handed over; None if it cannot move at this moment."""
+        return None
+
+    async def attach(self, connection: HandedOver) -> None:
+        """Serve a connection that another worker has handed over."""
+        connection.sock.close()
 
     @abc.abstractmethod
     async def warm_up(self, paths: Sequence[str], timeout_s: float) -> None:
@@ -208,6 +239,32 @@ class Serving(abc.ABC):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.worker.zd_ready()
+        queue = self.worker.zd_queue
+        if queue is not None and self.worker.zd_takes and self._loop is not None:
+            self._watched_queue = queue
+            self._loop.add_reader(queue.fileno(), self._take)
+
+    # -- taking over -------------------------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        if not self.worker.zd_take_waiting() and self._watched_queue is not None and self._watched_queue.is_closed:
+            self._stop_taking()
+
+    def _stop_taking(self) -> None:
+        queue, self._watched_queue = self._watched_queue, None
+        if queue is not None and self._loop is not None:
+            self._loop.remove_reader(queue.fileno())
+
+    def zd_take(self, connection: HandedOver) -> None:
+        """Serve a connection from the next turn of the loop on."""
+        task = asyncio.get_running_loop().create_task(self.attach(connection))
+        self._attaching.add(task)
+        task.add_done_callback(self._attached)
+
+    def _attached(self, task: asyncio.Task[None]) -> None:
+        self._attaching.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.worker.log.error("A connection that was handed over cannot be served: %r", error)
 
     # -- serving -----------------------------------------------------------------------------------------------------
 
@@ -238,11 +295,22 @@ class Serving(abc.ABC):
             if (now := time.monotonic()) >= next_tick:
                 next_tick = now + TICK_INTERVAL_S
                 await self.tick()
-            await asyncio.sleep(pause_s)
+            await self._pause(pause_s)
         return self.drain.cut is None
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait, but not longer than until a connection can be given."""
+        if not pause_s:
+            await asyncio.sleep(0)
+            return
+        if self._offer is None:
+            self._offer = asyncio.get_running_loop().create_future()
+        if await done_within(self._offer, pause_s):
+            self._offer = None
 
     def zd_stop_accepting(self) -> Iterable[float]:
         """Close the listeners, and lose no connection that was accepted."""
+        self._stop_taking()
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             # A close between accept and the task that takes the connection up loses it (CPython 3.10 to 3.13): first
             # nothing more is accepted, then what was accepted gets its two turns.
@@ -256,12 +324,44 @@ class Serving(abc.ABC):
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is open and no call of the application runs."""
-        return not self.connections() and not self.running()
+        return not self.connections() and not self.running() and not self._attaching
 
     def zd_tend(self, now: float) -> None:
-        """End the connections whose own time is over."""
+        """End the connections whose own time is over, and offer the others to the successor."""
         for connection in list(self.connections()):
             self.tend(connection, now)
+            if self.drain.gives:
+                self._offered[connection] = None
+
+    def announce_or_offer(self, connection: Any) -> None:
+        """Offer a connection to the successor, once it can move; or announce its end, if it cannot."""
+        if self.drain.gives and self.can_move(connection):
+            self.when_answered(connection, partial(self.offer, connection))
+            self.offer(connection)
+        else:
+            self.announce(connection)
+
+    def offer(self, connection: Any) -> None:
+        """Have the drain look at once whether a connection can move."""
+        self._offered[connection] = None
+        if self._offer is not None and not self._offer.done():
+            self._offer.set_result(None)
+
+    def zd_give(self) -> list[HandedOver]:
+        """Return the connections that can move now."""
+        given: list[HandedOver] = []
+        while self._offered and len(given) < BATCH:
+            connection, _ = self._offered.popitem()
+            detached = self.detach(connection)
+            if detached is not None:
+                given.append(detached)
+        return given
+
+    def zd_keep(self) -> None:
+        """Announce the end on each connection."""
+        self._offered.clear()
+        for connection in list(self.connections()):
+            self.announce(connection)
 
     def zd_cut(self) -> Iterable[float]:
         """Leave what the deadline has found to the server's own end."""

@@ -13,6 +13,8 @@ import array
 import asyncio
 import contextlib
 import fcntl
+import os
+import socket
 import termios
 import weakref
 from typing import Any
@@ -38,6 +40,24 @@ def is_quiet(transport: Any) -> bool:
     except (AttributeError, OSError, ValueError):
         return False
     return count[0] == 0 and unread(transport) == 0
+
+
+def take_out(transport: Any) -> socket.socket | None:
+    """Return a copy of the socket of ``transport``, and close that, which the client does not notice.
+
+    None, and nothing has changed, if something is still to be written, or if no descriptor is left. The copy stays
+    open, and closing one of two descriptors sends nothing. Nothing has been read that was not handed to the protocol,
+    so what the client has sent since is in the kernel.
+    """
+    if transport.is_closing() or transport.get_write_buffer_size():
+        return None
+    try:
+        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+    except OSError:
+        return None
+    transport.pause_reading()
+    transport.abort()
+    return socket.socket(fileno=descriptor)
 
 
 def linger(protocol: Any, transport: Any) -> None:

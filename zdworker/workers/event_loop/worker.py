@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn.workers.base import Worker
 
+from zdworker.ipc.hand_over import Connection
 from zdworker.workers.base import ZeroDowntime
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
     def zd_load(self) -> tuple[int, int]:
         """Return the open connections and the requests answered since boot."""
         return super().zd_load() if self.zd_serving is None else self.zd_serving.load()
+
+    def zd_take(self, connection: Connection) -> None:
+        """Have the server serve a connection that another worker has handed over."""
+        if self.zd_serving is not None:
+            self.zd_serving.zd_take(connection)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGINT and SIGQUIT: cut what is under way and end, after the hook ``worker_int``.

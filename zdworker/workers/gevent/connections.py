@@ -24,6 +24,7 @@ from gevent import monkey
 from gevent.server import StreamServer
 from gevent.ssl import SSLSocket
 
+from zdworker.ipc.hand_over import Connection
 from zdworker.workers.closing import LINGER_S, LINGER_TOTAL_S
 
 
@@ -47,6 +48,16 @@ class ConnectionRecord:
     """True when it speaks HTTP/2, and Gunicorn's ``HTTP2ServerConnection`` as soon as that is known."""
     greenlet: Any = None
     """The greenlet that handles it."""
+    movable = True
+    """Between two requests it can be handed over: nothing of the last one is still to come."""
+    moved = False
+    """It was handed over; the greenlet sees its end."""
+    requests = 0
+    """Requests answered on it, also by the workers that have handed it over."""
+    proxy: Any = None
+    """What the PROXY protocol said of the client."""
+    idle_until: float | None = None
+    """When its time is over, if it was handed over to this worker and no request has come since."""
 
     def __init__(self, now: float) -> None:
         self.since = now
@@ -75,7 +86,12 @@ class _RecordingSocket:
 
     def recv(self, *args: Any) -> bytes:
         record: ConnectionRecord = self.record  # type: ignore[attr-defined]
-        data: bytes = super().recv(*args)  # type: ignore[misc]
+        try:
+            data: bytes = super().recv(*args)  # type: ignore[misc]
+        except OSError:
+            if record.moved:
+                return b""
+            raise
         while record.goaway_sent and data:
             data = super().recv(*args)  # type: ignore[misc]
         record.received_at = time.monotonic()
@@ -135,6 +151,30 @@ class Listener(StreamServer):  # type: ignore[misc]  # gevent has no types
             epoll = monkey.get_original("select", "epoll").fromfd(os.dup(self.loop.fileno()))
             epoll.unregister(self.socket.fileno())
             epoll.close()
+
+
+def detach(client: Any) -> socket.socket | None:
+    """Return a copy of a connection's socket, and have the greenlet that waits for its next request see its end.
+
+    None, and nothing has changed, if no descriptor is left.
+    """
+    try:
+        descriptor = os.dup(client.fileno())
+    except OSError:
+        return None
+    client.record.moved = True
+    client.close()  # which wakes the greenlet, with an error, and sends nothing, since the copy is open
+    return monkey.get_original("socket", "socket")(fileno=descriptor)  # type: ignore[no-any-return]
+
+
+def taken(connection: Connection) -> Any:
+    """Return the socket of a connection that another worker has handed over, with its record."""
+    sock = connection.sock
+    client = ClientSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+    client.record = record = ConnectionRecord(time.monotonic())
+    record.requests, record.proxy, record.idle_until = connection.requests, connection.proxy, connection.idle_until
+    record.answered = connection.requests > 0
+    return client
 
 
 def end_input(client: Any) -> None:

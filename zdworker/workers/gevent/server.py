@@ -24,18 +24,21 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 from gevent.ssl import SSLSocket
+from gunicorn import http
 from gunicorn.sock import ssl_context
 from gunicorn.workers import ggevent
 from gunicorn.workers.base_async import AsyncWorker
 
+from zdworker.ipc.hand_over import BATCH, Connection
 from zdworker.syscalls import unread
 from zdworker.workers.drain import CHECK_INTERVAL_S, UNUSED_CONNECTION_S, Drain, InFlight
-from zdworker.workers.gevent.connections import ConnectionRecord, Listener, end_input, linger
+from zdworker.workers.gevent.connections import ConnectionRecord, Listener, detach, end_input, linger, taken
 from zdworker.workers.gevent.http2 import Http2Drain
 from zdworker.workers.gevent.schedule import BUCKET_S, Schedule
 from zdworker.workers.http2 import name_last_stream
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.request_heads import body_is_read
+from zdworker.workers.wsgi.taken import listening_name
 
 HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two heartbeats while it serves, Gunicorn's own measure."""
@@ -66,6 +69,8 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         self._pools: list[Any] = []
         self._listeners: list[Listener] = []
         self._told_to_leave: Any = None  # an Event, once run() has a hub for it
+        self._offered: Any = None  # the same; set when a connection may move
+        self._names: list[Any] = []
         self._next_look_s = float(self.cfg.keepalive) or math.inf  # without keepalive there is no limit
         self._drain = Drain(self, self, keepalive_s=float(self.cfg.keepalive))
         self._http2_drain = Http2Drain(self._drain)
@@ -84,6 +89,8 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         """
         self.zd_refuse_bad_tls()
         self._told_to_leave = Event()
+        self._offered = Event()
+        _count_requests_of_taken_connections()
         self.zd_warmed_up()
         if self.zd_leaving:
             return  # told to leave during the warm-up
@@ -93,6 +100,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         # The loop registers a listener when it next polls, which it has done when a timer fires; sleep(0) is earlier.
         gevent.sleep(LISTENER_START_S)
         self.zd_ready()
+        watcher = self._watch_queue()
         while self.alive and not self.zd_leaving:
             self.notify()
             now = time.monotonic()
@@ -102,9 +110,12 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             self._told_to_leave.wait(min(HEARTBEAT_INTERVAL_S, self._schedule.due_in(now)))
         if not self.zd_leaving:
             self.zd_leave(0.0)  # Gunicorn's reloader asks for it by ``alive``, when a file has changed
+        if watcher is not None:
+            watcher.stop()
         for pause_s in self._drain.steps():
             self.notify()
-            gevent.sleep(pause_s)
+            if self._offered.wait(pause_s or LISTENER_START_S):
+                self._offered.clear()
 
     def _listener(self, sock: Any) -> Listener:
         sock.setblocking(1)
@@ -112,6 +123,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         self._pools.append(pool)
         # Every connection asks for the listener's name, also when the listener is closed.
         name = sock.getsockname()
+        self._names.append(name)
         named = SimpleNamespace(getsockname=lambda: name)
         context = ssl_context(self.cfg) if self.cfg.is_ssl else None
         listener = Listener(sock, partial(self.handle, named), spawn=pool, ssl_context=context)
@@ -156,15 +168,23 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         :raises StopIteration: the connection ends with it.
         """
         record: ConnectionRecord = sock.record
-        record.busy = True
+        record.busy, record.movable, record.idle_until = True, False, None
+        if req.proxy_protocol_info:
+            record.proxy = req.proxy_protocol_info
+        elif record.proxy:
+            req.proxy_protocol_info = record.proxy
         try:
             super().handle_request(listener_name, req, sock, addr)
+            record.movable = body_is_read(req)
         except StopIteration:
             if not body_is_read(req) or (self.zd_leaving and unread(sock)):
                 linger(sock)
             raise
         finally:
             record.note_answered(more=req.unreader.buf.tell() > 0)
+            record.requests += 1
+            if self._drain.gives:
+                self._offered.set()
         if record.cut:
             raise StopIteration  # the greenlet was killed, which Gunicorn's method ignores
 
@@ -229,10 +249,57 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             if drain.has_begun:
                 return max(since + (float(self.cfg.timeout) or math.inf), record.received_at + drain.unused_s)
             return min(since + (float(self.cfg.timeout) or math.inf), record.received_at + keepalive_s)
+        if record.idle_until is not None:
+            return record.idle_until
         if record.answered:
             return since + keepalive_s
         limit = since + keepalive_s + UNUSED_CONNECTION_S
         return max(limit, drain.unused_until) if drain.has_begun else limit
+
+    # -- the hand-over -----------------------------------------------------------------------------------------------
+
+    def _watch_queue(self) -> Any:
+        if self.zd_queue is None or not self.zd_takes:
+            return None
+        watcher = gevent.get_hub().loop.io(self.zd_queue.fileno(), 1)  # 1: reading
+
+        def take() -> None:
+            if not self.zd_take_waiting() and self.zd_queue is not None and self.zd_queue.is_closed:
+                watcher.stop()
+
+        watcher.start(take)
+        return watcher
+
+    def zd_take(self, connection: Connection) -> None:
+        """Serve a connection that another worker has handed over, in a greenlet of its own."""
+        address = connection.client()
+        client = taken(connection)
+        name = listening_name(client, self._names)
+        listener = SimpleNamespace(getsockname=lambda: name)
+        self._pools[0].add(gevent.spawn(self._serve_taken, listener, client, address))
+
+    def _serve_taken(self, listener: Any, client: Any, address: Any) -> None:
+        with contextlib.closing(client):
+            self.handle(listener, client, address)
+
+    def zd_give(self) -> list[Connection]:
+        """Return the connections that can move now: those whose greenlets wait for a request of which nothing came."""
+        given: list[Connection] = []
+        for client in list(self._clients):
+            record = client.record
+            idle = not record.busy and record.movable and not record.begun and record.http2 is None
+            if not idle or record.moved or isinstance(client, SSLSocket):
+                continue
+            until = self._limit(record) if record.answered else None
+            sock = detach(client)
+            if sock is not None:
+                given.append(Connection(sock, until, record.requests, record.proxy or None))
+            if len(given) == BATCH:
+                break
+        return given
+
+    def zd_keep(self) -> None:
+        """Do nothing: responses end their connections from now on (``zd_ends``)."""
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
@@ -267,3 +334,19 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
 
 
 _NO_LIMIT = contextlib.nullcontext()
+
+
+def _count_requests_of_taken_connections() -> None:
+    """Have Gunicorn's parser go on counting where another worker has stopped: only the first request of a connection
+    may have a PROXY header. This changes a function of Gunicorn's, in the worker's own process only.
+    """
+    get_parser = http.get_parser
+
+    def counting(cfg: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
+        parser = get_parser(cfg, source, *args, **kwargs)
+        record = getattr(source, "record", None)
+        if record is not None and record.requests:
+            parser.req_count = record.requests
+        return parser
+
+    http.get_parser = counting

@@ -15,14 +15,17 @@ same, with responses that overlap with the rest of their call, and HTTP/2 stream
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
 
+from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.bounded import done_within
 from zdworker.workers.closing import LINGER_S, ConnectionState, with_close
 from zdworker.workers.drain import Drain
-from zdworker.workers.event_loop.transports import linger, unread
+from zdworker.workers.event_loop.transports import linger, take_out, unread
 from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
 
 LAST_OF_EMPTY_LINES = ord("\r")
@@ -38,7 +41,9 @@ class ConnectionServer(Protocol):
     open: set[Connection]
     """The connections that are not over; each puts itself there and takes itself out."""
     draining: bool
-    """Whether responses are to end their connections."""
+    """Whether the worker drains."""
+    drain: Drain
+    """Its drain."""
 
 
 class _LastRequest:
@@ -76,6 +81,10 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_lost = False
         self._zd_http2: Http2Drain | None = None
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
+        self._zd_moved = False
+        self._zd_requests_before = 0  # answered by the workers that have handed it over
+        self.zd_offer: Callable[[], None] | None = None
+        """Called when a response is complete, in a drain that hands connections over."""
 
     def connection_made(self, transport: Any) -> None:
         """Register, then do as the base does."""
@@ -178,7 +187,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         A coroutine in Gunicorn 25.0 and 25.1, a plain call since.
         """
         self._zd_request = request
-        if self._zd_server.draining and self._zd_may_close(request):
+        if self._zd_ends() and self._zd_may_close(request):
             headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
             self._zd_last = True
             self._keepalive = 0  # 27
@@ -192,9 +201,17 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         closed alone, the client would send its next request, and wait in vain.
         """
         keepalive = await super()._serve_http_request(*args)
-        if keepalive and not self._zd_server.draining and not self._zd_body_has_arrived():
+        if keepalive and not self._zd_ends() and not self._zd_body_has_arrived():
             await self._zd_drop_body()
+        if self.zd_offer is not None:
+            self.zd_offer()
         return keepalive
+
+    def _arm_keepalive_timer(self) -> None:
+        """Do as the base does between two requests, when the connection can be handed over (until 26.1)."""
+        super()._arm_keepalive_timer()
+        if self.zd_offer is not None:
+            self.zd_offer()
 
     async def _zd_drop_body(self) -> None:
         receiver = self._body_receiver
@@ -240,9 +257,57 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
             super()._keepalive_timeout()
 
     def _cancel_task_if_pending(self) -> None:
-        """Cancel the call of the application, but not if its client left because the response asked for that."""
-        if not (self._zd_last and getattr(self, "_finishing_calls", True)):
+        """Cancel the call of the application, but not if its client left because the response asked for that, nor if
+        another worker serves the client now.
+        """
+        if not self._zd_moved and not (self._zd_last and getattr(self, "_finishing_calls", True)):
             super()._cancel_task_if_pending()
+
+    # -- the hand-over ------------------------------------------------------------------------------------------------
+
+    def zd_can_move(self) -> bool:
+        """Return whether the connection can be handed over, now or later: it speaks HTTP/1 without TLS."""
+        known = getattr(self, "_callback_parser", None) is not None or getattr(self, "_h2c_buffer", None) == b""
+        plain = self.transport is not None and self.transport.get_extra_info("sslcontext") is None
+        return known and plain and self.reader is None and self._zd_http2 is None and not self._zd_upgraded
+
+    def _zd_ends(self) -> bool:
+        """Return whether a response is to end the connection."""
+        return self._zd_server.draining and not (self._zd_server.drain.gives and self.zd_can_move())
+
+    def zd_detach(self) -> HandedOver | None:
+        """Let go of the connection, if it is between two requests and its last response is written out.
+
+        Calls of the application that go on behind their response stay here.
+        """
+        if not self.zd_can_move() or self._closed or getattr(self, "_current_request", None) is not None:
+            return None
+        if self._zd_data_at >= max(1, self.req_count):
+            return None  # a request has begun
+        timer = getattr(self, "_keepalive_handle", None)
+        left_s = None if timer is None else timer.when() - self.worker.loop.time()
+        sock = take_out(self.transport)
+        if sock is None:
+            return None
+        self._zd_moved = True
+        return HandedOver(
+            sock,
+            idle_until=None if left_s is None else time.monotonic() + left_s,
+            requests=self._zd_requests_before + max(0, self.req_count - 1),
+            proxy=getattr(self._callback_parser, "proxy_protocol_info", None),
+        )
+
+    def zd_resume(self, connection: HandedOver) -> None:
+        """Go on with a connection that another worker has handed over, where that has left it."""
+        self._zd_requests_before = connection.requests
+        parser: Any = getattr(self, "_callback_parser", None)
+        if connection.requests and getattr(parser, "_proxy_protocol_done", True) is False:
+            # Only the first request may have a PROXY header, and what it said counts for all.
+            parser._proxy_protocol_info, parser._proxy_protocol_done = connection.proxy, True
+            parser._state = "request_line"
+        if connection.idle_until is not None and getattr(self, "_keepalive_handle", False) is None:
+            left_s = max(0.0, connection.idle_until - time.monotonic())
+            self._keepalive_handle = self.worker.loop.call_later(left_s, self._keepalive_timeout)
 
     def zd_tend(self, now: float, drain: Drain) -> None:
         """End the connection if its time is over at ``now``, by ``time.monotonic()``.

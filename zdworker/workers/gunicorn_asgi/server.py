@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from gunicorn import sock
@@ -23,6 +23,7 @@ from gunicorn.asgi.lifespan import LifespanManager
 from gunicorn.workers import gasgi
 
 from zdworker.errors import GenerationError
+from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.applications import Event, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
@@ -215,6 +216,23 @@ class AsgiServer(AsgiServing):
 
     def prepare(self, send: Send) -> None:
         """Do nothing: see :meth:`announce`."""
+
+    def can_move(self, connection: Connection) -> bool:
+        """Return whether a connection can be handed over."""
+        return connection.zd_can_move()
+
+    def when_answered(self, connection: Connection, offer: Callable[[], None]) -> None:
+        """Have ``offer`` called with each response from now on."""
+        connection.zd_offer = offer
+
+    def detach(self, connection: Connection) -> HandedOver | None:
+        """Let go of a connection that can move now."""
+        return connection.zd_detach()
+
+    async def attach(self, connection: HandedOver) -> None:
+        """Serve a connection that was handed over."""
+        _transport, served = await self.worker.loop.connect_accepted_socket(self._connection, connection.sock)
+        served.zd_resume(connection)
 
     def tend(self, connection: Connection, now: float) -> None:
         """End a connection whose time is over."""

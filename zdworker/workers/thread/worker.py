@@ -26,6 +26,8 @@ from typing import Any
 from gunicorn import http
 from gunicorn.workers import gthread
 
+from zdworker.ipc.hand_over import BATCH, HandOverQueue
+from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
 from zdworker.workers.http2 import goaway_at
 from zdworker.workers.thread.http2 import has_input, last_stream, open_streams, wait_until_settled
@@ -33,6 +35,7 @@ from zdworker.workers.wsgi import poller
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.parked import Parked
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, is_readable, wait_until
+from zdworker.workers.wsgi.taken import listening_name, parser_for
 
 Connection = Any
 """A ``gunicorn.workers.gthread.TConn``, with attributes of zdworker's:
@@ -84,6 +87,9 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         self.poller.close()
         self.poller = poller.make()
         self._parked = Parked(self, self.poller, self.cfg)
+        self._names = [listener.getsockname() for listener in self.sockets]
+        if self.zd_queue is not None and self.zd_takes:
+            self.poller.register(self.zd_queue, selectors.EVENT_READ, self._on_queue_readable)
         super().run()
 
     # -- accepting ---------------------------------------------------------------------------------------------------
@@ -266,6 +272,43 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         conn.zd_goaway_due = False
         return False
 
+    # -- the hand-over -----------------------------------------------------------------------------------------------
+
+    def _on_queue_readable(self, queue: HandOverQueue) -> None:
+        # In a drain it is the drain that takes, and only what is left in a closed queue.
+        if self.zd_leaving or (not self.zd_take_waiting() and queue.is_closed):
+            self.poller.unregister(queue)
+
+    def zd_take(self, connection: HandedOver) -> None:
+        """Serve a connection that another worker has handed over."""
+        sock = connection.sock
+        conn = gthread.TConn(self.cfg, sock, connection.client(), listening_name(sock, self._names))
+        conn.zd_goaway_due, conn.zd_last_stream = False, 0
+        conn.zd_head, conn.data_ready = bytearray(), True
+        if connection.requests:
+            conn.parser = parser_for(self.cfg, connection, sock, conn.client)
+        self.nr_conns += 1
+        self._parked.wait(conn, connection.idle_until)
+
+    def zd_give(self) -> list[HandedOver]:
+        """Return the connections that can move now: idle ones, and silent ones."""
+        if self._tls:
+            return []
+        given: list[HandedOver] = []
+        for conn in [conn for conn in itertools.islice(self.keepalived_conns, BATCH) if not conn.is_http2]:
+            self.poller.unregister(conn.sock)
+            del self.keepalived_conns[conn]
+            given.append(HandedOver(conn.sock, conn.timeout, conn.parser.req_count))
+        for conn, until in self._parked.detach_silent(BATCH - len(given)):
+            requests = conn.parser.req_count if conn.parser is not None else 0
+            given.append(HandedOver(conn.sock, until if requests else None, requests))
+        self.nr_conns -= len(given)
+        return given
+
+    def zd_keep(self) -> None:
+        """Limit the time of silent connections; responses end theirs from now on (:meth:`zd_ends`)."""
+        self._parked.limit_silent()
+
     # -- draining ----------------------------------------------------------------------------------------------------
 
     def zd_on_leave(self) -> None:
@@ -287,6 +330,8 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         if self.zd_deadline != math.inf:
             left = self.zd_deadline - time.monotonic()
             timeout = max(0.0, min(timeout, TEND_INTERVAL_S, left)) if self.alive else 0.0
+            if self._drain.gives:
+                timeout = min(timeout, self._drain.pause_s)
         super().wait_for_and_dispatch_events(timeout)
 
     def zd_stop_accepting(self) -> tuple[()]:
@@ -301,8 +346,9 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         return InFlight(self.nr_conns, self.nr_conns - len(self.keepalived_conns) - len(self._parked))
 
     def zd_begin_drain(self) -> None:
-        """Limit the time of connections on which no request has begun."""
-        self._parked.limit_silent()
+        """Limit the time of connections on which no request has begun, if they stay."""
+        if not self._drain.gives:
+            self._parked.limit_silent()
 
     def zd_is_empty(self) -> bool:
         """Tell whether the last connection is gone."""

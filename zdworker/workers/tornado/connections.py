@@ -18,15 +18,17 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from tornado import http1connection
 from tornado.http1connection import HTTP1Connection
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders
-from tornado.iostream import StreamClosedError
+from tornado.iostream import SSLIOStream, StreamClosedError
 
 from zdworker import syscalls
+from zdworker.ipc.hand_over import Connection
 from zdworker.workers.bounded import done_within
 from zdworker.workers.closing import LINGER_S, ConnectionState
 
@@ -34,12 +36,12 @@ from zdworker.workers.closing import LINGER_S, ConnectionState
 class Request(HTTP1Connection):
     """One request of a connection."""
 
-    draining: ClassVar[bool] = False
-    """Whether the worker drains; for all of them."""
+    ends: ClassVar[bool] = False
+    """Whether responses end their connections, in a drain; for all of them."""
 
     def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> Any:
         """Write the response's head; one of a draining worker says that the connection ends, if it can."""
-        if self.draining and not self.is_client and start_line.code != 101 and self._nothing_follows():
+        if self.ends and not self.is_client and start_line.code != 101 and self._nothing_follows():
             self._disconnect_on_finish = True
             headers["Connection"] = "close"
             # Tornado answers a client of HTTP/1.0 that has asked for Keep-Alive with Keep-Alive, even where it closes
@@ -61,7 +63,7 @@ class Request(HTTP1Connection):
         if self._disconnect_on_finish and not self.is_client and not self.stream.closed():
             if not self._read_finished:
                 self._read_on()
-            elif self.draining and unread(self.stream):
+            elif self.ends and unread(self.stream):
                 _half_close(self.stream)
                 _background.add(task := asyncio.ensure_future(self._read_to_end()))
                 task.add_done_callback(_background.discard)
@@ -101,6 +103,10 @@ class Server(HTTPServer):
 
     answered = 0
     """Requests answered since boot."""
+    draining = False
+    """Whether accepting has stopped."""
+    on_answer: Callable[[Any], None] | None = None
+    """Called with a connection whose response is complete, in a drain that hands connections over."""
 
     @property
     def connections(self) -> set[Any]:
@@ -117,15 +123,17 @@ class Server(HTTPServer):
     def _note_answer(self, server_conn: Any) -> None:
         self.answered += 1
         server_conn.zd_used = True
-        if Request.draining:
+        if self.draining:
             server_conn.zd_since = time.monotonic()
+        if self.on_answer is not None:
+            self.on_answer(server_conn)
         if getattr(server_conn.stream, "zd_ends", False):
             server_conn.stream.close()
 
     def begin_drain(self) -> None:
         """Stop accepting. From now on each response ends its connection, if it can."""
         self.stop()
-        Request.draining = True
+        self.draining = Request.ends = True
         now = time.monotonic()
         for server_conn in self.connections:
             server_conn.zd_since = now
@@ -136,9 +144,32 @@ def state_of(server_conn: Any) -> ConnectionState:
     request = getattr(server_conn, "zd_request", None)
     if request is not None and request._request_start_line is not None:  # noqa: SLF001  # see the module's rules
         return ConnectionState.BUSY
-    if _buffered(server_conn.stream):
+    if _buffered(server_conn.stream) or _has_read(server_conn.stream):
         return ConnectionState.READING
     return ConnectionState.IDLE if getattr(server_conn, "zd_used", False) else ConnectionState.UNUSED
+
+
+def detach(server_conn: Any) -> Connection | None:
+    """Let go of a connection, if it is between two requests and its last response is written out.
+
+    Tornado takes the end of its own descriptor for the client's.
+    """
+    stream = server_conn.stream
+    if not can_move(server_conn) or stream.closed() or stream.writing():
+        return None
+    if state_of(server_conn) not in (ConnectionState.IDLE, ConnectionState.UNUSED):
+        return None
+    try:
+        sock = stream.socket.dup()
+    except OSError:
+        return None
+    stream.close()
+    return Connection(sock)
+
+
+def can_move(server_conn: Any) -> bool:
+    """Return whether a connection can be handed over, now or later: it has no TLS."""
+    return not isinstance(server_conn.stream, SSLIOStream)
 
 
 def unread(stream: Any) -> int:
@@ -147,6 +178,11 @@ def unread(stream: Any) -> int:
         return 0
     pending = getattr(stream.socket, "pending", None)
     return syscalls.unread(stream) + (pending() if pending is not None else 0)
+
+
+def _has_read(stream: Any) -> bool:
+    """Return whether a read has just ended: the head is on its way to the request, which does not show it yet."""
+    return stream._read_future is None  # noqa: SLF001  # see the module's rules
 
 
 def _buffered(stream: Any) -> int:

@@ -30,6 +30,7 @@ from tornado.websocket import WebSocketProtocol13
 from tornado.wsgi import WSGIContainer
 
 from zdworker.errors import WarmupFailed
+from zdworker.ipc.hand_over import Connection
 from zdworker.workers.asgi.warmup import warm_up
 from zdworker.workers.asgi.websocket_schedule import (
     ANSWER_WAIT_S,
@@ -41,7 +42,7 @@ from zdworker.workers.closing import ConnectionState
 from zdworker.workers.drain import InFlight
 from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end
 from zdworker.workers.health import HealthWorker, tornado_with_health
-from zdworker.workers.tornado.connections import Server, state_of, unread
+from zdworker.workers.tornado.connections import Request, Server, can_move, detach, state_of, unread
 
 gtornado.TornadoWorker.setup()  # adds Gunicorn to the header ``Server``; called here so that it happens once
 
@@ -176,8 +177,13 @@ class TornadoServing(Serving):
         return InFlight(self.load()[0], requests, len(self.websockets))
 
     def zd_begin_drain(self) -> None:
-        """Begin to close the WebSockets; responses announce the end by themselves."""
+        """Begin to close the WebSockets; responses announce the end by themselves, unless connections move."""
         self.draining = True
+        if self.drain.gives and not self.worker.cfg.is_ssl:
+            Request.ends = False
+            self.server.on_answer = self.offer
+            for connection in list(self.connections()):
+                self.offer(connection)
         open_now = list(self.websockets)
         for handler, delay in zip(open_now, close_delays(len(open_now), self.drain.websocket_spread_s), strict=True):
             self._close_later(handler, delay)
@@ -195,6 +201,22 @@ class TornadoServing(Serving):
 
         handler.write_message = write_last
         loop.call_later(ANSWER_WAIT_S, handler.close, SERVICE_RESTART)
+
+    def zd_keep(self) -> None:
+        """Have the responses end their connections."""
+        Request.ends = True
+
+    def can_move(self, connection: Any) -> bool:
+        """Return whether a connection can be handed over."""
+        return can_move(connection)
+
+    def detach(self, connection: Any) -> Connection | None:
+        """Let go of a connection that can move now."""
+        return detach(connection)
+
+    async def attach(self, connection: Connection) -> None:
+        """Serve a connection that was handed over."""
+        self.server.handle_stream(IOStream(connection.sock), connection.client())
 
     def tend(self, connection: Any, now: float) -> None:
         """End a connection that waits for its client, when it has waited long enough."""

@@ -16,12 +16,14 @@ For HTTP/2 (``ZttpH2Protocol``, since 0.54 and only if asked for in ``CONFIG_KWA
 from __future__ import annotations
 
 import asyncio
+import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+from zdworker.ipc.hand_over import Connection
 from zdworker.workers.closing import ConnectionState, Header, with_close
-from zdworker.workers.event_loop.transports import TlsCloseTimeout, linger, unread
+from zdworker.workers.event_loop.transports import TlsCloseTimeout, linger, take_out, unread
 from zdworker.workers.http2 import GOAWAY_NOTICE, DrainTimes, notice_is_due
 
 
@@ -153,6 +155,54 @@ def with_patient_timeout(protocol_class: Any) -> Any:
                 super().timeout_keep_alive_handler()
 
     return PatientProtocol
+
+
+# -- the hand-over ---------------------------------------------------------------------------------------------------
+
+
+def can_move(protocol: Any) -> bool:
+    """Return whether a connection can be handed over: it has no TLS, and what has been read of it is known."""
+    transport = getattr(protocol, "transport", None)
+    if transport is None or transport.get_extra_info("sslcontext") is not None or hasattr(protocol, "cycles"):
+        return False
+    return hasattr(getattr(protocol, "conn", None), "trailing_data") or hasattr(protocol, "scope")
+
+
+def when_answered(protocol: Any, offer: Callable[[], None]) -> None:
+    """Have ``offer`` called when the response under way is complete."""
+    cycle = protocol.cycle
+    if cycle is None or cycle.response_complete:
+        return
+    on_response = cycle.on_response
+
+    def complete() -> None:
+        on_response()
+        offer()
+
+    cycle.on_response = complete
+
+
+def detach(protocol: Any) -> Connection | None:
+    """Let go of a connection, if it is between two requests and its last response is written out."""
+    state, cycle = state_of(protocol), protocol.cycle
+    if state not in (ConnectionState.IDLE, ConnectionState.UNUSED) or not can_move(protocol):
+        return None
+    if cycle is not None and (cycle.more_body or not cycle.keep_alive):
+        return None
+    timer = protocol.timeout_keep_alive_task
+    left_s = None if timer is None else timer.when() - asyncio.get_running_loop().time()
+    sock = take_out(protocol.transport)
+    if sock is None:
+        return None
+    return Connection(sock, None if left_s is None else time.monotonic() + left_s)
+
+
+def resume(protocol: Any, connection: Connection) -> None:
+    """Give a connection that was handed over the keep-alive time that it has left, unless a request has come."""
+    if connection.idle_until is not None and protocol.timeout_keep_alive_task is None and protocol.cycle is None:
+        protocol.timeout_keep_alive_task = asyncio.get_running_loop().call_later(
+            max(0.0, connection.idle_until - time.monotonic()), protocol.timeout_keep_alive_handler
+        )
 
 
 # -- closing ---------------------------------------------------------------------------------------------------------

@@ -19,13 +19,14 @@ import logging
 import signal
 import socket
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import uvicorn
 from uvicorn import Config, Server
 
 from zdworker.errors import GenerationError
+from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
@@ -33,7 +34,17 @@ from zdworker.workers.event_loop.asgi_serving import AsgiServing
 from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
 from zdworker.workers.health import HealthWorker, asgi_with_health
 from zdworker.workers.requirements import refuse_missing
-from zdworker.workers.uvicorn.connections import IdleReaper, announce, announce_current, cycle_of, with_patient_timeout
+from zdworker.workers.uvicorn.connections import (
+    IdleReaper,
+    announce,
+    announce_current,
+    can_move,
+    cycle_of,
+    detach,
+    resume,
+    when_answered,
+    with_patient_timeout,
+)
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -219,8 +230,32 @@ class DrainingServer(AsgiServing, Server):
     def prepare(self, send: Send) -> None:
         """Have the response to a request that has just begun end its connection."""
         known = cycle_of(send)
-        if known is not None:
+        if known is not None and self.drain.gives and can_move(known[1]):
+            self.announce_or_offer(known[1])
+        elif known is not None:
             announce(*known)
+
+    def can_move(self, connection: Any) -> bool:
+        """Return whether a connection is one that can be handed over."""
+        return can_move(connection)
+
+    def when_answered(self, connection: Any, offer: Callable[[], None]) -> None:
+        """Have ``offer`` called when the response under way is complete."""
+        when_answered(connection, offer)
+
+    def detach(self, connection: Any) -> HandedOver | None:
+        """Let go of a connection that can move now."""
+        return detach(connection)
+
+    async def attach(self, connection: HandedOver) -> None:
+        """Serve a connection that was handed over, with the keep-alive time that it has left."""
+        protocol_class: Any = self.config.http_protocol_class
+
+        def protocol() -> Any:
+            return protocol_class(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        _transport, served = await asyncio.get_running_loop().connect_accepted_socket(protocol, connection.sock)
+        resume(served, connection)
 
     def tend(self, connection: Any, now: float) -> None:
         """End a connection that is not used."""

@@ -28,6 +28,7 @@ from zdworker.errors import WarmupFailed
 from zdworker.syscalls import unread
 from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
+from zdworker.workers.drain import Drain
 from zdworker.workers.health import wsgi_with_health
 from zdworker.workers.requirements import refuse_missing, require_parser
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, unread_body_bytes
@@ -50,6 +51,8 @@ class WsgiDrain(ZeroDowntime):
     wsgi: WsgiApplication
 
     _zd_next_heartbeat = 0.0
+
+    _drain: Drain
 
     @classmethod
     def zd_preload(cls, cfg: Any) -> None:
@@ -99,8 +102,14 @@ class WsgiDrain(ZeroDowntime):
             if not status[:3].isdigit() or int(status[:3]) >= 400:
                 raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
 
+    def zd_ends(self) -> bool:
+        """Return whether a response is to end its connection: in a drain, unless the connection goes to a successor."""
+        if self.zd_deadline == math.inf or self.cfg.is_ssl:
+            return self.zd_deadline != math.inf
+        return not (self._drain.gives if self._drain.has_begun else self.zd_gives)
 
-def _end_connections_in_drain(worker: ZeroDowntime) -> None:
+
+def _end_connections_in_drain(worker: WsgiDrain) -> None:
     """Have responses end their connections once ``worker`` was told to leave.
 
     This changes Gunicorn's class, in the worker's own process only. A wrapper around the application could mark a
@@ -108,7 +117,7 @@ def _end_connections_in_drain(worker: ZeroDowntime) -> None:
     """
 
     def default_headers(response: Response) -> list[str]:
-        if worker.zd_deadline != math.inf and not _has_further_request(response):
+        if worker.zd_deadline != math.inf and worker.zd_ends() and not _has_further_request(response):
             response.force_close()
         return _default_headers(response)  # type: ignore[no-any-return]
 

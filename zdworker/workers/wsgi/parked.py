@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import functools
+import itertools
 import selectors
 import socket
 import time
@@ -49,6 +50,11 @@ class ParkingWorker(Protocol):
         """Return until when a connection may wait, by ``time.monotonic()``."""
 
 
+def speaks_http2(conn: Any) -> bool:
+    """Return whether a connection is one of HTTP/2."""
+    return bool(getattr(conn, "is_http2", False))
+
+
 class Parked:
     """The parked connections of one worker.
 
@@ -80,9 +86,12 @@ class Parked:
         """Tell whether a part of a request has been read."""
         return has_begun(conn.zd_head, self._proxied)
 
-    def wait(self, conn: Connection) -> None:
-        """Keep ``conn`` until its request has arrived, or its time is over."""
-        self.waiting[conn] = self._worker.zd_wait_until(conn)
+    def wait(self, conn: Connection, until: float | None = None) -> None:
+        """Keep ``conn`` until its request has arrived, or its time is over.
+
+        :param until: when that is, by ``time.monotonic()``, if it is known already.
+        """
+        self.waiting[conn] = self._worker.zd_wait_until(conn) if until is None else until
         self._poller.register(conn.sock, selectors.EVENT_READ, functools.partial(self._on_readable, conn))
 
     def limit_silent(self) -> None:
@@ -90,6 +99,17 @@ class Parked:
         for conn in self.waiting:
             if not self.has_begun(conn):
                 self.waiting[conn] = self._worker.zd_wait_until(conn)
+
+    def detach_silent(self, most: int) -> list[tuple[Any, float]]:
+        """Let go of connections, at most so many, of whose next request nothing has been read.
+
+        :return: each with the time until which it would be kept, by ``time.monotonic()``.
+        """
+        silent = ((conn, until) for conn, until in self.waiting.items() if not conn.zd_head and not speaks_http2(conn))
+        found = list(itertools.islice(silent, most))
+        for conn, _until in found:
+            self._leave(self.waiting, conn)
+        return found
 
     def end(self, conn: Connection, body_read: bool) -> None:
         """Close ``conn`` behind its last response; what its client still sends is read first.

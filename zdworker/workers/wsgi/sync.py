@@ -26,11 +26,13 @@ from typing import Any
 from gunicorn.workers import sync
 
 from zdworker.errors import GenerationError
+from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue
 from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
 from zdworker.workers.wsgi import poller
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.parked import Parked
 from zdworker.workers.wsgi.request_heads import body_is_read, is_readable, wait_until
+from zdworker.workers.wsgi.taken import listening_name
 
 FIRST_REQUEST_S = 0.01
 """Seconds for which the worker waits for the request of a new connection before it serves others. Most requests arrive
@@ -146,12 +148,14 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
             return
         self._poller.register(self.PIPE[0], selectors.EVENT_READ, _read_wake_ups)
         self._listeners = {listener: Listener(listener) for listener in self.sockets}
+        if self.zd_queue is not None and self.zd_takes:
+            self._poller.register(self.zd_queue, selectors.EVENT_READ, self._on_queue_readable)
         try:
             super().run()
             self.zd_leave(self.cfg.graceful_timeout)  # without zdworker's arbiter the loop may have ended by itself
-            for _pause_s in self._drain.until_over():
+            for pause_s in self._drain.until_over():
                 self.notify()
-                self._poll(TEND_INTERVAL_S)  # the end of a connection wakes it
+                self._poll(pause_s if self._drain.gives else TEND_INTERVAL_S)  # the end of a connection wakes it
         except DeadlineReached:
             pass
         finally:
@@ -234,6 +238,31 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
     def _note_ready(self, listener: Any) -> None:
         self._ready.append(listener)
 
+    # -- the hand-over -----------------------------------------------------------------------------------------------
+
+    def _on_queue_readable(self, queue: HandOverQueue) -> None:
+        # In a drain it is the drain that takes, and only what is left in a closed queue.
+        if self.zd_leaving or (not self.zd_take_waiting() and queue.is_closed):
+            self._poller.unregister(queue)
+
+    def zd_take(self, connection: Connection) -> None:
+        """Serve a connection that another worker has handed over."""
+        name = listening_name(connection.sock, [known.getsockname() for known in self._listeners.values()])
+        client = connection.client()
+        taken = Accepted(self, Listener(connection.sock, name), connection.sock, client)
+        self._parked.wait(taken, connection.idle_until)
+
+    def zd_give(self) -> list[Connection]:
+        """Return the silent connections: every other one ends with its response."""
+        if self.cfg.is_ssl:
+            return []
+        silent = self._parked.detach_silent(BATCH)
+        return [Connection(socket.socket(fileno=conn.detach())) for conn, _until in silent]
+
+    def zd_keep(self) -> None:
+        """Limit the time of silent connections."""
+        self._parked.limit_silent()
+
     # -- one connection ----------------------------------------------------------------------------------------------
 
     def _serve_or_park(self, client: Accepted) -> None:
@@ -309,8 +338,9 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         return InFlight(len(self._parked), self._cut_requests)
 
     def zd_begin_drain(self) -> None:
-        """Limit the time of connections on which no request has begun."""
-        self._parked.limit_silent()
+        """Limit the time of connections on which no request has begun, if they stay."""
+        if not self._drain.gives:
+            self._parked.limit_silent()
 
     def zd_tend(self, now: float) -> None:
         """End the connections whose time is over."""
@@ -333,8 +363,8 @@ def _read_wake_ups(descriptor: int) -> None:
 class Listener:
     """Stands for a listener in Gunicorn's code, which asks for its address when the listener may be closed already."""
 
-    def __init__(self, listener: Any) -> None:
-        self._name = listener.getsockname()
+    def __init__(self, listener: Any, name: Any = None) -> None:
+        self._name = listener.getsockname() if name is None else name
         self.kind = int(listener.family), int(listener.type), int(listener.proto)  # as names they are slow to read
 
     def getsockname(self) -> Any:
