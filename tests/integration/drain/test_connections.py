@@ -7,8 +7,6 @@ connection, since it answers one at a time.
 
 from __future__ import annotations
 
-import itertools
-import itertools
 import socket
 import struct
 import time
@@ -31,16 +29,18 @@ KEEP = 8
 """Seconds that an idle connection is kept."""
 
 
-def name(what: object) -> str:
-    worker, hands_over = what if isinstance(what, tuple) else (what, False)
-    return f"{worker}-hand_over" if hands_over else str(worker)
+@pytest.fixture(scope="module", params=[False, True], ids=["stay", "hand_over"])
+def hands_over(request: pytest.FixtureRequest) -> bool:
+    """Whether the connections go on to the new workers; then none of them ends by the drain."""
+    return bool(request.param)
 
 
-@pytest.fixture(scope="module", params=itertools.product(ALL, (False, True)), ids=name)
-def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[str, Any]]) -> Iterator[Outcomes]:
-    """One server, one drain, all kinds of connection; with a hand-over none of them ends by the drain."""
-    worker: WorkerClass
-    worker, hands_over = request.param
+@pytest.fixture(scope="module", params=ALL, ids=str)
+def drained(
+    request: pytest.FixtureRequest, hands_over: bool, class_settings: Callable[..., dict[str, Any]]
+) -> Iterator[Outcomes]:
+    """One server, one drain, all kinds of connection."""
+    worker: WorkerClass = request.param
     settings = {"graceful_timeout": 20, "keepalive": KEEP, "zd_max_surge": "100%", "preload_app": True, "workers": 2}
     settings["zd_hand_over"] = hands_over
     count = 3
