@@ -187,6 +187,10 @@ STATUS = {
     "last_reload.duration_s": "so far, or in all",
     "last_reload.error": "a line, or null",
     "last_reload.traceback": "the application's own, or null",
+    "last_reload.handed_over": "connections that went on to the next worker of their slot",
+    "last_reload.told_to_close": "connections that a response has ended because of the reload",
+    "last_reload.cut_requests": "requests that were cut at `graceful_timeout`",
+    "last_reload.closed_websockets": "WebSockets that were closed",
     "reloads": "how many there were, rollbacks included",
     "crashes": "how many workers died that were ready",
     "totals": "since the master's start, for metrics",
@@ -196,6 +200,10 @@ STATUS = {
     "totals.reloads_failed": "reloads that have failed",
     "totals.reloads_superseded": "reloads that a newer one has overtaken",
     "totals.reload_duration_s": "seconds that all of these took together",
+    "totals.handed_over": "the same four, of all drains",
+    "totals.told_to_close": "",
+    "totals.cut_requests": "",
+    "totals.closed_websockets": "",
     "settings": "all `zd_` settings in force",
 }
 
@@ -214,6 +222,10 @@ OUTCOME = {
     "serving": "the generation that serves now",
     "error": "a line, empty when it is done",
     "traceback": "the application's own, empty when there is none",
+    "handed_over": "connections that went on to the next worker of their slot",
+    "told_to_close": "connections that a response has ended because of the reload",
+    "cut_requests": "requests that were cut at `graceful_timeout`",
+    "closed_websockets": "WebSockets that were closed",
 }
 
 LIST = {

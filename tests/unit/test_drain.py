@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue
+from zdworker.ipc.messages import Drained
 from zdworker.workers.drain import (
     CHECK_INTERVAL_S,
     CUT_LINE_WITH_WEBSOCKETS,
@@ -39,6 +40,9 @@ class Worker:
 
     def zd_draining(self) -> None:
         self.done.append("report")
+
+    def zd_drained(self, drained: Drained) -> None:
+        self.drained = drained
 
     def zd_stop_accepting(self) -> Iterator[float]:
         self.done.append("remove")
@@ -120,6 +124,7 @@ def test_what_is_left_at_the_deadline_is_logged_and_cut(caplog: pytest.LogCaptur
     assert [record.getMessage() for record in caplog.records] == [
         "Draining: 3 connections, 3 requests under way",
         "graceful_timeout is over: 3 requests and 3 connections in all are cut",
+        "Drained in 0.6 s: 0 connections handed over, 0 told to close",
     ]
     assert pauses[-1] == 0.05
     assert set(pauses[1:-1]) == {CHECK_INTERVAL_S}
@@ -187,6 +192,7 @@ def test_the_lines_can_name_websockets(caplog: pytest.LogCaptureFixture) -> None
     assert [record.getMessage() for record in caplog.records] == [
         "Draining: 2 connections",
         "graceful_timeout is over: 2 requests, 0 WebSockets and 2 connections in all are cut",
+        "Drained in 0.0 s: 0 connections handed over, 0 told to close",
     ]
 
 
@@ -213,7 +219,7 @@ class Giving(Worker):
 def test_connections_are_given_in_batches_with_a_turn_of_the_loop_between() -> None:
     worker = Giving(2 * BATCH + 1)
     assert worker.sleep_through(worker.drain.steps()) == [0.0, 0.0, 0.0]
-    assert (worker.drain.handed_over, worker.drain.cut) == (2 * BATCH + 1, None)
+    assert (worker.drained, worker.drain.cut) == (Drained(handed_over=2 * BATCH + 1), None)
     assert "announce" not in worker.done
     taken = [connection for _ in range(3) for connection in worker.queue.take()]
     assert len(taken) == 2 * BATCH + 1
@@ -264,4 +270,5 @@ def test_what_waits_for_a_full_queue_at_the_deadline_is_cut(monkeypatch: pytest.
     worker.zd_deadline = worker.now
     worker.sleep_through(course)
     assert worker.drain.cut == InFlight(1, 1, 0)
+    assert worker.drained == Drained(cut_requests=1)
     worker.close()

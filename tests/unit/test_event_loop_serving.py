@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from zdworker.ipc.hand_over import HandOverQueue
+from zdworker.ipc.messages import Drained
 from zdworker.settings import Settings
 from zdworker.workers import drain
 from zdworker.workers.applications import Receive, Scope, Send
@@ -57,6 +58,9 @@ class Worker:
 
     def zd_draining(self) -> None:
         self.reported.append("draining")
+
+    def zd_drained(self, drained: Drained) -> None:
+        self.drained = drained
 
     def zd_take_waiting(self) -> bool:
         return False

@@ -52,7 +52,7 @@ class Stage:
         self.log = Log("test")
         self.state: dict[str, Any] = {}
         self.draining = False
-        self.drain: Any = SimpleNamespace(gives=False)
+        self.drain: Any = SimpleNamespace(gives=False, told_to_close=0)
         self.open: set[Any] = set()
         self.reads = True
         self.go = asyncio.Event()

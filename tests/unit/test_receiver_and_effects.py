@@ -162,6 +162,7 @@ def bench() -> Iterator[Bench]:
     yield made
     for record in list(made.children.workers.values()):
         made.children.remove_worker(record)
+    made.queues.close(0)
     made.reactor.close_in_child()
 
 

@@ -23,6 +23,7 @@ import zdworker
 from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
+from zdworker.ipc.messages import Drained
 from zdworker.master.observers import Reload
 from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Lossy, Meter, gauges_of
@@ -189,11 +190,17 @@ def test_the_journal_counts() -> None:
     reload = ended(Outcome.FAILED, 0.5)
     journal.reload_started(reload)
     journal.reload_finished(reload, fleet())
+    journal.worker_drained(Drained(handed_over=5))
+    assert reload.cost == Drained(), "it has ended before"
     totals = journal.status(fleet(), {}, {}, Settings(), Site("/srv", "app:app", []))["totals"]
     assert totals.pop("reload_duration_s") == 0.5
     assert totals == {
         "boots": 2,
         "boot_duration_s": 0.75,
+        "handed_over": 5,
+        "told_to_close": 0,
+        "cut_requests": 0,
+        "closed_websockets": 0,
         "reloads_done": 0,
         "reloads_failed": 1,
         "reloads_superseded": 0,
@@ -238,6 +245,10 @@ STATUS: dict[str, Any] = {
         "reloads_failed": 1,
         "reloads_superseded": 0,
         "reload_duration_s": 8.0,
+        "handed_over": 7,
+        "told_to_close": 6,
+        "cut_requests": 5,
+        "closed_websockets": 4,
     },
 }
 
@@ -266,6 +277,10 @@ def test_a_status_as_openmetrics() -> None:
     assert found["zdworker_boots_total",] == 9
     assert found["zdworker_boot_duration_seconds_sum",] == 2.5
     assert found["zdworker_crashes_total",] == 4
+    assert found["zdworker_handed_over_connections_total",] == 7
+    assert found["zdworker_told_to_close_connections_total",] == 6
+    assert found["zdworker_cut_requests_total",] == 5
+    assert found["zdworker_closed_websockets_total",] == 4
     assert found["zdworker_worker_resident_memory_bytes", "1", "11", "0"] == 1000
     assert found["zdworker_worker_requests_total", "1", "11", "0"] == 5
     assert not [key for key in found if "None" in key]

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,9 @@ from zdworker.workers.uvicorn.connections import (
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+
+DRAIN: Any = SimpleNamespace(told_to_close=0)
+"""As much of a drain as counts."""
 
 
 @dataclasses.dataclass
@@ -174,7 +178,7 @@ def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
 def test_a_response_ends_the_connection_once_the_drain_has_begun(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         await c.answer()
         assert c.transport.written.lower().count(b"connection: close") == 1
         assert c.transport.closed
@@ -186,7 +190,7 @@ def test_a_body_that_still_arrives_keeps_the_connection(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         c.early = True
         await c.feed(POST + b"ab")
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         await c.answer()
         assert b"connection" not in c.transport.written.lower()
         assert not c.transport.closed
@@ -199,7 +203,7 @@ def test_a_body_that_still_arrives_keeps_the_connection(play: Play) -> None:
 def test_a_body_that_arrives_before_the_answer_does_not(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(POST + b"ab")
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         await c.feed(b"cd")
         await c.answer()
         assert b"connection: close" in c.transport.written.lower()
@@ -211,7 +215,7 @@ def test_a_body_that_arrives_before_the_answer_does_not(play: Play) -> None:
 def test_of_pipelined_requests_only_the_last_ends_the_connection(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         await c.feed(HEAD + HEAD[:7])  # further requests arrive after the announcement
         await c.answer()
         assert b"connection: close" not in c.transport.written.lower()
@@ -223,7 +227,7 @@ def test_of_pipelined_requests_only_the_last_ends_the_connection(play: Play) -> 
 def test_bytes_in_the_kernel_keep_the_connection(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         c.theirs.send(HEAD)
         assert not may_close(c.protocol.cycle, c.protocol)
         await c.answer()
@@ -236,7 +240,7 @@ def test_a_client_that_is_done_but_still_sends_is_read_to_its_end(play: Play) ->
     async def scenario(c: Connection) -> None:
         c.early = True
         await c.feed(POST.replace(b"Host", b"Connection: close\r\nHost") + b"ab")
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         await c.answer()
         assert c.transport.written.endswith(b"ok")
         assert c.transport.half_closed
@@ -256,7 +260,7 @@ def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> N
     async def scenario(c: Connection) -> None:
         c.early = True
         await c.feed(POST.replace(b"Host", b"Connection: close\r\nHost"))
-        announce_current(c.protocol)
+        announce_current(c.protocol, DRAIN)
         await c.answer()
         await asyncio.sleep(0.05)
         assert c.transport.closed
@@ -326,8 +330,8 @@ def test_the_cycle_behind_send_is_known_to_the_wrapper(play: Play) -> None:
     async def scenario(c: Connection) -> None:
         await c.feed(HEAD)
         assert cycle_of(c.sends[0]) == (c.protocol.cycle, c.protocol)
-        announce(c.protocol.cycle, c.protocol)
-        announce(c.protocol.cycle, c.protocol)
+        announce(c.protocol.cycle, c.protocol, DRAIN)
+        announce(c.protocol.cycle, c.protocol, DRAIN)
         assert isinstance(c.protocol.cycle.default_headers, ClosingHeaders)
         assert isinstance(c.protocol.cycle.transport, CarefulTransport)
 
@@ -387,8 +391,8 @@ def streams() -> Iterator[tuple[Http2Protocol, socket.socket]]:
 def test_http2_ends_with_its_last_stream(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, _theirs = streams
     protocol.cycles = {1: None, 3: None}
-    announce_current(protocol)
-    announce_current(protocol)
+    announce_current(protocol, DRAIN)
+    announce_current(protocol, DRAIN)
     del protocol.cycles[1]
     protocol.on_stream_closed()
     assert not protocol.shutdown_requested  # it would answer further streams with 503
@@ -400,7 +404,7 @@ def test_http2_ends_with_its_last_stream(streams: tuple[Http2Protocol, socket.so
 def test_http2_does_not_end_while_something_is_on_its_way(streams: tuple[Http2Protocol, socket.socket]) -> None:
     protocol, theirs = streams
     protocol.cycles = {1: None}
-    announce_current(protocol)
+    announce_current(protocol, DRAIN)
     theirs.send(b"another stream")
     protocol.cycles.clear()
     protocol.on_stream_closed()

@@ -47,7 +47,7 @@ class Worker(WsgiDrain, Base):
     """The mixin on that."""
 
     booted = False
-    _drain: Any = SimpleNamespace(has_begun=True, gives=False)
+    _drain: Any = SimpleNamespace(has_begun=True, gives=False, told_to_close=0)
 
 
 @pytest.fixture

@@ -231,7 +231,8 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
     if as_json:
         _print_json(asdict(outcome))
     elif outcome.result == "done":
-        click.echo(f"{command} done: generation {outcome.generation} serves, after {outcome.duration_s:.1f} s")
+        done_in = f"{command} done: generation {outcome.generation} serves, after {outcome.duration_s:.1f} s"
+        click.echo("; ".join([done_in, *_cost(outcome)]))
     elif outcome.result == "superseded":
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
@@ -322,6 +323,17 @@ def _title(status: dict[str, Any]) -> str:
     state, target = status["state"], status["target_generation"]
     going = f", to generation {target}" if target else ""
     return f"master {status['pid']}: {_styled(state)}, generation {status['generation']}{going}"
+
+
+def _cost(outcome: messages.Outcome) -> list[str]:
+    """Return what a reload has cost, in words; nothing of what did not happen."""
+    counted = [
+        (outcome.handed_over, "connection handed over", "connections handed over"),
+        (outcome.told_to_close, "connection told to close", "connections told to close"),
+        (outcome.closed_websockets, "WebSocket closed", "WebSockets closed"),
+        (outcome.cut_requests, "request cut at graceful_timeout", "requests cut at graceful_timeout"),
+    ]
+    return [f"{number} {one if number == 1 else many}" for number, one, many in counted if number]
 
 
 def _caption(status: dict[str, Any]) -> str:

@@ -20,6 +20,13 @@ STATES = ("steady", "rolling", "failed", "degraded", "stopping")
 WORKER_STATES = ("booting", "ready", "draining")
 WORKER_LABELS = ("slot", "generation", "pid")
 """The labels of a worker's metrics, which together name one worker."""
+DRAINED = (
+    ("handed_over", "handed_over_connections", "Connections that went on to the next worker of their slot."),
+    ("told_to_close", "told_to_close_connections", "Connections that a response ended because of a drain."),
+    ("cut_requests", "cut_requests", "Requests that were cut at graceful_timeout."),
+    ("closed_websockets", "closed_websockets", "WebSockets that a drain closed."),
+)
+"""What drains have cost: the key among the totals, the metric's name, its meaning."""
 
 
 def exposition(status: dict[str, Any]) -> str:
@@ -80,6 +87,8 @@ def _of_totals(status: dict[str, Any]) -> Iterator[Metric]:
     yield CounterMetricFamily("zdworker_boots", "Workers that became ready.", value=totals["boots"])
     yield _durations("boot", "How long workers took to become ready.", totals["boots"], totals["boot_duration_s"])
     yield CounterMetricFamily("zdworker_crashes", "Workers that died while they were ready.", value=status["crashes"])
+    for key, name, meaning in DRAINED:
+        yield CounterMetricFamily(f"zdworker_{name}", meaning, value=totals.get(key, 0))
 
 
 def _durations(what: str, meaning: str, count: int, seconds: float) -> Metric:

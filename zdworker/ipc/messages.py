@@ -174,6 +174,23 @@ class Draining:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """The worker's drain is over: connections that were handed over to its successor and such as were told to close,
+    requests that were cut at ``graceful_timeout``, and WebSockets that were closed.
+    """
+
+    handed_over: int = 0
+    told_to_close: int = 0
+    cut_requests: int = 0
+    closed_websockets: int = 0
+
+    def plus(self, other: Drained) -> Drained:
+        """Return the sum of both."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Drained(*(mine + its for mine, its in pairs))
+
+
+@dataclass(frozen=True)
 class Failed:
     """The worker could not boot and is about to exit."""
 
@@ -251,7 +268,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before."""
+    """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before.
+
+    The last four are what it has cost, see :class:`Drained`.
+    """
 
     result: str
     generation: int
@@ -259,6 +279,10 @@ class Outcome:
     serving: int
     error: str = ""
     traceback: str = field(default="", repr=False)
+    handed_over: int = 0
+    told_to_close: int = 0
+    cut_requests: int = 0
+    closed_websockets: int = 0
 
 
 @dataclass(frozen=True)
@@ -269,7 +293,7 @@ class Refused:
 
 
 ServerReport = Loaded | LoadFailed | Forked | NotForked
-WorkerReport = Hello | Ready | Draining | Failed | ReplacementRequested | Counts
+WorkerReport = Hello | Ready | Draining | Drained | Failed | ReplacementRequested | Counts
 Message = (
     ServerReport
     | Init

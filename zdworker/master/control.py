@@ -350,8 +350,9 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
     if client.superseded and reload.result is events.Outcome.DONE:
         reason = f"a newer reload took its place: its generation {reload.generation} serves"
         return Outcome(events.Outcome.SUPERSEDED.value, client.superseded, duration_s, serving, reason)
-    result = reload.result or events.Outcome.FAILED
-    return Outcome(result.value, reload.generation, duration_s, serving, reload.error or "", reload.traceback or "")
+    result, words = reload.result or events.Outcome.FAILED, (reload.error or "", reload.traceback or "")
+    cost = dataclasses.asdict(reload.cost)
+    return Outcome(result.value, reload.generation, duration_s, serving, *words, **cost)
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Concatenate, ParamSpec
 
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
+from zdworker.ipc.messages import Drained
 from zdworker.settings import Settings
 
 
@@ -22,7 +23,7 @@ class Reload:
     """One reload, or rollback; ``result`` is None while it is under way.
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
-    ``called_off`` means that a rollback ended it.
+    ``called_off`` means that a rollback ended it, ``cost`` is that of the drains in its time.
     """
 
     generation: int
@@ -33,6 +34,7 @@ class Reload:
     error: str | None = None
     traceback: str | None = None
     called_off: bool = False
+    cost: Drained = field(default_factory=Drained)
 
     @classmethod
     def begin(cls, generation: int) -> Reload:
@@ -52,6 +54,7 @@ class Reload:
             "duration_s": self.duration_s(),
             "error": self.error,
             "traceback": self.traceback,
+            **asdict(self.cost),
         }
 
 
@@ -92,6 +95,9 @@ class Observer:
 
     def worker_ready(self, boot_s: float) -> None:
         """Handle that a worker accepts connections, ``boot_s`` seconds after its order."""
+
+    def worker_drained(self, drained: Drained) -> None:
+        """Handle that a worker's drain is over, and what it has cost."""
 
     def worker_crashed(self) -> None:
         """Handle that a worker died while it was ready."""

@@ -28,6 +28,7 @@ from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
     PROTOCOL,
     Counts,
+    Drained,
     Draining,
     Failed,
     Forked,
@@ -159,7 +160,9 @@ class Receiver:
             # Its end is an event as any other worker's. One that leaves has its deadline, and requests until then.
             self._gunicorn.kill_worker(record.pid, signal.SIGKILL)
 
-    def _handle_report(self, record: WorkerRecord, message: WorkerReport, sender: int | None) -> None:
+    def _handle_report(  # noqa: C901  # one line for each report
+        self, record: WorkerRecord, message: WorkerReport, sender: int | None
+    ) -> None:
         match message:
             case Hello():
                 if not record.has_pid and sender:
@@ -170,6 +173,8 @@ class Receiver:
                 self._worker_ready(record, takes)
             case Draining():
                 self._publish(events.WorkerLeaving(record.worker_id))
+            case Drained():
+                self._observers.notify(Observer.worker_drained, message)
             case Failed(reason, traceback, exit_code):
                 self._publish(events.WorkerFailed(record.worker_id, reason, traceback, exit_code))
             case ReplacementRequested(reason):

@@ -12,8 +12,10 @@ Rules:
 
 from __future__ import annotations
 
+import dataclasses
+
 from zdworker.errors import MessageError
-from zdworker.ipc.messages import Counts, Failed, Hello, Message, Ready
+from zdworker.ipc.messages import Counts, Drained, Failed, Hello, Message, Ready
 
 REPORTS_MAX = 1000
 """Reports that may come at once: those of a worker whose master was stopped until their channel was full, and more."""
@@ -56,10 +58,11 @@ class ReportRules:
                 raise MessageError(f"the worker {self._worker_id} says that it is {message.worker_id}")
         elif Hello not in self._came or not self.started:
             raise MessageError(f"{kind.__name__} came before the worker was started")
-        if isinstance(message, Counts):
-            if not (0 <= message.connections <= COUNT_MAX and 0 <= message.requests <= COUNT_MAX):
+        if isinstance(message, (Counts, Drained)):
+            if not all(0 <= count <= COUNT_MAX for count in dataclasses.astuple(message)):
                 raise MessageError("counts are not what can be counted")
-            return True
+            if isinstance(message, Counts):
+                return True
         if kind in self._came or EXCLUDES.get(kind) in self._came:
             raise MessageError(f"{kind.__name__} came after {', '.join(sorted(kind.__name__ for kind in self._came))}")
         self._came.add(kind)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from zdworker import syscalls
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
-from zdworker.ipc.messages import Place
+from zdworker.ipc.messages import Drained, Place
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.observers import Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
@@ -42,6 +43,7 @@ class Journal(Observer):
         self.boot_seconds = 0.0
         self.ended = dict.fromkeys(Outcome, 0)
         self.reload_seconds = 0.0
+        self.drained = Drained()
         self.last: Reload | None = None
         self._places: dict[int, dict[str, dict[str, str]]] = {}
 
@@ -74,6 +76,12 @@ class Journal(Observer):
         """Count a worker that died while it was ready."""
         self.crashes += 1
 
+    def worker_drained(self, drained: Drained) -> None:
+        """Count what a drain has cost, also for the reload under way."""
+        self.drained = self.drained.plus(drained)
+        if self.last is not None and self.last.result is None:
+            self.last.cost = self.last.cost.plus(drained)
+
     def totals(self) -> dict[str, int | float]:
         """Return what metrics need beside ``reloads`` and ``crashes``; seconds are those of all together."""
         return {
@@ -81,6 +89,7 @@ class Journal(Observer):
             "boot_duration_s": round(self.boot_seconds, 3),
             **{f"reloads_{result.value}": number for result, number in self.ended.items()},
             "reload_duration_s": round(self.reload_seconds, 3),
+            **asdict(self.drained),
         }
 
     def status(

@@ -27,6 +27,7 @@ from zdworker.errors import TlsError, WarmupFailed
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
 from zdworker.ipc.messages import (
     Counts,
+    Drained,
     Draining,
     Failed,
     Leave,
@@ -208,6 +209,10 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     def zd_draining(self) -> None:
         """Report, once, that this worker has stopped accepting."""
         self._report_once(Draining())
+
+    def zd_drained(self, drained: Drained) -> None:
+        """Report, once, that the drain is over, and what it has cost."""
+        self._report_once(drained)
 
     def zd_request_replacement(self, reason: str) -> None:
         """Ask once to be replaced for ``reason`` (``"max_requests"``); the worker serves until it has to drain."""

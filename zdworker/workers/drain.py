@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
+from zdworker.ipc.messages import Drained
 
 TEND_INTERVAL_S = 0.1
 """Seconds between two rounds through the connections, in which those end whose time is over."""
@@ -39,6 +40,7 @@ WEBSOCKET_CLOSE_S = 1.0
 """Seconds before the deadline that are left for the close handshake of the last WebSocket."""
 
 BEGIN_LINE = "Draining: %(connections)d connections, %(requests)d requests under way"
+END_LINE = "Drained in %.1f s: %d connections handed over, %d told to close"
 CUT_LINE = "graceful_timeout is over: %(requests)d requests and %(connections)d connections in all are cut"
 CUT_LINE_WITH_WEBSOCKETS = (
     "graceful_timeout is over: %(requests)d requests, %(websockets)d WebSockets"
@@ -115,6 +117,9 @@ class DrainableWorker(Protocol):
     def zd_draining(self) -> None:
         """Report to the master that the worker has stopped accepting."""
 
+    def zd_drained(self, drained: Drained) -> None:
+        """Report to the master that the drain is over, and what it has cost."""
+
 
 class Drain:
     """The drain of one worker; made when the server is, and begun when the worker has to leave.
@@ -161,6 +166,8 @@ class Drain:
         """Seconds until the next step is due, for loops that turn by themselves."""
         self.handed_over = 0
         """How many connections have been given."""
+        self.told_to_close = 0
+        """How many connections a response has ended because of the drain; servers count it up."""
         self._pending: list[Connection] = []
         self._full_since = math.inf
         self.cut: InFlight | None = None
@@ -263,8 +270,17 @@ class Drain:
     def cut_rest(self) -> Iterator[float]:
         """Log and cut what is left, if there is anything; yields pauses."""
         self._take_back()
-        if self._server.zd_is_empty():
-            return
-        self.cut = self._server.zd_in_flight()
-        self._worker.log.warning(self._cut_line, self.cut._asdict())
-        yield from self._server.zd_cut()
+        if not self._server.zd_is_empty():
+            self.cut = self._server.zd_in_flight()
+            self._worker.log.warning(self._cut_line, self.cut._asdict())
+            yield from self._server.zd_cut()
+        drained = Drained(
+            handed_over=self.handed_over,
+            told_to_close=self.told_to_close,
+            cut_requests=self.cut.requests if self.cut is not None else 0,
+            closed_websockets=self.at_begin.websockets if self.at_begin is not None else 0,
+        )
+        self._worker.log.info(
+            END_LINE, max(0.0, self._clock() - self.begun_at), drained.handed_over, drained.told_to_close
+        )
+        self._worker.zd_drained(drained)

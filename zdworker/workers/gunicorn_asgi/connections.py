@@ -189,6 +189,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_request = request
         if self._zd_ends() and self._zd_may_close(request):
             headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
+            self._zd_server.drain.told_to_close += 1
             self._zd_last = True
             self._keepalive = 0  # 27
             self.cfg = _LastRequest(self.cfg)  # before

@@ -38,12 +38,15 @@ class Request(HTTP1Connection):
 
     ends: ClassVar[bool] = False
     """Whether responses end their connections, in a drain; for all of them."""
+    told_to_close: ClassVar[int] = 0
+    """How many have done so."""
 
     def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> Any:
         """Write the response's head; one of a draining worker says that the connection ends, if it can."""
         if self.ends and not self.is_client and start_line.code != 101 and self._nothing_follows():
             self._disconnect_on_finish = True
             headers["Connection"] = "close"
+            Request.told_to_close += 1
             # Tornado answers a client of HTTP/1.0 that has asked for Keep-Alive with Keep-Alive, even where it closes
             # the connection then: `ab -k` would lose its next request. The application has these headers in an object
             # of its own.

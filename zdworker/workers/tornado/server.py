@@ -218,6 +218,11 @@ class TornadoServing(Serving):
         """Serve a connection that was handed over."""
         self.server.handle_stream(IOStream(connection.sock), connection.client())
 
+    def zd_is_empty(self) -> bool:
+        """Return whether nothing is left; and count the connections that were told to close by now."""
+        self.drain.told_to_close = Request.told_to_close
+        return super().zd_is_empty()
+
     def tend(self, connection: Any, now: float) -> None:
         """End a connection that waits for its client, when it has waited long enough."""
         state = state_of(connection)

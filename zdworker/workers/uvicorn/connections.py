@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from zdworker.ipc.hand_over import Connection
 from zdworker.workers.closing import ConnectionState, Header, with_close
+from zdworker.workers.drain import Drain
 from zdworker.workers.event_loop.transports import TlsCloseTimeout, linger, take_out, unread
 from zdworker.workers.http2 import GOAWAY_NOTICE, DrainTimes, notice_is_due
 
@@ -64,14 +65,18 @@ class ClosingHeaders(list[Header]):
     the head; the addition decides whether the connection ends with this response.
     """
 
-    def __init__(self, headers: Iterable[Header], cycle: Any, protocol: Any) -> None:
+    def __init__(self, headers: Iterable[Header], cycle: Any, protocol: Any, drain: Drain) -> None:
         super().__init__(headers)
         self._cycle = cycle
         self._protocol = protocol
+        self._drain = drain
 
     def __add__(self, other: Any) -> Any:
         headers = [*self, *other]
-        return with_close(headers) if may_close(self._cycle, self._protocol) else headers
+        if not may_close(self._cycle, self._protocol):
+            return headers
+        self._drain.told_to_close += 1
+        return with_close(headers)
 
 
 def may_close(cycle: Any, protocol: Any) -> bool:
@@ -85,14 +90,14 @@ def may_close(cycle: Any, protocol: Any) -> bool:
     )
 
 
-def announce(cycle: Any, protocol: Any) -> None:
+def announce(cycle: Any, protocol: Any, drain: Drain) -> None:
     """Have the response of ``cycle``, if its head is not written yet, announce the end of the connection and end it."""
     if not isinstance(cycle.default_headers, ClosingHeaders):
-        cycle.default_headers = ClosingHeaders(cycle.default_headers, cycle, protocol)
+        cycle.default_headers = ClosingHeaders(cycle.default_headers, cycle, protocol, drain)
         cycle.transport = CarefulTransport(cycle, protocol)
 
 
-def announce_current(protocol: Any) -> None:
+def announce_current(protocol: Any, drain: Drain) -> None:
     """Call :func:`announce` for the request that a connection is answering as the drain begins.
 
     Of pipelined requests only the last may end the connection. It has not begun yet; the announcement is made when it
@@ -100,7 +105,7 @@ def announce_current(protocol: Any) -> None:
     """
     state = state_of(protocol)
     if state is ConnectionState.BUSY and not getattr(protocol, "pipeline", None):
-        announce(protocol.cycle, protocol)
+        announce(protocol.cycle, protocol, drain)
     elif state is ConnectionState.HTTP2:
         end_with_last_stream(protocol)
 

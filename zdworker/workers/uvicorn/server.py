@@ -225,7 +225,7 @@ class DrainingServer(AsgiServing, Server):
 
     def announce(self, protocol: Any) -> None:
         """Have the response under way on a connection end that."""
-        announce_current(protocol)
+        announce_current(protocol, self.drain)
 
     def prepare(self, send: Send) -> None:
         """Have the response to a request that has just begun end its connection."""
@@ -233,7 +233,7 @@ class DrainingServer(AsgiServing, Server):
         if known is not None and self.drain.gives and can_move(known[1]):
             self.announce_or_offer(known[1])
         elif known is not None:
-            announce(*known)
+            announce(*known, self.drain)
 
     def can_move(self, connection: Any) -> bool:
         """Return whether a connection is one that can be handed over."""

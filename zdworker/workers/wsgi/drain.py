@@ -108,6 +108,10 @@ class WsgiDrain(ZeroDowntime):
             return self.zd_deadline != math.inf
         return not (self._drain.gives if self._drain.has_begun else self.zd_gives)
 
+    def zd_note_end(self) -> None:
+        """Count a connection that a response has told to close."""
+        self._drain.told_to_close += 1
+
 
 def _end_connections_in_drain(worker: WsgiDrain) -> None:
     """Have responses end their connections once ``worker`` was told to leave.
@@ -119,6 +123,7 @@ def _end_connections_in_drain(worker: WsgiDrain) -> None:
     def default_headers(response: Response) -> list[str]:
         if worker.zd_deadline != math.inf and worker.zd_ends() and not _has_further_request(response):
             response.force_close()
+            worker.zd_note_end()
         return _default_headers(response)  # type: ignore[no-any-return]
 
     Response.default_headers = default_headers
