@@ -473,26 +473,38 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self._zd_handlers.exiting()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon."""
+        """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon.
+
+        One that the master has not announced is for this worker alone, or for the whole process group. Then a worker
+        that can hand its connections over asks for a successor and goes on until the master tells it to leave; a second
+        one is an order.
+        """
         if not self.booted:
             if self.zd_parent_lost():
                 self.zd_end_orphaned()
             self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
         self.zd_check_parent()
-        delayed = bool(self.zd_master_pid and self.zd_settings.shutdown_delay)
-        if delayed and not self.zd_leaving and not self.zd_reporter.was_announced(Leave):
+        waits = self.zd_settings.shutdown_delay or (self.zd_takes and self._zd_term_at == math.inf)
+        if self.zd_master_pid and waits and not self.zd_leaving and not self.zd_reporter.was_announced(Leave):
             self._zd_term_at = min(self._zd_term_at, time.monotonic())
+            self._zd_next_check = 0.0
         else:
             self.zd_leave(self.cfg.graceful_timeout)
 
     def _zd_follow_unannounced_term(self, now: float) -> None:
-        """With ``zd_shutdown_delay``, leave after a ``TERM`` that the master has not announced.
+        """Leave after a ``TERM`` that the master has not announced: when there is a successor, or has been time for it.
 
         One that went to the whole process group does not count: the master has got it too, and says when its workers
         are to leave. Checked with each heartbeat, because only a timeout can show that no message came.
         """
-        if now >= self._zd_term_at + STOPPING_MESSAGE_S and not self.zd_reporter.was_announced(Stopping):
+        if now < self._zd_term_at or self.zd_leaving or self.zd_reporter.was_announced(Stopping):
+            return
+        limit_s = STOPPING_MESSAGE_S
+        if self.zd_takes and not self.zd_settings.shutdown_delay:
+            self.zd_request_replacement("SIGTERM")
+            limit_s = self.zd_settings.boot_timeout
+        if now >= self._zd_term_at + limit_s:
             self.zd_leave(self.cfg.graceful_timeout)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:

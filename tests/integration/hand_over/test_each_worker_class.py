@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.clients import Client, Load, request
+from tests.harness.clients import Client, Load, Reply, request
+from tests.harness.processes import alive, wait_for
 from tests.harness.server import Start
 from tests.harness.worker_classes import KEEPING, WSGI, WorkerClass, for_each
 
@@ -75,3 +79,26 @@ def test_without_a_successor_the_connections_end_as_announced(
         assert not client.ask("GET", "/").last
         server.begin_reload("two")
         assert client.ask("GET", "/").last
+
+
+@for_each(KEEPING)
+@pytest.mark.parametrize("cause", ["SIGTERM", "max_requests"])
+def test_a_worker_that_is_replaced_alone_hands_over_too(start_class: Start, worker: WorkerClass, cause: str) -> None:
+    """Its successor is ready first, and its clients notice nothing."""
+    limits = {"max_requests": 25} if cause == "max_requests" else {}
+    server = start_class(worker, keepalive=KEEPALIVE_S, workers=1, preload_app=True, **limits)
+    (old,) = server.workers()
+    idle, busy = (Client(server.address) for _ in range(2))
+    assert idle.ask("GET", "/").json()["pid"] == old
+    if cause == "SIGTERM":
+        os.kill(old, signal.SIGTERM)
+    replies: list[Reply] = []
+
+    def is_replaced() -> bool:
+        replies.append(busy.ask("GET", "/"))
+        return not alive(old)
+
+    wait_for(is_replaced, 20, "it is replaced")
+    replies += [client.ask("GET", "/") for client in (idle, busy)]
+    assert not any(reply.last for reply in replies)
+    assert old not in {reply.json()["pid"] for reply in replies[-2:]}
