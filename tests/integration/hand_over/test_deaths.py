@@ -1,0 +1,103 @@
+"""What dies or stops in the middle of a hand-over takes along what it has itself, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from tests.harness.application_site import Site
+from tests.harness.clients import Client
+from tests.harness.processes import descriptors, wait_for
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+
+KEEPALIVE_S = 300
+IDLE = 150
+"""More than one message holds."""
+
+
+def idle_clients(server: Server) -> list[Client]:
+    clients = [Client(server.address) for _ in range(IDLE)]
+    for client in clients:
+        assert not client.ask("POST", "/echo", b"first").last
+    return clients
+
+
+def reload_with_connections_in_the_queue(server: Server) -> int:
+    """Reload to "two" and stop the new worker before it takes anything; return its pid. The old one has ended."""
+    (old,) = server.workers()
+    os.kill(old, signal.SIGSTOP)  # it leaves when the new one is stopped
+    server.site.deploy("two")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: len(server.accepting()) == 2, BOOT_TIMEOUT_S, "the new worker accepts")
+    (new,) = set(server.workers()) - {old}
+    os.kill(new, signal.SIGSTOP)
+    os.kill(old, signal.SIGCONT)
+    wait_for(lambda: old not in server.workers(), 20, "the old worker has given its connections, and ended")
+    return new
+
+
+def assert_answered(clients: list[Client], version: str) -> None:
+    replies = [client.ask("POST", "/echo", b"last") for client in clients]
+    assert {(reply.json()["version"], reply.json()["length"], reply.last) for reply in replies} == {(version, 4, False)}
+
+
+def test_connections_wait_for_a_successor_that_is_stopped(start: Start) -> None:
+    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
+    clients = idle_clients(server)
+    new = reload_with_connections_in_the_queue(server)
+    os.kill(new, signal.SIGCONT)
+    assert_answered(clients, "two")
+    assert server.workers() == [new]
+
+
+def test_what_a_successor_that_is_killed_had_not_taken_is_the_next_one_s(start: Start) -> None:
+    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
+    clients = idle_clients(server)
+    new = reload_with_connections_in_the_queue(server)
+    os.kill(new, signal.SIGKILL)
+    assert_answered(clients, "two")
+    assert new not in server.workers()
+
+
+def test_a_worker_that_is_killed_while_it_gives_loses_what_it_has_not_given(start: Start) -> None:
+    """And another one's connections notice nothing."""
+    server = start(workers=2, keepalive=KEEPALIVE_S, preload_app=True)
+    clients: dict[int, list[Client]] = {pid: [] for pid in server.workers()}
+    for client in [Client(server.address) for _ in range(IDLE)]:
+        clients[int(client.ask("GET", "/").json()["pid"])].append(client)
+    first, second = server.workers()
+    os.kill(first, signal.SIGSTOP)
+    server.site.deploy("two")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: len(server.accepting()) == 3, BOOT_TIMEOUT_S, "a new worker accepts beside both")
+    os.kill(first, signal.SIGKILL)
+    server.wait_only("two")
+    assert_answered(clients[second], "two")
+    assert all(client.ended() for client in clients[first])
+
+
+def test_a_master_that_is_killed_leaves_no_process(start: Start) -> None:
+    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
+    clients = idle_clients(server)
+    new = reload_with_connections_in_the_queue(server)
+    server.signal(signal.SIGKILL)
+    os.kill(new, signal.SIGCONT)
+    server.wait_nothing_left(5)
+    assert all(client.ended() for client in clients)
+
+
+def test_no_descriptor_is_left_behind(start: Start, site: Site) -> None:
+    """Ten reloads with as many connections: master and worker have as many descriptors as after the first."""
+    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
+    clients = idle_clients(server)
+    seen = []
+    for number in range(10):
+        server.reload(f"v{number}")
+        assert_answered(clients, f"v{number}")
+        seen.append((len(descriptors(server.master)), len(descriptors(server.workers()[0]))))
+    assert seen[1:] == seen[:1] * 9
+    for client in clients:
+        client.close()
+    wait_for(
+        lambda: len(descriptors(server.workers()[0])) == seen[0][1] - IDLE, 10, "the worker has closed all of them"
+    )
