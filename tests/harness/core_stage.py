@@ -178,7 +178,8 @@ class Stage:
         """The processes that were killed long ago and are still there, once the fleet has to end."""
         if self.fleet.running:
             return set()
-        return {i for i in self.processes if self.now - self.killed.get(i, self.now) >= EXIT_TIMEOUT_S}
+        # Rounded, because the difference of two such times may be smaller than what was added to the first.
+        return {i for i in self.processes if round(self.now - self.killed.get(i, self.now), 6) >= EXIT_TIMEOUT_S}
 
     def _spawn(self, action: Spawn) -> None:
         assert self.servers.get(action.generation), f"{action}: no such generation to be spawned from"
