@@ -85,7 +85,8 @@ def main() -> NoReturn:
     _set_paths(init, places)
     distrust_stale_bytecode(init.started)
     generation = Generation(channel, init, places, restart)
-    generation.run_once_more = _run_once_more(command, init.generation)
+    generation.tool = preloading.tool(command)
+    generation.run_once_more = _run_once_more(command, generation.tool, init.generation)
     try:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
@@ -196,6 +197,8 @@ class Generation:
         self.loaded = False
         self.worker_end: worker_boot.WorkerEnd | None = None
         """In the process of a worker that has served: what is left to do."""
+        self.tool = ""
+        """The tool that runs Gunicorn's command, if there is one."""
         self.run_once_more = ""
         """What a failure before Gunicorn starts has to say of the command; empty for Gunicorn's own."""
         self.app: Any = None
@@ -206,7 +209,7 @@ class Generation:
 
     def serve(self, app: Any) -> NoReturn:
         """Load the generation, report that to the master, and fork workers until the master closes the channel."""
-        self.finish_worker()  # the command has passed over the exit of Gunicorn in a worker, and starts it once more
+        self.finish_worker()  # the command passes over the exit in a worker, and would have it load once more
         try:
             warnings = self._load(app)
             self._restart.forget()
@@ -312,7 +315,7 @@ class Generation:
     def _decide_preload(self) -> None:
         word = preloading.by_word(self.cfg, self.settings)
         if word is None and not self._not_preloaded:
-            self._not_preloaded = preloading.hindrance(self.cfg)
+            self._not_preloaded = preloading.hindrance(self.cfg, self.tool)
         self._preloads = not self._not_preloaded if word is None else word
 
     def _load_again_unless_clean(self, found: list[import_checks.Finding]) -> None:
@@ -418,19 +421,19 @@ class Generation:
             self.channel.send(message)
 
 
-def _run_once_more(command: list[str], generation: int) -> str:
+def _run_once_more(command: list[str], tool: str, generation: int) -> str:
     """Return what a failure of the command before Gunicorn starts has to say; empty if the command is Gunicorn's own.
 
-    A tool with Gunicorn's command behind it (``memray run -m gunicorn``) is not the user's to change.
+    A tool that runs Gunicorn's command is not the user's to change.
     """
+    if tool:
+        return (
+            f"{tool} is a part of the command, which was run once more to load generation {generation}: leave out of "
+            "its options what can be used only once at a time, such as an output file or a port"
+        )
     name = command[1] if command[0] == "-m" else "python -c" if command[0] == "-c" else os.path.basename(command[0])
     if name.partition(".")[0] == "gunicorn":
         return ""
-    if any(os.path.basename(word) == "gunicorn" for word in command[1:]):
-        return (
-            f"{name} is a part of the command, which was run once more to load generation {generation}: leave out of "
-            "its options what can be used only once at a time, such as an output file or a port"
-        )
     return (
         f"{name} was run once more, to load generation {generation}: what it does before it starts Gunicorn has to be "
         f"left out where {GENERATION_VARIABLE} is set and not 0"

@@ -25,6 +25,20 @@ finally:
 """
 """Stands for profilers: it saves for each process what it has found, when Gunicorn has ended there."""
 
+STARTS_AGAIN = """
+import contextlib
+import os
+import runpy
+import sys
+
+sys.argv[:] = sys.argv[sys.argv.index("gunicorn"):]
+with contextlib.suppress(SystemExit):
+    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
+if os.environ["ZD_GENERATION"] != "0":
+    runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
+"""
+"""Passes over the exit of Gunicorn, in the processes of workers too."""
+
 FOLLOWS_FORKS = """
 import os
 import runpy
@@ -59,6 +73,16 @@ sys.argv[:] = sys.argv[sys.argv.index("gunicorn"):]
 runpy.run_module("gunicorn", run_name="__main__", alter_sys=True)
 """
 """Stands for ``memray run -o profile.bin``."""
+
+KEEPS_A_FILE_OF_EACH_PROCESS = KEEPS_ONE_FILE.replace('"profile.bin"', "f\"profile.{__import__('os').getpid()}.bin\"")
+"""Stands for ``memray run``: a fork server that starts once more has the pid that it had."""
+
+THREAD = """
+
+import threading
+
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
 
 ONCE = """
 import os
@@ -95,6 +119,14 @@ def test_tools_save_what_they_have_found_in_each_worker(start_with_tool: Start, 
     assert saved == {server.master, *first, *second}
 
 
+def test_a_tool_that_passes_over_the_exit_of_a_worker(start_with_tool: Start) -> None:
+    server = start_with_tool(STARTS_AGAIN)
+    server.reload("two")
+    assert "ERROR" not in server.log
+    assert server.stop() == 0
+    server.wait_nothing_left(5)
+
+
 def test_coverage_of_what_workers_run(make_server: Start, site: Site) -> None:
     site.write("where.ini", "[run]\nparallel = true\nsource = .\n")
     server = make_server(command=(sys.executable, "-m", "coverage", "run", "--rcfile", "where.ini", "-m", "gunicorn"))
@@ -126,6 +158,18 @@ def test_a_tool_that_cannot_run_twice_is_named(make_server: Start, site: Site) -
     assert server.wait_exit(30) == 1
     assert "tool is a part of the command, which was run once more to load generation 1" in server.log
     assert "exit profile.bin exists" in server.log
+
+
+def test_a_tool_that_runs_once_in_each_process(make_server: Start, site: Site) -> None:
+    """Where the import finds a thread, the fork server would start once more."""
+    site.write("tool.py", KEEPS_A_FILE_OF_EACH_PROCESS)
+    site.deploy("one", extra=THREAD)
+    server = make_server(command=(sys.executable, "-m", "tool", "-m", "gunicorn"))
+    bind = "%s:%s" % server.address
+    own = f"bind = {bind!r}\nworker_class = 'zdworker.UvicornWorker'\nworkers = 2\n"
+    site.write("gunicorn.conf.py", f"{own}control_socket = {str(site.directory / 'gunicorn.ctl')!r}\n")
+    server.launch_as_is().wait_full()
+    assert server.stop() == 0
 
 
 def test_agents_that_take_themselves_out_of_pythonpath(make_server: Start, site: Site) -> None:
