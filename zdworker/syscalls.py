@@ -18,7 +18,12 @@ import struct
 import sys
 import termios
 from dataclasses import dataclass, field
+from posix import _exit, fork
 from typing import Protocol
+
+plain_fork, plain_exit = fork, _exit
+"""fork(2) and _exit(2) of the interpreter, whatever tools have put into ``os``: with a debugger's fork the child waits
+for the debugger's client, with gevent's it gets a hub, and a profiler's exit raises."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36

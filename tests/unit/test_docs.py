@@ -35,6 +35,7 @@ DEMO = "tests/integration/docs/test_demo.py::test_the_demo_loses_no_request"
 PROXIES = "tests/integration/load/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
 DRAWING = "not run: a drawing"
 DEBUGGING = "tests/unit/test_debugging_page.py::test_a_fork_server_is_started_by_hand"
+STATE = "tests/integration/recipes/test_state.py::"
 MACHINES = "tests/integration/recipes/test_several_machines.py::"
 
 SHOWN = {
@@ -56,6 +57,11 @@ SHOWN = {
         "docs/embedding.md",
         "import os",
     ): "tests/integration/field/test_launchers.py::test_a_launcher_that_asks_is_run_once_more_for_each_generation",
+    ("docs/state.md", "import fcntl"): f"{STATE}test_one_scheduler",  # and metrics.py
+    ("docs/state.md", 'bind = "127.0.0.1:8000"'): f"{STATE}test_values_that_workers_share",
+    ("docs/state.md", "import multiprocessing"): f"{STATE}test_values_that_workers_share",
+    ("docs/state.md", "import os"): f"{STATE}test_a_device_for_each_worker",  # and the next one
+    ("docs/state.md", "import metrics"): f"{STATE}test_metrics_by_slot",
     ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
     ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
     ("docs/draining.md", "backend gunicorn"): PROXIES,

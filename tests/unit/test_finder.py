@@ -278,6 +278,19 @@ def test_a_process_that_is_no_master(runtime: Path) -> None:
         finder.find(pid=os.getpid())
 
 
+@pytest.mark.linux
+def test_a_process_whose_name_is_no_text(runtime: Path) -> None:
+    """A program may name itself with any bytes (prctl(2))."""
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    try:
+        name.write_bytes(b"\xff")
+        with pytest.raises(NoInstance, match="has no control socket"):
+            finder.find(pid=os.getpid())
+    finally:
+        name.write_bytes(before)
+
+
 def test_names_that_contradict_each_other(masters: Masters, tmp_path: Path) -> None:
     path = masters.start(1, tmp_path)  # this process listens there
     (tmp_path / "pid").write_text(str(os.getpid()))

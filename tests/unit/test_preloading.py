@@ -86,6 +86,29 @@ def test_what_tells_against_it_is_named(settings: dict[str, Any], named: str) ->
     assert named in preloading.hindrance(config(**settings))
 
 
+def test_a_tool_tells_against_it() -> None:
+    assert preloading.hindrance(config(), "memray").startswith("memray runs Gunicorn,")
+
+
+@pytest.mark.parametrize(
+    ("command", "tool"),
+    [
+        ("-m gunicorn app:app", ""),
+        ("-m gunicorn.app.wsgiapp -c /etc/gunicorn app:app", ""),
+        ("/srv/venv/bin/gunicorn app:app", ""),
+        ("-c code -m gunicorn", ""),
+        ("manage.py gunicorn", ""),
+        ("serve.py", ""),
+        ("-m coverage run -m gunicorn app:app", "coverage"),
+        ("/srv/venv/bin/memray run --follow-fork -m gunicorn app:app", "memray"),
+        ("/srv/venv/bin/viztracer venv/bin/gunicorn app:app", "viztracer"),
+        ("/opt/pycharm/pydevd.py --client 127.0.0.1 --file gunicorn app:app", "pydevd.py"),
+    ],
+)
+def test_a_tool_is_what_runs_gunicorns_command(command: str, tool: str) -> None:
+    assert preloading.tool(command.split()) == tool
+
+
 def test_a_class_that_changes_what_comes_later_does_not() -> None:
     assert preloading.hindrance(config(worker_class=Custom)) == ""
 

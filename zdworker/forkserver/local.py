@@ -63,5 +63,5 @@ class LocalGeneration:
             for listener in listeners:
                 listener.close()
             roles.in_generation = True
-            worker_boot.become_worker(self, spawn, own)
-        os._exit(3)
+            worker_boot.become_worker(self, spawn, own).finish()
+        syscalls.plain_exit(3)

@@ -2,12 +2,14 @@
 
 Rules: ``preload_app`` (``--preload``) decides by word, and so does ``zd_preload = "never"``. With ``"auto"`` the fork
 server imports the application, unless that import would differ from one in a worker: something of the configuration
-runs in the worker before it, or makes the worker another user. What cannot be told before the import is left to
+runs in the worker before it, or makes the worker another user. Nor does it where a tool runs Gunicorn, because the fork
+server could not start once more. What cannot be told before the import is left to
 :mod:`zdworker.forkserver.import_checks`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import Any
 
@@ -29,8 +31,24 @@ def by_word(cfg: Any, settings: Settings) -> bool | None:
     return False if settings.preload == "never" else None
 
 
-def hindrance(cfg: Any) -> str:
-    """Return why the application should not be imported in a fork server, as a clause; "" if nothing is known."""
+def tool(command: list[str]) -> str:
+    """Return the tool that runs Gunicorn's command (``coverage run -m gunicorn app:app``), "" if there is none.
+
+    A word "gunicorn" that follows no option may be anything (``manage.py gunicorn``).
+    """
+    name = command[1] if command[0] == "-m" else os.path.basename(command[0])
+    if command[0] == "-c" or name.partition(".")[0] == "gunicorn":
+        return ""
+    behind = itertools.pairwise(command)
+    runs = any(os.path.basename(word) == "gunicorn" and ("/" in word or before[:1] == "-") for before, word in behind)
+    return name if runs else ""
+
+
+def hindrance(cfg: Any, tool: str = "") -> str:
+    """Return why the application should not be imported in a fork server, as a clause; "" if nothing is known.
+
+    :param tool: the tool that runs Gunicorn's command.
+    """
     hooks = [name for name in HOOKS if gunicorn_config.is_set(cfg, name)]
     if hooks:
         return f"the configuration has {' and '.join(hooks)}, which may expect that it is not imported yet"
@@ -38,6 +56,8 @@ def hindrance(cfg: Any) -> str:
         return "the workers are another user or group than the master"
     if cfg.reload:
         return "reload is on, which has each worker read the newest code"
+    if tool:
+        return f"{tool} runs Gunicorn, and could not do that again in a fork server that starts once more"
     methods = _methods_before_import(cfg.worker_class)
     if methods:
         return f"the worker class has its own {' and '.join(methods)}, which may expect that it is not imported yet"

@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import gc
 import os
 import pkgutil
@@ -58,8 +59,11 @@ UNUSABLE_GRACE_S = 0.5
 ORPHANED_WORKERS_S = 1.4
 """Seconds after which no worker is left whose master is dead (``ORPHAN_LIMIT_S`` in ``workers/base.py``)."""
 
+OTHER_PARENT_LIMIT_S = 1.0
+"""Seconds that a debugger's fork waits at most until the master has adopted the worker."""
+
 # The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
-_fork, _waitpid, _poll, _sleep = os.fork, os.waitpid, select.poll, time.sleep
+_waitpid, _poll, _sleep = os.waitpid, select.poll, time.sleep
 
 
 def main() -> NoReturn:
@@ -81,7 +85,8 @@ def main() -> NoReturn:
     _set_paths(init, places)
     distrust_stale_bytecode(init.started)
     generation = Generation(channel, init, places, restart)
-    generation.launcher = _launcher(command)
+    generation.tool = preloading.tool(command)
+    generation.run_once_more = _run_once_more(command, generation.tool, init.generation)
     try:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
@@ -89,6 +94,7 @@ def main() -> NoReturn:
         _run_command(command, init.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
     except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
+        generation.finish_worker()
         generation.fail(error)
 
 
@@ -189,8 +195,12 @@ class Generation:
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.loaded = False
-        self.launcher = ""
-        """The program of the user's that starts Gunicorn; empty for Gunicorn's own command."""
+        self.worker_end: worker_boot.WorkerEnd | None = None
+        """In the process of a worker that has served: what is left to do."""
+        self.tool = ""
+        """The tool that runs Gunicorn's command, if there is one."""
+        self.run_once_more = ""
+        """What a failure before Gunicorn starts has to say of the command; empty for Gunicorn's own."""
         self.app: Any = None
         self.cfg: Any = None
         self.log: Any = None
@@ -199,6 +209,7 @@ class Generation:
 
     def serve(self, app: Any) -> NoReturn:
         """Load the generation, report that to the master, and fork workers until the master closes the channel."""
+        self.finish_worker()  # the command passes over the exit in a worker, and would have it load once more
         try:
             warnings = self._load(app)
             self._restart.forget()
@@ -215,8 +226,15 @@ class Generation:
                         self._spawn(message)
                 if received.closed or received.error:
                     self._end()
-        except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
+        except BaseException as error:  # exits too: the master must know the reason of each
+            if self.worker_end is not None:
+                raise
             self.fail(error)
+
+    def finish_worker(self) -> None:
+        """End the process if it has been a worker; the frames of the command have been left by then."""
+        if self.worker_end is not None:
+            self.worker_end.finish()
 
     def _take_care_of_processes(self) -> None:
         """Live to see the master's death, if there are processes to end then: while it lives, it does that itself.
@@ -241,17 +259,13 @@ class Generation:
                 if os.getppid() != self.master:
                     end_own_descendants(UNUSABLE_GRACE_S)
         finally:
-            os._exit(0)
+            syscalls.plain_exit(0)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
-        failure = _load_failed(error, configured=self.app is not None)
-        if self.app is None and self.launcher:
-            failure = dataclasses.replace(
-                failure,
-                reason=f"{failure.reason} ({self.launcher} was run once more, to load generation {self.number}: what "
-                f"it does before it starts Gunicorn has to be left out where {GENERATION_VARIABLE} is set and not 0)",
-            )
+        failure = _load_failed(error, configured=self.app is not None or bool(self.run_once_more))
+        if self.app is None and self.run_once_more:
+            failure = dataclasses.replace(failure, reason=f"{failure.reason} ({self.run_once_more})")
         if self._places.obstacle and not self.loaded:
             failure = dataclasses.replace(failure, reason=f"{self._places.obstacle}; {failure.reason}")
         worker_boot.flush_streams()
@@ -259,7 +273,7 @@ class Generation:
             end_own_descendants(UNUSABLE_GRACE_S)
         with contextlib.suppress(OSError):
             self.channel.send(failure)
-        os._exit(failure.exit_code)
+        syscalls.plain_exit(failure.exit_code)
 
     def _load(self, app: Any) -> list[str]:
         from gunicorn import SERVER_SOFTWARE, util
@@ -301,7 +315,7 @@ class Generation:
     def _decide_preload(self) -> None:
         word = preloading.by_word(self.cfg, self.settings)
         if word is None and not self._not_preloaded:
-            self._not_preloaded = preloading.hindrance(self.cfg)
+            self._not_preloaded = preloading.hindrance(self.cfg, self.tool)
         self._preloads = not self._not_preloaded if word is None else word
 
     def _load_again_unless_clean(self, found: list[import_checks.Finding]) -> None:
@@ -366,44 +380,70 @@ class Generation:
             return
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
-            pid = _fork()
-        except OSError as error:
-            self._report(NotForked(message.worker_id, os.strerror(error.errno or 0)))
-        else:
+            pid = syscalls.plain_fork()
             if pid == 0:
-                self._fork_worker(message, descriptors)
-            refused = _wait_for_end(pid)
-            self._report(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
-            _close(descriptors)
-
-    def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
-        try:
-            if _fork() != 0:
-                os._exit(0)
+                self._fork_worker()
+            refused = _wait_for_end(pid) if pid else 0
         except OSError as error:
-            os._exit(error.errno or errno.EAGAIN)
+            pid, refused = -1, error.errno or errno.EAGAIN
+        if pid == 0:
+            self._be_worker(message, descriptors)
+        self._report(NotForked(message.worker_id, os.strerror(refused)) if refused else Forked(message.worker_id))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
+        _close(descriptors)
+
+    def _fork_worker(self) -> None:
+        """Fork the worker, which returns from this, and end the process in between."""
+        try:
+            fork = syscalls.plain_fork
+            if os.fork is not fork and not str(getattr(os.fork, "__module__", "")).startswith("gevent"):
+                # A debugger's: it follows workers, as it does in Gunicorn, if it finds that their parent is the master.
+                fork = os.fork
+                os.register_at_fork(after_in_child=functools.partial(_wait_for_other_parent, os.getpid()))
+            if fork() != 0:
+                syscalls.plain_exit(0)
+        except OSError as error:
+            syscalls.plain_exit(error.errno or errno.EAGAIN)
+        except BaseException:  # noqa: BLE001  # what a debugger raises, in either process
+            traceback.print_exc()
+            syscalls.plain_exit(errno.EAGAIN)
+
+    def _be_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
+        """Serve as a worker, then leave the frames of the command, as Gunicorn's workers do."""
         self.channel.close()
         for signum, handler in self._application_handlers.items():
             signal.signal(signum, handler)
-        worker_boot.become_worker(self, message, descriptors)
+        self.worker_end = worker_boot.become_worker(self, message, descriptors)
+        raise SystemExit(self.worker_end.code)
 
     def _report(self, message: Forked | NotForked) -> None:
         with contextlib.suppress(OSError):
             self.channel.send(message)
 
 
-def _launcher(command: list[str]) -> str:
-    """Return the name of the program that a command runs, empty for Gunicorn's own."""
+def _run_once_more(command: list[str], tool: str, generation: int) -> str:
+    """Return what a failure of the command before Gunicorn starts has to say; empty if the command is Gunicorn's own.
+
+    A tool that runs Gunicorn's command is not the user's to change.
+    """
+    if tool:
+        return (
+            f"{tool} is a part of the command, which was run once more to load generation {generation}: leave out of "
+            "its options what can be used only once at a time, such as an output file or a port"
+        )
     name = command[1] if command[0] == "-m" else "python -c" if command[0] == "-c" else os.path.basename(command[0])
-    return "" if name.partition(".")[0] == "gunicorn" else name
+    if name.partition(".")[0] == "gunicorn":
+        return ""
+    return (
+        f"{name} was run once more, to load generation {generation}: what it does before it starts Gunicorn has to be "
+        f"left out where {GENERATION_VARIABLE} is set and not 0"
+    )
 
 
 def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:
     """Return the report of a failed load, with the code that Gunicorn would have exited with.
 
-    :param configured: the configuration had been evaluated before the error.
+    :param configured: an exit was not Gunicorn's refusal of the configuration.
     """
     from gunicorn.errors import AppImportError
 
@@ -428,6 +468,15 @@ def _is_called_off(report: int) -> bool:
     poll = _poll()
     poll.register(report, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _wait_for_other_parent(parent: int) -> None:
+    """Wait until a process has another parent, not for long. It is called at later forks, too, where nothing is left
+    to wait for.
+    """
+    end = time.monotonic() + OTHER_PARENT_LIMIT_S
+    while os.getppid() == parent and time.monotonic() < end:
+        _sleep(0.001)
 
 
 def _wait_for_end(pid: int) -> int:

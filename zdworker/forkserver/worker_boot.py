@@ -9,9 +9,10 @@ Rules, in the order of the boot:
 3. It sets its death signal and then checks its parent, because the kernel sends no signal for a parent that has ended
    before.
 4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, with the hooks in the same places.
-5. At its end it does what Python does at its own exit, within bounds: executors are stopped and ``atexit`` functions
-   run. Then it ends the processes that the application has started, and ends with ``os._exit``, so that neither a
-   thread nor a process of the application can keep it running.
+5. At its end it does what Python does at its own exit, within bounds: the command's frames are left, as Gunicorn's
+   workers leave them (a tool that runs Gunicorn, such as ``coverage run``, saves there what it has found in this
+   process), executors are stopped, and ``atexit`` functions run. Then it ends the processes that the application has
+   started, and then the process without Python's exit: no thread and no process of the application can keep it.
 """
 
 from __future__ import annotations
@@ -77,14 +78,14 @@ CHILDREN_TERM_MIN_S, CHILDREN_TERM_MAX_S = 0.2, 2.0
 within these bounds."""
 
 
-def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
-    """Be the worker that ``spawn`` asks for, and end the process.
+def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]]) -> WorkerEnd:
+    """Be the worker that ``spawn`` asks for, and return its end, for the caller to finish; both within bounds.
 
     The caller has closed before what belongs to the forking process alone.
 
     :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat``, ``listener`` and ``queue``.
     """
-    code, ending = 3, _Exit(generation)
+    code, ending = 3, WorkerEnd(generation)
     try:
         _leave_out_processes_of_the_fork_server()
         report = _Socket(fileno=descriptors["report"][0])
@@ -98,7 +99,8 @@ def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[
     except BaseException:  # noqa: BLE001  # a forked process must never run on into what it was forked from
         traceback.print_exc()
     finally:
-        ending.leave(code)
+        ending.begin(code)
+    return ending
 
 
 def _leave_out_processes_of_the_fork_server() -> None:
@@ -116,14 +118,14 @@ def _wait_for_start(report: socket.socket, spawn: Spawn) -> None:
     with contextlib.suppress(OSError):
         channel.send(Hello(spawn.worker_id))
     if not any(isinstance(message, Start) for message, _sender in channel.receive().messages):
-        os._exit(0)
+        syscalls.plain_exit(0)
 
 
 def _end_with_master(master: int) -> None:
     """Have the kernel send ``TERM`` to this process when the master ends; end at once if it has ended."""
     syscalls.set_death_signal(signal.SIGTERM)
     if os.getppid() != master:
-        os._exit(0)
+        syscalls.plain_exit(0)
 
 
 def _handle_signals_while_booting() -> None:
@@ -141,7 +143,11 @@ def _handle_signals_while_booting() -> None:
 
 
 def _run(
-    generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]], report: socket.socket, ending: _Exit
+    generation: LoadedGeneration,
+    spawn: Spawn,
+    descriptors: dict[str, list[int]],
+    report: socket.socket,
+    ending: WorkerEnd,
 ) -> int:
     """Make the worker, serve, run the last hook, and return the exit code."""
     from gunicorn import util
@@ -274,25 +280,28 @@ def _server_for_hooks(generation: LoadedGeneration, spawn: Spawn, worker: Any) -
     return server
 
 
-class _Exit:
-    """How a worker's process ends.
+class WorkerEnd:
+    """How a worker's process ends: between :meth:`begin` and :meth:`finish` the command's frames may be left.
 
     :param generation: what it was forked from.
     """
 
     def __init__(self, generation: LoadedGeneration) -> None:
         self._generation = generation
+        self.code = 3
+        """The exit code."""
         self.worker: Any = None
         """The worker, once it is made."""
 
-    def leave(self, code: int) -> NoReturn:
-        """Do what Python does at its exit, end what the application has started, and be gone; all within bounds."""
+    def begin(self, code: int) -> None:
+        """Limit the time of all that is left to do; the process ends with ``code`` when it is over."""
 
         def on_signal(signum: int, frame: FrameType | None) -> None:
             # The kernel says TERM when the master dies, too, to each of its threads.
             if signum != signal.SIGTERM or self._orphaned:
                 self._end(code)
 
+        self.code = code
         try:
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
                 signal.signal(signum, on_signal)
@@ -308,10 +317,18 @@ class _Exit:
             else:
                 signal.signal(signal.SIGALRM, on_signal)
                 signal.setitimer(signal.ITIMER_REAL, EXIT_HANDLERS_TIMEOUT_S)
+        except BaseException:  # noqa: BLE001  # nothing is limited then
+            traceback.print_exc()
+            self._end(code)
+
+    def finish(self) -> NoReturn:
+        """Do the rest of what Python does at its exit, end what the application has started, and be gone."""
+        try:
+            if not self._orphaned:
                 stop_executors(EXECUTORS_S if self._time_left() > 0 else EXECUTORS_AFTER_CUT_S)
             run_exit_functions()
         finally:
-            self._end(code)
+            self._end(self.code)
 
     @property
     def _orphaned(self) -> bool:
@@ -336,7 +353,7 @@ class _Exit:
                 names = ", ".join(map(str, left))
                 self._generation.log.info("Ended what worker (pid:%s) has left: %s", os.getpid(), names)
         finally:
-            os._exit(code)
+            syscalls.plain_exit(code)
 
 
 def flush_streams() -> None:

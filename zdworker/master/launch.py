@@ -12,6 +12,8 @@ Rules:
   by which it was called, so that it changes with the link too.
 * A generation reports the places that it comes from. It is refused if they are not those of a start at the end of its
   load any more (:func:`refuse_moved`).
+* What Python reads from the environment at its start (PYTHONPATH) is what the master's interpreter was started with:
+  agents that a wrapper puts there take themselves out, so that the application's own processes do without them.
 * The interpreter is started with ``posix_spawn`` and never with ``fork``, because the master may have threads
   (Gunicorn's control server is one).
 * Signals that end a process by default are blocked until the new interpreter has handlers, so that a ``kill`` of the
@@ -44,6 +46,9 @@ from zdworker.syscalls import FileState, file_state
 SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
 file and start the master at once."""
+
+PYTHONS_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
+"""Variables that decide what an interpreter can import."""
 
 _LONG_OPTION_WITH_VALUE = "--check-hash-based-pycs"
 _LETTERS_WITH_VALUE = "cmWX"
@@ -102,8 +107,19 @@ def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> 
     own = _interpreter_as_called(environment, directory)
     archive = _archive(environment, os.path.join(directory, target[0]))
     state = file_state(archive) if archive else None
-    found = Command(own, options, target, dict(environment), directory, safe_path, started, archive, state)
+    variables = _as_python_was_started(environment)
+    found = Command(own, options, target, variables, directory, safe_path, started, archive, state)
     return dataclasses.replace(found, follows_line=_was_started_by_line(found))
+
+
+def _as_python_was_started(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment with what the kernel knows of Python's own variables when this interpreter was started."""
+    changed = dict(environment)
+    with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:
+        at_start = dict(word.split("=", 1) for word in os.fsdecode(file.read()).split("\0") if "=" in word)
+        # A title for the process has been written over all of it, if there is one by now.
+        changed.update({name: at_start[name] for name in PYTHONS_VARIABLES if name in at_start})
+    return changed
 
 
 def _was_started_by_line(command: Command) -> bool:
@@ -161,9 +177,11 @@ def _interpreter_as_called(environment: Mapping[str, str], directory: str) -> st
     """
     called = sys.orig_argv[0]
     path = os.path.join(directory, called) if "/" in called else _which(called, environment, directory)
-    with contextlib.suppress(OSError):
-        if path is not None and os.path.samefile(path, sys.executable):
-            return path
+    # A profiler may have put a program of its own into sys.executable; the kernel knows which one runs.
+    for running in (sys.executable, "/proc/self/exe"):
+        with contextlib.suppress(OSError):
+            if path is not None and os.path.samefile(path, running):
+                return path
     return sys.executable
 
 

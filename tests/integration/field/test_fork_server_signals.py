@@ -83,9 +83,9 @@ def test_an_application_with_handlers_of_its_own_is_forked_from(start: Start, si
 
 FAILS_LATER = """
 import os as _os
-from zdworker.forkserver import server as _fork_server
+from zdworker import syscalls as _syscalls
 
-_failing = _fork_server._fork
+_failing = _syscalls.plain_fork
 
 
 def _fork_or_fail():
@@ -95,7 +95,7 @@ def _fork_or_fail():
     return _failing()
 
 
-_fork_server._fork = _fork_or_fail
+_syscalls.plain_fork = _fork_or_fail
 """
 
 

@@ -40,10 +40,10 @@ mark("secrets", count=sum(len(value) for name, value in os.environ.items() if na
 SLOW_FORK = """
 import os as _os
 import time as _time_of_fork
-from zdworker.forkserver import server as _fork_server
+from zdworker import syscalls as _syscalls
 
 _forked_by = _os.getpid()
-_fork = _fork_server._fork
+_fork = _syscalls.plain_fork
 
 
 def _slow_fork():
@@ -53,7 +53,7 @@ def _slow_fork():
     return _fork()
 
 
-_fork_server._fork = _slow_fork
+_syscalls.plain_fork = _slow_fork
 """
 """Code for gunicorn.conf.py: each fork takes its time, as one of a large heap does."""
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from tests.harness import documents
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
-from tests.harness.processes import wait_for
+from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 
 DONE, FAILED, MISUSE, NO_INSTANCE = range(4)
@@ -207,6 +208,12 @@ def child_exit(server, worker):
     multiprocess.mark_process_dead(worker.pid)
 """
 
+AT_IMPORT = """
+from prometheus_client import Gauge
+
+Gauge("build", "This build is there.", multiprocess_mode="livesum").set(1)
+"""
+
 
 class Counting:
     """A client that makes requests all the time and counts the answers.
@@ -267,3 +274,21 @@ def test_prometheus_clients_multiprocess_mode_over_twenty_reloads(
             assert counted > before
             assert working in (None, 1, 2)  # what the dead have set is taken back, by the hook
     assert counting.counted > 100
+
+
+def replace_fork_server(server: Server) -> None:
+    (before,) = server.fork_servers()
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: not alive(before), 30, "the fork server before has ended")
+
+
+def test_live_gauges_of_fork_servers_that_have_ended(make_server: Start, site: Site, tmp_path: Path) -> None:
+    """What is set at import with --preload is the fork server's; each reload ends one, and has a new one."""
+    *_, application = [block.text for block in documents.blocks("docs/metrics.md") if block.title == "app.py"]
+    site.write("app.py", application + AT_IMPORT)
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    server = make_server(environment=environment, workers=1, preload_app=True).start()
+    for _ in range(2):
+        replace_fork_server(server)
+    with Client(server.address) as client:
+        assert b"\nbuild 1.0\n" in client.ask("GET", "/metrics/").body
