@@ -32,7 +32,7 @@ ANSWER_S = 2.0
 """How long a client waits for an answer before it goes on without."""
 PAUSE_S = 0.03
 SILENCE_S = 1.0
-READ_S = 0.5
+READ_S = 0.3
 """How long a server has to read the first byte by itself."""
 DATE = re.compile(rb"(\r\nDate: )[^\r\n]+", re.IGNORECASE)
 REFUSED = re.compile(rb"(HTTP/1\.\d (?:400|413|414|417|431|501|505) [^\r]*\r\n).*", re.DOTALL)
@@ -154,7 +154,7 @@ def of_corpus(
         time.sleep(READ_S)
         return case.name, play(begun)
 
-    return _at_once(one, cases, at_once // 4 if byte_first else at_once)
+    return _at_once(one, cases, max(at_once // 4, 4) if byte_first else at_once)
 
 
 def _at_once(
