@@ -94,6 +94,7 @@ def play(scenario: Scenario) -> None:
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No drain to begin with, and none behind."""
     monkeypatch.setattr(Request, "draining", False)
+    monkeypatch.setattr(Request, "write_headers", Request.write_headers)
     yield
     Request.draining = False
 

@@ -3,7 +3,8 @@
 Rules:
 
 * The protocol is a subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, and nothing of it is copied. Before the
-  drain it adds one plain call for each piece of data, and one for each response.
+  drain it adds one plain call for each piece of data, and one for each request. These name the base instead of calling
+  ``super()``, which would cost as much again.
 * A response says ``Connection: close`` only if its request has arrived whole and nothing more has come behind it. That
   is decided when the head is written, because until then more may arrive.
 * A connection is over when it is lost **and** its calls of the application have returned: background tasks run there.
@@ -15,10 +16,12 @@ same, with responses that overlap with the rest of their call, and HTTP/2 stream
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
 
+from zdworker.workers.applications import AsgiApplication
 from zdworker.workers.bounded import done_within
 from zdworker.workers.closing import LINGER_S, ConnectionState, with_close
 from zdworker.workers.drain import Drain
@@ -39,6 +42,10 @@ class ConnectionServer(Protocol):
     """The connections that are not over; each puts itself there and takes itself out."""
     draining: bool
     """Whether responses are to end their connections."""
+
+    @property
+    def websocket_app(self) -> AsgiApplication:
+        """The application as WebSockets call it."""
 
 
 class _LastRequest:
@@ -80,6 +87,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def connection_made(self, transport: Any) -> None:
         """Register, then do as the base does."""
         self._zd_server.open.add(self)
+        if self._zd_server.draining:
+            self.zd_begin_drain()
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
@@ -87,8 +96,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         # Empty lines, which clients may send between requests (RFC 9112 2.2), begin none. Other data costs little.
         if data[0] > LAST_OF_EMPTY_LINES or data.strip(b"\r\n") or self.zd_state() not in BETWEEN_REQUESTS:
             self._zd_data_at = self.req_count or 1
-        if self._zd_http2 is None or not self._zd_http2.goaway_sent:
-            super().data_received(data)
+        ASGIProtocol.data_received(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as the base does, and let its task see the end if it waits for a request.
@@ -110,6 +118,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     async def _handle_websocket(self, *args: Any) -> None:
         self._zd_upgraded = True
+        self.app = self._zd_server.websocket_app
         await super()._handle_websocket(*args)
 
     async def _handle_http2_connection(self, *args: Any, **kwargs: Any) -> None:
@@ -172,26 +181,42 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     # -- what the drain does ------------------------------------------------------------------------------------------
 
-    def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Send the head of a response, with the end of the connection announced in a drain if it may end.
+    def zd_begin_drain(self) -> None:
+        """Have responses end the connection from now on; and follow it, if it speaks HTTP/2."""
+        self._send_response_start = self._zd_start_last_response  # type: ignore[method-assign]  # of this object alone
+        if self._zd_http2 is not None:
+            self._zd_http2.begin()
 
-        A coroutine in Gunicorn 25.0 and 25.1, a plain call since.
+    def _zd_start_last_response(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send the head of a response in a drain, with the end of the connection announced if it may end.
+
+        Returns a coroutine in Gunicorn 25.0 and 25.1, None since.
         """
-        self._zd_request = request
-        if self._zd_server.draining and self._zd_may_close(request):
+        if self._zd_may_close(request):
             headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
             self._zd_last = True
             self._keepalive = 0  # 27
             self.cfg = _LastRequest(self.cfg)  # before
-        return super()._send_response_start(status, headers, request, *args, **kwargs)
+        return type(self)._send_response_start(self, status, headers, request, *args, **kwargs)
 
-    async def _serve_http_request(self, *args: Any) -> Any:
-        """Answer a request (27), and read the rest of its body if the application has answered before that has arrived.
+    if not hasattr(ASGIProtocol, "_feed_callback_parser"):  # 25.0, 25.1: nothing else says what is answered
+
+        def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any) -> Any:
+            self._zd_request = request
+            return super()._send_response_start(status, headers, request, *args)
+
+    def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> Awaitable[Any]:
+        """Answer a request (27). No coroutine function, which would be one frame more for each request."""
+        serving: Awaitable[Any] = ASGIProtocol._serve_http_request(self, request, sockname, peername)
+        return serving if self._body_receiver._complete else self._zd_serve_whole(serving)
+
+    async def _zd_serve_whole(self, serving: Awaitable[Any]) -> Any:
+        """Answer a request, and read the rest of its body if the application has answered before that has arrived.
 
         The base would close the connection, although the response does not say so. With TLS, of which no half can be
         closed alone, the client would send its next request, and wait in vain.
         """
-        keepalive = await super()._serve_http_request(*args)
+        keepalive = await serving
         if keepalive and not self._zd_server.draining and not self._zd_body_has_arrived():
             await self._zd_drop_body()
         return keepalive

@@ -125,7 +125,8 @@ class AsgiServer(AsgiServing):
         self._lifespan: Lifespan | None = None
         self._tls_close_timeout = TlsCloseTimeout()
         self.asgi = AsgiDrain(asgi_with_health(worker.asgi, worker), _tell_closed)
-        worker.asgi = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
+        self.websocket_app = self.asgi.websocket
+        worker.asgi = self.asgi.app  # a call of the wrapper would do nothing for a request that is no WebSocket
 
     async def serve(self) -> None:
         """Boot, serve, drain, and run lifespan shutdown.
@@ -209,9 +210,8 @@ class AsgiServer(AsgiServing):
         return sum(connection.zd_running() for connection in self.open)
 
     def announce(self, protocol: Connection) -> None:
-        """Follow an HTTP/2 connection from now on. Other responses announce the end themselves, in their head."""
-        if protocol._zd_http2 is not None:
-            protocol._zd_http2.begin()
+        """Have the responses of a connection announce the end in their head; and follow it, if it speaks HTTP/2."""
+        protocol.zd_begin_drain()
 
     def prepare(self, send: Send) -> None:
         """Do nothing: see :meth:`announce`."""
