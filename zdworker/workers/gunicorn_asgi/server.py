@@ -27,14 +27,18 @@ from zdworker.workers.applications import Event, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
-from zdworker.workers.event_loop.serving import CUT_S, ServedWorker, Serving, run_to_end, shares
+from zdworker.workers.event_loop.serving import (
+    CUT_S,
+    HEARTBEAT_INTERVAL_S,
+    ServedWorker,
+    Serving,
+    run_to_end,
+    shares,
+)
 from zdworker.workers.event_loop.transports import TlsCloseTimeout
 from zdworker.workers.gunicorn_asgi.connections import Connection
 from zdworker.workers.health import HealthWorker, asgi_with_health
 from zdworker.workers.requirements import refuse_missing, require_parser
-
-HEARTBEAT_INTERVAL_S = 1.0
-"""Seconds between two heartbeats while it serves, Gunicorn's own measure."""
 
 
 class Worker(ServedWorker, HealthWorker, Protocol):

@@ -39,7 +39,7 @@ from zdworker.workers.asgi.websocket_schedule import (
 )
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.drain import InFlight
-from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end
+from zdworker.workers.event_loop.serving import CUT_S, HEARTBEAT_INTERVAL_S, ServedWorker, Serving, run_to_end
 from zdworker.workers.health import HealthWorker, tornado_with_health
 from zdworker.workers.tornado.connections import Server, state_of, unread
 
@@ -108,7 +108,7 @@ class TornadoServing(Serving):
             sock.setblocking(False)
             self.server.add_socket(getattr(sock, "sock", sock))
         await self.opened()
-        await self.until_leaving(TICK_INTERVAL_S)
+        await self.until_leaving(HEARTBEAT_INTERVAL_S)
         await self.drain_connections()
 
     def _watch_websockets(self) -> None:
