@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import ctypes
 import fcntl
+import functools
 import os
 import resource
 import signal
@@ -49,6 +50,12 @@ _SIGACTION_BYTES = 512
 """More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""
 
 
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    """Return the C library. Each new object for it costs as much as a hundred calls."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 @dataclass(frozen=True)
 class SignalAction:
     """What the kernel does at a signal. ``handler`` is the beginning, with the handler's address: the C library leaves
@@ -67,7 +74,7 @@ def signal_action(signum: int) -> SignalAction:
     if not sys.platform.startswith("linux"):
         return SignalAction(b"")
     action = ctypes.create_string_buffer(_SIGACTION_BYTES)
-    if ctypes.CDLL(None, use_errno=True).sigaction(signum, None, action) != 0:
+    if _c_library().sigaction(signum, None, action) != 0:
         return SignalAction(b"")
     return SignalAction(action.raw[: 2 * ctypes.sizeof(ctypes.c_void_p)], action.raw)
 
@@ -75,7 +82,7 @@ def signal_action(signum: int) -> SignalAction:
 def set_signal_action(signum: int, action: SignalAction) -> None:
     """Set what :func:`signal_action` has returned."""
     if action.whole:
-        ctypes.CDLL(None, use_errno=True).sigaction(signum, action.whole, None)
+        _c_library().sigaction(signum, action.whole, None)
 
 
 class HasDescriptor(Protocol):
@@ -88,7 +95,7 @@ class HasDescriptor(Protocol):
 def _prctl(option: int, argument: int) -> bool:
     if not sys.platform.startswith("linux"):
         return False
-    return bool(ctypes.CDLL(None, use_errno=True).prctl(option, argument, 0, 0, 0) == 0)
+    return bool(_c_library().prctl(option, argument, 0, 0, 0) == 0)
 
 
 def unshare_directory() -> bool:
@@ -98,7 +105,7 @@ def unshare_directory() -> bool:
     """
     if not sys.platform.startswith("linux"):
         return False
-    return bool(ctypes.CDLL(None, use_errno=True).unshare(CLONE_FS) == 0)
+    return bool(_c_library().unshare(CLONE_FS) == 0)
 
 
 def become_subreaper() -> bool:

@@ -32,15 +32,19 @@ STOCK = "uvicorn_worker.UvicornWorker"
 OURS = "zdworker.UvicornWorker"
 
 # One answer in three manners. /busy blocks its worker, so that simultaneous requests go to different ones: that is how
-# all are counted. In the program of a class of applications, {version} and {work} are filled in.
+# all are counted. /objects says how many objects the worker holds. In the program of a class of applications, {version}
+# and {work} are filled in.
 HEAD = """\
-import json, os, time
+import gc, json, os, time
 VERSION = "{version}"
 {work}
 
 def answer(path):
     if path == "/busy":
         time.sleep(0.05)
+    if path == "/objects":
+        gc.collect()
+        return json.dumps({{"objects": len(gc.get_objects()), "pid": os.getpid()}}).encode()
     return json.dumps({{"version": VERSION, "pid": os.getpid()}}).encode()
 
 """
@@ -148,15 +152,20 @@ class Server:
 
 
 @contextmanager
-def serve(worker_class: str, workers: int, work: str = "", *options: str, kind: str = "asgi") -> Iterator[Server]:
-    """A server that answers, for as long as the block lasts."""
+def serve(
+    worker_class: str, workers: int, work: str = "", *options: str, kind: str = "asgi", under: tuple[str, ...] = ()
+) -> Iterator[Server]:
+    """A server that answers, for as long as the block lasts.
+
+    :param under: a command that runs it, such as valgrind.
+    """
     with tempfile.TemporaryDirectory(prefix="zdworker-bench-") as name:
         directory = Path(name)
         (directory / "application.py").write_text(APPLICATIONS[kind].format(version="1", work=work), encoding="utf-8")
         port = free_port()
-        server = Server(_start(directory, port, worker_class, workers, options), directory, port, kind)
+        server = Server(_start(directory, port, worker_class, workers, options, under), directory, port, kind)
         try:
-            until(lambda: _answers(server), 60, "the server answers")
+            until(lambda: _answers(server), 300 if under else 60, "the server answers")
             yield server
         except BaseException:
             print(server.log()[-3000:], file=sys.stderr)
@@ -175,12 +184,14 @@ def until(condition: Callable[[], bool], seconds: float, what: str, pause: float
 
 
 def _start(
-    directory: Path, port: int, worker_class: str, workers: int, options: tuple[str, ...]
+    directory: Path, port: int, worker_class: str, workers: int, options: tuple[str, ...], under: tuple[str, ...]
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "gunicorn", "-k", worker_class, "-w", str(workers), *options]
+    command = [*under, sys.executable, "-m", "gunicorn", "-k", worker_class, "-w", str(workers), *options]
     command += ["--bind", f"127.0.0.1:{port}", "application:app"]
     # The control socket must not stand in the place of a real server's.
     environment = os.environ | {"XDG_RUNTIME_DIR": str(directory), "PWD": str(directory)}
+    if under:
+        environment["PYTHONHASHSEED"] = "0"
     if "--preload" not in options:
         environment["ZD_PRELOAD"] = "never"  # with and without it are measured
     with (directory / "log").open("wb") as log:

@@ -11,7 +11,8 @@ Rules:
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gunicorn
@@ -61,12 +62,22 @@ PARSERS = ["python"] + ["fast"] * bool("http_parser" in Config().settings and im
 """What ``http_parser`` may name here: Gunicorn before 26 has no such setting."""
 
 
+def uvicorn_has(module: str) -> bool:
+    """Return whether uvicorn has a module of its zttp protocols, which can be used where there is a zttp.
+
+    :param module: ``zttp_impl`` or ``zttp_h2_impl``.
+    """
+    return sys.version_info >= (3, 11) and importlib.util.find_spec(f"uvicorn.protocols.http.{module}") is not None
+
+
 def _of(*, keeps_http10: bool = False, websockets: bool = True, **facts: Any) -> dict[str, Any]:
     return {"kind": "asgi", "keeps_http10": keeps_http10, "websockets": websockets, **facts}
 
 
 UVICORN = WorkerClass("UvicornWorker", stock="uvicorn_worker.UvicornWorker", **_of())
 UVICORN_H11 = WorkerClass("UvicornH11Worker", stock="uvicorn_worker.UvicornH11Worker", **_of())
+UVICORN_ZTTP = replace(UVICORN, name="UvicornWorker on zttp")
+"""With uvicorn's third implementation of HTTP/1.1, which a subclass has to choose."""
 ASGI = WorkerClass(
     "ASGIWorker",
     stock="asgi",

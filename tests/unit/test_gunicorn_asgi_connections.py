@@ -53,6 +53,7 @@ class Stage:
         self.state: dict[str, Any] = {}
         self.draining = False
         self.drain: Any = SimpleNamespace(gives=False, told_to_close=0)
+        self.websocket_app = self.asgi
         self.open: set[Any] = set()
         self.reads = True
         self.go = asyncio.Event()
@@ -73,6 +74,10 @@ class Stage:
         await send({"type": "http.response.body", "body": b"ok"})
         await self.after.wait()
         self.finished += 1
+
+    def begin_drain(self) -> None:
+        self.draining = True
+        self.connection.zd_begin_drain()
 
     async def feed(self, data: bytes) -> None:
         self.theirs.send(data)
@@ -158,7 +163,7 @@ def test_what_a_connection_is_in_the_middle_of(play: Play) -> None:
 def test_a_response_ends_the_connection_once_the_drain_has_begun(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.feed(HEAD)
-        stage.draining = True
+        stage.begin_drain()
         assert (await stage.answer()).lower().count(b"connection: close") == 1
         assert stage.ended()
         stage.theirs.close()
@@ -183,7 +188,7 @@ def test_the_application_s_keep_alive_is_not_believed(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         stage.headers = [(b"Connection", b"keep-alive")]
         await stage.feed(HEAD)
-        stage.draining = True
+        stage.begin_drain()
         answer = (await stage.answer()).lower()
         assert answer.count(b"connection:") == 1
         assert b"connection: close" in answer
@@ -195,7 +200,7 @@ def test_the_application_s_keep_alive_is_not_believed(play: Play) -> None:
 def test_a_client_that_still_sends_is_read_to_its_end(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         stage.reads = False
-        stage.draining = True
+        stage.begin_drain()
         await stage.feed(POST + b"ab")
         assert b"200 OK" in await stage.answer()
         assert stage.ended()
@@ -213,7 +218,7 @@ def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def scenario(stage: Stage) -> None:
         stage.reads = False
-        stage.draining = True
+        stage.begin_drain()
         await stage.feed(POST + b"ab")
         await stage.answer()
         await stage.turn()
@@ -228,7 +233,7 @@ def test_reading_on_is_bounded(play: Play, monkeypatch: pytest.MonkeyPatch) -> N
 def test_pipelined_requests_are_all_answered_the_last_as_the_last(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.feed(HEAD + HEAD + HEAD)
-        stage.draining = True
+        stage.begin_drain()
         answers = (await stage.answer()).lower()
         assert answers.count(b"200 ok") == 3
         assert answers.count(b"connection: close") == 1
@@ -242,7 +247,7 @@ def test_an_idle_connection_ends_with_its_time_and_a_half_read_one_does_not(play
     async def scenario(stage: Stage) -> None:
         await stage.feed(HEAD)
         await stage.answer()
-        stage.draining = True
+        stage.begin_drain()
         stage.tend(0.0)
         stage.tend(4.9)
         assert stage.open
@@ -262,7 +267,7 @@ def test_an_idle_connection_that_is_left_alone(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.feed(HEAD)
         await stage.answer()
-        stage.draining = True
+        stage.begin_drain()
         stage.tend(0.0)
         stage.tend(5.1)
         await stage.turn()
@@ -274,7 +279,7 @@ def test_an_idle_connection_that_is_left_alone(play: Play) -> None:
 
 def test_an_unused_connection_has_its_time(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
-        stage.draining = True
+        stage.begin_drain()
         stage.tend(6.9, 7.0)
         await stage.turn()
         assert stage.open
@@ -303,7 +308,7 @@ def test_the_call_goes_on_when_the_client_has_left_as_it_was_told(play: Play) ->
     async def scenario(stage: Stage) -> None:
         stage.cfg.set("asgi_disconnect_grace_period", 1)
         stage.after.clear()
-        stage.draining = True
+        stage.begin_drain()
         await stage.feed(HEAD)
         assert b"connection: close" in (await stage.answer()).lower()
         stage.theirs.close()

@@ -13,7 +13,7 @@ from tornado.web import Application, RequestHandler, stream_request_body
 
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.tornado import connections
-from zdworker.workers.tornado.connections import Request, Server, state_of, unread
+from zdworker.workers.tornado.connections import Request, Server, end_with_responses, state_of, unread
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -94,6 +94,7 @@ def play(scenario: Scenario) -> None:
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No drain to begin with, and none behind."""
     monkeypatch.setattr(Request, "ends", False)
+    monkeypatch.setattr(Request, "write_headers", Request.write_headers)
     yield
     Request.ends = False
 
@@ -116,6 +117,7 @@ def test_what_a_connection_is_in_the_middle_of() -> None:
 def test_a_drain_begins_before_the_connection_has_run() -> None:
     async def scenario(it: Connection) -> None:
         it.server.begin_drain()
+        end_with_responses()
         assert it.state is ConnectionState.UNUSED
         await it.client.write(GET)
         assert await it.reply() == (200, "close")
@@ -128,6 +130,7 @@ def test_a_request_under_way_ends_its_connection() -> None:
         await it.client.write(SLOW)
         await it.until(ConnectionState.BUSY)
         it.server.begin_drain()
+        end_with_responses()
         it.go_on.set()
         assert await it.reply() == (200, "close")
         assert await it.client.read_until_close() == b""
@@ -140,6 +143,7 @@ def test_of_pipelined_requests_the_last_ends_the_connection() -> None:
         await it.client.write(SLOW + GET + GET)
         await it.until(ConnectionState.BUSY)
         it.server.begin_drain()
+        end_with_responses()
         it.go_on.set()
         assert [await it.reply() for _ in range(3)] == [(200, ""), (200, ""), (200, "close")]
 
@@ -182,6 +186,7 @@ def test_what_comes_behind_the_last_request_does_not_reset_its_answer() -> None:
         await it.client.write(SLOW)
         await it.until(ConnectionState.BUSY)
         it.server.begin_drain()
+        end_with_responses()
         request: Any = it.connection.zd_request
         request._nothing_follows = lambda: True  # noqa: SLF001  # as if the next had come a moment later
         await it.client.write(GET)

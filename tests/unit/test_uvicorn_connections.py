@@ -7,6 +7,8 @@ import dataclasses
 import math
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from tests.harness.worker_classes import uvicorn_has
 from zdworker.workers.closing import CLOSE, ConnectionState, with_close
 from zdworker.workers.event_loop import transports
 from zdworker.workers.http2 import GOAWAY_NOTICE
@@ -21,9 +24,12 @@ from zdworker.workers.uvicorn.connections import (
     CarefulTransport,
     ClosingHeaders,
     IdleReaper,
+    PatientTimeout,
+    ZttpRest,
     announce,
     announce_current,
     cycle_of,
+    drainable,
     may_close,
     state_of,
 )
@@ -100,7 +106,7 @@ class Connection:
         config.load()
         self.transport = Transport(ours)
         self.theirs = theirs
-        self.protocol: Any = config.http_protocol_class(  # type: ignore[call-arg]
+        self.protocol: Any = drainable(config.http_protocol_class)(
             config=config, server_state=ServerState(), app_state={}, _loop=asyncio.get_running_loop()
         )
         self.transport.protocol = self.protocol
@@ -134,10 +140,10 @@ class Connection:
         return state_of(self.protocol)
 
 
-@pytest.fixture(params=["httptools", "h11"])
+@pytest.fixture(params=["httptools", "h11", "zttp"])
 def play(request: pytest.FixtureRequest) -> Iterator[Callable[[Scenario], None]]:
-    if request.param == "httptools":
-        pytest.importorskip("httptools")
+    if not {"httptools": find_spec("httptools"), "h11": True, "zttp": uvicorn_has("zttp_impl")}[request.param]:
+        pytest.skip(f"there is no {request.param}")
     ours, theirs = socket.socketpair()
 
     def run(scenario: Scenario) -> None:
@@ -148,6 +154,79 @@ def play(request: pytest.FixtureRequest) -> Iterator[Callable[[Scenario], None]]
 
     with ours, theirs:
         yield run
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n0\r\n\r\n"
+WHOLE = POST + b"abcd"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "rest"),
+    [
+        ([HEAD], False),
+        ([HEAD[:3]], True),
+        ([HEAD[:3], HEAD[3:]], False),
+        ([HEAD[:-1], HEAD[-1:]], False),
+        ([HEAD + b"\r\n"], False),
+        ([HEAD + HEAD[:3]], True),
+        ([HEAD + HEAD], True),
+        ([HEAD, HEAD[:3]], True),
+        ([HEAD, HEAD], True),
+        ([WHOLE], False),
+        ([POST, b"ab"], False),
+        ([POST, b"ab", b"cd"], False),
+        ([POST, b"ab", b"cd" + HEAD], True),
+        ([POST + b"ab", b"cdG"], True),
+        ([WHOLE + HEAD], True),
+        ([WHOLE, b"G"], True),
+        ([CHUNKED], False),
+        ([CHUNKED[:-7], CHUNKED[-7:]], False),
+        ([CHUNKED + HEAD], True),
+        ([CHUNKED, HEAD[:3]], True),
+    ],
+)
+def test_what_zttp_holds_behind_a_request(pieces: list[bytes], rest: bool) -> None:
+    if not uvicorn_has("zttp_impl"):
+        pytest.skip("this uvicorn has no zttp")
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        c = Connection("zttp", ours, theirs)
+        await c.feed(WHOLE)  # not the first on its connection
+        await c.answer()
+        c.go.clear()
+        for piece in pieces:
+            await c.feed(piece)
+        assert bool(c.protocol.zd_rest) is rest
+        await c.answer()
+
+    with ours, theirs:
+        asyncio.run(main())
+
+
+def test_zttp_is_followed_where_uvicorn_chooses_it_beside_http2(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not uvicorn_has("auto_zttp_impl"):
+        pytest.skip("this uvicorn has no HTTP/2")
+    auto: Any = import_module("uvicorn.protocols.http.auto_zttp_impl")
+    monkeypatch.setattr(auto, "ZttpProtocol", auto.ZttpProtocol)
+    for _ in range(2):
+        assert drainable(auto.AutoZttpProtocol) is auto.AutoZttpProtocol
+    assert auto.ZttpProtocol.zd_rest == b""
+    assert auto.ZttpProtocol.mro()[1:3] == [ZttpRest, PatientTimeout]
+
+
+def test_requests_behind_each_other_come_off_what_zttp_holds(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD + WHOLE + HEAD + HEAD[:3])
+        await c.answer()
+        assert c.transport.written.count(b"200 OK") == 3
+        assert c.state() is ConnectionState.READING
+        await c.feed(HEAD[3:])
+        assert c.transport.written.count(b"200 OK") == 4
+        assert c.state() is ConnectionState.IDLE
+        stop_timer(c.protocol)
+
+    play(scenario)
 
 
 def stop_timer(protocol: Any) -> None:

@@ -236,9 +236,9 @@ def test_told_to_leave_between_the_poll_and_the_accept() -> None:
     worker = WSGIWorker(1, 1, [], None, 30, Config(), logging.getLogger("test"))
 
     class Closed:
-        def accept(self) -> None:
+        @property
+        def sock(self) -> None:
             worker.alive = False
-            raise AttributeError("'NoneType' object has no attribute 'accept'")
 
     with pytest.raises(BlockingIOError):
         worker.accept(Closed())

@@ -19,7 +19,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import MEGABYTE, Client, Reply, request
 from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
 from tests.harness.server import Server
-from tests.harness.worker_classes import ALL, TORNADO, WorkerClass
+from tests.harness.worker_classes import ALL, TORNADO, UVICORN_ZTTP, WorkerClass, uvicorn_has
 
 scenario = Scenario()
 BODY = b"0123456789abcdef" * 200
@@ -29,13 +29,22 @@ KEEP = 8
 """Seconds that an idle connection is kept."""
 
 
+ZTTP_CLASS = """
+from zdworker.workers.uvicorn.worker import UvicornWorker
+
+
+class ZttpWorker(UvicornWorker):
+    CONFIG_KWARGS = {"http": "zttp"}
+"""
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["stay", "hand_over"])
 def hands_over(request: pytest.FixtureRequest) -> bool:
     """Whether the connections go on to the new workers; then none of them ends by the drain."""
     return bool(request.param)
 
 
-@pytest.fixture(scope="module", params=ALL, ids=str)
+@pytest.fixture(scope="module", params=(*ALL, UVICORN_ZTTP), ids=str)
 def drained(
     request: pytest.FixtureRequest, hands_over: bool, class_settings: Callable[..., dict[str, Any]]
 ) -> Iterator[Outcomes]:
@@ -50,6 +59,11 @@ def drained(
         settings["threads"], settings["workers"], count = 1, len(scenario.of(worker)) + 2, 1
     site = Site()
     site.deploy("one")
+    if worker is UVICORN_ZTTP:
+        if not uvicorn_has("zttp_impl"):
+            pytest.skip("this uvicorn has no zttp")
+        (site.directory / "uvicorn_zttp.py").write_text(ZTTP_CLASS)
+        settings["worker_class"] = "uvicorn_zttp.ZttpWorker"
     with Server(site, **class_settings(worker, **settings)) as server:
         yield scenario.play(Stage(server.start(), worker, count, hands_over), KEEP + 5)
     site.remove()

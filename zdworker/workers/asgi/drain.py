@@ -131,7 +131,7 @@ class AsgiDrain:
         """Call the application. This is no coroutine function, which would be one frame more for each request."""
         kind = scope["type"]
         if kind == "websocket":
-            return self._websocket(scope, receive, send)
+            return self.websocket(scope, receive, send)
         if self._prepare is not None and kind == "http":
             self._prepare(send)
         return self.app(scope, receive, send)
@@ -150,7 +150,8 @@ class AsgiDrain:
             websocket.on_accept = self._close_accepted
             self._close_later(websocket, delay)
 
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application for a WebSocket."""
         websocket = LiveWebSocket(receive, send, self._on_closed)
         if self._prepare is not None:
             websocket.on_accept = self._close_accepted

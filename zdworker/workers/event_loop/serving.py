@@ -27,8 +27,11 @@ from zdworker.settings import Settings
 from zdworker.workers.bounded import done_within
 from zdworker.workers.drain import CUT_LINE_WITH_WEBSOCKETS, Drain, DrainableWorker, InFlight
 
+HEARTBEAT_INTERVAL_S = 1.0
+"""Seconds between two ticks while the worker serves, Gunicorn's own measure for its event loops."""
+
 TICK_INTERVAL_S = 0.1
-"""Seconds between two ticks, while the worker serves and while something is awaited; uvicorn's own measure."""
+"""Seconds between two ticks in a drain, and while something is awaited."""
 
 SHUTDOWN_MIN_S = 0.5
 """Seconds that lifespan shutdown has at least, even behind the deadline."""

@@ -3,7 +3,8 @@
 Rules:
 
 * The protocol is a subclass of :class:`gunicorn.asgi.protocol.ASGIProtocol`, and nothing of it is copied. Before the
-  drain it adds one plain call for each piece of data, and one for each response.
+  drain it adds one plain call for each piece of data, and one for each request. These name the base instead of calling
+  ``super()``, which would cost as much again.
 * A response says ``Connection: close`` only if its request has arrived whole and nothing more has come behind it. That
   is decided when the head is written, because until then more may arrive.
 * A connection is over when it is lost **and** its calls of the application have returned: background tasks run there.
@@ -16,12 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
 
 from zdworker.ipc.hand_over import Connection as HandedOver
+from zdworker.workers.applications import AsgiApplication
 from zdworker.workers.bounded import done_within
 from zdworker.workers.closing import LINGER_S, ConnectionState, with_close
 from zdworker.workers.drain import Drain
@@ -44,6 +46,10 @@ class ConnectionServer(Protocol):
     """Whether the worker drains."""
     drain: Drain
     """Its drain."""
+
+    @property
+    def websocket_app(self) -> AsgiApplication:
+        """The application as WebSockets call it."""
 
 
 class _LastRequest:
@@ -90,14 +96,15 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """Register, then do as the base does."""
         self._zd_server.open.add(self)
         super().connection_made(transport)
+        if self._zd_ends():
+            self.zd_begin_drain()
 
     def data_received(self, data: bytes) -> None:
         """Note that something came, then do as the base does."""
         # Empty lines, which clients may send between requests (RFC 9112 2.2), begin none. Other data costs little.
         if data[0] > LAST_OF_EMPTY_LINES or data.strip(b"\r\n") or self.zd_state() not in BETWEEN_REQUESTS:
             self._zd_data_at = self.req_count or 1
-        if self._zd_http2 is None or not self._zd_http2.goaway_sent:
-            super().data_received(data)
+        ASGIProtocol.data_received(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as the base does, and let its task see the end if it waits for a request.
@@ -119,6 +126,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     async def _handle_websocket(self, *args: Any) -> None:
         self._zd_upgraded = True
+        self.app = self._zd_server.websocket_app
         await super()._handle_websocket(*args)
 
     async def _handle_http2_connection(self, *args: Any, **kwargs: Any) -> None:
@@ -181,38 +189,49 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     # -- what the drain does ------------------------------------------------------------------------------------------
 
-    def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Send the head of a response, with the end of the connection announced in a drain if it may end.
+    def zd_begin_drain(self) -> None:
+        """Have responses end the connection from now on; and follow it, if it speaks HTTP/2."""
+        self._send_response_start = self._zd_start_last_response  # type: ignore[method-assign]  # of this object alone
+        if self._zd_http2 is not None:
+            self._zd_http2.begin()
 
-        A coroutine in Gunicorn 25.0 and 25.1, a plain call since.
+    def _zd_start_last_response(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send the head of a response in a drain, with the end of the connection announced if it may end.
+
+        Returns a coroutine in Gunicorn 25.0 and 25.1, None since.
         """
-        self._zd_request = request
-        if self._zd_ends() and self._zd_may_close(request):
+        if self._zd_may_close(request):
             headers = with_close([(_bytes(name), _bytes(value)) for name, value in headers])
             self._zd_server.drain.told_to_close += 1
             self._zd_last = True
             self._keepalive = 0  # 27
             self.cfg = _LastRequest(self.cfg)  # before
-        return super()._send_response_start(status, headers, request, *args, **kwargs)
+        return type(self)._send_response_start(self, status, headers, request, *args, **kwargs)
 
-    async def _serve_http_request(self, *args: Any) -> Any:
-        """Answer a request (27), and read the rest of its body if the application has answered before that has arrived.
+    if not hasattr(ASGIProtocol, "_feed_callback_parser"):  # 25.0, 25.1: nothing else says what is answered
+
+        def _send_response_start(self, status: int, headers: Any, request: Any, *args: Any) -> Any:
+            self._zd_request = request
+            return super()._send_response_start(status, headers, request, *args)
+
+    def _serve_http_request(self, request: Any, sockname: Any, peername: Any) -> Awaitable[Any]:
+        """Answer a request (27). No coroutine function, which would be one frame more for each request."""
+        serving: Awaitable[Any] = ASGIProtocol._serve_http_request(self, request, sockname, peername)
+        simple = self._body_receiver._complete and self.zd_offer is None
+        return serving if simple else self._zd_serve_whole(serving)
+
+    async def _zd_serve_whole(self, serving: Awaitable[Any]) -> Any:
+        """Answer a request, and read the rest of its body if the application has answered before that has arrived.
 
         The base would close the connection, although the response does not say so. With TLS, of which no half can be
         closed alone, the client would send its next request, and wait in vain.
         """
-        keepalive = await super()._serve_http_request(*args)
+        keepalive = await serving
         if keepalive and not self._zd_ends() and not self._zd_body_has_arrived():
             await self._zd_drop_body()
         if self.zd_offer is not None:
             self.zd_offer()
         return keepalive
-
-    def _arm_keepalive_timer(self) -> None:
-        """Do as the base does between two requests, when the connection can be handed over (until 26.1)."""
-        super()._arm_keepalive_timer()
-        if self.zd_offer is not None:
-            self.zd_offer()
 
     async def _zd_drop_body(self) -> None:
         receiver = self._body_receiver
@@ -271,6 +290,17 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         known = getattr(self, "_callback_parser", None) is not None or getattr(self, "_h2c_buffer", None) == b""
         plain = self.transport is not None and self.transport.get_extra_info("sslcontext") is None
         return known and plain and self.reader is None and self._zd_http2 is None and not self._zd_upgraded
+
+    def zd_offer_when_answered(self, offer: Callable[[], None]) -> None:
+        """Have ``offer`` called with each response that is complete from now on, also with one that is under way."""
+        arm: Callable[[], None] = super()._arm_keepalive_timer
+
+        def arm_and_offer() -> None:
+            arm()
+            offer()
+
+        self.zd_offer = offer
+        self._arm_keepalive_timer = arm_and_offer  # of this object alone
 
     def _zd_ends(self) -> bool:
         """Return whether a response is to end the connection."""

@@ -100,6 +100,7 @@ class Http2Drain:
 
     def _queue_goaway(self) -> None:
         self.goaway_sent = True
+        self._connection.reader.feed_data = _drop
         if not self._gunicorns.is_closed:
             self._hypers.close_connection(last_stream_id=self._hypers.highest_inbound_stream_id)
 
@@ -157,3 +158,7 @@ class Http2Drain:
         for stream in list(gunicorns.streams.values()) if gunicorns is not None else ():
             if hasattr(stream, "signal_disconnect"):  # 27
                 stream.signal_disconnect()
+
+
+def _drop(data: bytes) -> None:
+    """Take what the client has sent since GOAWAY: it may send that again elsewhere."""

@@ -28,14 +28,18 @@ from zdworker.workers.applications import Event, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
-from zdworker.workers.event_loop.serving import CUT_S, ServedWorker, Serving, run_to_end, shares
+from zdworker.workers.event_loop.serving import (
+    CUT_S,
+    HEARTBEAT_INTERVAL_S,
+    ServedWorker,
+    Serving,
+    run_to_end,
+    shares,
+)
 from zdworker.workers.event_loop.transports import TlsCloseTimeout
 from zdworker.workers.gunicorn_asgi.connections import Connection
 from zdworker.workers.health import HealthWorker, asgi_with_health
 from zdworker.workers.requirements import refuse_missing, require_parser
-
-HEARTBEAT_INTERVAL_S = 1.0
-"""Seconds between two heartbeats while it serves, Gunicorn's own measure."""
 
 
 class Worker(ServedWorker, HealthWorker, Protocol):
@@ -126,7 +130,8 @@ class AsgiServer(AsgiServing):
         self._lifespan: Lifespan | None = None
         self._tls_close_timeout = TlsCloseTimeout()
         self.asgi = AsgiDrain(asgi_with_health(worker.asgi, worker), _tell_closed)
-        worker.asgi = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
+        self.websocket_app = self.asgi.websocket
+        worker.asgi = self.asgi.app  # a call of the wrapper would do nothing for a request that is no WebSocket
 
     async def serve(self) -> None:
         """Boot, serve, drain, and run lifespan shutdown.
@@ -210,9 +215,8 @@ class AsgiServer(AsgiServing):
         return sum(connection.zd_running() for connection in self.open)
 
     def announce(self, protocol: Connection) -> None:
-        """Follow an HTTP/2 connection from now on. Other responses announce the end themselves, in their head."""
-        if protocol._zd_http2 is not None:
-            protocol._zd_http2.begin()
+        """Have the responses of a connection announce the end in their head; and follow it, if it speaks HTTP/2."""
+        protocol.zd_begin_drain()
 
     def prepare(self, send: Send) -> None:
         """Do nothing: see :meth:`announce`."""
@@ -223,7 +227,7 @@ class AsgiServer(AsgiServing):
 
     def when_answered(self, connection: Connection, offer: Callable[[], None]) -> None:
         """Have ``offer`` called with each response from now on."""
-        connection.zd_offer = offer
+        connection.zd_offer_when_answered(offer)
 
     def detach(self, connection: Connection) -> HandedOver | None:
         """Let go of a connection that can move now."""

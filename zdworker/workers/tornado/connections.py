@@ -3,7 +3,9 @@
 Rules:
 
 * The class of which Tornado makes an object for each request is replaced, in this process, by a subclass of it
-  (:class:`Request`). Giving each object that class later, by ``__class__``, makes all access to it slower (6 %).
+  (:class:`Request`). Giving each object that class later, by ``__class__``, makes all access to it slower (6 %). What
+  only a drain needs is put into that class when it begins; and what runs with each request names the base instead of
+  calling ``super()``, which would cost as much again.
 * Whether a response ends its connection is decided when its head is written, not before: until then the drain may
   begin, and more of the client may arrive.
 * No connection is closed on unread data (:mod:`zdworker.workers.closing`). Tornado closes when an answer is done before
@@ -41,9 +43,12 @@ class Request(HTTP1Connection):
     told_to_close: ClassVar[int] = 0
     """How many have done so."""
 
-    def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> Any:
-        """Write the response's head; one of a draining worker says that the connection ends, if it can."""
-        if self.ends and not self.is_client and start_line.code != 101 and self._nothing_follows():
+    zd_ends = False
+    """The client has asked for the end of the connection behind this request."""
+
+    def zd_write_last_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> Any:
+        """Write the response's head in a drain: it says that the connection ends, if it can."""
+        if not self.is_client and start_line.code != 101 and self._nothing_follows():
             self._disconnect_on_finish = True
             headers["Connection"] = "close"
             Request.told_to_close += 1
@@ -51,7 +56,7 @@ class Request(HTTP1Connection):
             # the connection then: `ab -k` would lose its next request. The application has these headers in an object
             # of its own.
             self._request_headers = HTTPHeaders()
-        return super().write_headers(start_line, headers, chunk)
+        return HTTP1Connection.write_headers(self, start_line, headers, chunk)
 
     def _nothing_follows(self) -> bool:
         """Return whether all that the client has sent is this request, and all of that has arrived."""
@@ -71,13 +76,12 @@ class Request(HTTP1Connection):
                 _background.add(task := asyncio.ensure_future(self._read_to_end()))
                 task.add_done_callback(_background.discard)
                 return
-        super()._finish_request(future)
+        HTTP1Connection._finish_request(self, future)  # noqa: SLF001  # the base's
 
     def _read_on(self) -> None:
         """Have the rest of the request read and dropped before the connection ends or is used again."""
         if self._request_start_line is not None and self._request_headers is not None:
-            asked = not self._can_keep_alive(self._request_start_line, self._request_headers)
-            self.stream.zd_ends = asked  # type: ignore[attr-defined]
+            self.zd_ends = not self._can_keep_alive(self._request_start_line, self._request_headers)
         self._disconnect_on_finish = False
         asyncio.get_running_loop().call_later(LINGER_S, self._give_up_body)
 
@@ -118,28 +122,32 @@ class Server(HTTPServer):
 
     def start_request(self, server_conn: Any, request_conn: Any) -> Any:
         """Begin to wait for a connection's next request."""
-        if getattr(server_conn, "zd_request", None) is not None:
-            self._note_answer(server_conn)
+        last = getattr(server_conn, "zd_request", None)
         server_conn.zd_request = request_conn
-        return super().start_request(server_conn, request_conn)
-
-    def _note_answer(self, server_conn: Any) -> None:
-        self.answered += 1
-        server_conn.zd_used = True
-        if self.draining:
-            server_conn.zd_since = time.monotonic()
-        if self.on_answer is not None:
-            self.on_answer(server_conn)
-        if getattr(server_conn.stream, "zd_ends", False):
-            server_conn.stream.close()
+        if last is not None:
+            self.answered += 1
+            server_conn.zd_used = True
+            if self.draining:
+                server_conn.zd_since = time.monotonic()
+                if self.on_answer is not None:
+                    self.on_answer(server_conn)
+            if last.zd_ends:
+                server_conn.stream.close()
+        return HTTPServer.start_request(self, server_conn, request_conn)
 
     def begin_drain(self) -> None:
-        """Stop accepting. From now on each response ends its connection, if it can."""
+        """Stop accepting."""
         self.stop()
-        self.draining = Request.ends = True
+        self.draining = True
         now = time.monotonic()
         for server_conn in self.connections:
             server_conn.zd_since = now
+
+
+def end_with_responses() -> None:
+    """Have each response of this process end its connection from now on, if it can."""
+    Request.ends = True
+    Request.write_headers = Request.zd_write_last_headers  # type: ignore[assignment, method-assign]
 
 
 def state_of(server_conn: Any) -> ConnectionState:

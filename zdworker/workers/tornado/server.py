@@ -40,9 +40,9 @@ from zdworker.workers.asgi.websocket_schedule import (
 )
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.drain import InFlight
-from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end
+from zdworker.workers.event_loop.serving import CUT_S, HEARTBEAT_INTERVAL_S, ServedWorker, Serving, run_to_end
 from zdworker.workers.health import HealthWorker, tornado_with_health
-from zdworker.workers.tornado.connections import Request, Server, can_move, detach, state_of, unread
+from zdworker.workers.tornado.connections import Request, Server, can_move, detach, end_with_responses, state_of, unread
 
 gtornado.TornadoWorker.setup()  # adds Gunicorn to the header ``Server``; called here so that it happens once
 
@@ -109,7 +109,7 @@ class TornadoServing(Serving):
             sock.setblocking(False)
             self.server.add_socket(getattr(sock, "sock", sock))
         await self.opened()
-        await self.until_leaving(TICK_INTERVAL_S)
+        await self.until_leaving(HEARTBEAT_INTERVAL_S)
         await self.drain_connections()
 
     def _watch_websockets(self) -> None:
@@ -179,8 +179,9 @@ class TornadoServing(Serving):
     def zd_begin_drain(self) -> None:
         """Begin to close the WebSockets; responses announce the end by themselves, unless connections move."""
         self.draining = True
-        if self.drain.gives and not self.worker.cfg.is_ssl:
-            Request.ends = False
+        if not self.drain.gives or self.worker.cfg.is_ssl:
+            end_with_responses()
+        else:
             self.server.on_answer = self.offer
             for connection in list(self.connections()):
                 self.offer(connection)
@@ -204,7 +205,7 @@ class TornadoServing(Serving):
 
     def zd_keep(self) -> None:
         """Have the responses end their connections."""
-        Request.ends = True
+        end_with_responses()
 
     def can_move(self, connection: Any) -> bool:
         """Return whether a connection can be handed over."""

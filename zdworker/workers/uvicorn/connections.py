@@ -9,13 +9,15 @@ Rules:
   the head is written (:class:`ClosingHeaders`), because until then more may arrive.
 * No connection is closed on unread data: see :mod:`zdworker.workers.closing`.
 
-Known protocols (uvicorn 0.36 to 0.54): ``HttpToolsProtocol``, ``H11Protocol``; ``ZttpProtocol`` has the same shape.
+Known protocols (uvicorn 0.36 to 0.54): ``HttpToolsProtocol``, ``H11Protocol``, and ``ZttpProtocol``, whose parser does
+not show what it holds and is followed by :class:`ZttpRest`.
 For HTTP/2 (``ZttpH2Protocol``, since 0.54 and only if asked for in ``CONFIG_KWARGS``) see :func:`end_with_last_stream`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -47,6 +49,9 @@ def state_of(protocol: Any) -> ConnectionState:
 
 def _head_begun(protocol: Any, cycle: Any) -> bool:
     """Return whether bytes of a request behind ``cycle`` (None: the first request) have been taken from the socket."""
+    rest = getattr(protocol, "zd_rest", None)
+    if rest is not None:
+        return bool(rest)
     connection = getattr(protocol, "conn", None)
     if connection is not None:  # h11 keeps what it cannot parse yet; while a body arrives, that is none of a head
         return bool(getattr(connection, "trailing_data", (b"",))[0]) and not (cycle is not None and cycle.more_body)
@@ -138,28 +143,100 @@ def end_with_last_stream(protocol: Any) -> None:
     protocol.on_stream_closed = closed
 
 
-def with_patient_timeout(protocol_class: Any) -> Any:
-    """Return a protocol class like this one, whose idle connections do not end when a request has come.
+def drainable(protocol_class: Any) -> Any:
+    """Return a protocol class like this one, of which a drain can know what it has to, and whose idle connections do
+    not end when a request has come.
 
     A loop that was held up (by a slow call, or because the process was stopped) runs its timers first. It would end a
     connection whose next request has been in the kernel for long, and reset the client.
     """
-    if not hasattr(protocol_class, "timeout_keep_alive_handler"):
+    if protocol_class.__name__ == "AutoZttpProtocol":  # it makes a protocol by this name, or one for HTTP/2
+        module = sys.modules[protocol_class.__module__]
+        module.ZttpProtocol = drainable(module.ZttpProtocol)  # type: ignore[attr-defined]
+    if not hasattr(protocol_class, "timeout_keep_alive_handler") or issubclass(protocol_class, PatientTimeout):
         return protocol_class
+    followed = (ZttpRest,) if protocol_class.__name__ == "ZttpProtocol" else ()
+    return type(protocol_class.__name__, (*followed, PatientTimeout, protocol_class), {})
 
-    class PatientProtocol(protocol_class):  # type: ignore[misc]  # the class that uvicorn's configuration names
-        """uvicorn's protocol, whose keep-alive timeout looks for a request in the kernel first."""
 
-        def timeout_keep_alive_handler(self) -> None:
-            if unread(self.transport):
-                # uvicorn cancels it when it reads the data; if that is no request, the connection ends next time.
-                self.timeout_keep_alive_task = self.loop.call_later(
-                    self.timeout_keep_alive, self.timeout_keep_alive_handler
-                )
+class PatientTimeout:
+    """Mixin of a protocol whose keep-alive timeout looks for a request in the kernel first."""
+
+    def timeout_keep_alive_handler(self: Any) -> None:
+        """End an idle connection. uvicorn cancels the timer when it reads data."""
+        if unread(self.transport):  # if it is no request, the connection ends next time
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()  # type: ignore[misc]
+
+
+_END_OF_HEAD = b"\r\n\r\n"
+
+_UNKNOWN = b"?"
+"""Stands for what a parser may hold. It ends no head, and the next piece that is one whole head ends the doubt."""
+
+_REST_LIMIT_BYTES = 64 * 1024
+"""Size from which it does not matter any more what a parser holds: it is more than one request."""
+
+
+class ZttpRest:
+    """Mixin of the protocol on zttp that knows what its parser holds: requests behind the one that is being answered,
+    or a part of the next head. In doubt it holds something, so that the connection is not ended.
+
+    A piece that is one whole head, as nearly all are, costs one search.
+    """
+
+    zd_rest = b""
+    """What the parser holds behind the last request that it has returned."""
+
+    def data_received(self: Any, data: bytes) -> None:
+        """Have the protocol take ``data``, and note what is left of it."""
+        cycle = self.cycle
+        in_body = cycle is not None and cycle.more_body
+        received = len(cycle.body) if in_body else 0
+        super().data_received(data)  # type: ignore[misc]
+        if self.cycle is not cycle:
+            if not in_body and 0 < data.find(_END_OF_HEAD) == len(data) - len(_END_OF_HEAD):
+                self.zd_rest = b""  # whatever it held before: that was a part of this head
             else:
-                super().timeout_keep_alive_handler()
+                self._zd_hold(_behind(self.zd_rest + data, self.cycle))
+        elif not in_body:
+            self._zd_hold(self.zd_rest + data)
+        elif not cycle.more_body:
+            known = not cycle.response_complete  # afterwards uvicorn does not count what it drops
+            self._zd_hold(_behind_body(data, len(cycle.body) - received, cycle) if known else _UNKNOWN)
 
-    return PatientProtocol
+    def _zd_hold(self: Any, held: bytes) -> None:
+        self.zd_rest = held.lstrip(b"\r\n") if len(held) < _REST_LIMIT_BYTES else _UNKNOWN
+        if self.zd_rest and self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.on_response = self._zd_on_response_complete
+
+    def _zd_on_response_complete(self: Any) -> None:
+        """Have the protocol go on with what its parser holds."""
+        cycle = self.cycle
+        self.on_response_complete()
+        if self.cycle is not cycle:
+            self._zd_hold(_behind(self.zd_rest, self.cycle))
+
+
+def _behind(data: bytes, cycle: Any) -> bytes:
+    """Return what of ``data`` comes behind the request of ``cycle``, of which the head and what came of the body are in
+    it.
+    """
+    if cycle.more_body:
+        return b""
+    _head, end, body = data.lstrip(b"\r\n").partition(_END_OF_HEAD)
+    return _behind_body(body, len(cycle.body), cycle) if end else _UNKNOWN
+
+
+def _behind_body(data: bytes, length: int, cycle: Any) -> bytes:
+    """Return what of ``data`` comes behind the body that ends in it, and of which ``length`` bytes are in it."""
+    if not any(name == b"transfer-encoding" for name, _value in cycle.scope["headers"]):
+        return data[length:]
+    last_chunk_is_last = data.find(_END_OF_HEAD) == len(data) - len(_END_OF_HEAD)
+    return b"" if last_chunk_is_last else _UNKNOWN
 
 
 # -- the hand-over ---------------------------------------------------------------------------------------------------
@@ -170,7 +247,8 @@ def can_move(protocol: Any) -> bool:
     transport = getattr(protocol, "transport", None)
     if transport is None or transport.get_extra_info("sslcontext") is not None or hasattr(protocol, "cycles"):
         return False
-    return hasattr(getattr(protocol, "conn", None), "trailing_data") or hasattr(protocol, "scope")
+    knows_rest = hasattr(protocol, "zd_rest") or hasattr(getattr(protocol, "conn", None), "trailing_data")
+    return knows_rest or hasattr(protocol, "parser")  # httptools
 
 
 def when_answered(protocol: Any, offer: Callable[[], None]) -> None:

@@ -31,7 +31,7 @@ from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
-from zdworker.workers.event_loop.serving import CUT_S, TICK_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
+from zdworker.workers.event_loop.serving import CUT_S, HEARTBEAT_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
 from zdworker.workers.health import HealthWorker, asgi_with_health
 from zdworker.workers.requirements import refuse_missing
 from zdworker.workers.uvicorn.connections import (
@@ -41,12 +41,17 @@ from zdworker.workers.uvicorn.connections import (
     can_move,
     cycle_of,
     detach,
+    drainable,
     resume,
     when_answered,
-    with_patient_timeout,
 )
 
 logger = logging.getLogger("uvicorn.error")
+
+UVICORN_TICK_S = 0.1
+"""Seconds between two ticks of uvicorn while it serves: it counts them, and sets the date with each tenth."""
+
+TICKS_OF_HEARTBEAT = round(HEARTBEAT_INTERVAL_S / UVICORN_TICK_S)
 
 if not hasattr(Config, "get_loop_factory"):
     raise GenerationError(
@@ -168,7 +173,7 @@ class DrainingServer(AsgiServing, Server):
         config = self.config
         self.asgi = AsgiDrain(asgi_with_health(config.loaded_app, self.worker))
         config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
-        protocol_class: Any = with_patient_timeout(config.http_protocol_class)
+        protocol_class: Any = drainable(config.http_protocol_class)
         config.http_protocol_class = protocol_class
         if config.ssl is None:
             return
@@ -199,11 +204,12 @@ class DrainingServer(AsgiServing, Server):
 
     async def main_loop(self) -> None:
         """Tick until the worker has to leave; uvicorn's own loop would notice that only with its next tick."""
-        await self.until_leaving(TICK_INTERVAL_S)
+        await self.until_leaving(UVICORN_TICK_S)
 
     async def tick(self) -> None:
-        """Do uvicorn's tick, too: it rebuilds the default headers, of which one is the date."""
-        await super().tick()
+        """Do uvicorn's tick, and our own with each tenth; in a drain with each."""
+        if self.draining or self._ticks % TICKS_OF_HEARTBEAT == 0:
+            await super().tick()
         if await self.on_tick(self._ticks):
             self.worker.zd_leave(self.worker.cfg.graceful_timeout)  # a library has set uvicorn's ``should_exit``
         self._ticks = (self._ticks + 1) % 864000

@@ -84,9 +84,9 @@ class LingeringSocket(socket.socket):
 class Accepted(LingeringSocket):
     """A connection as it was accepted, with what was read of its request's head."""
 
-    def __init__(self, worker: WSGIWorker, listener: Listener, client: socket.socket, address: Any) -> None:
+    def __init__(self, worker: WSGIWorker, listener: Listener, number: int, address: Any) -> None:
         family, kind, protocol = listener.kind
-        super().__init__(family, kind, protocol, client.detach())
+        super().__init__(family, kind, protocol, number)
         # Not what accept(2) inherits on some systems, nor the application's socket.setdefaulttimeout().
         self.setblocking(True)
         self.zd_worker, self.zd_listener, self.zd_address = worker, listener, address
@@ -195,7 +195,8 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         if not self.alive or len(self._parked) >= self._max_parked:
             raise BlockingIOError(errno.EAGAIN, "not now")
         try:
-            client, address = listener.accept()
+            # accept() would make a socket of the wrong class first, which costs as much as parsing a head.
+            number, address = listener.sock._accept()  # noqa: SLF001  # as gevent does it
         except (OSError, AttributeError) as error:
             if not self.alive:  # told to leave in this very moment: the listener is closed
                 raise BlockingIOError(errno.EAGAIN, "not now") from error
@@ -204,7 +205,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
             self._max_parked = len(self._parked)
             self.log.warning("Out of file descriptors: from now on at most %d connections wait", self._max_parked)
             return
-        self._serve_or_park(Accepted(self, self._listeners[listener], client, address))
+        self._serve_or_park(Accepted(self, self._listeners[listener], number, address))
         if self._parked:
             # Gunicorn's loop accepts as long as there is something to accept: the parked ones get their turn between.
             self._poll(0.0)
@@ -249,7 +250,8 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         """Serve a connection that another worker has handed over."""
         name = listening_name(connection.sock, [known.getsockname() for known in self._listeners.values()])
         client = connection.client()
-        taken = Accepted(self, Listener(connection.sock, name), connection.sock, client)
+        listener = Listener(connection.sock, name)
+        taken = Accepted(self, listener, connection.sock.detach(), client)
         self._parked.wait(taken, connection.idle_until)
 
     def zd_give(self) -> list[Connection]:
