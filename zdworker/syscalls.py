@@ -17,6 +17,8 @@ import stat
 import struct
 import sys
 import termios
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,6 +44,20 @@ HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 _SIGACTION_BYTES = 512
 """More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""
+
+
+def fork(call: Callable[[], int] = os.fork) -> int:
+    """Fork, and return what ``os.fork()`` does, also where other threads run.
+
+    Python warns of those since 3.12. With warnings as errors, 3.15 raises that in the parent when the child runs.
+
+    :param call: ``os.fork`` as a library may have replaced it by now. By default it is the one before: gevent's would
+        watch the child from a hub that does not run here.
+    :raises OSError: the kernel refuses the fork.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return call()
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ ORPHANED_WORKERS_S = 1.4
 """Seconds after which no worker is left whose master is dead (``ORPHAN_LIMIT_S`` in ``workers/base.py``)."""
 
 # The functions before a worker class monkey-patches them: gevent's watch children from a hub that does not run here.
-_fork, _waitpid, _poll, _sleep = os.fork, os.waitpid, select.poll, time.sleep
+_waitpid, _poll, _sleep = os.waitpid, select.poll, time.sleep
 
 
 def main() -> NoReturn:
@@ -366,7 +366,7 @@ class Generation:
             return
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
-            pid = _fork()
+            pid = syscalls.fork()
         except OSError as error:
             self._report(NotForked(message.worker_id, os.strerror(error.errno or 0)))
         else:
@@ -380,7 +380,7 @@ class Generation:
 
     def _fork_worker(self, message: Spawn, descriptors: dict[str, list[int]]) -> NoReturn:
         try:
-            if _fork() != 0:
+            if syscalls.fork() != 0:
                 os._exit(0)
         except OSError as error:
             os._exit(error.errno or errno.EAGAIN)

@@ -27,8 +27,8 @@ HOOKS_BEFORE_TLS = ("on_reload", "pre_fork", "post_fork", "post_worker_init")
 HOOKS_IN_THE_MASTER = ("on_starting", "when_ready", "child_exit", "nworkers_changed")
 """Further hooks, whose changes of the environment reach the workers with the order to fork one."""
 
-# As they are before a worker class monkey-patches: gevent's watch children from a hub that does not run here.
-_fork, _waitpid = os.fork, os.waitpid
+_waitpid = os.waitpid
+"""As it is before a worker class monkey-patches: gevent's watches children from a hub that does not run here."""
 
 
 def refuse_bad_tls(worker_class: Any, cfg: Any) -> None:
@@ -43,7 +43,7 @@ def refuse_bad_tls(worker_class: Any, cfg: Any) -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as found:
         try:
-            pid = _fork()
+            pid = syscalls.fork()
             if pid == 0:
                 _check(worker_class, cfg, writer)
         finally:
