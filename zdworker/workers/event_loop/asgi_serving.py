@@ -14,7 +14,6 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zdworker.workers.applications import Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.asgi.warmup import ask, warm_up
 from zdworker.workers.drain import InFlight
@@ -34,14 +33,6 @@ class AsgiServing(Serving):
         self.handshakes: weakref.WeakSet[Any] = weakref.WeakSet()
         """Protocols that exist since before their TLS handshake, after which they get their ``transport``."""
         self._rounds = 0
-
-    @abc.abstractmethod
-    def announce(self, protocol: Any) -> None:
-        """Have the response under way on a connection, if there is one, end that connection."""
-
-    @abc.abstractmethod
-    def prepare(self, send: Send) -> None:
-        """Do the same for a request that begins during the drain, whose ASGI ``send`` this is."""
 
     @abc.abstractmethod
     def warm_up_basis(self) -> Mapping[str, Any]:
@@ -64,10 +55,8 @@ class AsgiServing(Serving):
 
     def zd_begin_drain(self) -> None:
         """Announce the end on each connection, and begin to close the WebSockets."""
-        self.draining = True
-        self.asgi.begin(self.prepare, self.drain.websocket_spread_s)
-        for protocol in list(self.connections()):
-            self.announce(protocol)
+        self.end_responses()
+        self.asgi.begin(self.drain.websocket_spread_s)
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is open or in its handshake, and no call of the application runs."""

@@ -5,6 +5,8 @@ Rules:
 * The course of the drain is :class:`zdworker.workers.drain.Drain`; this is its front for event loops.
 * The drain has one deadline, the worker's ``zd_deadline``. Everything that waits reads it again and again, because it
   may come nearer meanwhile.
+* Responses end their connections from the signal handler on, not only from the loop's next turns: the handler of the
+  application whose response comes next may have blocked the loop.
 * Idle connections are not closed unannounced before it; each server's connections know when their own time is over.
 * The worker sends heartbeats and watches its parent to the end: :meth:`Serving.tick` goes on, whatever is awaited here.
 * Nothing is awaited without a bound and threads are never joined: ``run()`` returns in time, whatever the application
@@ -102,7 +104,7 @@ class Serving(abc.ABC):
         self.is_open = False
         """Whether connections are accepted, or have been."""
         self.draining = False
-        """Whether accepting has stopped."""
+        """Whether responses end their connections."""
         self.listeners: Sequence[Any] = ()
         """The event loop's servers, once there are any."""
         self.drain = Drain(
@@ -153,6 +155,8 @@ class Serving(abc.ABC):
 
     def wake(self) -> None:
         """Have the loop notice that the worker has to leave; for signal handlers."""
+        if self.is_open:
+            self.end_responses()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._notice)
 
@@ -227,6 +231,10 @@ class Serving(abc.ABC):
             await done_within(self._leave_requested, tick_s)
 
     # -- draining ----------------------------------------------------------------------------------------------------
+
+    def end_responses(self) -> None:
+        """Have each response whose head is not written yet end its connection; may be called in a signal handler."""
+        self.draining = True
 
     async def drain_connections(self) -> bool:
         """Stop accepting, see every connection to its end, and cut what is left at the deadline.

@@ -208,13 +208,12 @@ class AsgiServer(AsgiServing):
         """Return how many calls of the application run."""
         return sum(connection.zd_running() for connection in self.open)
 
-    def announce(self, protocol: Connection) -> None:
-        """Follow an HTTP/2 connection from now on. Other responses announce the end themselves, in their head."""
-        if protocol._zd_http2 is not None:
-            protocol._zd_http2.begin()
-
-    def prepare(self, send: Send) -> None:
-        """Do nothing: see :meth:`announce`."""
+    def zd_begin_drain(self) -> None:
+        """Follow the HTTP/2 connections from now on, too. Responses announce the end themselves, in their head."""
+        super().zd_begin_drain()
+        for connection in self.open:
+            if connection._zd_http2 is not None:
+                connection._zd_http2.begin()
 
     def tend(self, connection: Connection, now: float) -> None:
         """End a connection whose time is over."""

@@ -35,7 +35,7 @@ class Request(HTTP1Connection):
     """One request of a connection."""
 
     draining: ClassVar[bool] = False
-    """Whether the worker drains; for all of them."""
+    """Whether responses end their connections, if they can; for all of them."""
 
     def write_headers(self, start_line: Any, headers: HTTPHeaders, chunk: bytes | None = None) -> Any:
         """Write the response's head; one of a draining worker says that the connection ends, if it can."""
@@ -122,10 +122,14 @@ class Server(HTTPServer):
         if getattr(server_conn.stream, "zd_ends", False):
             server_conn.stream.close()
 
-    def begin_drain(self) -> None:
-        """Stop accepting. From now on each response ends its connection, if it can."""
-        self.stop()
+    def end_responses(self) -> None:
+        """Have each response from now on end its connection, if it can."""
         Request.draining = True
+
+    def begin_drain(self) -> None:
+        """Stop accepting, and have responses end their connections."""
+        self.stop()
+        self.end_responses()
         now = time.monotonic()
         for server_conn in self.connections:
             server_conn.zd_since = now

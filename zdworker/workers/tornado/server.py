@@ -117,7 +117,7 @@ class TornadoServing(Serving):
 
         async def accept_connection(protocol: Any, handler: Any) -> None:
             serving.websockets.add(handler)
-            if serving.draining:
+            if serving.drain.has_begun:
                 serving._close_later(handler, delay_after_accept(serving.drain.websocket_spread_s))
             try:
                 await accept(protocol, handler)
@@ -165,6 +165,11 @@ class TornadoServing(Serving):
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
+    def end_responses(self) -> None:
+        """Have Tornado's connections do that, too."""
+        super().end_responses()
+        self.server.end_responses()
+
     def zd_stop_accepting(self) -> Iterable[float]:
         """Close the listeners; Tornado takes a connection up in the same call that accepts it, so none is lost."""
         self.server.begin_drain()
@@ -177,7 +182,6 @@ class TornadoServing(Serving):
 
     def zd_begin_drain(self) -> None:
         """Begin to close the WebSockets; responses announce the end by themselves."""
-        self.draining = True
         open_now = list(self.websockets)
         for handler, delay in zip(open_now, close_delays(len(open_now), self.drain.websocket_spread_s), strict=True):
             self._close_later(handler, delay)

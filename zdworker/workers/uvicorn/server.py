@@ -212,12 +212,14 @@ class DrainingServer(AsgiServing, Server):
             self.config.timeout_graceful_shutdown = CUT_S  # type: ignore[assignment]  # seconds; floats do as well
             await self.until_done(super().shutdown(sockets=sockets))
 
-    def announce(self, protocol: Any) -> None:
-        """Have the response under way on a connection end that."""
-        announce_current(protocol)
+    def end_responses(self) -> None:
+        """Put the announcement before each response that is under way, and before those that begin from now on."""
+        super().end_responses()
+        self.asgi.prepare = self._prepare
+        for protocol in list(self.connections()):
+            announce_current(protocol)
 
-    def prepare(self, send: Send) -> None:
-        """Have the response to a request that has just begun end its connection."""
+    def _prepare(self, send: Send) -> None:
         known = cycle_of(send)
         if known is not None:
             announce(*known)
