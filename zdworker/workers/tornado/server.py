@@ -68,7 +68,7 @@ def run(worker: Worker) -> None:
     :raises SystemExit: 3, the warm-up failed (reported); 0, it had to end before it was ready.
     """
     serving = worker.zd_serving = TornadoServing(worker)
-    run_to_end(asyncio.get_event_loop_policy().get_event_loop(), serving.serve())
+    run_to_end(asyncio.get_event_loop(), serving.serve())
 
 
 class TornadoServing(Serving):
