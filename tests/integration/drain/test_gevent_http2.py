@@ -74,8 +74,8 @@ def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
 
 
 def test_http2_connections_without_a_request_get_one(server: Server) -> None:
-    clients = connections(server)
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        clients = connections(server)
     for client in clients:
         assert_old(client, client.request("GET", "/"))
     for client in clients:
@@ -134,8 +134,8 @@ def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) ->
 
 def test_http2_streams_without_a_pause(server: Server) -> None:
     """A connection that is never quiet is told so between two streams; a client of RFC 9113 asks elsewhere."""
-    (client,) = connections(server, 1)
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        (client,) = connections(server, 1)
     streams = [client.request("GET", "/sleep?seconds=0.3")]
     while not client.goaways:
         streams.append(client.request("GET", "/sleep?seconds=0.3"))

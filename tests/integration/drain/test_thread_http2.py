@@ -66,9 +66,9 @@ def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
 
 
 def test_http2_connections_without_a_request_get_one(server: Server) -> None:
-    clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
-    server.wait_taken()
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
+        server.wait_taken()
     for client in clients:
         assert_old(client.get("/"))
         assert_told_goodbye(client, 1)
