@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import functools
 import os
+import posix
 import resource
 import signal
 import socket
@@ -18,11 +19,12 @@ import stat
 import struct
 import sys
 import termios
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from posix import _exit, fork
 from typing import Protocol
 
-plain_fork, plain_exit = fork, _exit
+plain_fork, plain_exit = posix.fork, posix._exit  # noqa: SLF001  # it is public in its copy, os._exit
 """fork(2) and _exit(2) of the interpreter, whatever tools have put into ``os``: with a debugger's fork the child waits
 for the debugger's client, with gevent's it gets a hub, and a profiler's exit raises."""
 
@@ -54,6 +56,19 @@ _SIGACTION_BYTES = 512
 def _c_library() -> ctypes.CDLL:
     """Return the C library. Each new object for it costs as much as a hundred calls."""
     return ctypes.CDLL(None, use_errno=True)
+
+
+def fork(call: Callable[[], int] | None = None) -> int:
+    """Fork, and return what ``os.fork()`` does, also where other threads run.
+
+    Python warns of those since 3.12. With warnings as errors, 3.15 raises that in the parent when the child runs.
+
+    :param call: ``os.fork`` as a tool may have replaced it; :data:`plain_fork` by default.
+    :raises OSError: the kernel refuses the fork.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return (call or plain_fork)()
 
 
 @dataclass(frozen=True)

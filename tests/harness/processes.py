@@ -69,7 +69,7 @@ class Process:
 def read_process(pid: int) -> Process | None:
     """Return what ``pid`` is, or None when there is no such process. A zombie is still there."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # a name may be any bytes
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()

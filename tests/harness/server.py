@@ -32,7 +32,7 @@ from tests.harness.processes import Process, wait_for
 
 DEFAULT_CLASS = "zdworker.UvicornWorker"
 NO_SESSION = -1
-BOOT_TIMEOUT_S = 30.0
+BOOT_TIMEOUT_S = 60.0
 """Seconds that a fleet may take to get ready on a machine with other work to do."""
 
 
@@ -141,6 +141,9 @@ class Server:
 
     def begin_reload(self, version: str) -> list[int]:
         """Reload, and return the present workers as soon as none of them accepts any more.
+
+        The new code may take long to load. What has to last until the drain begins waits for it, as ``/hold`` does, or
+        is begun within :meth:`reload_at_the_end`.
 
         The surge must be as large as the fleet, or they would drain one after the other.
         """

@@ -44,10 +44,6 @@ class Peer:
         return [message.get("code", 1000) for message in self.sent if message["type"] == "websocket.close"]
 
 
-def unprepared(send: Send) -> None:
-    """Nothing is done for an HTTP request."""
-
-
 async def listening(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "websocket.accept"})
     while (await receive())["type"] != "websocket.disconnect":
@@ -78,7 +74,7 @@ def test_http_goes_straight_through_and_the_server_is_told_of_it_in_the_drain() 
         drain = AsgiDrain(app)
         await drain({"type": "http"}, nothing, send)
         await drain({"type": "lifespan"}, nothing, send)
-        drain.begin(prepared.append, 0.0)
+        drain.prepare = prepared.append
         await drain({"type": "lifespan"}, nothing, send)
         assert prepared == []
         await drain({"type": "http"}, nothing, send)
@@ -94,7 +90,7 @@ def test_the_drain_closes_live_websockets_and_the_application_sees_it() -> None:
         tasks = [asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send)) for peer in peers]
         await asyncio.sleep(0)
         assert len(drain.websockets) == 3
-        drain.begin(unprepared, 0.0)
+        drain.begin(0.0)
         await asyncio.wait_for(asyncio.gather(*tasks), 10.0)
         assert not drain.websockets
         return peers
@@ -133,7 +129,7 @@ def test_a_message_is_answered_before_the_close(
         task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
         peer.queue.put_nowait({"type": "websocket.receive", "text": "question"})
         await asyncio.sleep(0)
-        drain.begin(unprepared, 0.0)
+        drain.begin(0.0)
         await asyncio.wait_for(peer.ended.wait(), 10.0)
         task.cancel()
         return [message["type"] for message in peer.sent]
@@ -162,7 +158,7 @@ def test_closing_is_spread_evenly() -> None:
         tasks = [asyncio.ensure_future(drain(WEBSOCKET, each.receive, each.send)) for each in peers]
         await asyncio.sleep(0)
         begun = loop.time()
-        drain.begin(unprepared, 0.2)
+        drain.begin(0.2)
         await asyncio.wait_for(asyncio.gather(*tasks), 10.0)
         return [moment - begun for moment in closed]
 
@@ -175,7 +171,7 @@ def test_closing_is_spread_evenly() -> None:
 def test_an_upgrade_during_the_drain_is_accepted_then_closed() -> None:
     async def scenario() -> Peer:
         drain, peer = AsgiDrain(listening), Peer()
-        drain.begin(unprepared, 0.0)
+        drain.begin(0.0)
         await asyncio.wait_for(drain(WEBSOCKET, peer.receive, peer.send), 10.0)
         return peer
 
@@ -193,7 +189,7 @@ def test_one_that_is_not_accepted_yet_is_closed_when_it_is() -> None:
         drain, peer = AsgiDrain(late), Peer()
         task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
         await asyncio.sleep(0)
-        drain.begin(unprepared, 0.0)
+        drain.begin(0.0)
         await asyncio.sleep(0.01)
         assert peer.sent == []
         go.set()
@@ -209,7 +205,7 @@ def test_an_application_that_only_sends_ends_without_an_error(cause: Exception |
         drain, peer = AsgiDrain(pushing), Peer()
         task = asyncio.ensure_future(drain({**WEBSOCKET, "cause": cause}, peer.receive, peer.send))
         await asyncio.sleep(0.01)
-        drain.begin(unprepared, 0.0)
+        drain.begin(0.0)
         await asyncio.wait_for(task, 10.0)  # whatever the framework made of it
         assert peer.closes() == [1012]
         assert peer.sent[-1]["type"] == "websocket.close"
@@ -226,7 +222,7 @@ def test_an_error_of_the_application_itself_is_not_hidden() -> None:
         drain, peer = AsgiDrain(broken), Peer()
         task = asyncio.ensure_future(drain(WEBSOCKET, peer.receive, peer.send))
         await asyncio.sleep(0)
-        drain.begin(unprepared, 0.0)
+        drain.begin(0.0)
         with pytest.raises(ValueError, match="own"):
             await asyncio.wait_for(task, 10.0)
 

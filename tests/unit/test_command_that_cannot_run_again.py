@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,25 @@ def test_a_fork_of_another_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_the_kernel_knows_a_fork() -> None:
     assert not syscalls.was_forked()
-    child = os.fork()
+    child = syscalls.fork()
     if child == 0:
         os._exit(syscalls.was_forked())
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+
+
+def test_a_fork_with_threads_is_none_to_warn_of() -> None:
+    """Warnings are errors here: Python 3.15 would raise one in the parent, and leave the child running."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        child = syscalls.fork()
+        if child == 0:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from zdworker import descendants
+from zdworker import descendants, syscalls
 from zdworker.descendants import Descendant, end_own_descendants, own_descendants
 
 pytestmark = pytest.mark.linux
@@ -84,7 +84,7 @@ def test_a_process_is_named_without_its_arguments(begin: StartProcess) -> None:
 
 
 def test_a_name_cannot_spoil_the_log() -> None:
-    child = os.fork()
+    child = syscalls.fork()
     if child == 0:
         with open("/proc/self/comm", "wb") as file:
             file.write(b"a) R 1\x1b[2J\n\xff")

@@ -91,8 +91,8 @@ class ListServer(AsgiServing):
     def running(self) -> int:
         return self.calls
 
-    def announce(self, protocol: Any) -> None:
-        self.announced.append(protocol)
+    def announce(self, connection: Any) -> None:
+        self.announced.append(connection)
 
     def prepare(self, send: Send) -> None:
         """Nothing."""
@@ -242,8 +242,23 @@ def test_the_drain_ends_with_the_last_connection_and_call() -> None:
         assert 0.09 <= time.monotonic() - begun < 5.0
         assert listener.closed
         assert worker.reported == ["draining"]
-        assert server.announced == ["one"]
+        assert server.draining
         assert set(server.tended) == {"one"}
+
+    run(scenario)
+
+
+def test_responses_end_their_connections_before_the_loop_turns() -> None:
+    """A handler may hold the loop until its response is written."""
+
+    async def scenario() -> None:
+        worker = Worker()
+        server = ListServer(worker)
+        server.begin_boot()
+        await server.opened()
+        assert not server.draining
+        worker.zd_leave(30.0)
+        assert server.draining
 
     run(scenario)
 

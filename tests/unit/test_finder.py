@@ -106,6 +106,18 @@ def test_the_one_of_the_present_directory(masters: Masters, present: Path) -> No
     assert (found.path, found.announcement) == (path, "")
 
 
+@pytest.mark.linux
+def test_one_whose_name_the_kernel_has_cut(masters: Masters) -> None:
+    """It keeps 15 bytes of a program's name, which may end in the middle of a character."""
+    path, comm = masters.start(os.getpid(), None), Path("/proc/self/comm")
+    before = comm.read_bytes()
+    comm.write_bytes("gunicorn-shop-ö".encode())
+    try:
+        assert finder.find(pid=os.getpid()).path == path
+    finally:
+        comm.write_bytes(before)
+
+
 def test_the_nearest_one_above_is_announced(masters: Masters, present: Path) -> None:
     masters.start(1, present.parents[2])
     path = masters.start(2, present.parent, application="app:app", bind=["http://a:1", "unix:/b"], age_s=7300.0)

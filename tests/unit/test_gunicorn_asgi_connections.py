@@ -77,7 +77,7 @@ class Stage:
 
     def begin_drain(self) -> None:
         self.draining = True
-        self.connection.zd_begin_drain()
+        self.connection.zd_end_responses()
 
     async def feed(self, data: bytes) -> None:
         self.theirs.send(data)

@@ -21,7 +21,7 @@ from packaging.version import Version
 import zdworker
 
 ROOT = Path(__file__).parents[2]
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 """The versions of Python that ``constraints.txt`` has to serve: those that the classifiers name."""
 
 PROJECT: dict[str, Any] = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(

@@ -13,6 +13,7 @@ from types import FrameType
 
 import pytest
 
+from zdworker import syscalls
 from zdworker.workers.signals import Handlers, SharedFlag
 
 TERM = signal.SIGTERM
@@ -95,7 +96,7 @@ def test_another_thread_changes_nothing(handlers: Handlers, calls: list[str]) ->
 
 def forked(run: Callable[[], None]) -> int:
     """Return how a forked process that calls ``run`` has ended: its exit code, or minus its signal."""
-    child = os.fork()
+    child = syscalls.fork()
     if child == 0:
         try:
             run()
@@ -117,7 +118,7 @@ def test_in_a_forked_process_the_signal_counts_when_the_worker_is_gone() -> None
 
     def worker() -> None:
         Handlers(logging.getLogger("worker")).set(TERM, lambda *_: None)
-        if os.fork() == 0:
+        if syscalls.fork() == 0:
             os.close(holds)
             os.read(held, 1)  # until the test has closed the other end
             os.kill(os.getpid(), TERM)

@@ -172,7 +172,8 @@ def _owner_of_file(path: str) -> int | None:
 def _owner_of_process(pid: int) -> int:
     """Return the effective user of a process, which is not always the owner of its directory in ``/proc``."""
     try:
-        found = re.search(r"^Uid:\s+\d+\s+(\d+)", Path(f"/proc/{pid}/status").read_text(errors="replace"), re.MULTILINE)
+        status = Path(f"/proc/{pid}/status").read_bytes()  # the process's name is in it, cut after 15 bytes
+        found = re.search(rb"^Uid:\s+\d+\s+(\d+)", status, re.MULTILINE)
         return int(found[1]) if found is not None else os.stat(f"/proc/{pid}").st_uid
     except OSError:
         raise NoInstance(f"no process has the pid {pid}") from None

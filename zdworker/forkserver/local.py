@@ -48,7 +48,7 @@ class LocalGeneration:
         worker_boot.flush_streams()  # what is still in a buffer would be written once more by each worker
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
-            pid = os.fork()
+            pid = syscalls.fork(os.fork)
             if pid == 0:
                 self._run_worker(spawn, descriptors, listeners)
             return pid

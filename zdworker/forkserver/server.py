@@ -380,7 +380,7 @@ class Generation:
             return
         signal.pthread_sigmask(signal.SIG_BLOCK, syscalls.HELD_SIGNALS)
         try:
-            pid = syscalls.plain_fork()
+            pid = syscalls.fork()
             if pid == 0:
                 self._fork_worker()
             refused = _wait_for_end(pid) if pid else 0
@@ -400,7 +400,7 @@ class Generation:
                 # A debugger's: it follows workers, as it does in Gunicorn, if it finds that their parent is the master.
                 fork = os.fork
                 os.register_at_fork(after_in_child=functools.partial(_wait_for_other_parent, os.getpid()))
-            if fork() != 0:
+            if syscalls.fork(fork) != 0:
                 syscalls.plain_exit(0)
         except OSError as error:
             syscalls.plain_exit(error.errno or errno.EAGAIN)

@@ -43,7 +43,7 @@ def refuse_bad_tls(worker_class: Any, cfg: Any) -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as found:
         try:
-            pid = syscalls.plain_fork()
+            pid = syscalls.fork()
             if pid == 0:
                 _check(worker_class, cfg, writer)
         finally:

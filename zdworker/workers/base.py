@@ -476,8 +476,9 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon.
 
         One that the master has not announced is for this worker alone, or for the whole process group. Then a worker
-        that can hand its connections over asks for a successor and goes on until the master tells it to leave; a second
-        one is an order.
+        that can hand its connections over asks for a successor and goes on until the master tells it to leave. A second
+        one is an order, and so is the first where the application has a handler of its own: it has been called by now,
+        and what it has begun to end is not to get further requests.
         """
         if not self.booted:
             if self.zd_parent_lost():
@@ -485,12 +486,16 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
         self.zd_check_parent()
-        waits = self.zd_settings.shutdown_delay or (self.zd_takes and self._zd_term_at == math.inf)
+        can_wait = self.zd_takes and self._zd_term_at == math.inf and not self._zd_application_handles(sig)
+        waits = self.zd_settings.shutdown_delay or can_wait
         if self.zd_master_pid and waits and not self.zd_leaving and not self.zd_reporter.was_announced(Leave):
             self._zd_term_at = min(self._zd_term_at, time.monotonic())
             self._zd_next_check = 0.0
         else:
             self.zd_leave(self.cfg.graceful_timeout)
+
+    def _zd_application_handles(self, sig: int) -> bool:
+        return self._zd_handlers is not None and self._zd_handlers.application_handles(sig)
 
     def _zd_follow_unannounced_term(self, now: float) -> None:
         """Leave after a ``TERM`` that the master has not announced: when there is a successor, or has been time for it.

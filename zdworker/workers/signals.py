@@ -92,6 +92,10 @@ class Handlers:
                     ", and calls it as well" if callable(theirs) else "",
                 )
 
+    def application_handles(self, signum: int) -> bool:
+        """Return whether the application has a handler of its own for a signal."""
+        return signum in self._own and self._own[signum].applications is not None
+
     def exiting(self) -> None:
         """Let the signals have their default effect in what the application has forked."""
         self._exiting.set()

@@ -15,7 +15,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ASGI, UVICORN, UVICORN_H11, WorkerClass, for_each
 
 CLASSES = (UVICORN, UVICORN_H11, ASGI)
@@ -26,11 +26,14 @@ SLACK = 1.5
 BACKGROUND = """
 
 async def background(scope, receive, send, query):
-    mark("request", path="/background")
-    await asyncio.sleep(float(query["before"]))
-    await answer(send)
-    mark("answered")
-    await asyncio.sleep(float(query["after"]))
+    if query["held"] == "answer":
+        await endpoints.wait_async("/hold", query)
+        await answer(send)
+        mark("answered")
+        await asyncio.sleep(4)
+    else:
+        await answer(send)
+        await endpoints.wait_async("/hold", query)
     mark("background done")
 
 
@@ -117,8 +120,9 @@ def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerC
     """The client has gone as it was told to: that is no reason to cancel what the application does after its answer."""
     site.deploy("one", extra=BACKGROUND)
     server = start_class(worker, workers=1, graceful_timeout=12)
-    client = ask(server, "/background?before=2&after=4")
+    client = ask(server, "/background?held=answer")
     (old,) = server.begin_reload("two")
+    site.answer_held()
     reply = client.reply()
     assert reply.last
     client.close()
@@ -132,10 +136,12 @@ def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerC
 def test_background_tasks_of_a_client_that_left_before(start_class: Start, site: Site, worker: WorkerClass) -> None:
     site.deploy("one", extra=BACKGROUND)
     server = start_class(worker, workers=1, graceful_timeout=12)
-    client = ask(server, "/background?before=0&after=2.5")
+    client = ask(server, "/background?held=end")
     assert client.reply().status == 200
     client.close()
     (old,) = server.begin_reload("two")
+    assert alive(old)
+    site.answer_held()
     wait_for(lambda: not alive(old), 8, "the old worker is gone")
     assert len(site.marks("background done")) == 1
 
@@ -163,7 +169,7 @@ def test_endless_events_run_to_the_deadline(start_class: Start, site: Site, work
 def test_a_thread_does_not_hold_the_worker(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """``run_in_executor`` cannot be interrupted, and is not waited for beyond the deadline."""
     server = start_class(worker, workers=1, graceful_timeout=2)
-    client = ask(server, "/executor?seconds=25")
+    client = ask(server, "/executor?seconds=120")
     (old,) = server.begin_reload("two")
     wait_for(lambda: not alive(old), 2 + SLACK, "the old worker is gone")
     assert [mark["pid"] for mark in site.marks("shutdown")] == [old]
@@ -203,7 +209,7 @@ def test_warm_up_has_the_lifespan_s_state(start_class: Start, site: Site, worker
     site.deploy("two", extra=STATE)
     server.configure(zd_warmup=["/warm?status=503"])
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: site.marks("warm", "two"), 10, "the new code was tried")
+    wait_for(lambda: site.marks("warm", "two"), BOOT_TIMEOUT_S, "the new code was tried")
     wait_for(lambda: [child.pid for child in server.children() if child.forked] == [pid], 10, "the old code serves on")
     assert server.get("/")["version"] == "one"
 

@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import GEVENT
 
 PATCHED = """
@@ -102,7 +102,7 @@ def test_a_killed_worker_comes_back_from_a_patched_fork_server(start: Start) -> 
 def test_without_gevent_the_start_says_what_to_install(make_server: Start, site: Site) -> None:
     site.write("gevent.py", "raise ImportError('as if it were not there')")
     server = make_server(worker_class=GEVENT.path).launch()
-    assert server.wait_exit(15) != 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) != 0
     assert "pip install 'zdworker[gevent]'" in server.log
 
 
@@ -112,13 +112,13 @@ def test_gevent_worker_warms_up(make_server: Start, site: Site) -> None:
     assert [mark["pid"] for mark in site.marks("request")] == server.workers()
     assert server.stop() == 0
     failing = make_server(worker_class=GEVENT.path, workers=1, zd_warmup=["/nowhere"]).launch()
-    assert failing.wait_exit(15) == 3
+    assert failing.wait_exit(BOOT_TIMEOUT_S) == 3
     assert "/nowhere was answered with 404" in failing.log
 
 
 def test_a_configuration_that_patches_the_master_is_refused(make_server: Start) -> None:
     server = make_server(worker_class=GEVENT.path, extra=PATCHING).launch()
-    assert server.wait_exit(15) == 1
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 1
     server.wait_nothing_left(2)
 
 
@@ -130,7 +130,7 @@ def test_a_reload_to_a_configuration_that_patches_is_refused_before_the_master_s
     server.extra = PATCHING
     server.configure()
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: "gevent.monkey" in server.log, 15, "the reload has failed")
+    wait_for(lambda: "gevent.monkey" in server.log, BOOT_TIMEOUT_S, "the reload has failed")
     assert not gevent_in(server.master)
     assert server.workers() == before
     assert server.get("/")["version"] == "one"

@@ -11,7 +11,7 @@ from tests.harness.application_site import FEW_DESCRIPTORS, Site
 from tests.harness.certificates import make_certificate
 from tests.harness.clients import Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import WSGI
 
 PLAIN = request("GET", "/")
@@ -21,7 +21,7 @@ def test_threads_are_refused_at_the_start(make_server: Start) -> None:
     """Gunicorn would take its own threaded class in the place of one whose name ends in SyncWorker, and not say so."""
     server = make_server(worker_class=WSGI.path, threads=4)
     server.launch()
-    assert server.wait_exit(15) == 1
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 1
     naming = [line for line in server.log.splitlines() if "zdworker.ThreadWorker" in line]
     assert len(naming) == 1, server.log
     assert "threads is 4" in naming[0]
@@ -35,8 +35,8 @@ def test_threads_are_refused_at_a_reload(start: Start, site: Site, preload: bool
     workers, before = server.workers(), server.fork_servers()
     server.configure(threads=4)
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - set(before), 10, "a further generation was begun")
-    wait_for(lambda: server.fork_servers() == before, 20, "it has been given up")
+    wait_for(lambda: set(server.fork_servers()) - set(before), BOOT_TIMEOUT_S, "a further generation was begun")
+    wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT_S, "it has been given up")
     assert server.wait_full() == workers
     assert "zdworker.ThreadWorker" in server.log
     server.configure(threads=1)
@@ -63,7 +63,7 @@ def test_told_to_leave_while_it_warms_up(start: Start, site: Site) -> None:
     server = start_one(start, zd_warmup=["/"])
     site.deploy("two", extra=SLOW_TO_ANSWER)
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: site.marks("warming", "two"), 20, "a new worker warms up")
+    wait_for(lambda: site.marks("warming", "two"), BOOT_TIMEOUT_S, "a new worker warms up")
     server.signal(signal.SIGTERM)
     assert server.wait_exit(10) == 0
     assert len(site.events("worker_exit")) == 2

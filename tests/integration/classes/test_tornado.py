@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import MEGABYTE, Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import TORNADO
 
 BEHIND = """
@@ -36,8 +36,8 @@ WSGI = """
 
 def wsgi(environ, start_response):
     mark("request", path=environ["PATH_INFO"])
-    if environ["PATH_INFO"] == "/sleep":
-        time.sleep(float(environ["QUERY_STRING"].partition("=")[2]))
+    if environ["PATH_INFO"] == "/hold":
+        endpoints.wait_for_release()
     body = json.dumps(dict(version=VERSION, length=len(environ["wsgi.input"].read()))).encode()
     start_response("200 OK", [("Content-Length", str(len(body))), ("X-Version", VERSION)])
     return [body]
@@ -177,9 +177,12 @@ def test_wsgi_applications_drain_too(start: Start, site: Site) -> None:
     server = serve(start, site, WSGI, keepalive=3)
     with Client(server.address) as kept, Client(server.address) as busy, Client(server.address) as silent:
         assert kept.ask("GET", "/").json()["version"] == "one"
-        busy.send(request("GET", "/sleep?seconds=1"))
-        wait_for(lambda: site.marks("request")[-1]["path"] == "/sleep", 5, "the application has the request")
-        pid = tell_to_leave(server)
+        busy.send(request("GET", "/hold"))
+        wait_for(lambda: site.marks("request")[-1]["path"] == "/hold", 5, "the application has the request")
+        (pid,) = server.workers()
+        os.kill(pid, signal.SIGTERM)
+        site.answer_held()  # until then the application has the loop, and nothing can close the listener
+        server.wait_retired([pid])
         for reply in (busy.reply(), kept.ask("POST", "/", b"abc"), silent.ask("POST", "/", b"abc")):
             assert reply.status == 200
             assert reply.last
@@ -191,18 +194,18 @@ def test_a_wsgi_application_cannot_be_cut(start: Start, site: Site) -> None:
     server = serve(start, site, WSGI, graceful_timeout=1)
     (pid,) = server.workers()
     with Client(server.address) as client:
-        client.send(request("GET", "/sleep?seconds=30"))
+        client.send(request("GET", "/hold"))
         wait_for(lambda: site.marks("request"), 5, "the application has the request")
         server.site.deploy("two", extra=WSGI)
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: not alive(pid), 15, "the worker has ended")
+        wait_for(lambda: not alive(pid), BOOT_TIMEOUT_S, "the worker has ended")
     assert pid not in [event["pid"] for event in site.events("worker_exit")]
 
 
 def test_without_tornado_the_start_says_what_to_install(make_server: Start, site: Site) -> None:
     site.write("tornado.py", "raise ImportError('as if it were not there')")
     server = make_server(worker_class=TORNADO.path).launch()
-    assert server.wait_exit(15) != 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) != 0
     assert "pip install 'zdworker[tornado]'" in server.log
 
 
@@ -216,5 +219,5 @@ def test_tornado_worker_warms_up(start: Start, site: Site) -> None:
 def test_tornado_worker_whose_warm_up_fails(make_server: Start, site: Site) -> None:
     site.deploy("one")
     server = make_server(worker_class=TORNADO.path, zd_warmup=["/nowhere"]).launch()
-    assert server.wait_exit(15) == 3
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 3
     assert "/nowhere was answered with 404" in server.log

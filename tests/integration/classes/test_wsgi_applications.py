@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -159,9 +160,11 @@ def test_heartbeat_goes_on_while_applications_finish(start_class: Start, site: S
     """Of threads: a request may take longer than ``timeout`` in a drain too."""
     server = start_class(THREAD, workers=1, timeout=2, graceful_timeout=10)
     client = Client(server.address)
-    client.send(request("GET", "/sleep?seconds=5"))
+    client.send(request("GET", "/hold"))
     wait_for(lambda: site.marks("request"), 5, "the application has the request")
     server.begin_reload("two")
+    time.sleep(4)  # longer than `timeout`
+    site.answer_held()
     reply = client.reply()
     assert (reply.status, reply.headers["x-version"], reply.last) == (200, "one", True)
     assert site.events("worker_abort") == []

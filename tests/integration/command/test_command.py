@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 DONE, FAILED, MISUSE, NO_INSTANCE, TIMED_OUT = range(5)
 
@@ -137,7 +137,7 @@ def test_a_reload_that_is_called_off_is_a_rollback_done_and_a_reload_failed(
 ) -> None:
     site.deploy("two", extra="\ntime.sleep(20)\n")
     with command.start("reload") as waiting:
-        wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+        wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
         assert command.json("rollback")["result"] == "done"
         _out, error = waiting.communicate(timeout=10)
     assert waiting.returncode == FAILED
@@ -148,7 +148,7 @@ def test_a_reload_that_is_called_off_is_a_rollback_done_and_a_reload_failed(
 def test_a_reload_that_was_to_come_next_is_called_off_too(server: Server, site: Site, command: Command) -> None:
     site.deploy("two", extra="\ntime.sleep(20)\n")
     command("reload", "--no-wait")
-    wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+    wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
     with command.start("reload") as waiting:
         assert waiting.stderr is not None
         assert "rolling" in waiting.stderr.readline(), "it is told how far the first one is"
@@ -250,7 +250,7 @@ def test_another_users_master_is_out_of_reach(server: Server, site: Site, comman
 def test_when_the_master_ends_so_does_the_wait(server: Server, site: Site, command: Command) -> None:
     site.deploy("two", extra="\ntime.sleep(20)\n")
     with command.start("reload") as waiting:
-        wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+        wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
         assert server.stop() == 0
         _out, error = waiting.communicate(timeout=10)
     assert waiting.returncode == NO_INSTANCE

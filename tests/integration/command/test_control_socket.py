@@ -18,7 +18,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import descriptors, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.ipc.control_directory import directory_of
 
 
@@ -188,7 +188,7 @@ def test_a_kept_generation_ends_with_its_rollback_window(start: Start, site: Sit
         site.deploy("two")
         assert operator.outcome("reload")["result"] == "done"
         assert len(server.fork_servers()) == 2
-        wait_for(lambda: len(server.fork_servers()) == 1, 10, "the first generation's fork server is gone")
+        wait_for(lambda: len(server.fork_servers()) == 1, BOOT_TIMEOUT_S, "the first generation's fork server is gone")
         assert operator.order("rollback")["type"] == "refused"
 
 

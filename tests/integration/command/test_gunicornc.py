@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start, run_once
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, run_once
 
 pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 1), reason="the control socket came with gunicorn 25.1")
 
@@ -56,5 +56,5 @@ def test_gunicornc_kills_one_worker(start: Start, site: Site) -> None:
     old = server.workers()
     command(server, f"worker kill {old[0]}")
 
-    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
     assert old[0] not in server.wait_full()

@@ -13,7 +13,7 @@ from tests.harness import processes
 from tests.harness.application_site import Site
 from tests.harness.control_client import status
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 
@@ -24,7 +24,7 @@ PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "
 def refusals(server: Server, name: str) -> list[str]:
     """Return the lines that name the cause; it ends with 1, and without a traceback."""
     server.launch()
-    assert server.wait_exit(15) == 1
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 1
     assert "Traceback" not in server.log
     server.wait_nothing_left(2)
     return [line for line in server.log.splitlines() if name in line]
@@ -134,8 +134,8 @@ def test_generation_of_another_protocol(start: Start, site: Site) -> None:
     upgraded = site.write("other_protocol", "")
     site.deploy("refused")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - set(before), 10, "a further generation was begun")
-    wait_for(lambda: server.fork_servers() == before, 20, "it has been given up")
+    wait_for(lambda: set(server.fork_servers()) - set(before), BOOT_TIMEOUT_S, "a further generation was begun")
+    wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT_S, "it has been given up")
     assert server.wait_full() == workers
     assert site.marks("import", "refused") == []
     upgraded.unlink()
@@ -253,7 +253,7 @@ def test_winch_to_a_daemon(make_server: Start, site: Site) -> None:
     """No workers until the next reload, the master stays: as in stock Gunicorn."""
     server = make_server("--daemon", pidfile="gunicorn.pid", errorlog=str(site.directory / "error.txt"))
     server.launch()
-    assert server.wait_exit(10) == 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 0
     pidfile = site.directory / "gunicorn.pid"
     wait_for(lambda: pidfile.exists() and pidfile.read_text().strip(), 10, "the pidfile is written")
     server.adopt(int(pidfile.read_text()))

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 
@@ -83,8 +83,8 @@ def test_a_failed_reload_runs_no_hook_of_a_good_one(start: Start, site: Site) ->
     before = names(site)
     site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: len(server.fork_servers()) == 2, 10, "a further generation was begun")
-    wait_for(lambda: len(server.fork_servers()) == 1, 20, "it has been given up")
+    wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "a further generation was begun")
+    wait_for(lambda: len(server.fork_servers()) == 1, BOOT_TIMEOUT_S, "it has been given up")
     assert names(site) == before
 
 
@@ -186,7 +186,7 @@ def test_a_hook_that_raises_in_the_master_never_ends_it(start: Start, site: Site
     assert "child_exit raises" in server.log
     assert "nworkers_changed raises" in server.log
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: len(server.fork_servers()) == 1 and server.running, 20, "the master lives")
+    wait_for(lambda: len(server.fork_servers()) == 1 and server.running, BOOT_TIMEOUT_S, "the master lives")
     server.extra = ""
     server.configure()
     server.reload("two")
@@ -204,7 +204,7 @@ def pre_fork(server, worker):
 def test_pre_fork_that_raises_once(start: Start, site: Site) -> None:
     server = start(workers=2, extra=PRE_FORK_RAISES)
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 3, 20, "a replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "a replacement has started")
     server.wait_full()
     assert "pre_fork raises" in server.log
 
@@ -236,7 +236,7 @@ def test_zd_hooks_are_called(start: Start, site: Site, preload: bool) -> None:
     assert (done["report"]["result"], done["report"]["generation"]) == ("done", 2)
     unique = site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: len(site.events("zd_reload_finished")) == 2, 20, "the reload has failed")
+    wait_for(lambda: len(site.events("zd_reload_finished")) == 2, BOOT_TIMEOUT_S, "the reload has failed")
     failed = site.events("zd_reload_finished")[-1]["report"]
     assert list(failed) == ["result", "generation", "started_at", "duration_s", "error", "traceback"]
     assert failed["result"] == "failed"

@@ -10,12 +10,12 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 
 def assert_refused(server: Server, name: str) -> None:
     server.launch()
-    assert server.wait_exit(15) not in (0, None)
+    assert server.wait_exit(BOOT_TIMEOUT_S) not in (0, None)
     naming = [line for line in server.log.splitlines() if name in line]
     assert len(naming) == 1, server.log
     assert "Traceback" not in server.log
@@ -74,8 +74,8 @@ def test_zd_min_ready_seconds(start: Start, site: Site) -> None:
     old = server.workers()
     site.deploy("two", extra=DIES_SOON)
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: site.marks("startup", "two"), 10, "the new worker has started")
-    wait_for(lambda: len(server.fork_servers()) == 1 and server.workers() == old, 10, "the reload is over")
+    wait_for(lambda: site.marks("startup", "two"), BOOT_TIMEOUT_S, "the new worker has started")
+    wait_for(lambda: len(server.fork_servers()) == 1 and server.workers() == old, BOOT_TIMEOUT_S, "the reload is over")
     begun = time.monotonic()
     server.reload("three")
     assert time.monotonic() - begun > 2 * 1

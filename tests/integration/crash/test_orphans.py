@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import alive, read_process, wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 
 
 @pytest.mark.parametrize("code", [0, 3, 4])
@@ -35,7 +35,7 @@ def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Sit
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: not alive(worker), 5, "the worker is dead")
     wait_for(lambda: site.events("child_exit"), 10, "the master has seen it, which ends the child only then")
-    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
     wait_for(lambda: read_process(child) is None, 10, "the child was ended and reaped")
     server.wait_full()
     server.reload("two")

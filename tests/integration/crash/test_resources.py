@@ -18,7 +18,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import alive, lowest_free_descriptor, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 CGROUPS = [Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")]
 
@@ -112,7 +112,7 @@ def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site)
     site.deploy("two", extra="\ntime.sleep(1)\n")
     with Load(server.address, "new", clients=2) as load:
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: len(server.fork_servers()) == 2, 20, "the new generation loads")
+        wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
         with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
             wait_for(lambda: "failed, the code that was running serves on" in server.log, 30, "the reload has failed")
         assert load.stop().failures == []

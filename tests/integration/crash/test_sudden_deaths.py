@@ -13,7 +13,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load, request
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 CLASSES = ["zdworker.UvicornWorker", "zdworker.UvicornH11Worker"]
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
@@ -59,7 +59,7 @@ def test_master_killed_in_the_middle_of_a_reload(start: Start, site: Site, delay
 def test_master_killed_while_a_worker_boots(make_server: Start, site: Site, preload: bool) -> None:
     site.deploy("one", extra=SLOW)
     server = make_server(workers=2, preload_app=preload).launch()
-    wait_for(lambda: bool(server.workers() or server.fork_servers()), 10, "something is booting")
+    wait_for(lambda: bool(server.workers() or server.fork_servers()), BOOT_TIMEOUT_S, "something is booting")
     if not preload:
         wait_for(server.workers, 10, "a worker is booting")
     kill_master(server)
@@ -100,11 +100,11 @@ def test_fork_server_killed(start: Start, site: Site, preload: bool) -> None:
     (old,) = server.fork_servers()
     with Load(server.address, "kept", clients=4, pause=0.01) as load:
         os.kill(old, signal.SIGKILL)
-        wait_for(lambda: server.fork_servers() not in ([], [old]), 15, "a fresh fork server is there")
+        wait_for(lambda: server.fork_servers() not in ([], [old]), BOOT_TIMEOUT_S, "a fresh fork server is there")
         assert server.accepting() == workers
         os.kill(workers[0], signal.SIGKILL)
         killed = time.monotonic()
-        wait_for(lambda: len(site.marks("startup")) == 3, 15, "the replacement comes from the fresh one")
+        wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement comes from the fresh one")
         server.wait_full()
         server.reload("two")
     results = load.stop()
@@ -133,10 +133,10 @@ def test_fork_server_of_a_reload_killed(start: Start, site: Site) -> None:
     with FleetWatcher(server) as seen:
         site.deploy("two", extra=SLOW)
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: seen.fork_servers - {old}, 10, "the new fork server is there")
+        wait_for(lambda: seen.fork_servers - {old}, BOOT_TIMEOUT_S, "the new fork server is there")
         (new,) = seen.fork_servers - {old}
         os.kill(new, signal.SIGKILL)
-        wait_for(lambda: server.fork_servers() == [old], 10, "the old one is alone")
+        wait_for(lambda: server.fork_servers() == [old], BOOT_TIMEOUT_S, "the old one is alone")
     assert server.accepting() == workers
     server.reload("three")
 
@@ -157,7 +157,7 @@ def test_worker_killed_while_booting_in_a_reload(start: Start, site: Site) -> No
         site.deploy("two", extra=SLOW)
         server.signal(signal.SIGUSR2)
         os.kill(booting(server, old), signal.SIGKILL)
-        wait_for(lambda: len(server.fork_servers()) == 1, 10, "the reload is over")
+        wait_for(lambda: len(server.fork_servers()) == 1, BOOT_TIMEOUT_S, "the reload is over")
         assert server.wait_full() == old
         server.reload("three")
     assert load.stop().failures == []

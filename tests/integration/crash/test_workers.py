@@ -12,7 +12,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Load, Results
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 pytestmark = pytest.mark.load  # how long nobody is answered is a matter of who else works on this machine
 
@@ -49,7 +49,7 @@ def test_a_worker_is_killed_under_load(start: Start, site: Site, preload: bool) 
         FleetWatcher(server) as seen,
     ):
         victim, moment = kill_one(server)
-        wait_for(lambda: len(site.marks("startup")) == 5, 10, "the replacement has started")
+        wait_for(lambda: len(site.marks("startup")) == 5, BOOT_TIMEOUT_S, "the replacement has started")
         workers = server.wait_full()
         time.sleep(0.5)  # the load goes on: a gap would show
         over = time.monotonic()
@@ -68,7 +68,7 @@ def test_respawn_is_the_running_generation_when_the_files_are_broken(start: Star
     with Load(server.address, "new", clients=8) as new:
         site.break_("syntax")
         _, moment = kill_one(server)
-        wait_for(lambda: len(site.marks("startup")) == 5, 10, "the replacement has started")
+        wait_for(lambda: len(site.marks("startup")) == 5, BOOT_TIMEOUT_S, "the replacement has started")
         server.wait_full()
     assert set(server.versions().values()) == {"one"}
     assert site.marks("startup")[-1]["time"] - moment < AT_ONCE[True]
@@ -107,7 +107,7 @@ def test_all_workers_are_killed_at_once(start: Start, site: Site) -> None:
     old = server.workers()
     for pid in old:
         os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 6, 20, "three replacements have started")
+    wait_for(lambda: len(site.marks("startup")) == 6, BOOT_TIMEOUT_S, "three replacements have started")
     assert not set(server.wait_full()) & set(old)
     assert server.get()["version"] == "one"
 

@@ -163,10 +163,11 @@ def test_http2_streams_in_flight_and_new_ones(stage: Stage) -> Steps:
 def test_http2_streams_that_always_overlap(stage: Stage) -> Steps:
     """A shutdown notice when half of the time is over; a client that obeys it loses nothing."""
     client = connect(stage.server)
-    running = [in_flight(stage, client, "/sleep?seconds=2.5")]
+    running = [in_flight(stage, client, "/hold")]
     yield
     while not client.goaways:
         running.append(client.request("GET", "/sleep?seconds=2.5"))
+        stage.server.site.answer_held()
         client.read_for(0.5)  # well before that one's answer the next is asked for
     assert client.goaways == [NOTICE]
     for number in running:

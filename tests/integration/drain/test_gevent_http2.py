@@ -18,7 +18,7 @@ from tests.harness.worker_classes import GEVENT
 
 NO_ERROR = 0
 KEEP = 8
-"""Seconds that an idle connection is kept: longer than a reload takes to tell the old workers."""
+"""Seconds that an idle connection is kept."""
 BODY = b"0123456789abcdef" * 50
 
 
@@ -61,10 +61,10 @@ def assert_goodbye(client: Http2Client, last: int) -> None:
 
 
 def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
-    clients = connections(server)
-    for client in clients:
-        assert_old(client, client.request("GET", "/"))
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        clients = connections(server)
+        for client in clients:
+            assert_old(client, client.request("GET", "/"))
     for client in clients:
         stream = client.request("POST", "/echo", end=False)
         client.send(stream, BODY, end=True)
@@ -74,8 +74,8 @@ def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
 
 
 def test_http2_connections_without_a_request_get_one(server: Server) -> None:
-    clients = connections(server)
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        clients = connections(server)
     for client in clients:
         assert_old(client, client.request("GET", "/"))
     for client in clients:
@@ -85,10 +85,11 @@ def test_http2_connections_without_a_request_get_one(server: Server) -> None:
 def test_http2_streams_in_flight_are_finished(server: Server, site: Site) -> None:
     """The one that the application has, and those that wait for it; GOAWAY comes behind the last."""
     (client,) = connections(server, 1)
-    streams = [client.request("GET", path) for path in ("/sleep?seconds=3", "/", "/sleep?seconds=0.1")]
+    streams = [client.request("GET", path) for path in ("/hold", "/", "/sleep?seconds=0.1")]
     wait_for(lambda: site.marks("request"), 5, "the application has the first")
     server.begin_reload("two")
     streams.append(client.request("GET", "/"))
+    site.answer_held()
     for stream in streams:
         assert_old(client, stream)
     assert_goodbye(client, streams[-1])
@@ -120,9 +121,9 @@ def test_idle_http2_connections_get_goaway(start: Start, site: Site) -> None:
 
 def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) -> None:
     """It is written in vain, but its client learns that, and may ask elsewhere: the connection is not closed before."""
-    (client,) = connections(server, 1)
-    assert_old(client, client.request("GET", "/"))
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        (client,) = connections(server, 1)
+        assert_old(client, client.request("GET", "/"))
     assert_old(client, client.request("GET", "/"))
     assert_goodbye(client, 3)
     late = client.request("GET", "/sleep?seconds=0")
@@ -133,8 +134,8 @@ def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) ->
 
 def test_http2_streams_without_a_pause(server: Server) -> None:
     """A connection that is never quiet is told so between two streams; a client of RFC 9113 asks elsewhere."""
-    (client,) = connections(server, 1)
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        (client,) = connections(server, 1)
     streams = [client.request("GET", "/sleep?seconds=0.3")]
     while not client.goaways:
         streams.append(client.request("GET", "/sleep?seconds=0.3"))
@@ -150,7 +151,7 @@ def test_http2_stream_beyond_the_deadline_is_cut(start: Start, site: Site) -> No
     server.configure(graceful_timeout=2)
     server.reload("two")
     (client,) = connections(server, 1)
-    client.request("GET", "/sleep?seconds=60")
+    client.request("GET", "/hold")
     wait_for(lambda: site.marks("request"), 5, "the application has the request")
     old = server.begin_reload("three")
     with contextlib.suppress(ConnectionResetError):  # what it had sent is not read any more

@@ -10,13 +10,14 @@ import time
 from tests.harness.application_site import STARLETTE, Site
 from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, WSGI, WorkerClass, for_each
 
 LIMIT = 3
 SLACK = 1.5
 """Seconds beyond the limit for the worker's own end (lifespan, hooks)."""
-LONG = ["/sleep?seconds=25", "/executor?seconds=25", "/plain?seconds=25", "/stream?seconds=25"]
+LONG = ["/sleep?seconds=120", "/executor?seconds=120", "/plain?seconds=120", "/stream?seconds=120"]
+"""Longer than new code takes to load."""
 
 
 def ask_all(server: Server, paths: list[str]) -> list[Client]:
@@ -54,7 +55,7 @@ def test_long_requests_do_not_hold_a_worker(start: Start, site: Site) -> None:
     site.deploy("two")
     told = time.monotonic()
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: not set(old) & set(server.accepting()), 30, "the drain has begun")
+    wait_for(lambda: not set(old) & set(server.accepting()), BOOT_TIMEOUT_S, "the drain has begun")
     wait_for(lambda: not any(alive(pid) for pid in old), LIMIT + SLACK, "the old workers are gone")
     assert time.monotonic() - told >= LIMIT, "the requests were not given their time"
     for client in clients:

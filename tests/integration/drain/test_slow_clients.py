@@ -129,11 +129,11 @@ def test_silent_and_half_read_clients_hold_nothing(start_class: Start, worker: W
 @for_each(KEEPING)
 def test_clients_that_never_hang_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """Twenty whose connection the drain closes, and who keep their end open: nobody waits for them."""
-    server = start_class(worker, workers=1, timeout=5, keepalive=4, graceful_timeout=15)
-    rude = [Client(server.address) for _ in range(RUDE)]
-    for client in rude:
-        assert not client.ask("GET", "/").last
-    old = server.begin_reload("two")
+    server = start_class(worker, workers=1, timeout=5, keepalive=4, graceful_timeout=15, preload_app=True)
+    with server.reload_at_the_end("two") as old:
+        rude = [Client(server.address) for _ in range(RUDE)]
+        for client in rude:
+            assert not client.ask("GET", "/").last
     for client in rude:
         assert client.ask("GET", "/").last
     wait_for(lambda: not any(alive(pid) for pid in old), 8, "nothing holds the old worker any more")

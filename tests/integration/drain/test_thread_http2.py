@@ -7,6 +7,7 @@ says GOAWAY only to a connection that is busy just then. Here an idle connection
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 
 import httpx
@@ -22,7 +23,7 @@ from tests.harness.worker_classes import THREAD
 
 NO_ERROR = 0
 KEEP = 6
-"""Seconds that an idle connection is kept, longer than a reload takes to tell the old workers."""
+"""Seconds that an idle connection is kept."""
 THREADS = 4
 
 
@@ -54,10 +55,10 @@ def assert_told_goodbye(client: Http2Client, last: int) -> None:
 
 def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
     """More of them than threads."""
-    clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
-    for client in clients:
-        assert_old(client.get("/"))
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
+        for client in clients:
+            assert_old(client.get("/"))
     for client in clients:
         assert client.goaways == []
         assert_old(client.get("/"))
@@ -65,9 +66,9 @@ def test_kept_http2_connections_get_one_more_answer(server: Server) -> None:
 
 
 def test_http2_connections_without_a_request_get_one(server: Server) -> None:
-    clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
-    server.wait_taken()
-    server.begin_reload("two")
+    with server.reload_at_the_end("two"):
+        clients = [Http2Client(server.address) for _ in range(3 * THREADS)]
+        server.wait_taken()
     for client in clients:
         assert_old(client.get("/"))
         assert_told_goodbye(client, 1)
@@ -76,10 +77,11 @@ def test_http2_connections_without_a_request_get_one(server: Server) -> None:
 def test_http2_streams_in_flight_and_new_ones_are_answered(server: Server, site: Site) -> None:
     """The one that the application has, those that wait for it, and one that comes in the drain; then GOAWAY."""
     client = Http2Client(server.address)
-    streams = [client.request("GET", "/sleep?seconds=1.5"), client.request("GET", "/stream?seconds=1")]
+    streams = [client.request("GET", "/hold"), client.request("GET", "/stream?seconds=1")]
     wait_for(lambda: site.marks("request"), 5, "the application has the first")
     server.begin_reload("two")
     streams.append(client.request("GET", "/"))
+    site.answer_held()
     for number in streams:
         assert_old(client.answer(number))
     assert_told_goodbye(client, streams[-1])
@@ -100,10 +102,10 @@ def test_http2_body_still_arriving(server: Server) -> None:
 
 def test_idle_http2_connections_get_goaway_when_their_time_is_over(server: Server) -> None:
     """Used or not: GOAWAY, and not just an end; a request that crosses it can be sent again elsewhere."""
-    used, unused = Http2Client(server.address), Http2Client(server.address)
-    assert_old(used.get("/"))
-    unused.read_for(0.5)  # the settings of both sides: what comes later makes it young again
-    old = server.begin_reload("two")
+    with server.reload_at_the_end("two") as old:
+        used, unused = Http2Client(server.address), Http2Client(server.address)
+        assert_old(used.get("/"))
+        unused.read_for(0.5)  # the settings of both sides: what comes later makes it young again
     told = time.monotonic()
     assert_told_goodbye(used, 1)
     assert_told_goodbye(unused, 0)
@@ -115,9 +117,10 @@ def test_idle_http2_connections_get_goaway_when_their_time_is_over(server: Serve
 def test_http2_client_that_never_pauses_gets_goaway_between_two_requests(start: Start, site: Site) -> None:
     """Its next request is there before the last one's answer is; after a while it is told all the same."""
     server = serve(start, site, keepalive=1)
+    site.deploy("two")
+    server.signal(signal.SIGUSR2)
     client = Http2Client(server.address)
     numbers = [client.request("GET", "/stream?seconds=0.2"), client.request("GET", "/stream?seconds=0.2")]
-    server.begin_reload("two")
     while not client.goaways:
         before_last = client.streams[numbers[-2]]
         client.until(lambda: before_last.whole or client.goaways, "an answer or GOAWAY")  # noqa: B023  # at once

@@ -14,7 +14,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Address, Client
 from tests.harness.control_client import reload_error
 from tests.harness.processes import listeners, ports, wait_for
-from tests.harness.server import Server, Start, reserve_port
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
 
 def text(address: Address) -> str:
@@ -100,7 +100,7 @@ def test_what_cannot_be_listened_on_ends_the_start(make_server: Start, site: Sit
     server = make_server(workers=1, reuse_port=True)
     values: dict[str, Any] = {"port": server.address[1], "free": 77}
     server.settings["bind"] = [each.format(**values) for each in bind]
-    assert server.launch().wait_exit(20) == 1
+    assert server.launch().wait_exit(BOOT_TIMEOUT_S) == 1
     assert named.format(**values) in server.log
     assert "Traceback" not in server.log
 

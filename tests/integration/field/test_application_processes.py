@@ -14,7 +14,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.processes import alive, command, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, UVICORN, WSGI, WorkerClass, for_each
 
 GONE_S = 10.0
@@ -276,7 +276,7 @@ def test_the_processes_of_a_fork_server_that_died_last_as_long_as_its_workers(st
     (fork_server,) = server.fork_servers()
     started = server.get("/children")["children"]
     os.kill(fork_server, signal.SIGKILL)
-    wait_for(lambda: server.fork_servers() not in ([], [fork_server]), 15, "there is another fork server")
+    wait_for(lambda: server.fork_servers() not in ([], [fork_server]), BOOT_TIMEOUT_S, "there is another fork server")
     assert server.get("/count")["count"] == 1
     server.reload("two")
     wait_gone(started)

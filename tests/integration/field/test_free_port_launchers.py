@@ -8,7 +8,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.control_client import reload_error
 from tests.harness.processes import ports, wait_for
-from tests.harness.server import Server, Start, reserve_port
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
 LAUNCHER = """
 import socket
@@ -118,6 +118,6 @@ pidfile = os.path.abspath("gunicorn.pid")
     (site.directory / "gunicorn.conf.py").rename(site.directory / "releases" / "one" / "gunicorn.conf.py")
     server.words = ["sh", "-c", 'cd "$0" && exec "$@"', str(current), *server.words]
     server.launch_as_is()
-    wait_for(lambda: site.marks("startup"), 20, "a worker has started")
+    wait_for(lambda: site.marks("startup"), BOOT_TIMEOUT_S, "a worker has started")
     log = (current / "error.txt").read_text() + server.log
     assert "WARNING" not in log

@@ -23,7 +23,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.control_client import status
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 ANSWER_S = 3.0
 """Seconds within which the master answers, or ends, on a machine with other work to do."""
@@ -173,7 +173,7 @@ def test_the_master_goes_on_and_its_lines_come_when_they_are_read(
     server.signal(signal.SIGUSR1)
     site.deploy("two")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: len(status(server)["fork_servers"]) == 2, 20, "the new code is loaded")
+    wait_for(lambda: len(status(server)["fork_servers"]) == 2, BOOT_TIMEOUT_S, "the new code is loaded")
     answers(server)
     assert server.get()["version"] == "one"
     server.settings["workers"] = 1  # as in the new configuration

@@ -19,7 +19,7 @@ import pytest
 from tests.harness.application_site import ENDPOINTS, Site
 from tests.harness.control_client import status
 from tests.harness.processes import wait_for
-from tests.harness.server import DEFAULT_CLASS, Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, DEFAULT_CLASS, Server, Start
 
 GUNICORN = (sys.executable, "-m", "gunicorn")
 
@@ -181,7 +181,7 @@ def test_a_link_that_moves_while_a_generation_loads(make_server: Start, site: Si
         return str((status(server)["last_reload"] or {}).get("error") or "")
 
     moved = f"{current} pointed to {two} when the generation started and points to {three} now: reload again"
-    assert moved in wait_for(error, 20, "the reload has failed")
+    assert moved in wait_for(error, BOOT_TIMEOUT_S, "the reload has failed")
     assert set(server.versions().values()) == {"one"}
     server.signal(signal.SIGUSR2)
     server.wait_only("three")

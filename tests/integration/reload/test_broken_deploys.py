@@ -39,7 +39,7 @@ def try_reload(server: Server, seen: Seen) -> None:
     known = set(seen.fork_servers)
     before = server.fork_servers()
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: seen.fork_servers - known, 10, "a further generation was begun")
+    wait_for(lambda: seen.fork_servers - known, BOOT_TIMEOUT_S, "a further generation was begun")
     wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT + 25, "the further generation has been given up")
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Address, Broken, Client, request
 from tests.harness.processes import ports, wait_for
-from tests.harness.server import Server, Start, reserve_port
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
 QUICKLY = 2.0
 """Seconds in which an address that nobody listens to any more refuses."""
@@ -72,8 +72,8 @@ def reload_in_vain(server: Server) -> None:
     """Send USR2, and wait until a further generation has come and gone."""
     before = server.fork_servers()
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - set(before), 10, "a further generation was begun")
-    wait_for(lambda: server.fork_servers() == before, 20, "the further generation has been given up")
+    wait_for(lambda: set(server.fork_servers()) - set(before), BOOT_TIMEOUT_S, "a further generation was begun")
+    wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT_S, "the further generation has been given up")
 
 
 def test_timeouts_of_the_configuration_file(start: Start, site: Site) -> None:
@@ -135,7 +135,7 @@ def test_rollout_that_a_broken_one_interrupts(start: Start, site: Site, further:
     server.extra = BREAKS_EACH_WORKER
     server.configure(bind=text(third), workers=1)
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - known, 10, "the third generation was begun")
+    wait_for(lambda: set(server.fork_servers()) - known, BOOT_TIMEOUT_S, "the third generation was begun")
     wait_for(lambda: "breaks each worker" in server.log, 20, "the third generation has failed")
     server.settings["workers"] = 3
     server.wait_only("two")
@@ -167,7 +167,7 @@ def test_added_workers_survive_a_broken_deploy(start: Start, site: Site, preload
     assert server.wait_full(5) == workers
     site.deploy("one")
     os.kill(workers[-1], signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 4, 10, "the third worker is replaced")
+    wait_for(lambda: len(site.marks("startup")) == 4, BOOT_TIMEOUT_S, "the third worker is replaced")
     assert server.wait_full()[:2] == workers[:2]
 
 
@@ -187,7 +187,7 @@ def test_term_during_a_rollout_that_changes_the_address(start: Start, site: Site
     server = start(workers=2, graceful_timeout=8)
     second = further()
     with Client(server.address) as client:
-        client.send(request("GET", "/sleep?seconds=4"))
+        client.send(request("GET", "/hold"))
         wait_for(lambda: site.marks("request"), 5, "the request is in flight")
         site.deploy("two", extra=SLOW)
         server.configure(bind=text(second))
@@ -198,6 +198,7 @@ def test_term_during_a_rollout_that_changes_the_address(start: Start, site: Site
             wait_for(lambda address=address: refuses(address), QUICKLY, f"{address} refuses")  # type: ignore[misc]
         assert ports(server.master) == []
         assert not client.ended(), "the drain is still under way"
+        site.answer_held()
         assert client.reply().status == 200
     assert server.wait_exit(5) == 0
     assert server.left() == []
@@ -218,7 +219,7 @@ def test_refused_reload_leaves_the_environment(start: Start, site: Site, how: st
     server.configure(raw_env=["KEPT=no", "NEW=no"])
     reload_in_vain(server)
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 2, 10, "a replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 2, BOOT_TIMEOUT_S, "a replacement has started")
     server.wait_full()
     values = {name: server.get(f"/environment?name={name}")["value"] for name in ("KEPT", "SAME", "NEW")}
     assert values == {"KEPT": "yes", "SAME": "yes", "NEW": None}
@@ -236,6 +237,6 @@ def test_new_address_of_a_reload_that_fails(start: Start, site: Site, further: F
     assert server.wait_full() == workers
     site.deploy("one")
     os.kill(workers[0], signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 3, 10, "a replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "a replacement has started")
     server.wait_full()
     assert_only_address(server, server.address, "one", second)

@@ -10,7 +10,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.processes import wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 from tests.harness.virtual_environments import virtual_environment
 
 PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
@@ -59,7 +59,7 @@ def test_respawn_when_the_virtual_environment_is_gone(make_server: Start, site: 
     environment.rename(site.directory / "moved")
     site.break_("import")
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
     server.wait_full()
     server.settings["workers"] = 3
     server.signal(signal.SIGTTIN)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.virtual_environments import virtual_environment
 
 Way = Callable[[Site], list[str]]
@@ -103,7 +103,7 @@ def test_life_of_a_link_to_releases(make_server: Start, site: Site, way: Way, pr
 def kill_one(server: Server) -> None:
     started = len(server.site.marks("startup"))
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: len(server.site.marks("startup")) == started + 1, 10, "the replacement has started")
+    wait_for(lambda: len(server.site.marks("startup")) == started + 1, BOOT_TIMEOUT_S, "the replacement has started")
     server.wait_full()
 
 
@@ -117,7 +117,7 @@ def test_a_release_that_is_gone_leaves_preloaded_workers_serving(make_server: St
     kill_one(server)
     assert set(server.versions().values()) == {"one"}
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: "the code that was running serves on" in server.log, 20, "the reload has failed")
+    wait_for(lambda: "the code that was running serves on" in server.log, BOOT_TIMEOUT_S, "the reload has failed")
     release(site, "two")
     server.signal(signal.SIGUSR2)
     server.wait_only("two")

@@ -12,7 +12,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Broken, Client, Load
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 SLOW = "GET /sleep?seconds=%s HTTP/1.1\r\nHost: x\r\n\r\n"
 HARMLESS = (signal.SIGUSR1, signal.SIGWINCH, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR2)
@@ -28,7 +28,7 @@ def steady(server: Server, stack: contextlib.ExitStack) -> None:
 def loading(server: Server, stack: contextlib.ExitStack) -> None:
     server.site.deploy("two", extra="\ntime.sleep(1)\n")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: len(server.fork_servers()) == 2, 10, "the new generation loads")
+    wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
 
 
 def rolling(server: Server, stack: contextlib.ExitStack) -> None:
@@ -42,13 +42,13 @@ def draining(server: Server, stack: contextlib.ExitStack) -> None:
     keep_busy(server, stack)
     server.site.deploy("two")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: server.site.marks("startup", "two"), 10, "the first new worker is there")
+    wait_for(lambda: server.site.marks("startup", "two"), BOOT_TIMEOUT_S, "the first new worker is there")
 
 
 def failed(server: Server, stack: contextlib.ExitStack) -> None:
     server.site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: "the code that was running serves on" in server.log, 20, "the reload has failed")
+    wait_for(lambda: "the code that was running serves on" in server.log, BOOT_TIMEOUT_S, "the reload has failed")
     server.site.deploy("two")
 
 

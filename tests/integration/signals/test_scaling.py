@@ -9,7 +9,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 
 def scale(server: Server, signum: signal.Signals, workers: int) -> None:
@@ -57,7 +57,7 @@ def test_ttin_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
     server = start(workers=2)
     site.deploy("two", extra="\ntime.sleep(0.3)\n")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: site.marks("startup", "two"), 10, "the first new worker has started")
+    wait_for(lambda: site.marks("startup", "two"), BOOT_TIMEOUT_S, "the first new worker has started")
     server.settings["workers"] = 3
     server.signal(signal.SIGTTIN)
     assert len(server.wait_only("two")) == 3

@@ -14,7 +14,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 
 def kinds(server: Server) -> Counter[str]:
@@ -87,7 +87,7 @@ def test_newer_deploy_supersedes_one_that_hangs(start: Start, site: Site) -> Non
     with FleetWatcher(server) as seen:
         site.break_("hang")
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: len(seen.fork_servers) == 2, 10, "the hanging generation is under way")
+        wait_for(lambda: len(seen.fork_servers) == 2, BOOT_TIMEOUT_S, "the hanging generation is under way")
         server.reload("two", 15)
         assert_nothing_left_over(server, before)
 

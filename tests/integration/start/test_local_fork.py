@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 ELSEWHERE = """
 import socket as _socket
@@ -53,7 +53,7 @@ def test_reload_and_stop_without_a_fork_server(server: Server) -> None:
 def test_a_killed_worker_is_replaced_without_a_fork_server(server: Server, site: Site) -> None:
     victim, other = server.workers()
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
     workers = server.wait_full()
     assert other in workers
     assert victim not in workers

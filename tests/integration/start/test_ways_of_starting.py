@@ -17,7 +17,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Address, Client
 from tests.harness.processes import ports, wait_for
-from tests.harness.server import DEFAULT_CLASS, Server, Start, run_once, script
+from tests.harness.server import BOOT_TIMEOUT_S, DEFAULT_CLASS, Server, Start, run_once, script
 
 HAS_CONTROL_SOCKET = gunicorn.version_info >= (25, 1)
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
@@ -89,7 +89,7 @@ def test_start_as_a_daemon(make_server: Start, site: Site) -> None:
     log = str(site.directory / "error.txt")
     server = make_server("--daemon", pidfile="gunicorn.pid", errorlog=log)
     server.launch()
-    assert server.wait_exit(10) == 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 0
     pidfile = site.directory / "gunicorn.pid"
     wait_for(lambda: pidfile.exists() and pidfile.read_text().strip(), 10, "the pidfile is written")
     server.adopt(int(pidfile.read_text()))
@@ -154,7 +154,7 @@ def test_reload_in_development(start: Start, site: Site) -> None:
     server = start("--reload", workers=1)
     assert server.get()["version"] == "one"
     site.deploy("two")
-    wait_for(lambda: server.site.marks("startup", "two"), 20, "the changed file is served")
+    wait_for(lambda: server.site.marks("startup", "two"), BOOT_TIMEOUT_S, "the changed file is served")
     server.wait_only("two")
 
 
@@ -235,7 +235,7 @@ def test_bind_that_changes_with_a_reload(start: Start, site: Site) -> None:
         server.configure(bind="%s:%s" % second.getsockname())
         site.deploy("two")
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: site.marks("startup", "two"), 20, "a new worker has started")
+        wait_for(lambda: site.marks("startup", "two"), BOOT_TIMEOUT_S, "a new worker has started")
         assert old.ask("GET", "/").status == 200
         server.wait_only("two")
         assert ask(second.getsockname()) == "two"
@@ -304,7 +304,7 @@ def test_releases_behind_a_link(make_server: Start, site: Site, preload: bool, w
     assert server.get("/identity")["directory"] == str((site.directory / "releases" / "one").resolve())
     site.release("two")
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: len(site.marks("startup")) == 3, 10, "the replacement has started")
+    wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
     server.wait_full()
     assert set(server.versions().values()) == {"one"}
     server.signal(signal.SIGUSR2)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 GONE = 2.0
 """Seconds after which nothing may be left of a server whose master was killed."""
@@ -71,7 +71,7 @@ def test_a_death_during_a_boot_is_made_good(start: Start, site: Site, step: str,
     other = server.workers()[1]
     kill_at_next_boot(server, site)
     assert other in server.wait_full()
-    assert len(wait_for(server.fork_servers, 10, "there is a fork server")) == 1
+    assert len(wait_for(server.fork_servers, BOOT_TIMEOUT_S, "there is a fork server")) == 1
     wait_for(lambda: not server.zombies(), 5, "no zombie is left")
     server.reload("two")
 

@@ -122,8 +122,10 @@ class AsgiDrain:
     def __init__(self, app: AsgiApplication, on_closed: Callable[[Send], None] | None = None) -> None:
         self.app = app
         self.websockets: set[LiveWebSocket] = set()
+        self.prepare: Callable[[Send], None] | None = None
+        """Gets the server's ``send`` of each further HTTP request, for a server that announces its end there."""
         self._on_closed = on_closed
-        self._prepare: Callable[[Send], None] | None = None
+        self._draining = False
         self._spread_s = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -132,18 +134,17 @@ class AsgiDrain:
         kind = scope["type"]
         if kind == "websocket":
             return self.websocket(scope, receive, send)
-        if self._prepare is not None and kind == "http":
-            self._prepare(send)
+        if self.prepare is not None and kind == "http":
+            self.prepare(send)
         return self.app(scope, receive, send)
 
-    def begin(self, prepare: Callable[[Send], None], spread_s: float) -> None:
-        """Begin the drain.
+    def begin(self, spread_s: float) -> None:
+        """Begin to close the WebSockets.
 
-        :param prepare: gets the server's ``send`` of each further HTTP request.
         :param spread_s: seconds over which the WebSockets are closed
             (:mod:`zdworker.workers.asgi.websocket_schedule`).
         """
-        self._prepare = prepare
+        self._draining = True
         self._spread_s = max(0.0, spread_s)
         open_now = list(self.websockets)
         for websocket, delay in zip(open_now, close_delays(len(open_now), self._spread_s), strict=True):
@@ -153,7 +154,7 @@ class AsgiDrain:
     async def websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application for a WebSocket."""
         websocket = LiveWebSocket(receive, send, self._on_closed)
-        if self._prepare is not None:
+        if self._draining:
             websocket.on_accept = self._close_accepted
         self.websockets.add(websocket)
         try:

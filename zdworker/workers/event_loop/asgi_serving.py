@@ -62,10 +62,18 @@ class AsgiServing(Serving):
 
     def zd_begin_drain(self) -> None:
         """Announce the end on each connection, and begin to close the WebSockets."""
-        self.draining = True
-        self.asgi.begin(self.prepare, self.drain.websocket_spread_s)
+        self.asgi.begin(self.drain.websocket_spread_s)
+        if not self.drain.gives:
+            self.end_responses()
+            return
+        self.draining, self.asgi.prepare = True, self.prepare
         for protocol in list(self.connections()):
             self.announce_or_offer(protocol)
+
+    def end_responses(self) -> None:
+        """Have the responses to requests that begin from now on end their connections, too."""
+        self.asgi.prepare = self.prepare
+        super().end_responses()
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is open or in its handshake, and no call of the application runs."""

@@ -5,6 +5,8 @@ Rules:
 * The course of the drain is :class:`zdworker.workers.drain.Drain`; this is its front for event loops.
 * The drain has one deadline, the worker's ``zd_deadline``. Everything that waits reads it again and again, because it
   may come nearer meanwhile.
+* Responses end their connections from the signal handler on, not only from the loop's next turns: the handler of the
+  application whose response comes next may have blocked the loop.
 * Idle connections are not closed unannounced before it; each server's connections know when their own time is over.
 * The worker sends heartbeats and watches its parent to the end: :meth:`Serving.tick` goes on, whatever is awaited here.
 * Nothing is awaited without a bound and threads are never joined: ``run()`` returns in time, whatever the application
@@ -111,7 +113,7 @@ class Serving(abc.ABC):
         self.is_open = False
         """Whether connections are accepted, or have been."""
         self.draining = False
-        """Whether accepting has stopped."""
+        """Whether responses end their connections."""
         self.listeners: Sequence[Any] = ()
         """The event loop's servers, once there are any."""
         self.drain = Drain(
@@ -187,6 +189,8 @@ class Serving(abc.ABC):
 
     def wake(self) -> None:
         """Have the loop notice that the worker has to leave; for signal handlers."""
+        if self.is_open and not self.worker.zd_gives:
+            self.end_responses()
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._notice)
 
@@ -288,6 +292,12 @@ class Serving(abc.ABC):
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
+    def end_responses(self) -> None:
+        """Have each response whose head is not written yet end its connection; may be called in a signal handler."""
+        self.draining = True
+        for connection in list(self.connections()):
+            self.announce(connection)
+
     async def drain_connections(self) -> bool:
         """Stop accepting, see every connection to its end, and cut what is left at the deadline.
 
@@ -363,8 +373,7 @@ class Serving(abc.ABC):
     def zd_keep(self) -> None:
         """Announce the end on each connection."""
         self._offered.clear()
-        for connection in list(self.connections()):
-            self.announce(connection)
+        self.end_responses()
 
     def zd_cut(self) -> Iterable[float]:
         """Leave what the deadline has found to the server's own end."""

@@ -97,7 +97,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_server.open.add(self)
         super().connection_made(transport)
         if self._zd_ends():
-            self.zd_begin_drain()
+            self.zd_end_responses()
 
     def data_received(self, data: bytes) -> None:
         """Note that something came, then do as the base does."""
@@ -189,11 +189,9 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     # -- what the drain does ------------------------------------------------------------------------------------------
 
-    def zd_begin_drain(self) -> None:
-        """Have responses end the connection from now on; and follow it, if it speaks HTTP/2."""
+    def zd_end_responses(self) -> None:
+        """Have responses end the connection from now on."""
         self._send_response_start = self._zd_start_last_response  # type: ignore[method-assign]  # of this object alone
-        if self._zd_http2 is not None:
-            self._zd_http2.begin()
 
     def _zd_start_last_response(self, status: int, headers: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Send the head of a response in a drain, with the end of the connection announced if it may end.

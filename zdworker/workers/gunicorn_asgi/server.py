@@ -215,11 +215,18 @@ class AsgiServer(AsgiServing):
         return sum(connection.zd_running() for connection in self.open)
 
     def announce(self, protocol: Connection) -> None:
-        """Have the responses of a connection announce the end in their head; and follow it, if it speaks HTTP/2."""
-        protocol.zd_begin_drain()
+        """Have the responses of a connection announce the end in their head."""
+        protocol.zd_end_responses()
 
     def prepare(self, send: Send) -> None:
         """Do nothing: see :meth:`announce`."""
+
+    def zd_begin_drain(self) -> None:
+        """Follow the HTTP/2 connections from now on, too."""
+        super().zd_begin_drain()
+        for connection in self.open:
+            if connection._zd_http2 is not None:
+                connection._zd_http2.begin()
 
     def can_move(self, connection: Connection) -> bool:
         """Return whether a connection can be handed over."""

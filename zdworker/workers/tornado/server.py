@@ -69,7 +69,7 @@ def run(worker: Worker) -> None:
     :raises SystemExit: 3, the warm-up failed (reported); 0, it had to end before it was ready.
     """
     serving = worker.zd_serving = TornadoServing(worker)
-    run_to_end(asyncio.get_event_loop_policy().get_event_loop(), serving.serve())
+    run_to_end(asyncio.get_event_loop(), serving.serve())
 
 
 class TornadoServing(Serving):
@@ -118,7 +118,7 @@ class TornadoServing(Serving):
 
         async def accept_connection(protocol: Any, handler: Any) -> None:
             serving.websockets.add(handler)
-            if serving.draining:
+            if serving.drain.has_begun:
                 serving._close_later(handler, delay_after_accept(serving.drain.websocket_spread_s))
             try:
                 await accept(protocol, handler)
@@ -166,6 +166,11 @@ class TornadoServing(Serving):
 
     # -- draining ----------------------------------------------------------------------------------------------------
 
+    def end_responses(self) -> None:
+        """Have Tornado's connections do that, too."""
+        super().end_responses()
+        end_with_responses()
+
     def zd_stop_accepting(self) -> Iterable[float]:
         """Close the listeners; Tornado takes a connection up in the same call that accepts it, so none is lost."""
         self.server.begin_drain()
@@ -178,10 +183,10 @@ class TornadoServing(Serving):
 
     def zd_begin_drain(self) -> None:
         """Begin to close the WebSockets; responses announce the end by themselves, unless connections move."""
-        self.draining = True
         if not self.drain.gives or self.worker.cfg.is_ssl:
-            end_with_responses()
+            self.end_responses()
         else:
+            self.draining = True
             self.server.on_answer = self.offer
             for connection in list(self.connections()):
                 self.offer(connection)
@@ -202,10 +207,6 @@ class TornadoServing(Serving):
 
         handler.write_message = write_last
         loop.call_later(ANSWER_WAIT_S, handler.close, SERVICE_RESTART)
-
-    def zd_keep(self) -> None:
-        """Have the responses end their connections."""
-        end_with_responses()
 
     def can_move(self, connection: Any) -> bool:
         """Return whether a connection can be handed over."""

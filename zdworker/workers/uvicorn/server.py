@@ -234,7 +234,7 @@ class DrainingServer(AsgiServing, Server):
         announce_current(protocol, self.drain)
 
     def prepare(self, send: Send) -> None:
-        """Have the response to a request that has just begun end its connection."""
+        """Have the response to a request that has just begun end its connection, or move that."""
         known = cycle_of(send)
         if known is not None and self.drain.gives and can_move(known[1]):
             self.announce_or_offer(known[1])
