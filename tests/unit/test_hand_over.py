@@ -256,3 +256,17 @@ def test_a_parser_goes_on_counting() -> None:
     assert next(parser).req_number == 4
     client.close()
     server.close()
+
+
+def test_a_worker_that_leaves_takes_nothing(queue: HandOverQueue) -> None:
+    """It would take back what it gives, and give it once more, without end."""
+    (client,), connections = pairs(1)
+    old = Plain(queue)
+    old.zd_ready()
+    old.held = connections
+    give_all(old)
+    old.zd_deadline = time.monotonic() + 5
+    assert not old.zd_take_waiting()
+    assert old.held == []
+    for each in (client, *(connection.sock for connection in queue.take())):
+        each.close()

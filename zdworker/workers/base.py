@@ -256,8 +256,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         self.zd_take_signals_back()
         if self.zd_ready_at_first_beat:
             self.zd_ready()
-        if not self.zd_leaving:
-            self.zd_take_waiting()
+        self.zd_take_waiting()
         self.zd_check_parent()
         self._zd_follow_unannounced_term(now)
         connections, requests = self.zd_load()
@@ -364,7 +363,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         The heartbeat calls it about once a second. A class whose loop can watch a descriptor calls it when ``zd_queue``
         is readable.
         """
-        if not self.zd_takes or self.zd_queue is None or "Ready" not in self._zd_reported:
+        if self.zd_leaving or not self.zd_takes or self.zd_queue is None or "Ready" not in self._zd_reported:
             return False
         connections = self.zd_queue.take()
         for connection in connections:

@@ -119,7 +119,7 @@ def ask(server: Server, path: str, client: Client | None = None) -> Client:
 def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """The client has gone as it was told to: that is no reason to cancel what the application does after its answer."""
     site.deploy("one", extra=BACKGROUND)
-    server = start_class(worker, workers=1, graceful_timeout=12)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=12)
     client = ask(server, "/background?held=answer")
     (old,) = server.begin_reload("two")
     site.answer_held()
@@ -135,7 +135,7 @@ def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerC
 @for_each(CLASSES)
 def test_background_tasks_of_a_client_that_left_before(start_class: Start, site: Site, worker: WorkerClass) -> None:
     site.deploy("one", extra=BACKGROUND)
-    server = start_class(worker, workers=1, graceful_timeout=12)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=12)
     client = ask(server, "/background?held=end")
     assert client.reply().status == 200
     client.close()
@@ -150,7 +150,7 @@ def test_background_tasks_of_a_client_that_left_before(start_class: Start, site:
 def test_endless_events_run_to_the_deadline(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """They come until then; the application sees the end, may say a last word, and its lifespan is shut down."""
     site.deploy("one", extra=EVENTS)
-    server = start_class(worker, workers=1, graceful_timeout=LIMIT)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=LIMIT)
     polite, endless = ask(server, "/events?last"), ask(server, "/events")
     (old,) = server.begin_reload("two")
     told = time.monotonic()
@@ -168,7 +168,7 @@ def test_endless_events_run_to_the_deadline(start_class: Start, site: Site, work
 @for_each(CLASSES)
 def test_a_thread_does_not_hold_the_worker(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """``run_in_executor`` cannot be interrupted, and is not waited for beyond the deadline."""
-    server = start_class(worker, workers=1, graceful_timeout=2)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=2)
     client = ask(server, "/executor?seconds=120")
     (old,) = server.begin_reload("two")
     wait_for(lambda: not alive(old), 2 + SLACK, "the old worker is gone")
@@ -180,7 +180,7 @@ def test_a_thread_does_not_hold_the_worker(start_class: Start, site: Site, worke
 @for_each(CLASSES)
 def test_lifespan_shutdown_has_what_is_left_of_the_time(start_class: Start, site: Site, worker: WorkerClass) -> None:
     site.deploy("one", extra=SLOW_SHUTDOWN)
-    server = start_class(worker, workers=1, graceful_timeout=LIMIT)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=LIMIT)
     (old,) = server.workers()
     server.reload("two")
     assert [mark["pid"] for mark in site.marks("shutdown", "one")] == [old]
@@ -188,7 +188,7 @@ def test_lifespan_shutdown_has_what_is_left_of_the_time(start_class: Start, site
 
 @for_each(CLASSES)
 def test_int_ends_a_worker_at_once_with_lifespan_shutdown(start_class: Start, site: Site, worker: WorkerClass) -> None:
-    server = start_class(worker, workers=1, graceful_timeout=30)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=30)
     client = ask(server, "/sleep?seconds=25")
     (old,) = server.workers()
     server.signal(signal.SIGINT)
@@ -201,7 +201,7 @@ def test_int_ends_a_worker_at_once_with_lifespan_shutdown(start_class: Start, si
 @for_each(CLASSES)
 def test_warm_up_has_the_lifespan_s_state(start_class: Start, site: Site, worker: WorkerClass) -> None:
     site.deploy("one", extra=STATE)
-    server = start_class(worker, workers=1, zd_warmup=["/warm", "https://example.org/warm"])
+    server = start_class(worker, workers=1, zd_hand_over=False, zd_warmup=["/warm", "https://example.org/warm"])
     (pid,) = server.workers()
     seen = [(mark["pid"], mark["state"], mark["scheme"], mark["host"]) for mark in site.marks("warm")]
     state = {"made": "in lifespan startup"}

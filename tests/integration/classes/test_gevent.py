@@ -66,7 +66,7 @@ def gevent_in(pid: int) -> bool:
 
 
 def serve(start: Start, **settings: Any) -> Server:
-    return start(**{"worker_class": GEVENT.path, "workers": 1, "zd_max_surge": 1, **settings})
+    return start(**{"worker_class": GEVENT.path, "workers": 1, "zd_max_surge": 1, "zd_hand_over": False, **settings})
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])

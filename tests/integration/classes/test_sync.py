@@ -44,7 +44,7 @@ def test_threads_are_refused_at_a_reload(start: Start, site: Site, preload: bool
 
 
 def start_one(start: Start, **settings: object) -> Server:
-    return start(worker_class=WSGI.path, workers=1, **settings)
+    return start(worker_class=WSGI.path, workers=1, zd_hand_over=False, **settings)
 
 
 SLOW_TO_ANSWER = """

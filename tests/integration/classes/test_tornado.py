@@ -71,7 +71,7 @@ app.add_handlers(".*", [("/hasty", Hasty)])
 def serve(start: Start, site: Site, extra: str = "", **settings: Any) -> Server:
     site.deploy("one", extra=extra)
     settings = {"workers": 1, "zd_max_surge": 1, "keepalive": 5, "graceful_timeout": 12, **settings}
-    return start(worker_class=TORNADO.path, **settings)
+    return start(worker_class=TORNADO.path, **{"zd_hand_over": False, **settings})
 
 
 def tell_to_leave(server: Server) -> int:

@@ -82,7 +82,7 @@ def test_head_that_is_sent_in_the_drain_ends_the_connection(
     start_class: Start, site: Site, worker: WorkerClass
 ) -> None:
     """The application called ``start_response`` long before; what counts is when the head leaves."""
-    server = start_class(worker, workers=1)
+    server = start_class(worker, workers=1, zd_hand_over=False)
     client = Client(server.address)
     client.send(request("GET", "/late"))
     wait_for(lambda: site.marks("request"), 5, "start_response was called")
@@ -97,7 +97,7 @@ def test_head_that_is_sent_in_the_drain_ends_the_connection(
 @for_each(WSGI_CLASSES)
 def test_work_behind_the_answer_is_finished(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """``close()`` of what the application returned is where WSGI frameworks do their background work."""
-    server = start_class(worker, workers=1, graceful_timeout=10)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=10)
     client = Client(server.address)
     assert client.ask("GET", "/work?seconds=1.5").body == b"done\n"
     wait_for(lambda: site.marks("work begins"), 5, "the work has begun")
@@ -108,7 +108,7 @@ def test_work_behind_the_answer_is_finished(start_class: Start, site: Site, work
 @for_each(WSGI_CLASSES)
 def test_wsgi_classes_warm_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """Each worker answers the paths itself before it accepts; a later generation that cannot is given up."""
-    server = start_class(worker, workers=1, zd_warmup=["/warm?a=1", "https://example.org/warm"])
+    server = start_class(worker, workers=1, zd_hand_over=False, zd_warmup=["/warm?a=1", "https://example.org/warm"])
     plain, url = site.marks("warm")
     assert plain["pid"] == url["pid"] == server.workers()[0]
     assert plain["query"] == {"a": "1"}
@@ -127,7 +127,7 @@ def test_wsgi_classes_warm_up(start_class: Start, site: Site, worker: WorkerClas
 @for_each((THREAD, WSGI))
 def test_application_that_cannot_be_interrupted(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """It catches everything, and holds no process: the drain ends at its bound."""
-    server = start_class(worker, workers=1, graceful_timeout=2)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=2)
     client = Client(server.address)
     client.send(request("GET", "/stubborn"))
     wait_for(lambda: site.marks("request"), 5, "the application has the request")
@@ -142,7 +142,7 @@ def test_application_that_cannot_be_interrupted(start_class: Start, site: Site, 
 @for_each((THREAD, WSGI))
 def test_worker_whose_master_dies_ends_soon(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """A short request is answered, and a long one cut: within two seconds nothing is left."""
-    server = start_class(worker, workers=2)
+    server = start_class(worker, workers=2, zd_hand_over=False)
     short, long = Client(server.address), Client(server.address)
     long.send(request("GET", "/sleep?seconds=60"))
     wait_for(lambda: len(site.marks("request")) == 1, 5, "the application has the long one")
@@ -158,7 +158,7 @@ def test_worker_whose_master_dies_ends_soon(start_class: Start, site: Site, work
 
 def test_heartbeat_goes_on_while_applications_finish(start_class: Start, site: Site) -> None:
     """Of threads: a request may take longer than ``timeout`` in a drain too."""
-    server = start_class(THREAD, workers=1, timeout=2, graceful_timeout=10)
+    server = start_class(THREAD, workers=1, zd_hand_over=False, timeout=2, graceful_timeout=10)
     client = Client(server.address)
     client.send(request("GET", "/hold"))
     wait_for(lambda: site.marks("request"), 5, "the application has the request")

@@ -49,7 +49,7 @@ def assert_orderly_end(server: Server, old: list[int]) -> None:
 
 def test_long_requests_do_not_hold_a_worker(start: Start, site: Site) -> None:
     site.deploy("one", extra=STARLETTE)
-    server = start(workers=2, zd_max_surge=2, graceful_timeout=LIMIT)
+    server = start(workers=2, zd_hand_over=False, zd_max_surge=2, graceful_timeout=LIMIT)
     old = server.workers()
     clients = ask_all(server, LONG * 2)
     site.deploy("two")
@@ -65,7 +65,7 @@ def test_long_requests_do_not_hold_a_worker(start: Start, site: Site) -> None:
 
 
 def test_term_to_one_worker_is_the_same_drain(start: Start) -> None:
-    server = start(workers=1, graceful_timeout=LIMIT)
+    server = start(workers=1, zd_hand_over=False, graceful_timeout=LIMIT)
     (old,) = server.workers()
     (short, long) = ask_all(server, ["/sleep?seconds=1.5", "/executor?seconds=25"])
     os.kill(old, signal.SIGTERM)
@@ -94,7 +94,7 @@ _os.waitpid = _noting
 @for_each(ALL)
 def test_exit_code_of_a_drained_worker_is_0(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """What the kernel tells the master: of idle workers, and of one whose request is cut at the end of its time."""
-    server = start_class(worker, workers=2, graceful_timeout=1, extra=NOTING_EXITS)
+    server = start_class(worker, workers=2, zd_hand_over=False, graceful_timeout=1, extra=NOTING_EXITS)
     old = server.workers()
     (client,) = ask_all(server, ["/executor?seconds=25"])
     for pid in old:
@@ -112,7 +112,7 @@ def test_the_heartbeat_goes_on_during_the_drain(start_class: Start, site: Site) 
 
     On WSGIWorker a request longer than ``timeout`` is one, as ever: here the drain waits for a silent connection.
     """
-    server = start_class(WSGI, workers=1, timeout=2, graceful_timeout=10)
+    server = start_class(WSGI, workers=1, zd_hand_over=False, timeout=2, graceful_timeout=10)
     silent = Client(server.address)
     server.wait_taken()
     (old,) = server.begin_reload("two")
@@ -127,7 +127,7 @@ def test_the_heartbeat_goes_on_during_the_drain(start_class: Start, site: Site) 
 def test_a_worker_that_hangs_is_aborted(start: Start, site: Site) -> None:
     """Gunicorn's ``timeout`` works as ever: a blocked event loop ends the worker, and a new one comes."""
     site.deploy("one", extra=BLOCK)
-    server = start(workers=1, timeout=2)
+    server = start(workers=1, zd_hand_over=False, timeout=2)
     (old,) = server.workers()
     with Client(server.address) as client:
         client.send(request("GET", "/block"))

@@ -31,7 +31,7 @@ HOLDING = (THREAD, WSGI)
 def start_held(start_class: Start, worker: WorkerClass, **settings: int) -> tuple[Server, list[Client]]:
     """Start one worker, and hold all that it answers with by bodies that come in part."""
     threads = 2 if worker is THREAD else 1
-    server = start_class(worker, workers=1, threads=threads, **settings)
+    server = start_class(worker, workers=1, zd_hand_over=False, threads=threads, **settings)
     holders = [Client(server.address) for _ in range(threads)]
     for client in holders:
         client.send(ECHO[:-100])
@@ -108,7 +108,7 @@ def test_slow_bodies_until_the_deadline(start_class: Start, site: Site, worker: 
 def test_silent_and_half_read_clients_hold_nothing(start_class: Start, worker: WorkerClass) -> None:
     """More of them than threads: one that says nothing, or half a head, waits where it is in nobody's way."""
     threads = 2 if worker is THREAD else 1
-    server = start_class(worker, workers=1, threads=threads)
+    server = start_class(worker, workers=1, zd_hand_over=False, threads=threads)
     idle = [Client(server.address) for _ in range(40)]
     for client in idle[:20]:
         client.send(PLAIN[:20])
@@ -129,7 +129,9 @@ def test_silent_and_half_read_clients_hold_nothing(start_class: Start, worker: W
 @for_each(KEEPING)
 def test_clients_that_never_hang_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """Twenty whose connection the drain closes, and who keep their end open: nobody waits for them."""
-    server = start_class(worker, workers=1, timeout=5, keepalive=4, graceful_timeout=15, preload_app=True)
+    server = start_class(
+        worker, workers=1, zd_hand_over=False, timeout=5, keepalive=4, graceful_timeout=15, preload_app=True
+    )
     with server.reload_at_the_end("two") as old:
         rude = [Client(server.address) for _ in range(RUDE)]
         for client in rude:
@@ -145,7 +147,7 @@ def test_clients_that_never_hang_up_do_not_block_the_loop_of_threads(start_class
 
     ``timeout`` is short: a loop that stands still for so long is aborted.
     """
-    server = start_class(THREAD, workers=1, timeout=3)
+    server = start_class(THREAD, workers=1, zd_hand_over=False, timeout=3)
     rude = [Client(server.address) for _ in range(RUDE)]
     for client in rude:
         client.send(PLAIN)

@@ -303,6 +303,7 @@ class Serving(abc.ABC):
 
         :return: whether all connections ended by themselves.
         """
+        self._stop_taking()
         next_tick = time.monotonic()
         for pause_s in self.drain.steps():
             if (now := time.monotonic()) >= next_tick:
@@ -323,7 +324,6 @@ class Serving(abc.ABC):
 
     def zd_stop_accepting(self) -> Iterable[float]:
         """Close the listeners, and lose no connection that was accepted."""
-        self._stop_taking()
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             # A close between accept and the task that takes the connection up loses it (CPython 3.10 to 3.13): first
             # nothing more is accepted, then what was accepted gets its two turns.

@@ -87,7 +87,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_lost = False
         self._zd_http2: Http2Drain | None = None
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
-        self._zd_moved = False
+        self._zd_moved = self._zd_receiving = False
         self._zd_requests_before = 0  # answered by the workers that have handed it over
         self.zd_offer: Callable[[], None] | None = None
         """Called when a response is complete, in a drain that hands connections over."""
@@ -104,7 +104,19 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         # Empty lines, which clients may send between requests (RFC 9112 2.2), begin none. Other data costs little.
         if data[0] > LAST_OF_EMPTY_LINES or data.strip(b"\r\n") or self.zd_state() not in BETWEEN_REQUESTS:
             self._zd_data_at = self.req_count or 1
+        self._zd_receiving = True
         ASGIProtocol.data_received(self, data)
+        self._zd_receiving = False
+        parser = getattr(self, "_callback_parser", None)
+        if parser is not None and hasattr(parser, "remaining") and parser.remaining():
+            # The base has its parser go on with that behind the answer, and nothing else says so.
+            self._feed_callback_parser = self._zd_feed_rest
+
+    def _zd_feed_rest(self, data: bytes) -> Any:
+        """Feed what came behind a request; its connection is not idle then."""
+        if not self._zd_receiving and data.strip(b"\r\n"):
+            self._zd_data_at = self.req_count + 1
+        return ASGIProtocol._feed_callback_parser(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as the base does, and let its task see the end if it waits for a request.

@@ -347,8 +347,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
 
     def zd_begin_drain(self) -> None:
         """Limit the time of connections on which no request has begun, if they stay."""
-        if not self._drain.gives:
-            self._parked.limit_silent()
+        self._parked.limit_silent(but_movable=self._drain.gives and not self._tls)
 
     def zd_is_empty(self) -> bool:
         """Tell whether the last connection is gone."""

@@ -243,9 +243,10 @@ def _behind_body(data: bytes, length: int, cycle: Any) -> bytes:
 
 
 def can_move(protocol: Any) -> bool:
-    """Return whether a connection can be handed over: it has no TLS, and what has been read of it is known."""
-    transport = getattr(protocol, "transport", None)
-    if transport is None or transport.get_extra_info("sslcontext") is not None or hasattr(protocol, "cycles"):
+    """Return whether a connection can be handed over: HTTP/1 without TLS, of which is known what has been read."""
+    if state_of(protocol) in (ConnectionState.CLOSING, ConnectionState.HTTP2):
+        return False
+    if protocol.transport.get_extra_info("sslcontext") is not None:
         return False
     knows_rest = hasattr(protocol, "zd_rest") or hasattr(getattr(protocol, "conn", None), "trailing_data")
     return knows_rest or hasattr(protocol, "parser")  # httptools
@@ -267,9 +268,9 @@ def when_answered(protocol: Any, offer: Callable[[], None]) -> None:
 
 def detach(protocol: Any) -> Connection | None:
     """Let go of a connection, if it is between two requests and its last response is written out."""
-    state, cycle = state_of(protocol), protocol.cycle
-    if state not in (ConnectionState.IDLE, ConnectionState.UNUSED) or not can_move(protocol):
+    if state_of(protocol) not in (ConnectionState.IDLE, ConnectionState.UNUSED) or not can_move(protocol):
         return None
+    cycle = protocol.cycle
     if cycle is not None and (cycle.more_body or not cycle.keep_alive):
         return None
     timer = protocol.timeout_keep_alive_task

@@ -94,10 +94,13 @@ class Parked:
         self.waiting[conn] = self._worker.zd_wait_until(conn) if until is None else until
         self._poller.register(conn.sock, selectors.EVENT_READ, functools.partial(self._on_readable, conn))
 
-    def limit_silent(self) -> None:
-        """Ask the worker again until when those connections may wait that have not begun a request."""
+    def limit_silent(self, *, but_movable: bool = False) -> None:
+        """Ask the worker again until when those connections may wait that have not begun a request.
+
+        :param but_movable: leave out those that can be handed over.
+        """
         for conn in self.waiting:
-            if not self.has_begun(conn):
+            if not self.has_begun(conn) and (not but_movable or speaks_http2(conn)):
                 self.waiting[conn] = self._worker.zd_wait_until(conn)
 
     def detach_silent(self, most: int) -> list[tuple[Any, float]]:

@@ -341,8 +341,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     def zd_begin_drain(self) -> None:
         """Limit the time of connections on which no request has begun, if they stay."""
-        if not self._drain.gives:
-            self._parked.limit_silent()
+        self._parked.limit_silent(but_movable=self._drain.gives and not self.cfg.is_ssl)
 
     def zd_tend(self, now: float) -> None:
         """End the connections whose time is over."""
