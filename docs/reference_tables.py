@@ -68,6 +68,8 @@ def setting_rows() -> str:
 def _default(value: object, spec: settings.Spec) -> str:
     if value in (None, ()) or (value == "" and '""' not in spec.allowed):
         return "none"
+    if isinstance(value, bool):
+        return f"`{value}`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`"
 
 

@@ -472,13 +472,11 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self._zd_handlers.exiting()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon.
-
-        One that the master has not announced is for this worker alone, or for the whole process group. Then a worker
-        that can hand its connections over asks for a successor and goes on until the master tells it to leave. A second
-        one is an order, and so is the first where the application has a handler of its own: it has been called by now,
-        and what it has begun to end is not to get further requests.
-        """
+        """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon."""
+        # One that the master has not announced is for this worker alone, or for the whole process group. Then a worker
+        # that can hand its connections over asks for a successor, and goes on until the master tells it to leave. A
+        # second one is an order. So is the first where the application has a handler of its own, which has been called
+        # by now: what that has begun to end is not to get further requests.
         if not self.booted:
             if self.zd_parent_lost():
                 self.zd_end_orphaned()
