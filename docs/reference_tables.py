@@ -157,6 +157,9 @@ STATUS = {
     "bind": "a list of the addresses at which it listens",
     "started_at": "UTC, ISO 8601",
     "age_s": "seconds since then",
+    "reason": "why the state is `degraded` or `failed`, a line, else null",
+    "workers_wanted": "the number of workers that there are to be",
+    "retries": "the slots that lack a worker because one has failed: `slot`, `failures` in a row, `next_try_in_s`",
     "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before keeps serving), "
     "`degraded` (something is wrong for which no new code is to blame), or `stopping`",
     "generation": "the newest one that has proved itself",
@@ -281,7 +284,7 @@ def _fields(meanings: Mapping[str, str], names: Iterable[str]) -> str:
 def _paths(value: Any, before: str = "") -> Iterable[str]:
     """Yield the path of each field in ``value``, but for the settings, which have a page of their own."""
     if isinstance(value, list):
-        yield from _paths(value[0], f"{before}[]")
+        yield from _paths(value[0] if value else None, f"{before}[]")
     elif isinstance(value, dict) and before != "settings":
         for name, inner in value.items():
             path = f"{before}.{name}" if before else name

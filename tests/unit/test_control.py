@@ -199,6 +199,9 @@ class Orders:
     def roll_back(self) -> None:
         pass
 
+    def scale(self, workers: int) -> None:
+        self.fleet.size = workers
+
 
 @pytest.fixture
 def reactor() -> Iterator[Reactor]:

@@ -108,6 +108,8 @@ class Gunicorn:
         assert (evaluated is None) == (number == 0)
         return Policy(configuration=number)
 
+    num_workers = 1
+
     def zd_hook(self, name: str, *arguments: Any) -> None:
         self.hooks.append(name)
 

@@ -22,7 +22,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 import zdworker
 from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
-from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
+from zdworker.core.fleet import Fleet, Phase, Slot, Trouble, Worker, WorkerState
 from zdworker.ipc.messages import Drained
 from zdworker.master.observers import Reload
 from zdworker.master.reconfiguration import Site
@@ -181,6 +181,19 @@ def test_a_reload_that_a_newer_one_overtakes_has_its_own_time(monkeypatch: pytes
     assert second.result is None
     assert second.duration_s() == 1.0
     assert journal.totals()["reload_duration_s"] == 21.0
+
+
+def test_the_status_says_why_and_which_slots_wait() -> None:
+    now, degraded = time.monotonic(), fleet()
+    degraded.size = 3
+    degraded.degradation = Trouble("a worker failed to boot: no database")
+    degraded.slots = {1: Slot(), 2: Slot(failures=4, retry_at=now + 30), 5: Slot(failures=1)}
+    shown = Journal().status(degraded, {}, {}, Settings(), Site("/srv", "app:app", []))
+    assert (shown["state"], shown["workers_wanted"]) == ("degraded", 3)
+    assert shown["reason"] == "a worker failed to boot: no database"
+    (waiting,) = shown["retries"]
+    assert (waiting["slot"], waiting["failures"]) == (2, 4)
+    assert 25 < waiting["next_try_in_s"] <= 30
 
 
 def test_the_journal_counts() -> None:

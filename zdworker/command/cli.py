@@ -69,6 +69,7 @@ def _with_wait_options(command: Command) -> Command:
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end."),
         click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up waiting after S seconds."),
         click.option("--no-wait", is_flag=True, help="Return as soon as the master has the order."),
+        click.option("--quiet", "-q", is_flag=True, help="Show no progress, but the result."),
     ):
         command = option(command)
     return command
@@ -98,6 +99,25 @@ def reload(**options: Any) -> None:
 
 @main.command()
 @_with_master_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("workers", type=click.IntRange(0, messages.SCALE_MAX), metavar="N")
+def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool, workers: int) -> None:
+    """Have N workers, until a reload brings the number of the configuration (as TTIN and TTOU do)."""
+    with _exit_codes(as_json):
+        found = _find(pid, pidfile, path)
+        with client.Connection(found.path, None, found.users) as master:
+            answer = master.order(messages.Order("scale", workers=workers))
+        if not isinstance(answer, messages.Report):
+            raise MessageError(f"a strange answer: {answer!r}")
+        if as_json:
+            _print_json({"workers_wanted": workers})
+        else:
+            click.echo(f"scale ordered: {_counted(workers, 'worker')}")
+        _require_output()
+
+
+@main.command()
+@_with_master_options
 @_with_wait_options
 def rollback(**options: Any) -> None:
     """Undo the newest reload, while the generation before it is kept (zd_rollback_window)."""
@@ -108,11 +128,17 @@ def rollback(**options: Any) -> None:
 @_with_master_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--watch", is_flag=True, help="Look again every second, until interrupted.")
-def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool, watch: bool) -> None:
+@click.option("--check", is_flag=True, help="Exit with 1 unless it is steady with all its workers; print one line.")
+def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool, watch: bool, check: bool) -> None:
     """Show state, generation, the last reload, and every worker."""
+    if check and watch:
+        raise click.UsageError("--check looks once, and --watch without end: give one of them")
     with _exit_codes(as_json):
         master = finder.find(pid, pidfile, path)
         console = Console()
+        if check:
+            _check(_status_of(master), as_json)
+            return
         if not watch:
             _show(console, _status_of(master), as_json)
             return
@@ -178,7 +204,7 @@ def _status_of(master: finder.Master) -> dict[str, Any]:
 # -- orders ------------------------------------------------------------------------------------------------------
 
 
-def _send_order(
+def _send_order(  # noqa: PLR0913  # one for each option
     command: str,
     *,
     pid: int | None,
@@ -187,6 +213,7 @@ def _send_order(
     no_wait: bool,
     timeout: float | None,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     with _exit_codes(as_json):
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -196,7 +223,7 @@ def _send_order(
             if isinstance(first, messages.Report):
                 _print_ordered(command, first.status, as_json)
                 return
-            outcome = _follow(master, first, deadline, quiet=as_json)
+            outcome = _follow(master, first, deadline, quiet=as_json or quiet)
         _print_outcome(command, outcome, as_json)
 
 
@@ -209,9 +236,9 @@ def _follow(
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=1, ready="")
         while isinstance(answer, messages.Progress):
-            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers ready"
+            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers new"
             bar.update(task, description=words[0], ready=words[1], completed=answer.ready, total=answer.workers)
-            if not console.is_terminal:
+            if not console.is_terminal and not quiet:
                 console.print(f"{_in_table(answer.state)}: {words[0]}, {words[1]}", soft_wrap=True)
             answer = master.receive(deadline)
     if not isinstance(answer, messages.Outcome):
@@ -298,6 +325,24 @@ def _show(console: Console, status: dict[str, Any], as_json: bool) -> None:
     _require_output()
 
 
+def _check(status: dict[str, Any], as_json: bool) -> None:
+    """Print how things are, in one line, and exit with 1 unless all is well."""
+    ready = sum(worker["state"] == "ready" for worker in status["workers"])
+    wanted = status.get("workers_wanted", ready)
+    if as_json:
+        _print_json(status)
+    else:
+        reason = f": {status['reason']}" if status.get("reason") else ""
+        click.echo(texts.lines(f"{status['state']}, {ready} of {_counted(wanted, 'worker')} ready{reason}"))
+    _require_output()
+    if status["state"] != "steady" or ready < wanted:
+        raise SystemExit(Exit.FAILED)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _table(status: dict[str, Any]) -> Table:
     table = Table(
         title=_title(status), title_justify="left", title_style="", caption=_caption(status), caption_justify="left"
@@ -316,6 +361,9 @@ def _table(status: dict[str, Any]) -> Table:
             str(worker["connections"]),
             str(worker["requests"]),
         )
+    for slot in status.get("retries", ()):
+        failed = f"failed {slot['failures']}×, next try in {slot['next_try_in_s']:.0f} s"
+        table.add_row(str(slot["slot"]), "-", "-", f"[red]{failed}[/]", "-", "-", "-", "-")
     return table
 
 
@@ -337,7 +385,12 @@ def _cost(outcome: messages.Outcome) -> list[str]:
 
 
 def _caption(status: dict[str, Any]) -> str:
-    lines = [_in_table(finder.site(status)), f"{status['reloads']} reloads, {status['crashes']} crashes"]
+    counts = (
+        f"{_counted(status['reloads'], 'reload')}, {status['crashes']} crash{'' if status['crashes'] == 1 else 'es'}"
+    )
+    lines = [_in_table(finder.site(status)), counts]
+    if status.get("reason"):
+        lines.append(f"{status['state']}: {_in_table(status['reason'])}")
     last = status["last_reload"]
     if last is not None:
         result = last["result"] or "going on"

@@ -237,13 +237,20 @@ class Leave:
 
 @dataclass(frozen=True)
 class Order:
-    """An order of a user: one of :data:`COMMANDS`. Without ``wait`` the master answers at once with a report."""
+    """An order of a user: one of :data:`COMMANDS`. Without ``wait`` the master answers at once with a report.
+
+    ``workers`` is the number that ``scale`` asks for.
+    """
 
     command: str
     wait: bool = False
+    workers: int = 0
 
 
-COMMANDS = ("status", "reload", "rollback")
+COMMANDS = ("status", "reload", "rollback", "scale")
+
+SCALE_MAX = 10_000
+"""Workers that can be asked for: more than a machine has processes for is a slip of the finger."""
 
 
 # -- master to command -------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
-from zdworker.ipc.messages import COMMANDS, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.ipc.messages import COMMANDS, SCALE_MAX, Message, Order, Outcome, Progress, Refused, Report
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import serving_generation
@@ -77,6 +77,9 @@ class Orders(Protocol):
 
         :raises GenerationError: there is no reload that can be undone.
         """
+
+    def scale(self, workers: int) -> None:
+        """Ask for this number of workers."""
 
 
 @dataclass
@@ -266,7 +269,7 @@ class Control(Observer):
         if not isinstance(message, Order) or message.command not in COMMANDS:
             self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
-        if client.after is not None and message.command != "status":
+        if client.after is not None and message.command not in ("status", "scale"):
             self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
             return
         try:
@@ -275,7 +278,7 @@ class Control(Observer):
             client.after = None
             self._send(client, Refused(f"there can be no {message.command}: {error}"))
         else:
-            if not message.wait or message.command == "status":  # which has nothing to wait for
+            if not message.wait or message.command in ("status", "scale"):  # which have nothing to wait for
                 self._send(client, Report(self._orders.status()))
 
     def _carry_out(self, client: Client, order: Order) -> None:
@@ -283,6 +286,11 @@ class Control(Observer):
             return
         if self._orders.fleet.stopping:
             raise GenerationError("the master is stopping")
+        if order.command == "scale":
+            if not 0 <= order.workers <= SCALE_MAX:
+                raise GenerationError(f"{order.workers} is not a number of workers from 0 to {SCALE_MAX}")
+            self._orders.scale(order.workers)
+            return
         client.superseded, client.rolls_back = None, order.command == "rollback"
         if order.command == "reload":
             client.after = self._orders.fleet.last_generation if order.wait else None

@@ -1,4 +1,4 @@
-"""What the parts of the supervisor share, and the six things that they need of Gunicorn's arbiter.
+"""What the parts of the supervisor share, and the seven things that they need of Gunicorn's arbiter.
 
 Rules: only ``arbiter.py`` and ``reconfiguration.py`` know Gunicorn's private attributes. Everything else in the master
 is handed an object of the shape of :class:`Gunicorn`, so that it can be tested without Gunicorn.
@@ -31,6 +31,9 @@ class Gunicorn(Protocol):
 
     zd_listeners: Listeners
     """The listening sockets."""
+
+    num_workers: int
+    """The number of workers that was asked for; setting it asks for another one."""
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""

@@ -115,8 +115,11 @@ class Journal(Observer):
             "started_at": utc(self.started_at),
             "age_s": round(time.monotonic() - self.began, 3),
             "state": fleet.state,
+            "reason": fleet.trouble.reason if fleet.trouble is not None else None,
             "generation": serving_generation(fleet),
             "target_generation": loading or fleet.reloading,
+            "workers_wanted": fleet.wanted_size,
+            "retries": _retries(fleet, time.monotonic()),
             "workers": [
                 _worker(record, fleet)
                 for record in sorted(workers.values(), key=lambda r: (r.slot, r.worker_id))
@@ -157,6 +160,17 @@ def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:
         "connections": record.connections,
         "requests": record.requests,
     }
+
+
+def _retries(fleet: Fleet, now: float) -> list[dict[str, Any]]:
+    """Return the slots that lack a worker because one has failed, and how long each waits before the next attempt."""
+    served = {worker.slot for worker in fleet.workers.values() if not worker.leaving}
+    lacking = ((number, slot) for number, slot in sorted(fleet.slots.items()) if number < fleet.size)
+    return [
+        {"slot": number, "failures": slot.failures, "next_try_in_s": round(max(0.0, slot.retry_at - now), 3)}
+        for number, slot in lacking
+        if number not in served and slot.failures
+    ]
 
 
 def _generation(number: int, places: dict[str, dict[str, str]]) -> dict[str, Any]:

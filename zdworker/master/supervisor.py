@@ -148,6 +148,10 @@ class Supervisor:
         self._observers.notify(Observer.reload_requested)
         self.handle(events.Rollback())
 
+    def scale(self, workers: int) -> None:
+        """Ask for this number of workers; the next configuration that is taken over brings its own."""
+        self._gunicorn.num_workers = workers
+
     def seen_by_hooks(self, but: WorkerRecord | None) -> dict[int, WorkerRecord]:
         """Return what hooks see as ``server.WORKERS`` (see :meth:`Children.seen_by_hooks`)."""
         return self.children.seen_by_hooks(self.fleet, but)

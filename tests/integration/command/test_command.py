@@ -67,13 +67,14 @@ def test_a_reload_is_waited_for(server: Server, site: Site, command: Command) ->
     done = command("reload")
     assert set(server.versions().values()) == {"two"}
     assert done.stdout.startswith("reload done: generation 2 serves")
-    assert "generation 2, 1 of 2 workers ready" in done.stderr
+    assert "generation 2, 1 of 2 workers new" in done.stderr
 
 
 def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command: Command) -> None:
     site.deploy("two")
     outcome = command.json("reload")
-    assert list(outcome) == ["result", "generation", "duration_s", "serving", "error", "traceback"]
+    cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets"
+    assert list(outcome) == ["result", "generation", "duration_s", "serving", "error", "traceback", *cost]
     assert (outcome["result"], outcome["generation"], outcome["serving"]) == ("done", 2, 2)
 
 
@@ -106,6 +107,34 @@ def test_status_for_people_and_for_programs(server: Server, command: Command) ->
     assert f"master {server.master}: steady, generation 1" in text
     assert all(str(pid) in text for pid in server.workers())
     assert command.json("status")["pid"] == server.master
+
+
+def test_a_monitor_asks_whether_all_is_well(server: Server, site: Site, command: Command) -> None:
+    assert command("status", "--check").stdout == "steady, 2 of 2 workers ready\n"
+    site.break_("raise")
+    command("reload", "--quiet", code=FAILED)
+    told = command("status", "--check", code=FAILED).stdout
+    assert told.startswith("failed, 2 of 2 workers ready: ")
+    assert command.json("status")["reason"] in told
+    assert command("status", "--check", "--watch", code=MISUSE).stdout == ""
+
+
+def test_the_number_of_workers(server: Server, command: Command) -> None:
+    assert command("scale", "3").stdout == "scale ordered: 3 workers\n"
+    server.settings["workers"] = 3
+    server.wait_full()
+    assert command.json("status")["workers_wanted"] == 3
+    assert command.json("scale", "1") == {"workers_wanted": 1}
+    server.settings["workers"] = 1
+    server.wait_full()
+    assert "0<=x<=10000" in command("scale", "10001", code=MISUSE).stderr
+
+
+def test_a_reload_can_be_quiet(server: Server, site: Site, command: Command) -> None:
+    site.deploy("two")
+    done = command("reload", "--quiet")
+    assert done.stdout.startswith("reload done: generation 2 serves")
+    assert done.stderr == ""
 
 
 def test_status_can_be_watched(server: Server, command: Command) -> None:

@@ -238,7 +238,8 @@ def test_zd_hooks_are_called(start: Start, site: Site, preload: bool) -> None:
     server.signal(signal.SIGUSR2)
     wait_for(lambda: len(site.events("zd_reload_finished")) == 2, BOOT_TIMEOUT_S, "the reload has failed")
     failed = site.events("zd_reload_finished")[-1]["report"]
-    assert list(failed) == ["result", "generation", "started_at", "duration_s", "error", "traceback"]
+    cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets"
+    assert list(failed) == ["result", "generation", "started_at", "duration_s", "error", "traceback", *cost]
     assert failed["result"] == "failed"
     assert unique in failed["traceback"]
     assert len(site.events("zd_reload_started")) == 2
