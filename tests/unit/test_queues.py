@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import resource
+
 import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
 from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.master.queues import Queues
+
+LOG = logging.getLogger("test.queues")
 
 
 def fleet(size: int, *slots: int) -> Fleet:
@@ -18,7 +23,7 @@ def fleet(size: int, *slots: int) -> Fleet:
 
 
 def test_a_slot_keeps_its_queue_until_it_is_closed() -> None:
-    queues = Queues()
+    queues = Queues(LOG)
     first = queues.of_slot(0)
     assert first is not None
     assert queues.of_slot(0) is first
@@ -33,7 +38,7 @@ def test_a_slot_keeps_its_queue_until_it_is_closed() -> None:
 
 
 def test_the_queues_of_slots_that_are_gone_are_closed() -> None:
-    queues = Queues()
+    queues = Queues(LOG)
     for slot in range(3):
         queues.of_slot(slot)
     queues.observe(fleet(1, 0, 2), 0.0)  # the worker of slot 2 is not told to leave yet
@@ -51,4 +56,17 @@ def test_without_descriptors_there_is_none(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError("no descriptors")
 
     monkeypatch.setattr(HandOverQueue, "open", refuse)
-    assert Queues().of_slot(0) is None
+    assert Queues(LOG).of_slot(0) is None
+
+
+def test_the_workers_own_descriptors_come_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (80, 80))
+    queues = Queues(LOG)
+    with caplog.at_level(logging.INFO):
+        assert queues.of_slot(9) is not None
+        assert [queues.of_slot(slot) for slot in (10, 11)] == [None, None]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("Workers from slot 10 on hand no connections over: the limit of open files is 80")
+    queues.close(9)

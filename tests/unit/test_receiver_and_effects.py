@@ -130,7 +130,7 @@ class Bench:
         self.children = Children(self.reactor)
         self.fleet = Fleet(Policy(), size=1, last_worker_id=9)
         observers = Observers(self.gunicorn.log, [self.seen])
-        self.queues = Queues()
+        self.queues = Queues(self.gunicorn.log)
         parts = Parts(
             self.gunicorn, self.fleet, self.reactor, self.children, observers, self.queues, self.published.append
         )

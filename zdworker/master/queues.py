@@ -5,24 +5,47 @@ Rules:
 * A slot's queue is opened with its first worker, and given to each of its workers.
 * It is closed for writing when a worker is told to leave that has no successor, and when the slot goes away. The next
   worker of the slot gets another one; those that hold the closed one keep what is in it.
-* Where there can be none (no descriptors are left, or the system has no such sockets), the workers do without.
+* Where there can be none (no descriptors are left, or the system has no such sockets), the workers do without. So do
+  the slots beyond a part of the descriptors that the master may have, because its workers need the others.
 """
 
 from __future__ import annotations
+
+import resource
+from typing import Any
 
 from zdworker.core.fleet import Fleet
 from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.master.observers import Observer
 
+DESCRIPTORS_PER_SLOT = 8
+"""Descriptors that the master must be allowed for each slot with a queue. It needs two for the queue, and two for each
+worker, of which there may be twice as many as slots."""
+
 
 class Queues(Observer):
-    """The queues that can be written to, by slot."""
+    """The queues that can be written to, by slot.
 
-    def __init__(self) -> None:
+    :param log: the master's logger.
+    """
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
         self._queues: dict[int, HandOverQueue] = {}
+        self._is_logged = False
 
     def of_slot(self, slot: int) -> HandOverQueue | None:
         """Return the queue of a slot, which is opened if there is none."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY and slot >= limit // DESCRIPTORS_PER_SLOT:
+            if not self._is_logged:
+                self._is_logged = True
+                self._log.info(
+                    "Workers from slot %d on hand no connections over: the limit of open files is %d (ulimit -n)",
+                    slot,
+                    limit,
+                )
+            return None
         if slot not in self._queues:
             try:
                 self._queues[slot] = HandOverQueue.open()

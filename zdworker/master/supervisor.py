@@ -55,7 +55,7 @@ class Supervisor:
         self._notifier = Notifier(os.environ)
         self._control = Control(self, self.reactor, self._log)
         first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
-        queues = Queues()
+        queues = Queues(self._log)
         self._observers = Observers(self._log, [*first, queues, Meter(self._log), observer])
         parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)

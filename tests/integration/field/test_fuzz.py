@@ -99,7 +99,7 @@ class Master:
         children = Children(self.reactor)
         gunicorn: Any = self
         publish = partial(self.publish, core)
-        parts = Parts(gunicorn, core.fleet, self.reactor, children, Observers(self.log, []), Queues(), publish)
+        parts = Parts(gunicorn, core.fleet, self.reactor, children, Observers(self.log, []), Queues(self.log), publish)
         reads = Receiver(parts, LeftoverProcesses(self.log, self.reactor, children))
         record = WorkerRecord(SUBJECT, self.pid, [], None, 30, self.cfg, self.log, slot=1, generation=1)
         channel, theirs = Channel.pair(WORKER_REPORT_BYTES)
