@@ -199,6 +199,9 @@ class Orders:
     def roll_back(self) -> None:
         pass
 
+    def waiting(self) -> str:
+        return ""
+
     def scale(self, workers: int) -> None:
         self.fleet.size = workers
 

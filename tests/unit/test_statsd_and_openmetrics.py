@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from zdworker.ipc.messages import Drained
 from zdworker.master.observers import Reload
 from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Lossy, Meter, gauges_of
-from zdworker.master.status import Journal
+from zdworker.master.status import Journal, waiting
 from zdworker.settings import Settings
 
 PACKAGE = Path(zdworker.__file__).parent
@@ -194,6 +195,26 @@ def test_the_status_says_why_and_which_slots_wait() -> None:
     (waiting,) = shown["retries"]
     assert (waiting["slot"], waiting["failures"]) == (2, 4)
     assert 25 < waiting["next_try_in_s"] <= 30
+
+
+def test_what_a_reload_waits_for() -> None:
+    rolling = fleet(g7a=WorkerState.DRAINING, g7b=WorkerState.DRAINING, g8a=WorkerState.READY)
+    first, second, _new = rolling.workers.values()
+    first.slot, first.deadline, second.slot, second.deadline = 1, 130.0, 0, 112.4
+    records: dict[int, Any] = {
+        worker.worker_id: SimpleNamespace(pid=4711 + worker.slot, in_flight=0, websockets=0)
+        for worker in rolling.workers.values()
+    }
+    assert waiting(rolling, records, 100.0) == ""
+    records[first.worker_id].in_flight = 1
+    assert waiting(rolling, records, 100.0) == "waiting for worker 4712 (slot 1): 1 request, at most 30 s more"
+    records[second.worker_id].in_flight, records[second.worker_id].websockets = 2, 1
+    told = waiting(rolling, records, 100.0)
+    assert (
+        told == "waiting for worker 4711 (slot 0): 2 requests, 1 WebSocket, at most 12 s more (and for 1 more worker)"
+    )
+    rolling.phase = Phase.STOPPING
+    assert waiting(rolling, records, 100.0) == ""
 
 
 def test_the_journal_counts() -> None:

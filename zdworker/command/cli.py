@@ -234,16 +234,26 @@ def _follow(
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[ready]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
-        task = bar.add_task("", total=1, ready="")
+        task, printed = bar.add_task("", total=1, ready=""), ""
         while isinstance(answer, messages.Progress):
             words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers new"
-            bar.update(task, description=words[0], ready=words[1], completed=answer.ready, total=answer.workers)
-            if not console.is_terminal and not quiet:
-                console.print(f"{_in_table(answer.state)}: {words[0]}, {words[1]}", soft_wrap=True)
+            waiting = f"; {_in_table(answer.waiting)}" if answer.waiting else ""
+            bar.update(
+                task, description=words[0], ready=words[1] + waiting, completed=answer.ready, total=answer.workers
+            )
+            line = f"{_in_table(answer.state)}: {words[0]}, {words[1]}{waiting}"
+            # The seconds that are left go down: without a terminal that would be a line a second.
+            if not console.is_terminal and not quiet and _without_seconds(line) != _without_seconds(printed):
+                console.print(line, soft_wrap=True)
+                printed = line
             answer = master.receive(deadline)
     if not isinstance(answer, messages.Outcome):
         raise MessageError(f"a strange answer: {answer!r}")
     return answer
+
+
+def _without_seconds(line: str) -> str:
+    return line.partition(", at most")[0]
 
 
 def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:

@@ -208,10 +208,14 @@ class ReplacementRequested:
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of open connections, and of requests answered since the worker's start."""
+    """The number of open connections, and of requests answered since the worker's start; in a drain also what is under
+    way: requests that are being answered, and WebSockets.
+    """
 
     connections: int
     requests: int
+    in_flight: int = 0
+    websockets: int = 0
 
 
 # -- master to worker --------------------------------------------------------------------------------------------
@@ -265,12 +269,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready."""
+    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready. ``waiting`` says for
+    which old worker the reload waits, and what that still has to do; empty if for none.
+    """
 
     state: str
     generation: int
     ready: int
     workers: int
+    waiting: str = ""
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.ordered_at = time.monotonic()
         self.connections = 0
         self.requests = 0
+        self.in_flight = self.websockets = 0
         self._announced: set[type[Stopping | Leave]] = set()
         self._own_names = {*vars(self), "_own_names"}
 

@@ -81,6 +81,9 @@ class Orders(Protocol):
     def scale(self, workers: int) -> None:
         """Ask for this number of workers."""
 
+    def waiting(self) -> str:
+        """Return what a reload waits for, as a line for users; "" if for nothing."""
+
 
 @dataclass
 class Client:
@@ -313,7 +316,7 @@ class Control(Observer):
         waiting = [client for client in self._clients.values() if client.after is not None]
         if not waiting:
             return
-        progress = _progress(fleet)
+        progress = _progress(fleet, self._orders.waiting())
         for client in waiting:
             if progress != client.progress:
                 client.progress = progress
@@ -366,11 +369,11 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)
 
 
-def _progress(fleet: Fleet) -> Progress:
+def _progress(fleet: Fleet, waiting: str) -> Progress:
     loading = fleet.loading.generation if fleet.loading is not None else None
     generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
     ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
-    return Progress(fleet.state, generation, ready, fleet.size)
+    return Progress(fleet.state, generation, ready, fleet.size, waiting)
 
 
 def _inode_of(path: str) -> tuple[int, int]:

@@ -183,8 +183,9 @@ class Receiver:
                     self._publish(events.WorkerReplacementRequested(record.worker_id))
                 else:
                     record.replacement_requested = True
-            case Counts(connections, requests):
+            case Counts(connections, requests, in_flight, websockets):
                 record.connections, record.requests = connections, requests
+                record.in_flight, record.websockets = in_flight, websockets
             case _:
                 assert_never(message)
 

@@ -149,6 +149,26 @@ def serving_generation(fleet: Fleet) -> int | None:
     return known[-1] if known else None
 
 
+def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> str:
+    """Return for which worker a reload waits, and what that still has to do, as a line for users; "" if for none."""
+    draining = [w for w in fleet.workers.values() if w.state is WorkerState.DRAINING and w.worker_id in workers]
+    busy = [w for w in draining if workers[w.worker_id].in_flight or workers[w.worker_id].websockets]
+    if not busy or fleet.ending:
+        return ""
+    first = min(busy, key=lambda worker: worker.slot)
+    record = workers[first.worker_id]
+    work = [counted(record.in_flight, "request"), counted(record.websockets, "WebSocket")]
+    what = ", ".join(text for text in work if not text.startswith("0 "))
+    left_s = max(0.0, (first.deadline or now) - now)
+    more = f" (and for {counted(len(busy) - 1, 'more worker')})" if len(busy) > 1 else ""
+    return f"waiting for worker {record.pid} (slot {first.slot}): {what}, at most {left_s:.0f} s more{more}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:
     return {
         "pid": record.pid if record.has_pid else None,

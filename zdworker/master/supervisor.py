@@ -30,7 +30,7 @@ from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
 from zdworker.master.statsd import Meter
-from zdworker.master.status import Journal
+from zdworker.master.status import Journal, waiting
 from zdworker.master.systemd import Notifier
 
 
@@ -161,6 +161,10 @@ class Supervisor:
         configuration = self._gunicorn.zd_configuration
         settings, site = configuration.current.settings, configuration.site()
         return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings, site)
+
+    def waiting(self) -> str:
+        """Return what a reload waits for (see :func:`zdworker.master.status.waiting`)."""
+        return waiting(self.fleet, self.children.workers, time.monotonic())
 
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""

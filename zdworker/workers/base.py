@@ -231,9 +231,11 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.zd_failure = Failed(reported_text(reason, texts.REASON_MAX), reported_text(traceback), exit_code)
             self.zd_reporter.send(self.zd_failure)
 
-    def zd_counts(self, connections: int, requests: int) -> None:
-        """Report open connections and requests answered since boot, if that has changed."""
-        counts = Counts(connections, requests)
+    def zd_counts(self, connections: int, requests: int, in_flight: int = 0, websockets: int = 0) -> None:
+        """Report open connections and requests answered since boot, in a drain what is under way too, if that has
+        changed.
+        """
+        counts = Counts(connections, requests, in_flight, websockets)
         if counts != self._zd_counts:
             self._zd_counts = counts
             self.zd_reporter.send(counts)
@@ -260,13 +262,18 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         self.zd_check_parent()
         self._zd_follow_unannounced_term(now)
         connections, requests = self.zd_load()
-        self.zd_counts(connections, requests)
+        under_way = self.zd_under_way() if self.zd_leaving else (0, 0)
+        self.zd_counts(connections, requests, *under_way)
         if self.zd_master_pid:
             self._check_limits(requests)
 
     def zd_load(self) -> tuple[int, int]:
         """Return the open connections and the requests answered since boot."""
         return 0, self.nr
+
+    def zd_under_way(self) -> tuple[int, int]:
+        """Return the requests that are being answered, and the WebSockets; asked in a drain only."""
+        return 0, 0
 
     def _check_limits(self, requests: int) -> None:
         if requests >= self.zd_max_requests:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
@@ -107,6 +109,24 @@ def test_status_for_people_and_for_programs(server: Server, command: Command) ->
     assert f"master {server.master}: steady, generation 1" in text
     assert all(str(pid) in text for pid in server.workers())
     assert command.json("status")["pid"] == server.master
+
+
+def test_a_reload_says_what_it_waits_for(server: Server, site: Site, command: Command) -> None:
+    with Client(server.address) as client:
+        client.send(request("GET", "/hold"))
+        wait_for(lambda: site.marks("request"), 10, "the request is being answered")
+        site.deploy("two")
+        with command.start("reload") as reload:
+            assert reload.stdout is not None
+            assert reload.stderr is not None
+            lines = iter(reload.stderr.readline, "")
+            line = next(line for line in lines if "waiting for worker" in line)
+            pid = site.marks("request")[0]["pid"]
+            assert re.search(rf"waiting for worker {pid} \(slot [01]\): 1 request, at most \d+ s more", line)
+            site.answer_held()
+            assert client.reply().status == 200
+            assert reload.stdout.read().startswith("reload done")
+            assert reload.wait(30) == DONE
 
 
 def test_a_monitor_asks_whether_all_is_well(server: Server, site: Site, command: Command) -> None:

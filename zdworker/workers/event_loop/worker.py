@@ -58,6 +58,13 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
         """Return the open connections and the requests answered since boot."""
         return super().zd_load() if self.zd_serving is None else self.zd_serving.load()
 
+    def zd_under_way(self) -> tuple[int, int]:
+        """Return the requests that are being answered, and the WebSockets."""
+        if self.zd_serving is None:
+            return super().zd_under_way()
+        under_way = self.zd_serving.zd_in_flight()
+        return under_way.requests, under_way.websockets
+
     def zd_take(self, connection: Connection) -> None:
         """Have the server serve a connection that another worker has handed over."""
         if self.zd_serving is not None:

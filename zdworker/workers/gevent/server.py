@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import gevent
 from gevent.event import Event
-from gevent.pool import Pool
+from gevent.pool import Group, Pool
 from gevent.ssl import SSLSocket
 from gunicorn import http
 from gunicorn.sock import ssl_context
@@ -66,7 +66,9 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         super().__init__(*args, **kwargs)
         self._clients: set[Any] = set()
         self._schedule = Schedule()
-        self._pools: list[Any] = []
+        # No pool, which would have to be waited for: these connections come from a worker that had room for them.
+        self._taken = Group()
+        self._pools: list[Any] = [self._taken]
         self._listeners: list[Listener] = []
         self._told_to_leave: Any = None  # an Event, once run() has a hub for it
         self._offered: Any = None  # the same; set when a connection may move
@@ -276,7 +278,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         client = taken(connection)
         name = listening_name(client, self._names)
         listener = SimpleNamespace(getsockname=lambda: name)
-        self._pools[0].add(gevent.spawn(self._serve_taken, listener, client, address))
+        self._taken.start(gevent.Greenlet(self._serve_taken, listener, client, address))
 
     def _serve_taken(self, listener: Any, client: Any, address: Any) -> None:
         with contextlib.closing(client):
