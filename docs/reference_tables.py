@@ -158,6 +158,7 @@ STATUS = {
     "started_at": "UTC, ISO 8601",
     "age_s": "seconds since then",
     "reason": "why the state is `degraded` or `failed`, a line, else null",
+    "label": "the version of the application that serves (`zd_version`), or null",
     "workers_wanted": "the number of workers that there are to be",
     "retries": "the slots that lack a worker because one has failed: `slot`, `failures` in a row, `next_try_in_s`",
     "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before keeps serving), "
@@ -181,6 +182,7 @@ STATUS = {
     "generations": "a list of those that load, that workers run, or that are kept for a rollback; where one comes from "
     "is null until it is loaded, and where there is no fork server. All paths are without links",
     "generations[].generation": "its number",
+    "generations[].label": "the version of its application, or null",
     "generations[].directory": "the start directory, as it was when its interpreter was started",
     "generations[].interpreter": "the interpreter",
     "generations[].path": "`sys.path` before the application is imported",
@@ -192,6 +194,7 @@ STATUS = {
     "last_reload.duration_s": "so far, or in all",
     "last_reload.error": "a line, or null",
     "last_reload.traceback": "the application's own, or null",
+    "last_reload.label": "the version of the application, or null",
     "last_reload.handed_over": "connections that went on to the next worker of their slot",
     "last_reload.told_to_close": "connections that a response has ended because of the reload",
     "last_reload.cut_requests": "requests that were cut at `graceful_timeout`",
@@ -231,6 +234,7 @@ OUTCOME = {
     "told_to_close": "connections that a response has ended because of the reload",
     "cut_requests": "requests that were cut at `graceful_timeout`",
     "closed_websockets": "WebSockets that were closed",
+    "label": "the version of the application, empty if nothing tells",
 }
 
 LIST = {
@@ -305,10 +309,10 @@ def _status() -> dict[str, Any]:
         core.handle(events.WorkerReady(number), 0.0)
     core.handle(events.WorkerGone(1, "exited with code 0", 0), 0.0)
     log = status.Journal()
-    reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204)
+    reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204, label="v1.4.2")
     log.reload_started(reload)
     log.reload_finished(reload, core.fleet)
-    log.generation_loaded(2, EXAMPLE_PLACES)
+    log.generation_loaded(2, EXAMPLE_PLACES, "v1.4.2")
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )

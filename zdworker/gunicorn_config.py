@@ -66,9 +66,10 @@ def differences(cfg: Any, values: Mapping[str, Any], link: str) -> dict[str, str
 
 
 def zd_differences(own: settings.Settings, other: settings.Settings) -> dict[str, str]:
-    """Return the same for the ``zd_`` settings."""
+    """Return the same for the ``zd_`` settings; a version may be another one each time, and counts for nothing else."""
     here, there = own.to_plain(), other.to_plain()
-    return {f"zd_{name}": _both(name, here[name], there[name]) for name in here if here[name] != there[name]}
+    names = (name for name in here if name != "version")
+    return {f"zd_{name}": _both(name, here[name], there[name]) for name in names if here[name] != there[name]}
 
 
 def _comparable(value: Any, link: str, physical: str) -> Any:

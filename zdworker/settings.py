@@ -60,6 +60,7 @@ class Settings:
     ``health_path``: a path, or empty. ``warmup``: paths or URLs.
     ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``. ``preload``: ``"auto"`` or ``"never"``.
     ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory. ``hand_over``: yes or no.
+    ``version``: the label of the application, or empty.
 
     :raises SettingError: a value is bad.
     """
@@ -78,6 +79,7 @@ class Settings:
     preload: str = "auto"
     control_socket: str = ""
     hand_over: bool = True
+    version: str = ""
 
     def __post_init__(self) -> None:
         for name, spec in SPECS.items():
@@ -152,7 +154,7 @@ def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Setting
     hooks(namespace)
     for name in sorted(name for name in namespace if name.startswith(PREFIX) and name not in HOOKS):
         _refuse_unless_known(name, name)
-        values[name] = SPECS[name].checked(namespace[name], name)
+        values[name] = SPECS[name].checked(_called(name, namespace[name]), name)
     for name in sorted(SPECS):
         variable = name.upper()
         if variable in environ:
@@ -248,6 +250,28 @@ def _yes_or_no(value: object) -> bool:
     if not isinstance(value, str) or value.strip().lower() not in words:
         raise ValueError
     return words[value.strip().lower()]
+
+
+def _called(name: str, value: object) -> object:
+    """Return what a function in the place of ``zd_version`` returns; any other value as it is.
+
+    :raises SettingError: the function raises.
+    """
+    if name != "zd_version" or not callable(value):
+        return value
+    try:
+        return value()
+    except Exception as error:
+        raise SettingError(f"zd_version cannot be called: {type(error).__name__}: {error}") from error
+
+
+def _label(value: object) -> str:
+    """Return a label: one line of printable characters, or "" for none."""
+    if value is None:
+        return ""
+    if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
+        raise ValueError
+    return value.strip()
 
 
 def _paths(value: object) -> tuple[str, ...]:
@@ -371,6 +395,12 @@ SPECS: Mapping[str, Spec] = {
         'an absolute path of at most 100 bytes, "none", or "" for the default',
         _socket_path,
         'a path for the control socket, or `"none"`',
+    ),
+    "zd_version": Spec(
+        "a text of at most 100 printable characters, or a function without arguments that returns one",
+        _label,
+        "the version of the application, for the log, `status`, metrics and hooks; a text, or a function that returns "
+        "one; by default the name of the release that the `current` link leads to, else what `git describe` says",
     ),
     "zd_hand_over": Spec(
         'True or False (in the environment "true" or "false")',

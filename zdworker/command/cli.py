@@ -268,7 +268,8 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
     if as_json:
         _print_json(asdict(outcome))
     elif outcome.result == "done":
-        done_in = f"{command} done: generation {outcome.generation} serves, after {outcome.duration_s:.1f} s"
+        label = f" ({texts.lines(outcome.label)})" if outcome.label else ""
+        done_in = f"{command} done: generation {outcome.generation}{label} serves, after {outcome.duration_s:.1f} s"
         click.echo("; ".join([done_in, *_cost(outcome)]))
     elif outcome.result == "superseded":
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
@@ -380,7 +381,8 @@ def _table(status: dict[str, Any]) -> Table:
 def _title(status: dict[str, Any]) -> str:
     state, target = status["state"], status["target_generation"]
     going = f", to generation {target}" if target else ""
-    return f"master {status['pid']}: {_styled(state)}, generation {status['generation']}{going}"
+    label = f" ({_in_table(status['label'])})" if status.get("label") else ""
+    return f"master {status['pid']}: {_styled(state)}, generation {status['generation']}{label}{going}"
 
 
 def _cost(outcome: messages.Outcome) -> list[str]:

@@ -56,6 +56,12 @@ def _of_master(status: dict[str, Any]) -> Iterator[Metric]:
     yield state
     if status["generation"] is not None:
         yield GaugeMetricFamily("zdworker_generation", "The generation that serves.", value=status["generation"])
+    info = GaugeMetricFamily(
+        "zdworker_generation_info", "1 for each generation, with its version.", labels=["generation", "label"]
+    )
+    for generation in status.get("generations", ()):
+        info.add_metric([str(generation["generation"]), generation.get("label") or ""], 1)
+    yield info
     if status["last_reload"] is not None:
         started = datetime.fromisoformat(status["last_reload"]["started_at"]).timestamp()
         yield GaugeMetricFamily(

@@ -49,6 +49,7 @@ from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.forkserver.places import Places
 from zdworker.forkserver.restart import Restart, first_message
 from zdworker.forkserver.tls_check import refuse_bad_tls
+from zdworker.forkserver.version import label_of
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
 from zdworker.settings import GENERATION_VARIABLE
@@ -195,6 +196,8 @@ class Generation:
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
         self.loaded = False
+        self.label = ""
+        """The version of the application."""
         self.worker_end: worker_boot.WorkerEnd | None = None
         """In the process of a worker that has served: what is left to do."""
         self.tool = ""
@@ -289,6 +292,7 @@ class Generation:
         worker_boot.set_environment(self._init.environment)
         os.environ.update(self.cfg.env)
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
+        self.label = os.environ["ZD_VERSION"] = label_of(self.settings.version, self._init.directory)
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
         self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
@@ -359,6 +363,7 @@ class Generation:
             warnings=warnings,
             places=self._places.to_plain(),
             not_preloaded="" if self._preloads else self._not_preloaded,
+            label=self.label,
         )
 
     def _restore_stderr(self) -> None:

@@ -59,7 +59,7 @@ class Loaded:
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
     ``warnings`` are lines for the log. ``places`` has for each kind of :class:`Place` what each name led to when it was
     used; what is unknown is left out. ``not_preloaded`` says why ``zd_preload = "auto"`` has left the import to the
-    workers, "" if it has not.
+    workers, "" if it has not. ``label`` is the version of the application, "" if nothing tells.
     """
 
     protocol: int
@@ -69,6 +69,7 @@ class Loaded:
     warnings: list[str] = field(default_factory=list)
     places: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     not_preloaded: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,8 @@ class Progress:
 class Outcome:
     """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before.
 
-    The last four are what it has cost, see :class:`Drained`.
+    ``label`` is the version of the application, "" if nothing tells. The four before it are what the reload has cost,
+    see :class:`Drained`.
     """
 
     result: str
@@ -297,6 +299,7 @@ class Outcome:
     told_to_close: int = 0
     cut_requests: int = 0
     closed_websockets: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class ForkServer:
         """The places that it comes from (``messages.Place``), once it has loaded."""
         self.not_preloaded = ""
         """Why ``zd_preload = "auto"`` has left the import to the workers, "" if it has not."""
+        self.label = ""
+        """The version of its application, once it has loaded; "" if nothing tells."""
         self._log = log
         self._show = show
         self._tail = ""

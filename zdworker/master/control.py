@@ -363,7 +363,7 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
         return Outcome(events.Outcome.SUPERSEDED.value, client.superseded, duration_s, serving, reason)
     result, words = reload.result or events.Outcome.FAILED, (reload.error or "", reload.traceback or "")
     cost = dataclasses.asdict(reload.cost)
-    return Outcome(result.value, reload.generation, duration_s, serving, *words, **cost)
+    return Outcome(result.value, reload.generation, duration_s, serving, *words, **cost, label=reload.label)
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)

@@ -394,14 +394,16 @@ class Executor:
         reload.result, reload.called_off = action.outcome, action.called_off
         reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
         reload.traceback = texts.lines(action.traceback) or None
+        server = self._children.servers.get(action.generation)
+        reload.label = server.label if server is not None else ""
         self._observers.notify(Observer.reload_finished, reload, self._fleet)
         if lost:
             self._log.error("Reload: generation %s: %s", action.generation, action.reason)
         else:
-            self._log_outcome(action)
+            self._log_outcome(action, reload)
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
 
-    def _log_outcome(self, action: events.ReloadFinished) -> None:
+    def _log_outcome(self, action: events.ReloadFinished, reload: Reload) -> None:
         match action.outcome:
             case Outcome.FAILED:
                 # The traceback is in the log already: the worker wrote it, or it came with the fork server's report.
@@ -411,7 +413,9 @@ class Executor:
                     action.reason,
                 )
             case Outcome.DONE:
-                self._log.info("Reload: generation %s: all workers are new", action.generation)
+                label = f" ({reload.label})" if reload.label else ""
+                took_s = reload.duration_s()
+                self._log.info("Reload: generation %s%s: all workers are new, %.1f s", action.generation, label, took_s)
             case Outcome.SUPERSEDED:
                 self._log.info("Reload: generation %s: superseded by a newer one", action.generation)
             case _:

@@ -23,7 +23,8 @@ class Reload:
     """One reload, or rollback; ``result`` is None while it is under way.
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
-    ``called_off`` means that a rollback ended it, ``cost`` is that of the drains in its time.
+    ``called_off`` means that a rollback ended it, ``cost`` is that of the drains in its time, ``label``
+    the version of its application, "" if nothing tells.
     """
 
     generation: int
@@ -35,6 +36,7 @@ class Reload:
     traceback: str | None = None
     called_off: bool = False
     cost: Drained = field(default_factory=Drained)
+    label: str = ""
 
     @classmethod
     def begin(cls, generation: int) -> Reload:
@@ -55,6 +57,7 @@ class Reload:
             "error": self.error,
             "traceback": self.traceback,
             **asdict(self.cost),
+            "label": self.label or None,
         }
 
 
@@ -87,8 +90,10 @@ class Observer:
     def configuration_taken(self) -> None:
         """Handle that a reload or a rollback has taken its configuration over."""
 
-    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]]) -> None:
-        """Handle that a generation is loaded, from these places (``messages.Place``)."""
+    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
+        """Handle that a generation is loaded, from these places (``messages.Place``), with this version of its
+        application.
+        """
 
     def worker_forked(self) -> None:
         """Handle that a worker boots."""

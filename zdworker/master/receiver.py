@@ -303,7 +303,8 @@ class Receiver:
             self._publish(events.GenerationFailed(server.number, str(error)))
             return
         server.places = message.places
-        self._observers.notify(Observer.generation_loaded, server.number, message.places)
+        server.label = texts.lines(message.label, texts.REASON_MAX)
+        self._observers.notify(Observer.generation_loaded, server.number, message.places, server.label)
         configuration = self._gunicorn.zd_configuration
         import_path = list(message.places.get(Place.PATH, {}).values())
         configuration.offer(server.number, message.values, settings, import_path)

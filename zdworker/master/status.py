@@ -46,15 +46,17 @@ class Journal(Observer):
         self.drained = Drained()
         self.last: Reload | None = None
         self._places: dict[int, dict[str, dict[str, str]]] = {}
+        self._labels: dict[int, str] = {}
 
-    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]]) -> None:
-        """Remember the places that a generation comes from."""
+    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
+        """Remember the places that a generation comes from, and its version."""
         self._places[generation] = places
+        self._labels[generation] = label
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Drop what belongs to generations that are gone."""
         for number in self._places.keys() - fleet.generations.keys():
-            del self._places[number]
+            del self._places[number], self._labels[number]
 
     def reload_started(self, reload: Reload) -> None:
         """Count a reload; it is the last one from now on."""
@@ -117,6 +119,7 @@ class Journal(Observer):
             "state": fleet.state,
             "reason": fleet.trouble.reason if fleet.trouble is not None else None,
             "generation": serving_generation(fleet),
+            "label": self._labels.get(serving_generation(fleet) or 0) or None,
             "target_generation": loading or fleet.reloading,
             "workers_wanted": fleet.wanted_size,
             "retries": _retries(fleet, time.monotonic()),
@@ -134,7 +137,10 @@ class Journal(Observer):
                 }
                 for number, server in sorted(servers.items())
             ],
-            "generations": [_generation(number, self._places.get(number, {})) for number in sorted(fleet.generations)],
+            "generations": [
+                _generation(number, self._places.get(number, {}), self._labels.get(number, ""))
+                for number in sorted(fleet.generations)
+            ],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
@@ -193,12 +199,13 @@ def _retries(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def _generation(number: int, places: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _generation(number: int, places: dict[str, dict[str, str]], label: str) -> dict[str, Any]:
     def only(kind: str) -> str | None:
         return next(iter(places.get(kind, {}).values()), None)
 
     return {
         "generation": number,
+        "label": label or None,
         "directory": only(Place.DIRECTORY),
         "interpreter": only(Place.INTERPRETER),
         "path": list(places[Place.PATH].values()) if Place.PATH in places else None,
