@@ -243,6 +243,7 @@ LIST = {
     **{name: STATUS[name] for name in ("directory", "application", "bind", "started_at", "age_s")},
     "state": STATUS["state"],
     "generation": STATUS["generation"],
+    "label": STATUS["label"],
     "error": "why it does not answer; the fields above, but for `pid` and `socket`, are null then. Else null",
 }
 

@@ -94,7 +94,7 @@ class Master:
 
     def listed(self) -> dict[str, Any]:
         """Return it as ``zdworker list --json`` shows it."""
-        names = ("directory", "application", "bind", "started_at", "age_s", "state", "generation")
+        names = ("directory", "application", "bind", "started_at", "age_s", "state", "generation", "label")
         facts = {name: self.fact(name) for name in names}
         return {"pid": self.pid, "socket": self.socket, **facts, "error": str(self.error) if self.error else None}
 
@@ -103,7 +103,8 @@ def site(status: Mapping[str, Any]) -> str:
     """Return which site a master serves, for a reader: its directory, application, addresses and age."""
     facts = [f"in {status.get('directory') or 'an unknown directory'}"]
     if status.get("application"):
-        facts.append(str(status["application"]))
+        label = f" ({status['label']})" if status.get("label") else ""
+        facts.append(f"{status['application']}{label}")
     if status.get("bind"):
         facts.append(f"at {', '.join(status['bind'])}")
     if status.get("age_s") is not None:
