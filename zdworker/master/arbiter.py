@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -62,6 +63,9 @@ MISSING_SHOWN = 3
 HOOKS_IN_THE_MASTER = ("on_starting", "when_ready", "pre_fork")
 """Hooks that stock Gunicorn runs in the process that workers are forked from, which some set modules up in."""
 
+OLD_SCRIPT_S = 600.0
+"""Seconds after USR2 in which WINCH and QUIT are taken for the rest of a script that was written for stock Gunicorn."""
+
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
 
@@ -110,6 +114,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         os.environ[GENERATION_VARIABLE] = "0"
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
+        self._zd_usr2_at = -math.inf
         self._zd_leftovers_by: float | None = None
         self._zd_handed_over = self._zd_find_handed_over()
         addresses.refuse_unusable_at_start(addresses.places(self.cfg, os.getcwd()), self._zd_handed_over)
@@ -340,6 +345,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def handle_usr2(self) -> None:
         """USR2: rolling reload, under the same PID."""
+        self._zd_usr2_at = time.monotonic()
         self._zd.reload()
 
     def handle_term(self) -> None:
@@ -352,6 +358,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def handle_quit(self) -> None:
         """QUIT: quick end."""
+        self._zd_warn_of_old_script("QUIT")
         self._zd_stop(quick=True)
 
     def handle_usr1(self) -> None:
@@ -361,8 +368,19 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def handle_winch(self) -> None:
         """WINCH: with ``--daemon``, no workers until the next reload."""
+        self._zd_warn_of_old_script("WINCH")
         if self.cfg.daemon:
             self.num_workers = 0
+
+    def _zd_warn_of_old_script(self, name: str) -> None:
+        """Say what is different here if this is the script that upgrades stock Gunicorn: USR2, then WINCH and QUIT."""
+        if time.monotonic() - self._zd_usr2_at < OLD_SCRIPT_S:
+            self.log.warning(
+                "%s after USR2: with zdworker USR2 starts no second master, but replaces the workers of this one. So "
+                "%s is for this master, and the script that sends it has to end with USR2 (docs: migration)",
+                name,
+                name,
+            )
 
     def _zd_stop(self, quick: bool) -> None:
         if quick and self.dirty_arbiter_pid:

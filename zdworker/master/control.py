@@ -153,6 +153,7 @@ class Control(Observer):
         if listener is not None:
             self._inode = _inode_of(path)
             self._reactor.add(listener.fileno(), self._accept)
+            self._log.info("The zdworker command reaches this master at %s", path)
 
     def _place_link(self) -> None:
         """Have the command find a socket that is not in the default directory; without a link it has to be named."""
