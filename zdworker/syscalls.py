@@ -48,6 +48,10 @@ HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """Signals that are blocked while a process has no handlers of its own yet: their default action would end it."""
 
 
+STACK_SIGNAL = signal.SIGURG
+"""The signal at which a worker that boots writes the stacks of its threads. The default action of SIGURG is to do
+nothing, so it harms no process that has no handler for it (signal(7))."""
+
 _SIGACTION_BYTES = 512
 """More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import math
 import os
 import signal
@@ -137,6 +138,8 @@ def _handle_signals_while_booting() -> None:
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed
+        faulthandler.register(syscalls.STACK_SIGNAL, file=2)
     for signum in syscalls.HELD_SIGNALS:
         signal.signal(signum, ignore if signum in syscalls.GROUP_SIGNALS else leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from zdworker import gunicorn_config, texts
+from zdworker import gunicorn_config, syscalls, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
 from zdworker.core.fleet import Purpose
@@ -35,6 +35,9 @@ from zdworker.master.reconfiguration import Evaluated
 
 HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
+
+STACK_S = 0.2
+"""Seconds that a worker which hangs in its boot has to write its stack, before it is killed."""
 
 SIBLING_BYTES = 256
 """Bytes that an attribute set on a worker may have for hooks in other workers to see it: each of them gets it."""
@@ -362,8 +365,17 @@ class Executor:
         if record.has_pid:
             known = action.why in (KillReason.NOT_READY, KillReason.NOT_DRAINED)
             why = action.why if known else KillReason.STILL_THERE
+            if action.why is KillReason.NOT_READY and record.forked:
+                self._log.critical("Worker (pid:%s) %s: it writes its stack, and is killed", record.pid, why.value)
+                self._gunicorn.kill_worker(record.pid, syscalls.STACK_SIGNAL)
+                self._reactor.call_later(STACK_S, partial(self._kill_if_there, record))
+                return
             self._log.critical("Worker (pid:%s) %s: killed", record.pid, why.value)
         self._tell_to_leave(record, signal.SIGKILL)
+
+    def _kill_if_there(self, record: WorkerRecord) -> None:
+        if record.worker_id in self._children.workers:  # else another process may have its pid by now
+            self._tell_to_leave(record, signal.SIGKILL)
 
     def _tell_to_leave(self, record: WorkerRecord, signum: signal.Signals) -> None:
         if not (record.has_pid and record.forked):
