@@ -118,7 +118,8 @@ def test_a_thousand_idle_websockets(start_class: Start, worker: WorkerClass) -> 
 @for_each(WEBSOCKETS)
 def test_upgrade_during_the_drain(start_class: Start, worker: WorkerClass) -> None:
     """On a connection that said nothing before: accepted, then closed with 1012."""
-    server = start_class(worker, zd_max_surge="100%", graceful_timeout=LIMIT, zd_websocket_drain=0)
+    settings = {"zd_max_surge": "100%", "zd_websocket_drain": 0, "zd_hand_over": False}
+    server = start_class(worker, graceful_timeout=LIMIT, **settings)
     silent = Client(server.address)
     server.wait_taken()
     server.begin_reload("two")

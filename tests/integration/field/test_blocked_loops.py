@@ -31,7 +31,7 @@ def test_the_answer_of_a_handler_that_blocked_the_loop_ends_its_connection(
 ) -> None:
     """The loop notices that the worker is to leave when the handler has returned, and its answer is written by then."""
     site.deploy("one", extra=BLOCKING)
-    server = start_class(worker, workers=1, keepalive=60)
+    server = start_class(worker, workers=1, keepalive=60, zd_hand_over=False)
     (pid,) = server.workers()
     with Client(server.address) as client:
         client.send(request("GET", "/block"))

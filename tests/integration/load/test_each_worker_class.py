@@ -51,7 +51,7 @@ def test_three_reloads_of_each_class_under_load(start_class: Start, site: Site, 
 @for_each(ALL)
 def test_silent_sockets_are_answered(start_class: Start, worker: WorkerClass) -> None:
     """Twenty connections that say nothing until all the workers that have accepted them were told to leave."""
-    server = start_class(worker, zd_max_surge="100%", graceful_timeout=15)
+    server = start_class(worker, zd_max_surge="100%", graceful_timeout=15, zd_hand_over=False)
     silent = [Client(server.address) for _ in range(SILENT)]
     server.wait_taken()
     server.begin_reload("two")
