@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from zdworker import syscalls
 from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue, QueueClosed
 from zdworker.ipc.messages import Leave
+from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.workers.base import ZeroDowntime, give_all
 from zdworker.workers.wsgi.taken import listening_name, parser_for
@@ -270,3 +271,17 @@ def test_a_worker_that_leaves_takes_nothing(queue: HandOverQueue) -> None:
     assert old.held == []
     for each in (client, *(connection.sock for connection in queue.take())):
         each.close()
+
+
+def test_a_reporter_knows_whether_the_master_still_reads() -> None:
+    ours, masters = socket.socketpair()
+    reporter = Reporter(ours)
+    seen = [reporter.is_connected]
+    masters.send(b"announced")
+    seen.append(reporter.is_connected)
+    masters.close()
+    assert ours.recv(100) == b"announced"
+    seen.append(reporter.is_connected)
+    ours.close()
+    seen += [reporter.is_connected, Reporter(None).is_connected]
+    assert seen == [True, True, False, False, False]

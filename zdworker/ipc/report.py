@@ -59,6 +59,18 @@ class Reporter:
         waiting = 0 if self._channel is None else unread(self._channel)
         return waiting in (_ANNOUNCEMENT_BYTES[kind], sum(_ANNOUNCEMENT_BYTES.values()))
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the master still reads, and can announce what it does."""
+        if self._channel is None:
+            return False
+        try:
+            return self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def _flush(self, timeout_s: float) -> None:
         try:
             self._write()

@@ -482,15 +482,17 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon."""
         # One that the master has not announced is for this worker alone, or for the whole process group. Then a worker
         # that can hand its connections over asks for a successor, and goes on until the master tells it to leave. A
-        # second one is an order. So is the first where the application has a handler of its own, which has been called
-        # by now: what that has begun to end is not to get further requests.
+        # second one is an order. So is the first one if the master can announce nothing, having closed the channel; and
+        # where the application has a handler of its own, which has been called by now: what that has begun to end is
+        # not to get further requests.
         if not self.booted:
             if self.zd_parent_lost():
                 self.zd_end_orphaned()
             self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
         self.zd_check_parent()
-        can_wait = self.zd_takes and self._zd_term_at == math.inf and not self._zd_application_handles(sig)
+        can_wait = self.zd_takes and self._zd_term_at == math.inf and self.zd_reporter.is_connected
+        can_wait = can_wait and not self._zd_application_handles(sig)
         waits = self.zd_settings.shutdown_delay or can_wait
         if self.zd_master_pid and waits and not self.zd_leaving and not self.zd_reporter.was_announced(Leave):
             self._zd_term_at = min(self._zd_term_at, time.monotonic())
