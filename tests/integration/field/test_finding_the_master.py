@@ -99,7 +99,9 @@ def test_the_master_of_the_present_directory_is_found(
 
     several = command(tmp_path, "reload", code=MISUSE).stderr
     for one in (server, other):
-        assert f"pid {one.master} (in {by_pid[one.master]['directory']}, app:app, at http://127.0.0.1:" in several
+        listed = by_pid[one.master]
+        label = f" ({listed['label']})" if listed["label"] else ""
+        assert f"pid {one.master} (in {listed['directory']}, app:app{label}, at http://127.0.0.1:" in several
     assert " s)" in several
 
     # One that does not answer counts, and does not hold up the other one.
