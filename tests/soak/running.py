@@ -17,6 +17,9 @@ from tests.harness.server import Server
 from tests.soak.operations import OPERATIONS, Fleet
 from tests.soak.watching import Watch
 
+DESCRIPTORS_PER_WORKER = 4
+"""Of the master: heartbeat and report channel, and the two ends of its slot's queue."""
+
 WARM = 40
 """Operations after which the master's memory is what it is."""
 
@@ -119,11 +122,13 @@ class Soak:
 
     def _check_descriptors(self, fleet: Fleet) -> None:
         def held() -> int:
-            return len(processes.descriptors(fleet.server.master)) - 2 * fleet.size
+            return len(processes.descriptors(fleet.server.master)) - DESCRIPTORS_PER_WORKER * fleet.size
 
         # The connection of who asked for the status may still be open, or the pipe of a generation that has just ended.
         least = min([held(), *self.figures.descriptors])
-        processes.wait_for(lambda: held() <= least, 5, f"the master has {least} descriptors beside two for each worker")
+        processes.wait_for(
+            lambda: held() <= least, 5, f"the master has {least} descriptors beside those of its workers"
+        )
         self.figures.descriptors.append(held())
         self.figures.threads.append(processes.threads(fleet.server.master))
         assert len(set(self.figures.threads)) == 1, f"threads of the master: {self.figures.threads}"
