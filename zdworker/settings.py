@@ -336,8 +336,8 @@ SPECS: Mapping[str, Spec] = {
     "zd_max_unavailable": Spec(
         _SHARE,
         _share,
-        "workers that may be missing during a reload; with `zd_max_surge = 0` and 1 here an old worker leaves before "
-        "its successor starts",
+        "workers that may be missing during a reload: where `zd_max_surge` leaves no room for a new worker, an old one "
+        "leaves before its successor starts",
     ),
     "zd_boot_timeout": Spec(
         "a number of seconds above 0",

@@ -194,6 +194,10 @@ class Stage:
             return
         left = sum(self.fleet.workers[other].verified for other in self.serving() if other != worker_id)
         assert left >= self.fleet.size - self.fleet.unavailable, f"only {left} would be ready and proved"
+        slot = self.fleet.workers[worker_id].slot
+        coming = {w.worker_id for w in in_slot(self.fleet, slot) if self.fleet.fresh(w)} & set(self.processes)
+        booting = {other for other in coming if self.processes[other] != READY}
+        assert slot >= self.fleet.size or not booting, f"its successor {booting} boots"
 
     def serving(self) -> list[int]:
         """The ages of the workers that take requests, as far as one can know."""

@@ -73,8 +73,15 @@ class TestLeaving:
         assert leaver(facts) == 1
 
     def test_unavailable_lets_one_leave_first_once_proven(self) -> None:
-        assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1)) == 2
-        assert leaver(fleet((0, 2, READY), *old(1, 2, 3), current=2, unavailable=1, newest_verified=False)) is None
+        rolling = [(0, 2, READY), *old(1, 2, 3)]
+        assert leaver(fleet(*rolling, current=2, surge=0, unavailable=1)) == 2
+        assert leaver(fleet(*rolling, current=2, unavailable=1)) is None, "there is room"
+        soaking = [(0, 2, SOAKING), *old(1, 2, 3)]
+        assert leaver(fleet(*soaking, current=2, surge=0, unavailable=1, newest_verified=False)) is None
+
+    def test_one_whose_successor_boots_makes_no_room(self) -> None:
+        rolling = [(0, 2, READY), *old(1, 2, 3), (1, 2, BOOTING)]
+        assert leaver(fleet(*rolling, current=2, unavailable=1)) == 3
 
     def test_stop_first_makes_room_for_the_one_on_trial(self) -> None:
         facts = fleet(*old(0, 1, 2, 3), current=2, fallback=1, surge=0, unavailable=2, newest_verified=False)

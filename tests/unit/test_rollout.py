@@ -191,6 +191,14 @@ class TestHandOver:
         assert stage.tell(WorkerReady(3, takes=True)) == [Drain(1, hand_over=True)]
         assert Drain(3) in stage.tell(Stop())
 
+    def test_one_that_leaves_by_itself_leaves_the_queue_to_the_one_that_boots(self) -> None:
+        """It gives nothing, since the master has not told it to."""
+        stage = steady(1).tire(0)
+        stage.tell(WorkerForked(2))
+        stage.tell(WorkerLeaving(1))
+        stage.passes(stage.fleet.policy.graceful_timeout + KILL_MARGIN_S)
+        assert stage.took(Drain) == [Drain(1, hand_over=True)]
+
 
 class TestReload:
     """All goes well."""

@@ -269,8 +269,8 @@ class Spawn:
 class Drain:
     """Tell a worker to leave: to finish what it has, or at once when ``quick``.
 
-    ``hand_over`` means that another worker of its slot is ready to take its connections over. Without one, nothing may
-    be given to the slot's queue any more. A worker that waits for its start order never gets one; ``WorkerGone``
+    ``hand_over`` means that another worker of its slot takes connections over. Without one, nothing may be given to the
+    slot's queue any more. A worker that waits for its start order never gets one; ``WorkerGone``
     follows for it, too.
     """
 

@@ -4,8 +4,9 @@ Rules, all of them parts of the invariant:
 
 * Not more than ``size + surge`` worker processes exist, those that boot or drain included.
 * A worker that serves is told to leave only if ``size - unavailable`` others are ready and verified.
-* Slots go in order. A worker leaves when its slot has a verified one that may stay. Before that it leaves only where
-  ``unavailable`` allows it and the new generation is verified, or where nothing else would make room.
+* Slots go in order. A worker leaves when its slot has a verified one that may stay. Before that it leaves only to make
+  room, where ``unavailable`` allows it and the new generation is verified, or where nothing else would make any.
+* One that serves waits for a successor that boots, to hand its connections over.
 * Until the new generation is verified a single worker, the canary, tries it out. A slot that a crash empties in the
   meantime is filled from the generation before.
 * A fork server has at most :data:`FORKS_AT_A_TIME` orders that it has not carried out. The other slots wait their turn.
@@ -47,9 +48,15 @@ def _order(facts: Facts, worker: Worker) -> tuple[int, int, bool, int]:
 def _should_retire(facts: Facts, worker: Worker) -> bool:
     if worker.slot >= facts.fleet.size:
         return True
-    if worker.worker_id in facts.fresh:
+    if worker.worker_id in facts.fresh or _waits_for_successor(facts, worker):
         return False
     return _obsolete(facts, worker) or _is_replaced(facts, worker) or _may_leave_first(facts, worker)
+
+
+def _waits_for_successor(facts: Facts, worker: Worker) -> bool:
+    """Return whether a worker that serves can hand its connections over soon."""
+    others = (w for w in facts.slots[worker.slot] if w.worker_id in facts.fresh)
+    return worker.state is WorkerState.READY and any(w.state is not WorkerState.READY for w in others)
 
 
 def _is_replaced(facts: Facts, worker: Worker) -> bool:
@@ -71,15 +78,15 @@ def _obsolete(facts: Facts, worker: Worker) -> bool:
 
 
 def _may_leave_first(facts: Facts, worker: Worker) -> bool:
-    """Return whether a worker may leave before its slot has another one."""
+    """Return whether a worker may leave before its slot has another one, to make room for that."""
     fleet = facts.fleet
-    if facts.source is None:
+    if facts.source is None or facts.room > 0:
         return False
     if fleet.newest_verified and facts.must_serve < fleet.size and not worker.replacement_requested:
         return True
     # Otherwise only where nothing but the end of a worker that serves can make room.
     staying = [w for workers in facts.slots.values() for w in workers]
-    return facts.room <= 0 and len(staying) == len(fleet.workers) and all(w.verified for w in staying)
+    return len(staying) == len(fleet.workers) and all(w.verified for w in staying)
 
 
 def _availability_allows(facts: Facts, worker: Worker) -> bool:

@@ -299,9 +299,13 @@ class Steps:
         self.actions.append(Drain(worker.worker_id, self.fleet.quick, hand_over=self._has_successor(worker)))
 
     def _has_successor(self, worker: Worker) -> bool:
-        """Return whether another worker of the slot takes connections over, and goes on to serve."""
-        others = (other for other in self.fleet.workers.values() if other.slot == worker.slot)
-        return self.fleet.running and any(other.takes and other.state is WorkerState.READY for other in others)
+        """Return whether another worker of the slot takes connections over, now or when it is ready.
+
+        The plan lets none leave whose successor boots. But one may leave by itself, which gives nothing: then the queue
+        is not to be closed under the one that boots.
+        """
+        others = (other for other in self.fleet.workers.values() if other.slot == worker.slot and not other.leaving)
+        return self.fleet.running and any(other.takes or other.state is not WorkerState.READY for other in others)
 
     def await_exit(self, worker: Worker, now: float) -> None:
         """Give a worker that leaves its deadline."""

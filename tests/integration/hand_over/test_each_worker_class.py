@@ -70,6 +70,20 @@ def test_silent_connections_of_a_class_without_keep_alive_move(start_class: Star
 
 
 @for_each((KEEPING[0],))
+def test_a_reload_that_may_miss_workers_hands_over_where_a_successor_comes(
+    start_class: Start, worker: WorkerClass
+) -> None:
+    """A worker whose successor boots waits for it; the one that leaves to make room has none yet."""
+    shape = {"workers": 4, "zd_max_surge": "100%", "zd_max_unavailable": "50%"}
+    server = start_class(worker, keepalive=KEEPALIVE_S, preload_app=True, **shape)
+    idle = [Client(server.address) for _ in range(IDLE)]
+    for version in ("two", "three", "four"):
+        server.reload(version)
+        replies = [client.ask("GET", "/") for client in idle]
+        assert [(reply.json()["version"], reply.last) for reply in replies] == [(version, False)] * IDLE
+
+
+@for_each((KEEPING[0],))
 @pytest.mark.parametrize("settings", [{"zd_hand_over": False}, {"zd_max_surge": 0, "zd_max_unavailable": 1}])
 def test_without_a_successor_the_connections_end_as_announced(
     start_class: Start, worker: WorkerClass, settings: dict[str, object]
