@@ -30,6 +30,9 @@ GENERATION_VARIABLE = "ZD_GENERATION"
 
 ENVIRONMENT_PREFIX = "ZD_"
 
+LABEL_MAX = 100
+"""Characters that a version's label may have: it stands in the middle of lines."""
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -45,7 +48,8 @@ HOOKS: Mapping[str, Hook] = {
     "zd_reload_finished": Hook(
         "(server, report)",
         "when it has ended; `report` is a dictionary with `result` (`done`, `failed`, `superseded`), `generation`, "
-        "`started_at`, `duration_s`, `error` and `traceback`",
+        "`started_at`, `duration_s`, `error`, `traceback`, `label`, and what it has cost: `handed_over`, "
+        "`told_to_close`, `cut_requests` and `closed_websockets`",
     ),
 }
 """The hooks, which can be set in the configuration file only."""
@@ -269,7 +273,7 @@ def _label(value: object) -> str:
     """Return a label: one line of printable characters, or "" for none."""
     if value is None:
         return ""
-    if not isinstance(value, str) or len(value) > 100 or not value.isprintable():
+    if not isinstance(value, str) or len(value) > LABEL_MAX or not value.isprintable():
         raise ValueError
     return value.strip()
 
@@ -397,10 +401,11 @@ SPECS: Mapping[str, Spec] = {
         'a path for the control socket, or `"none"`',
     ),
     "zd_version": Spec(
-        "a text of at most 100 printable characters, or a function without arguments that returns one",
+        f"a text of at most {LABEL_MAX} printable characters, or a function without arguments that returns one",
         _label,
-        "the version of the application, for the log, `status`, metrics and hooks; a text, or a function that returns "
-        "one; by default the name of the release that the `current` link leads to, else what `git describe` says",
+        "the version of the application, for the log, `status`, metrics, hooks and the application's environment "
+        "(`ZD_VERSION`); a text, or a function that returns one; by default the name of the release that the `current` "
+        "link leads to, else what `git describe` says",
     ),
     "zd_hand_over": Spec(
         'True or False (in the environment "true" or "false")',

@@ -48,6 +48,11 @@ def printed(text: str) -> str:
     return _HARMFUL.sub(_written_out, text)
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun; ``many`` is the plural where that is not the singular with an "s"."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def reason(error: BaseException) -> str:
     """Return what an exception says, with its type, for a reader."""
     try:

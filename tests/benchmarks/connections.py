@@ -110,7 +110,7 @@ def _held(server: Server) -> tuple[int, int, int]:
 
 
 def growth(contest: Contest, quick: bool) -> Figure:
-    """Objects that a worker of ours has more behind each connection, over 100,000 of them."""
+    """Objects that a worker of zdworker has more behind each connection, over 100,000 of them."""
     number = 1_000 if quick else 20_000
     with serve(f"zdworker.{contest.name}", 1, "", *contest.options, kind=contest.kind) as server:
         found = []

@@ -17,13 +17,7 @@ PLAIN = {"/404": 404, "/500": 500, "/empty": 200}
 
 async def application(scope, receive, send):
     if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            if kind == "lifespan.startup":
-                site.endpoints.started()
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+        return await site.lifespan(receive, send)
     if scope["type"] == "websocket":
         await receive()
         if scope["path"] == "/refused":

@@ -34,13 +34,7 @@ import app as site
 
 async def application(scope, receive, send):
     if scope["type"] == "lifespan":
-        while True:
-            kind = (await receive())["type"]
-            if kind == "lifespan.startup":
-                site.endpoints.started()
-            await send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+        return await site.lifespan(receive, send)
 
     async def noted():
         message = await receive()

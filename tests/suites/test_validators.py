@@ -119,13 +119,7 @@ async def application(scope, receive, send):
 
     if scope["type"] == "lifespan":
         scope.get("state", {})["number"] = 1
-        while True:
-            kind = (await receive())["type"]
-            if kind == "lifespan.startup":
-                site.endpoints.started()
-            await checked_send({"type": kind + ".complete"})
-            if kind == "lifespan.shutdown":
-                return
+        return await site.lifespan(receive, checked_send)
     check(scope.get("state", {"number": 1}).get("number") == 1, "state", scope.get("state"))
     if scope["type"] == "http":
         body = b""

@@ -199,8 +199,8 @@ class Orders:
     def roll_back(self) -> None:
         pass
 
-    def waiting(self) -> str:
-        return ""
+    def waiting(self) -> None:
+        return None
 
     def scale(self, workers: int) -> None:
         self.fleet.size = workers

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import Drained
 from zdworker.settings import Settings
@@ -102,6 +103,15 @@ class ListServer(AsgiServing):
 
     def warm_up_basis(self) -> Mapping[str, Any]:
         return {}
+
+    def can_move(self, connection: Any) -> bool:
+        return False
+
+    def detach(self, connection: Any) -> HandedOver | None:
+        return None
+
+    async def attach(self, connection: HandedOver) -> None:
+        self.open.append(connection)
 
 
 async def answering(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The queue through which connections go: what is given is taken, whole, once, and by whoever comes next."""
+"""The queue through which connections go: what is given is taken, whole, once, and by the next one that takes."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_queue_without_descriptors_left_is_full(queue: HandOverQueue, monkeypa
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["give", "take", "die"]), max_size=40))
 def test_each_connection_is_with_exactly_one_worker(schedule: list[str]) -> None:
-    """Whatever the order, and whoever dies: each is in the queue, or with one worker, or was a dead one's."""
+    """Whatever the order, and whichever worker dies: each is in the queue, or with one worker, or was a dead one's."""
     queue = HandOverQueue.open()
     clients, connections = pairs(20)
     numbered = {client: number for number, client in enumerate(clients)}

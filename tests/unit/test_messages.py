@@ -39,6 +39,7 @@ by_hint = {
     "int": st.integers(),
     "str": st.text(),
     "bool": st.booleans(),
+    "int | None": st.none() | st.integers(),
     "float": st.floats(allow_nan=False, allow_infinity=False),
     "list[str]": st.lists(st.text()),
     "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),

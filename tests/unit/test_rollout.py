@@ -166,7 +166,7 @@ class TestStart:
 
 
 class TestHandOver:
-    """A worker is told whether another one of its slot takes its connections over."""
+    """The order to leave says whether another worker of the slot takes connections over."""
 
     def test_only_to_a_ready_one_that_takes(self) -> None:
         stage = steady(2)

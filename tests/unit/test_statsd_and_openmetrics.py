@@ -205,16 +205,14 @@ def test_what_a_reload_waits_for() -> None:
         worker.worker_id: SimpleNamespace(pid=4711 + worker.slot, in_flight=0, websockets=0)
         for worker in rolling.workers.values()
     }
-    assert waiting(rolling, records, 100.0) == ""
+    assert waiting(rolling, records, 100.0) is None
     records[first.worker_id].in_flight = 1
-    assert waiting(rolling, records, 100.0) == "waiting for worker 4712 (slot 1): 1 request, at most 30 s more"
+    assert waiting(rolling, records, 100.0) == ("waiting for worker 4712 (slot 1): 1 request", 30)
     records[second.worker_id].in_flight, records[second.worker_id].websockets = 2, 1
-    told = waiting(rolling, records, 100.0)
-    assert (
-        told == "waiting for worker 4711 (slot 0): 2 requests, 1 WebSocket, at most 12 s more (and for 1 more worker)"
-    )
+    line = "waiting for worker 4711 (slot 0): 2 requests, 1 WebSocket (and for 1 more worker)"
+    assert waiting(rolling, records, 100.0) == (line, 12)
     rolling.phase = Phase.STOPPING
-    assert waiting(rolling, records, 100.0) == ""
+    assert waiting(rolling, records, 100.0) is None
 
 
 def test_the_journal_counts() -> None:

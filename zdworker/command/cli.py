@@ -112,7 +112,7 @@ def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool,
         if as_json:
             _print_json({"workers_wanted": workers})
         else:
-            click.echo(f"scale ordered: {_counted(workers, 'worker')}")
+            click.echo(f"scale ordered: {texts.counted(workers, 'worker')}")
         _require_output()
 
 
@@ -238,22 +238,18 @@ def _follow(
         while isinstance(answer, messages.Progress):
             words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers new"
             waiting = f"; {_in_table(answer.waiting)}" if answer.waiting else ""
-            bar.update(
-                task, description=words[0], ready=words[1] + waiting, completed=answer.ready, total=answer.workers
-            )
+            left = "" if answer.left_s is None else f", at most {answer.left_s} s more"
+            ready = words[1] + waiting + left
+            bar.update(task, description=words[0], ready=ready, completed=answer.ready, total=answer.workers)
             line = f"{_in_table(answer.state)}: {words[0]}, {words[1]}{waiting}"
             # The seconds that are left go down: without a terminal that would be a line a second.
-            if not console.is_terminal and not quiet and _without_seconds(line) != _without_seconds(printed):
-                console.print(line, soft_wrap=True)
+            if not console.is_terminal and not quiet and line != printed:
+                console.print(line + left, soft_wrap=True)
                 printed = line
             answer = master.receive(deadline)
     if not isinstance(answer, messages.Outcome):
         raise MessageError(f"a strange answer: {answer!r}")
     return answer
-
-
-def _without_seconds(line: str) -> str:
-    return line.partition(", at most")[0]
 
 
 def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
@@ -344,14 +340,10 @@ def _check(status: dict[str, Any], as_json: bool) -> None:
         _print_json(status)
     else:
         reason = f": {status['reason']}" if status.get("reason") else ""
-        click.echo(texts.lines(f"{status['state']}, {ready} of {_counted(wanted, 'worker')} ready{reason}"))
+        click.echo(texts.lines(f"{status['state']}, {ready} of {texts.counted(wanted, 'worker')} ready{reason}"))
     _require_output()
     if status["state"] != "steady" or ready < wanted:
         raise SystemExit(Exit.FAILED)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _table(status: dict[str, Any]) -> Table:
@@ -387,19 +379,17 @@ def _title(status: dict[str, Any]) -> str:
 
 def _cost(outcome: messages.Outcome) -> list[str]:
     """Return what a reload has cost, in words; nothing of what did not happen."""
-    counted = [
-        (outcome.handed_over, "connection handed over", "connections handed over"),
-        (outcome.told_to_close, "connection told to close", "connections told to close"),
-        (outcome.closed_websockets, "WebSocket closed", "WebSockets closed"),
-        (outcome.cut_requests, "request cut at graceful_timeout", "requests cut at graceful_timeout"),
-    ]
-    return [f"{number} {one if number == 1 else many}" for number, one, many in counted if number]
+    costs = (
+        (outcome.handed_over, "connection", "handed over"),
+        (outcome.told_to_close, "connection", "told to close"),
+        (outcome.closed_websockets, "WebSocket", "closed"),
+        (outcome.cut_requests, "request", "cut at graceful_timeout"),
+    )
+    return [f"{texts.counted(number, noun)} {what}" for number, noun, what in costs if number]
 
 
 def _caption(status: dict[str, Any]) -> str:
-    counts = (
-        f"{_counted(status['reloads'], 'reload')}, {status['crashes']} crash{'' if status['crashes'] == 1 else 'es'}"
-    )
+    counts = f"{texts.counted(status['reloads'], 'reload')}, {texts.counted(status['crashes'], 'crash', 'crashes')}"
     lines = [_in_table(finder.site(status)), counts]
     if status.get("reason"):
         lines.append(f"{status['state']}: {_in_table(status['reason'])}")

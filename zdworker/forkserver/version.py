@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 
-LABEL_MAX = 100
-"""Characters that a label may have: it stands in the middle of lines."""
+from zdworker.settings import LABEL_MAX
 
 GIT_TIMEOUT_S = 2.0
 """Seconds that ``git`` may take; it needs some milliseconds, but a repository can be on a disk that does not answer."""

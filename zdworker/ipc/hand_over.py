@@ -6,7 +6,7 @@ Rules:
   worker of the slot holds both ends. One that drains writes to the one end, one that serves reads from the other.
 * A message has up to :data:`BATCH` connections: their descriptors (``SCM_RIGHTS`` in unix(7)), and a JSON list with
   what the kernel does not know of each. Bytes that a client has sent and that have not been read move with the socket.
-* What nobody takes stays in the queue for the next worker, so a successor that crashes costs time and no connection.
+* What is not taken stays in the queue for the next worker, so a successor that crashes costs time and no connection.
 * Nothing here waits. A queue that is full says so, and the giver decides how long it tries.
 * The master closes a queue for writing (``shutdown(2)``) when the slot has no successor. From that moment on nothing
   can get into it, and its readers find its end behind what is in it, so that no connection is left between two workers.
@@ -157,7 +157,8 @@ class HandOverQueue:
         known = known if isinstance(known, list) else []
         sockets = [_stream_socket(descriptor) for descriptor in piece.descriptors]
         known += [None] * (len(sockets) - len(known))
-        return [Connection.from_plain(sock, plain) for sock, plain in zip(sockets, known) if sock is not None]  # noqa: B905  # a list that is too long
+        pairs = zip(sockets, known, strict=False)  # what is known of more sockets than there are is dropped
+        return [Connection.from_plain(sock, plain) for sock, plain in pairs if sock is not None]
 
     def close(self) -> None:
         """Close both ends in this process."""

@@ -271,7 +271,8 @@ class Report:
 @dataclass(frozen=True)
 class Progress:
     """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready. ``waiting`` says for
-    which old worker the reload waits, and what that still has to do; empty if for none.
+    which old worker the reload waits, and what that still has to do, ``left_s`` how many seconds it has left for that;
+    empty and None if the reload waits for none.
     """
 
     state: str
@@ -279,6 +280,7 @@ class Progress:
     ready: int
     workers: int
     waiting: str = ""
+    left_s: int | None = None
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ class Orders(Protocol):
     def scale(self, workers: int) -> None:
         """Ask for this number of workers."""
 
-    def waiting(self) -> str:
-        """Return what a reload waits for, as a line for users; "" if for nothing."""
+    def waiting(self) -> tuple[str, int] | None:
+        """Return what a reload waits for, as a line for users, and the seconds left for it; None if for nothing."""
 
 
 @dataclass
@@ -370,11 +370,11 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)
 
 
-def _progress(fleet: Fleet, waiting: str) -> Progress:
+def _progress(fleet: Fleet, waiting: tuple[str, int] | None) -> Progress:
     loading = fleet.loading.generation if fleet.loading is not None else None
     generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
     ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
-    return Progress(fleet.state, generation, ready, fleet.size, waiting)
+    return Progress(fleet.state, generation, ready, fleet.size, *(waiting or ()))
 
 
 def _inode_of(path: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 Rules:
 
 * A slot's queue is opened with its first worker, and given to each of its workers.
-* It is closed for writing when a worker is told to leave that has no successor, and when the slot goes away. The next
+* It is closed for writing before a worker without a successor has to leave, and when the slot goes away. The next
   worker of the slot gets another one; those that hold the closed one keep what is in it.
 * Where there can be none (no descriptors are left, or the system has no such sockets), the workers do without. So do
   the slots beyond a part of the descriptors that the master may have, because its workers need the others.

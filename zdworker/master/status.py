@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from zdworker import syscalls
+from zdworker import syscalls, texts
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.ipc.messages import Drained, Place
@@ -155,24 +155,21 @@ def serving_generation(fleet: Fleet) -> int | None:
     return known[-1] if known else None
 
 
-def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> str:
-    """Return for which worker a reload waits, and what that still has to do, as a line for users; "" if for none."""
+def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> tuple[str, int] | None:
+    """Return for which worker a reload waits, and what that still has to do, as a line for users; with the seconds that
+    it has left for that. None if the reload waits for none.
+    """
     draining = [w for w in fleet.workers.values() if w.state is WorkerState.DRAINING and w.worker_id in workers]
     busy = [w for w in draining if workers[w.worker_id].in_flight or workers[w.worker_id].websockets]
     if not busy or fleet.ending:
-        return ""
+        return None
     first = min(busy, key=lambda worker: worker.slot)
     record = workers[first.worker_id]
-    work = [counted(record.in_flight, "request"), counted(record.websockets, "WebSocket")]
-    what = ", ".join(text for text in work if not text.startswith("0 "))
-    left_s = max(0.0, (first.deadline or now) - now)
-    more = f" (and for {counted(len(busy) - 1, 'more worker')})" if len(busy) > 1 else ""
-    return f"waiting for worker {record.pid} (slot {first.slot}): {what}, at most {left_s:.0f} s more{more}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    work = ((record.in_flight, "request"), (record.websockets, "WebSocket"))
+    what = ", ".join(texts.counted(number, noun) for number, noun in work if number)
+    more = f" (and for {texts.counted(len(busy) - 1, 'more worker')})" if len(busy) > 1 else ""
+    left_s = max(0, round((first.deadline or now) - now))
+    return f"waiting for worker {record.pid} (slot {first.slot}): {what}{more}", left_s
 
 
 def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:

@@ -162,7 +162,7 @@ class Supervisor:
         settings, site = configuration.current.settings, configuration.site()
         return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings, site)
 
-    def waiting(self) -> str:
+    def waiting(self) -> tuple[str, int] | None:
         """Return what a reload waits for (see :func:`zdworker.master.status.waiting`)."""
         return waiting(self.fleet, self.children.workers, time.monotonic())
 

@@ -491,17 +491,18 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.alive = False  # for the case that the application catches the exit
             raise SystemExit(0)
         self.zd_check_parent()
-        can_wait = self.zd_takes and self._zd_term_at == math.inf and self.zd_reporter.is_connected
-        can_wait = can_wait and not self._zd_application_handles(sig)
-        waits = self.zd_settings.shutdown_delay or can_wait
+        waits = self.zd_settings.shutdown_delay or self._zd_waits_for_successor(sig)
         if self.zd_master_pid and waits and not self.zd_leaving and not self.zd_reporter.was_announced(Leave):
             self._zd_term_at = min(self._zd_term_at, time.monotonic())
             self._zd_next_check = 0.0
         else:
             self.zd_leave(self.cfg.graceful_timeout)
 
-    def _zd_application_handles(self, sig: int) -> bool:
-        return self._zd_handlers is not None and self._zd_handlers.application_handles(sig)
+    def _zd_waits_for_successor(self, sig: int) -> bool:
+        """Return whether a signal to leave, which the master has not announced, is a wish for a successor."""
+        is_first = self._zd_term_at == math.inf
+        application_ends = self._zd_handlers is not None and self._zd_handlers.application_handles(sig)
+        return self.zd_takes and is_first and self.zd_reporter.is_connected and not application_ends
 
     def _zd_follow_unannounced_term(self, now: float) -> None:
         """Leave after a ``TERM`` that the master has not announced: when there is a successor, or has been time for it.

@@ -194,6 +194,10 @@ class Drain:
         left = self._worker.zd_deadline - self.begun_at - WEBSOCKET_CLOSE_S
         return max(0.0, min(self._websocket_spread_s, left))
 
+    def in_flight(self) -> InFlight:
+        """Return what is under way now."""
+        return self._server.zd_in_flight()
+
     def steps(self) -> Iterator[float]:
         """Drain, from the beginning to the end, and yield before each pause how many seconds it is to last."""
         yield from self.until_over()
@@ -215,7 +219,7 @@ class Drain:
         self.unused_until = self.begun_at + self.unused_s
         self.idle_until = self.begun_at + self.keepalive_s
         self.gives = self._worker.zd_gives
-        self.at_begin = self._server.zd_in_flight()
+        self.at_begin = self.in_flight()
         self._worker.log.info(self._begin_line, self.at_begin._asdict())
         self._server.zd_begin_drain()
         next_round = self.begun_at
@@ -271,7 +275,7 @@ class Drain:
         """Log and cut what is left, if there is anything; yields pauses."""
         self._take_back()
         if not self._server.zd_is_empty():
-            self.cut = self._server.zd_in_flight()
+            self.cut = self.in_flight()
             self._worker.log.warning(self._cut_line, self.cut._asdict())
             yield from self._server.zd_cut()
         drained = Drained(

@@ -1,4 +1,4 @@
-"""Handlers that block the event loop, as blocking code in ``async def`` does, while their worker is told to leave."""
+"""Handlers that block the event loop, as blocking code in ``async def`` does, while their worker has to leave."""
 
 from __future__ import annotations
 

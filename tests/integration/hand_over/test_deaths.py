@@ -22,8 +22,13 @@ def idle_clients(server: Server) -> list[Client]:
     return clients
 
 
-def reload_with_connections_in_the_queue(server: Server) -> int:
-    """Reload to "two" and stop the new worker before it takes anything; return its pid. The old one has ended."""
+def connections_in_the_queue(start: Start) -> tuple[Server, list[Client], int]:
+    """Reload to "two" and stop the new worker before it takes anything. The old one has ended.
+
+    :return: the server, the clients of the connections, and the new worker's pid.
+    """
+    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
+    clients = idle_clients(server)
     (old,) = server.workers()
     os.kill(old, signal.SIGSTOP)  # it leaves when the new one is stopped
     server.site.deploy("two")
@@ -33,7 +38,7 @@ def reload_with_connections_in_the_queue(server: Server) -> int:
     os.kill(new, signal.SIGSTOP)
     os.kill(old, signal.SIGCONT)
     wait_for(lambda: old not in server.workers(), 20, "the old worker has given its connections, and ended")
-    return new
+    return server, clients, new
 
 
 def assert_answered(clients: list[Client], version: str) -> None:
@@ -42,18 +47,14 @@ def assert_answered(clients: list[Client], version: str) -> None:
 
 
 def test_connections_wait_for_a_successor_that_is_stopped(start: Start) -> None:
-    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
-    clients = idle_clients(server)
-    new = reload_with_connections_in_the_queue(server)
+    server, clients, new = connections_in_the_queue(start)
     os.kill(new, signal.SIGCONT)
     assert_answered(clients, "two")
     assert server.workers() == [new]
 
 
 def test_what_a_successor_that_is_killed_had_not_taken_is_the_next_one_s(start: Start) -> None:
-    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
-    clients = idle_clients(server)
-    new = reload_with_connections_in_the_queue(server)
+    server, clients, new = connections_in_the_queue(start)
     os.kill(new, signal.SIGKILL)
     assert_answered(clients, "two")
     assert new not in server.workers()
@@ -77,9 +78,7 @@ def test_a_worker_that_is_killed_while_it_gives_loses_what_it_has_not_given(star
 
 
 def test_a_master_that_is_killed_leaves_no_process(start: Start) -> None:
-    server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True)
-    clients = idle_clients(server)
-    new = reload_with_connections_in_the_queue(server)
+    server, clients, new = connections_in_the_queue(start)
     server.signal(signal.SIGKILL)
     os.kill(new, signal.SIGCONT)
     server.wait_nothing_left(5)

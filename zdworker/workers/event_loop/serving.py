@@ -155,20 +155,20 @@ class Serving(abc.ABC):
         It does nothing here: some servers decide that by themselves when they write a head.
         """
 
+    @abc.abstractmethod
     def can_move(self, connection: Any) -> bool:
         """Return whether one of :meth:`connections` is of a kind that can be handed over, now or later."""
-        return False
 
     def when_answered(self, connection: Any, offer: Callable[[], None]) -> None:  # noqa: B027  # as above
         """Have ``offer`` called when the response under way on a connection is complete, if there is one."""
 
+    @abc.abstractmethod
     def detach(self, connection: Any) -> HandedOver | None:
         """Let go of a connection, and return what is handed over; None if it cannot move at this moment."""
-        return None
 
+    @abc.abstractmethod
     async def attach(self, connection: HandedOver) -> None:
         """Serve a connection that another worker has handed over."""
-        connection.sock.close()
 
     @abc.abstractmethod
     async def warm_up(self, paths: Sequence[str], timeout_s: float) -> None:

@@ -43,8 +43,8 @@ from zdworker.workers.wsgi.taken import listening_name
 HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two heartbeats while it serves, Gunicorn's own measure."""
 
-LISTENER_START_S = 0.001
-"""Seconds to sleep until a listener that was started accepts: any time above 0 is enough."""
+TURN_S = 0.001
+"""Seconds to sleep so that the loop has polled meanwhile: any time above 0 is enough."""
 
 CUT_LIMIT_S = 0.2
 """Seconds that what is cut at the deadline has to end; the rest ends with the process."""
@@ -100,7 +100,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         for listener in self._listeners:
             listener.start()
         # The loop registers a listener when it next polls, which it has done when a timer fires; sleep(0) is earlier.
-        gevent.sleep(LISTENER_START_S)
+        gevent.sleep(TURN_S)
         self.zd_ready()
         watcher = self._watch_queue()
         while self.alive and not self.zd_leaving:
@@ -116,7 +116,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             watcher.stop()
         for pause_s in self._drain.steps():
             self.notify()
-            if self._offered.wait(pause_s or LISTENER_START_S):
+            if self._offered.wait(max(pause_s, TURN_S)):
                 self._offered.clear()
 
     def _listener(self, sock: Any) -> Listener:

@@ -28,7 +28,7 @@ from zdworker.errors import WarmupFailed
 from zdworker.syscalls import unread
 from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
-from zdworker.workers.drain import Drain, InFlight
+from zdworker.workers.drain import Drain
 from zdworker.workers.health import wsgi_with_health
 from zdworker.workers.requirements import refuse_missing, require_parser
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, unread_body_bytes
@@ -102,13 +102,9 @@ class WsgiDrain(ZeroDowntime):
             if not status[:3].isdigit() or int(status[:3]) >= 400:
                 raise WarmupFailed(f"{path} was answered with {status}: zd_warmup wants a status below 400")
 
-    def zd_in_flight(self) -> InFlight:
-        """Return what is under way; each class has its own."""
-        return InFlight(0, 0)
-
     def zd_under_way(self) -> tuple[int, int]:
         """Return the requests that are being answered; there are no WebSockets."""
-        return self.zd_in_flight().requests, 0
+        return self._drain.in_flight().requests, 0
 
     def zd_ends(self) -> bool:
         """Return whether a response is to end its connection: in a drain, unless the connection goes to a successor."""
