@@ -55,10 +55,12 @@ class Process:
     session: int
     state: str
     flags: int
+    threads: int
 
     @property
     def alive(self) -> bool:
-        return self.state not in "ZX"
+        """Whether it has not ended. A main thread that has is a zombie, and the others still have the descriptors."""
+        return self.state not in "ZX" or self.threads > 1
 
     @property
     def forked(self) -> bool:
@@ -73,7 +75,7 @@ def read_process(pid: int) -> Process | None:
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()
-    return Process(pid, int(fields[1]), int(fields[3]), fields[0], int(fields[6]))
+    return Process(pid, int(fields[1]), int(fields[3]), fields[0], int(fields[6]), int(fields[17]))
 
 
 def alive(pid: int) -> bool:

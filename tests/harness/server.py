@@ -295,7 +295,13 @@ class Server:
         return processes.belonging(self.site.directory, self.session)
 
     def wait_nothing_left(self, deadline: float) -> None:
-        wait_for(lambda: not self.left(), deadline, f"no process is left, but there are {self.left()}")
+        """Wait until no process of this server is alive.
+
+        The second look finds what was forked while the first one went through the list, by a process that had ended
+        when the first one came to it.
+        """
+        nothing = "no process is left, but there are"
+        wait_for(lambda: not self.left() and not self.left(), deadline, f"{nothing} {self.left()}")
 
     def wait_taken(self) -> None:
         """Wait until the workers have taken all connections out of the kernel's queue."""
