@@ -14,5 +14,5 @@ preload_app = True
 # Seconds that requests in flight get when their worker retires. Heroku kills 30 s after TERM.
 graceful_timeout = 20
 
-# Seconds an idle connection is kept. A worker that retires waits for its idle connections, at most this long.
+# Seconds an idle connection is kept. A reload hands it over to the next worker, with the time that is left.
 keepalive = 5

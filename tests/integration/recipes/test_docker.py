@@ -1,7 +1,7 @@
 """The container recipe without Docker: what its Dockerfile says is done in namespaces of our own.
 
 Its command is PID 1, its user is not root, its root is read-only, there is no HOME, and its health check tells.
-What the tests cannot do is build the image.
+The image itself is built and run in ``tests/containers``, outside CI.
 """
 
 from __future__ import annotations

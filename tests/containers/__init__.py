@@ -1,0 +1,1 @@
+"""The image of the Docker recipe, built and run (``tox -e container``)."""
