@@ -65,13 +65,13 @@ class Plan:
 class Seen:
     """What the clients saw.
 
-    :ivar reconnects: how many connections they made beside the first of each.
+    :ivar reconnects: when they made connections beside the first of each.
     :ivar told_to_close: how many answers said ``Connection: close``.
     """
 
     answers: list[Answer]
     failures: list[Failure]
-    reconnects: int
+    reconnects: list[float]
     told_to_close: int
 
 
@@ -134,6 +134,7 @@ class _Client:
 
     def __init__(self, crowd: _Clients) -> None:
         self._crowd = crowd
+        self._connected = False
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
@@ -164,8 +165,10 @@ class _Client:
         if crowd.plan.obeys and self._reader is not None and self._reader.at_eof():
             self.close()
         if self._reader is None or self._writer is None:
+            if self._connected:
+                crowd.reconnects.append(time.monotonic())
+            self._connected = True
             self._reader, self._writer = await asyncio.open_connection(*crowd.plan.address)
-            crowd.connections += 1
         body = random.randbytes(crowd.plan.bytes)
         self._writer.write(request("POST", "/echo", body))
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
@@ -196,7 +199,8 @@ class _Clients:
         self.plan = plan
         self.answers: list[tuple[float, float, str, int]] = []
         self.failures: list[tuple[float, float, str, bool]] = []
-        self.connections = self.told_to_close = 0
+        self.reconnects: list[float] = []
+        self.told_to_close = 0
         self._over = asyncio.Event()
         self._turns = asyncio.Semaphore(CONNECTING)
 
@@ -214,8 +218,8 @@ class _Clients:
         await told
         for client in clients:
             client.close()
-        seen = {"answers": self.answers, "failures": self.failures, "told_to_close": self.told_to_close}
-        sys.stdout.write(json.dumps({**seen, "reconnects": self.connections - self.plan.clients}))
+        seen = {name: getattr(self, name) for name in ("answers", "failures", "reconnects", "told_to_close")}
+        json.dump(seen, sys.stdout)
 
     async def _first(self, client: _Client) -> None:
         async with self._turns:
