@@ -11,6 +11,8 @@ from ``zdworker.core.fleet``, nothing is said twice.
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -203,6 +205,74 @@ def drain() -> Picture:
     return picture
 
 
+# -- a deploy, measured ---------------------------------------------------------------------------------------------
+
+MEASURED = Path(__file__).with_name("deploys.json")
+COMPARED = {
+    "gunicorn-uvicorn_worker-hup": "Gunicorn, HUP",
+    "zdworker-UvicornWorker-preload": "zdworker, USR2, with --preload",
+}
+DECADES, CEILING = (1, 10, 100), 1000
+"""Answers in a tenth of a second."""
+PANEL, TOP, HALF = 176, 62, 44
+"""Height of a panel, where its axis for answers begins below its top, and how far failures reach below the axis."""
+
+
+def crowd() -> Picture:
+    """Draw a deploy under a thousand kept connections, with Gunicorn's own reload and with zdworker, on one axis."""
+    known = json.loads(MEASURED.read_text(encoding="utf-8"))["contenders"]
+    found = {words: known[name]["loads"]["crowd"] for name, words in COMPARED.items()}
+    last = max(tenth[0] for loaded in found.values() for tenth in loaded["course"]) + 0.1
+    picture = Picture(910, PANEL * len(found) + 52, "A deploy under a thousand kept connections")
+    for number, (words, loaded) in enumerate(found.items()):
+        _panel(picture, PANEL * number + 12, words, loaded, (RIGHT - 64) / (last + 1.0))
+    foot = PANEL * len(found) + 12
+    for second in range(-1, math.ceil(last)):
+        picture.text(64 + (second + 1) * (RIGHT - 64) / (last + 1.0), foot + 4, f"{second} s", "note middle")
+    _key(
+        picture,
+        foot + 18,
+        [
+            ("old", "answers of the old version"),
+            ("new", "of the new one"),
+            ("bad", "failed"),
+            ("load", "connections made anew"),
+        ],
+    )
+    return picture
+
+
+def _panel(picture: Picture, top: float, words: str, loaded: dict[str, Any], width: float) -> None:
+    (turn,), axis = loaded["turns"], top + PANEL - HALF - 8
+    failed = sum(turn["span"]["failures"].values())
+    facts = f"{failed:,} failed, {loaded['reconnects']:,} connections made anew"
+    picture.text(64, top + 14, f"{words}: {facts}, {turn['span']['gap']:.1f} s without an answer")
+    for value in DECADES:
+        y = axis - _height(value)
+        picture.path(f"M64 {y:g} H{RIGHT}", "mark")
+        picture.text(58, y + 4, str(value), "note end")
+    tenth = width / 10
+    for begin, old, new, broken, opened in loaded["course"]:
+        x, total = 64 + (begin + 1) * width, old + new
+        height = _height(total)
+        share = height * old / total if total else 0
+        for kind, low, high in (("old", 0, share), ("new", share, height)):
+            if high > low:
+                picture.bar(x, axis - high, tenth, high - low, kind)
+        below = 0.0
+        for kind, count in (("bad", broken), ("load", opened)):
+            if count:
+                picture.bar(x, axis + 2 + below, tenth, _height(count) * HALF / (PANEL - TOP - HALF), kind)
+                below += _height(count) * HALF / (PANEL - TOP - HALF)
+    picture.path(f"M64 {axis:g} H{RIGHT}")
+    picture.path(f"M{64 + width:g} {top + 22:g} V{top + PANEL - 8:g}", "mark")
+
+
+def _height(count: int) -> float:
+    """Return how high so many stand, on a logarithmic axis whose foot is half of one."""
+    return math.log(min(count, CEILING) * 2) / math.log(CEILING * 2) * (PANEL - TOP - HALF + 22) if count else 0.0
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +350,7 @@ PICTURES: Mapping[str, Callable[[], Picture]] = {
     "reload": reload,
     "failed": failed,
     "drain": drain,
+    "deploys-crowd": crowd,
     "processes": processes,
     "state-fleet": lambda: states("The states of the fleet", PHASES),
     "state-worker": lambda: states("The states of a worker", WORKERS),

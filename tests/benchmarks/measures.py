@@ -23,6 +23,7 @@ from collections.abc import Callable
 import psutil
 
 from tests.benchmarks.figures import Figure, Sample
+from tests.benchmarks.kept import reload_kept
 from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, serve, until
 from tests.benchmarks.trees import pss
 
@@ -90,6 +91,7 @@ def memory(quick: bool, options: tuple[str, ...] = ("--preload",)) -> Figure:
 
 MEASURES: dict[str, Callable[[bool], Figure]] = {
     "reload": reload,
+    "reload-kept": reload_kept,
     "respawn": respawn,
     "memory": memory,
     "memory-no-preload": functools.partial(memory, options=()),

@@ -15,6 +15,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.certificates import make_certificate
 from tests.harness.clients import trusting
+from tests.harness.processes import wait_for
 from tests.harness.server import Server
 from tests.harness.worker_classes import ASGI, GEVENT, THREAD, UVICORN
 from tests.suites import http2_cases
@@ -42,7 +43,38 @@ SILENCE_S = 2.0
 """After which a server has said all; less than ``keepalive``."""
 REQUESTS = 1000
 H2LOAD_S = 40.0
+ENDLESS = 1_000_000
+"""Requests that h2load does not come to the end of: its connections end before."""
+BEGUN = 100
 HEAD = 9
+
+COUNTS = """
+import os
+import app as site
+
+calls = os.open("calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+"""
+COUNTING = {
+    "asgi": COUNTS
+    + """
+
+async def application(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return await site.lifespan(receive, send)
+    os.write(calls, b".")
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+""",
+    "wsgi": COUNTS
+    + """
+
+def application(environ, start_response):
+    os.write(calls, b".")
+    start_response("200 OK", [("Content-Length", "2")])
+    return [b"ok"]
+""",
+}
+"""Applications that write down, in a file, each call."""
 
 
 def play(address: tuple[str, int], sent: bytes) -> Transcript:
@@ -97,28 +129,50 @@ def test_frames_are_answered_as_by_stock(run: Run, site: Site, variant: Variant)
     assert compare(variant, "HTTP/2", "steady", stock, of_cases(run(stock=False))) == []
 
 
-def h2load(server: Server) -> dict[str, int]:
+def h2load(server: Server, requests: int) -> dict[str, int]:
     """Return how many requests succeeded and did not; nothing if they do not come to an end."""
-    words = ["h2load", f"-n{REQUESTS}", "-c10", "-m10", "https://%s:%s/" % server.reserved.getsockname()]
+    if shutil.which("h2load") is None:
+        pytest.skip("h2load is not installed (apt: nghttp2-client)")
+    words = ["h2load", f"-n{requests}", "-c10", "-m10", "https://%s:%s/" % server.reserved.getsockname()]
     try:
         output = subprocess.run(words, capture_output=True, text=True, timeout=H2LOAD_S, check=True).stdout
     except subprocess.TimeoutExpired:
         return {}
-    return {word: int(number) for number, word in re.findall(r"(\d+) (succeeded|failed|errored)", output)}
+    return {word: int(number) for number, word in re.findall(r"(\d+) (succeeded|failed|errored|2xx)", output)}
 
 
 @for_each(VARIANTS)
 def test_h2load(run: Run, site: Site, variant: Variant) -> None:
     """A thousand requests, ten at a time on each of ten connections."""
-    if shutil.which("h2load") is None:
-        pytest.skip("h2load is not installed (apt: nghttp2-client)")
     make_certificate(site.directory)
     server = run(stock=True)
-    stock = h2load(server)
+    stock = h2load(server, REQUESTS)
     server.end()
-    ours = h2load(run(stock=False))
+    ours = h2load(run(stock=False), REQUESTS)
     print(f"h2load, {variant.name}: stock {stock}, ours {ours}")
     if not stock:
         pytest.skip(f"stock does not come to an end within {H2LOAD_S} s; ours: {ours or 'nor does it'}")
     assert ours == stock
     assert ours["succeeded"] == REQUESTS
+
+
+@for_each(tuple(variant for variant in VARIANTS if variant.worker is not UVICORN))
+def test_h2load_through_a_reload(run: Run, site: Site, variant: Variant) -> None:
+    """Each call of the application is answered; the other requests come behind a GOAWAY, and a client may send them
+    again (RFC 9113 6.8). h2load makes no new connections: it ends when all of its own have ended.
+
+    With uvicorn it does not come to an end without a reload either.
+    """
+    make_certificate(site.directory)
+    site.write("served.py", COUNTING[variant.kind])
+    server = run(stock=False)
+    old, calls = server.workers(), site.directory / "calls"
+    with ThreadPoolExecutor(1) as beside:
+        before = calls.stat().st_size
+        loading = beside.submit(h2load, server, ENDLESS)
+        wait_for(lambda: loading.done() or calls.stat().st_size > before + BEGUN, H2LOAD_S, "requests come")
+        server.reload("two")
+        found = loading.result()
+    print(f"h2load through a reload, {variant.name}: {found}")
+    assert not set(old) & set(server.workers())
+    assert found["succeeded"] == found["2xx"] == calls.stat().st_size - before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from tests.benchmarks.deploys.figures import Deploy, Span, kinds, outside, span, spread, turn
+from tests.benchmarks.deploys.figures import Deploy, Span, course, kinds, outside, span, spread, turn
 from tests.benchmarks.deploys.loads import Seen
 from tests.benchmarks.deploys.measures import Timeline
 from tests.benchmarks.deploys.pictures import timeline
@@ -35,6 +35,17 @@ def test_failures_are_counted_by_kind() -> None:
     assert found.span.failures == {"reset": 2, "refused": 1}
     assert kinds([found.span.failures]) == "2 reset, 1 refused"
     assert kinds([{}]) == "0"
+
+
+def test_the_course_of_a_deploy_counts_in_tenths_of_a_second() -> None:
+    seen = Seen(
+        [Answer(9.3, 0.05, "1", 1), Answer(10.2, 0.05, "1", 1), Answer(10.26, 0.01, "2", 2), Answer(30, 1, "2", 2)],
+        [Failure(10.21, 0.02, "reset", False)],
+        reconnects=[9.36, 10.29],
+    )
+    found = {begin: counts for begin, *counts in course(seen, DEPLOY)}
+    assert list(found)[::60] == [-1.0, 5.0]
+    assert {begin: counts for begin, counts in found.items() if any(counts)} == {-0.7: [1, 0, 0, 1], 0.2: [1, 1, 1, 1]}
 
 
 def test_the_last_old_answer_counts_from_the_signal() -> None:

@@ -272,3 +272,25 @@ def test_what_waits_for_a_full_queue_at_the_deadline_is_cut(monkeypatch: pytest.
     assert worker.drain.cut == InFlight(1, 1, 0)
     assert worker.drained == Drained(cut_requests=1)
     worker.close()
+
+
+def test_whoever_sees_that_a_drain_has_begun_sees_whether_it_gives() -> None:
+    """Threads ask, while the main thread begins the drain: their responses would end connections that could move."""
+
+    class Watched(Giving):
+        """Looks at the drain in the moment in which that asks."""
+
+        @property
+        def zd_gives(self) -> bool:
+            self.done.append(f"begun: {self.drain.has_begun}")
+            return True
+
+        @zd_gives.setter
+        def zd_gives(self, _gives: bool) -> None:
+            """Let it be."""
+
+    worker = Watched(1)
+    list(worker.drain.steps())
+    assert [each for each in worker.done if each.startswith("begun")] == ["begun: False"]
+    assert worker.drain.gives
+    worker.close()

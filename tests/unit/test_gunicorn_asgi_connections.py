@@ -304,6 +304,31 @@ def test_empty_lines_are_no_request(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.skipif(not CALLBACKS, reason="connections of a stream reader do not move")
+@pytest.mark.parametrize(
+    ("before", "held"),
+    [(b"", b"\r"), (HEAD, b"\r"), (HEAD + b"\r", b""), (POST + b"abc\r\r", b""), (POST + b"abc\r", None)],
+    ids=["unused", "idle", "behind a request", "behind a body", "a body's last byte"],
+)
+def test_half_an_empty_line_does_not_move(play: Play, before: bytes, held: bytes | None) -> None:
+    """A parser does not show that it holds it, and a successor would get its other half alone, a bad request."""
+
+    async def scenario(stage: Stage) -> None:
+        stage.go.set()
+        if before:
+            await stage.feed(before)
+        if held:
+            await stage.feed(held)
+        if held is not None:
+            assert stage.connection.zd_detach() is None
+            await stage.feed(b"\n")
+        moved = stage.connection.zd_detach()
+        assert moved is not None
+        moved.sock.close()
+
+    play(scenario)
+
+
 def test_the_call_goes_on_when_the_client_has_left_as_it_was_told(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         stage.cfg.set("asgi_disconnect_grace_period", 1)

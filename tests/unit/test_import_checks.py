@@ -136,6 +136,18 @@ def test_a_thread_that_was_there_before_tells_nothing_of_the_import() -> None:
     assert finding.certain
 
 
+def test_threads_of_agents_are_not_the_application_s() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name="exporter")
+    thread.start()
+    try:
+        assert len(import_checks.findings(import_checks.snapshot())) == 1
+        assert import_checks.findings(import_checks.snapshot(), import_checks.agents()) == []
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_where_nothing_can_be_seen_nothing_is_said(monkeypatch: pytest.MonkeyPatch, before: Snapshot) -> None:
     with connected(socket.AF_INET, ("127.0.0.1", 0)):
         monkeypatch.setattr(os, "dup", no_descriptor)

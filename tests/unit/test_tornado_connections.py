@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, RequestHandler, stream_request_body
 
+from zdworker.ipc import hand_over
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.tornado import connections
-from zdworker.workers.tornado.connections import Request, Server, end_with_responses, state_of, unread
+from zdworker.workers.tornado.connections import Request, Server, detach, end_with_responses, state_of, unread
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
 REFUSED = b"POST /refuse HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n"
+TORNADOS_TIME_S = 3600
+"""Seconds that Tornado keeps an idle connection."""
 Scenario = Callable[["Connection"], Awaitable[None]]
 
 
@@ -194,5 +199,38 @@ def test_what_comes_behind_the_last_request_does_not_reset_its_answer() -> None:
         it.go_on.set()
         assert await it.reply() == (200, "close")
         assert await it.client.read_until_close() == b""
+
+    play(scenario)
+
+
+def test_the_time_that_a_connection_has_left_moves_along() -> None:
+    """Tornado would count its hour from the hand-over on."""
+
+    async def scenario(it: Connection) -> None:
+        await it.client.write(GET)
+        assert await it.reply() == (200, "")
+        await it.until(ConnectionState.IDLE)
+        moved = detach(it.connection)
+        assert moved is not None
+        assert moved.idle_until is not None
+        assert moved.idle_until == pytest.approx(time.monotonic() + TORNADOS_TIME_S, abs=5)
+        it.server.take(IOStream(moved.sock), dataclasses.replace(moved, idle_until=time.monotonic() + 0.05))
+        with pytest.raises(StreamClosedError):
+            await it.client.read_bytes(1)
+
+    play(scenario)
+
+
+def test_behind_its_next_request_a_connection_that_moved_has_the_usual_time() -> None:
+    async def scenario(it: Connection) -> None:
+        ours, theirs = socket.socketpair()
+        it.client.close()
+        it.client = IOStream(ours)
+        await it.client.write(GET)
+        it.server.take(IOStream(theirs), hand_over.Connection(theirs, time.monotonic() - 1))
+        assert await it.reply() == (200, "")
+        await asyncio.sleep(0.05)
+        await it.client.write(GET)
+        assert await it.reply() == (200, "")
 
     play(scenario)

@@ -8,6 +8,8 @@ Rules:
   belong to this process.
 * Threads that Python does not know (those of a C library) are left to that library where they have no name of their
   own and OpenBLAS is loaded: its threads start again after a fork. Other libraries name theirs, and have no such way.
+* Threads that were there before the command ran are those of an agent that instruments the interpreter from ``site``
+  (ddtrace, OpenTelemetry). It begins them again after each fork, and a master of stock Gunicorn has them, too.
 * A lock of a thread needs no look: in a worker it is as it would be after an import there, unless another thread holds
   it, and threads are found. A lock on a file is held by all that have inherited the file.
 """
@@ -24,7 +26,7 @@ import stat
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from zdworker.descendants import own_descendants
@@ -90,11 +92,14 @@ def snapshot() -> Snapshot:
     )
 
 
-def findings(before: Snapshot) -> list[Finding]:
-    """Return each kind of thing that was started or opened since ``before``."""
+def findings(before: Snapshot, agents: Collection[int] = ()) -> list[Finding]:
+    """Return each kind of thing that was started or opened since ``before``.
+
+    :param agents: the result of :func:`agents`, before the command ran.
+    """
     now = _descriptors()
     opened = {number: target for number, target in now.items() if before.descriptors.get(number) != target}
-    return [*_of_threads(before.threads), *_of_processes(before.processes), *_of_descriptors(opened)]
+    return [*_of_threads(before.threads, agents), *_of_processes(before.processes), *_of_descriptors(opened)]
 
 
 def doubts(before: Snapshot) -> list[Finding]:
@@ -116,6 +121,11 @@ def warnings(found: Iterable[Finding]) -> list[str]:
 # -- threads and processes -------------------------------------------------------------------------------------------
 
 
+def agents() -> frozenset[int]:
+    """Return the kernel's numbers of the threads beside the main one: before the command runs, those of agents."""
+    return frozenset(_kernel_threads() - {os.getpid()})
+
+
 def _kernel_threads() -> set[int]:
     """Return the kernel's numbers of all threads (proc_pid_task(5))."""
     with contextlib.suppress(OSError):
@@ -123,8 +133,12 @@ def _kernel_threads() -> set[int]:
     return set()
 
 
-def _of_threads(before: list[threading.Thread]) -> Iterator[Finding]:
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+def _of_threads(before: list[threading.Thread], agents: Collection[int]) -> Iterator[Finding]:
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and thread.native_id not in agents
+    ]
     if others:
         yield Finding(
             f"the application started threads at import ({', '.join(thread.name for thread in others)}): "

@@ -38,6 +38,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Collection
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -69,6 +70,7 @@ _waitpid, _poll, _sleep = os.waitpid, select.poll, time.sleep
 
 def main() -> NoReturn:
     """Be the fork server that the command line asks for."""
+    agents = import_checks.agents()
     end = sys.argv.index("--")
     number, *restarted = map(int, sys.argv[1:end])
     command = sys.argv[end + 1 :]
@@ -86,6 +88,7 @@ def main() -> NoReturn:
     _set_paths(init, places)
     distrust_stale_bytecode(init.started)
     generation = Generation(channel, init, places, restart)
+    generation.agents = agents
     generation.tool = preloading.tool(command)
     generation.run_once_more = _run_once_more(command, generation.tool, init.generation)
     try:
@@ -202,6 +205,8 @@ class Generation:
         """In the process of a worker that has served: what is left to do."""
         self.tool = ""
         """The tool that runs Gunicorn's command, if there is one."""
+        self.agents: Collection[int] = ()
+        """The threads of agents that instrument the interpreter (:func:`import_checks.agents`)."""
         self.run_once_more = ""
         """What a failure before Gunicorn starts has to say of the command; empty for Gunicorn's own."""
         self.app: Any = None
@@ -304,7 +309,7 @@ class Generation:
         if self._preloads:
             with randomness.noting_generators():
                 self.app.wsgi()
-        found = import_checks.findings(before)
+        found = import_checks.findings(before, self.agents)
         if self._preloads and not self.cfg.preload_app:
             self._load_again_unless_clean([*found, *import_checks.doubts(before)])
         self._keep_application_handlers()

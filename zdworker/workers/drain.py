@@ -215,10 +215,10 @@ class Drain:
         """Stop accepting, and tend the connections until none is left or the deadline has come; yields pauses."""
         yield from self._server.zd_stop_accepting()
         self._worker.zd_draining()
+        self.gives = self._worker.zd_gives  # first: threads look at it as soon as the drain has begun
         self.begun_at = self._clock()
         self.unused_until = self.begun_at + self.unused_s
         self.idle_until = self.begun_at + self.keepalive_s
-        self.gives = self._worker.zd_gives
         self.at_begin = self.in_flight()
         self._worker.log.info(self._begin_line, self.at_begin._asdict())
         self._server.zd_begin_drain()

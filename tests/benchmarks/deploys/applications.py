@@ -133,6 +133,8 @@ const server = http.createServer((request, response) => {
   }
 });
 
+if (process.env.KEEPALIVE) server.keepAliveTimeout = 1000 * Number(process.env.KEEPALIVE);
+
 // PM2, "Graceful start" and "Graceful stop": tell when ready, end when the last answer is out.
 server.listen(Number(process.env.PORT), '127.0.0.1', () => { if (process.send) process.send('ready'); });
 // A cluster's worker is disconnected. Who keeps a connection is told to make another one.

@@ -14,16 +14,16 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Literal
 
 from tests.benchmarks.deploys import signals
 from tests.benchmarks.deploys.applications import Kind
-from tests.benchmarks.deploys.servers import PROGRAMS
+from tests.benchmarks.deploys.servers import KEEPALIVE_S, PROGRAMS
 
-Style = Literal["new", "kept", "slow", "websocket"]
-HTTP: tuple[Style, ...] = ("new", "kept", "slow")
+Style = Literal["new", "kept", "slow", "websocket", "crowd"]
+HTTP: tuple[Style, ...] = ("new", "kept", "slow", "crowd")
 ALL: tuple[Style, ...] = (*HTTP, "websocket")
 PORT = "127.0.0.1:@PORT@"
 
@@ -37,6 +37,8 @@ class Contender:
     :param needs: "module NAME" or "program NAME", without which it is missing.
     :param package: whose version is told.
     :param loads: those that its application and protocol know.
+    :param keep: words of the command, before the last one, with which it keeps idle connections for
+        ``KEEPALIVE_S`` seconds; empty for one that is told by the environment (``KEEPALIVE``), or keeps none.
     """
 
     name: str
@@ -50,6 +52,11 @@ class Contender:
     package: str = ""
     loads: tuple[Style, ...] = ALL
     files: dict[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+
+    def keeping(self) -> Contender:
+        """Return this one with a command that keeps idle connections for ``KEEPALIVE_S`` seconds."""
+        return replace(self, command=(*self.command[:-1], *self.keep, self.command[-1]))
 
     def missing(self) -> str:
         """Why it cannot be measured here; empty when it can."""
@@ -75,6 +82,7 @@ def found(program: str) -> str | None:
 
 # the program, not -m: the second master of USR2 could not import http, which gunicorn/http would stand in the place of
 GUNICORN = ("gunicorn", "--bind", PORT, "--workers", "@WORKERS@", "--pid", "gunicorn.pid")
+KEEP = ("--keep-alive", str(KEEPALIVE_S))
 APPLICATION = "application:app"
 OURS: dict[str, tuple[Kind, tuple[str, ...]]] = {
     "UvicornWorker": ("asgi", ()),
@@ -95,7 +103,9 @@ STOCK: dict[str, tuple[Kind, tuple[str, ...], str]] = {
 MODULES = {"UvicornH11Worker": "h11", "GeventWorker": "gevent", "TornadoWorker": "tornado"}
 
 
-def _loads(kind: Kind) -> tuple[Style, ...]:
+def _loads(kind: Kind, worker: str) -> tuple[Style, ...]:
+    if worker in ("sync", "WSGIWorker"):
+        return tuple(style for style in HTTP if style != "crowd")  # they keep no connection
     return HTTP if kind == "wsgi" else ALL
 
 
@@ -111,7 +121,8 @@ def _ours(name: str, *options: str) -> Contender:
         source="README.md",
         needs=(f"module {MODULES.get(name, 'zdworker')}",),
         package="zdworker",
-        loads=_loads(kind),
+        loads=_loads(kind, name),
+        keep=KEEP,
     )
 
 
@@ -128,7 +139,8 @@ def _stock(worker: str, how: str) -> Contender:
         source="https://gunicorn.org/signals",
         needs=(f"module {module}",),
         package="gunicorn",
-        loads=_loads(kind),
+        loads=_loads(kind, worker),
+        keep=KEEP,
     )
 
 
@@ -147,6 +159,7 @@ UVICORN = Contender(
     source="https://www.uvicorn.org/deployment/",
     needs=("module uvicorn",),
     package="uvicorn",
+    keep=("--timeout-keep-alive", str(KEEPALIVE_S)),
 )  # fmt: skip
 GRANIAN = Contender(
     name="granian",
@@ -172,6 +185,7 @@ HYPERCORN = Contender(
     source="https://hypercorn.readthedocs.io/; the signal: hypercorn/run.py",
     needs=("program hypercorn",),
     package="hypercorn",
+    keep=KEEP,
 )
 UWSGI = Contender(
     name="uwsgi",
@@ -183,7 +197,7 @@ UWSGI = Contender(
     source="https://uwsgi-docs.readthedocs.io/en/latest/articles/TheArtOfGracefulReloading.html",
     needs=("program uwsgi",),
     package="uwsgi",
-    loads=HTTP,
+    loads=("new", "kept", "slow"),
     # add-header: http-socket keeps no connection, and HTTP/1.1 clients have to be told so
     files={
         "uwsgi.ini": f"""\
@@ -273,6 +287,7 @@ environment 'production'
 bind 'tcp://{PORT}'
 workers @WORKERS@
 threads 5, 5
+persistent_timeout Integer(ENV.fetch('KEEPALIVE', 65))
 preload_app! false
 """
     },

@@ -69,14 +69,25 @@ class Turn:
     lost: str
 
 
+Tenth = tuple[float, int, int, int, int]
+"""A tenth of a second: when it began, from the signal on; the answers of older versions, those of the new one, requests
+that failed, connections that were made anew."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A contender under one load; ``outside``: failures that belong to no deploy, by kind."""
+    """A contender under one load; ``outside``: failures that belong to no deploy, by kind; ``reconnects``: how many
+    connections a crowd has made beside the first of each client, None under another load; ``course``: what came of its
+    requests around the first deploy; ``work_s``: seconds that a second of work took right before it.
+    """
 
     before: Span
     turns: list[Turn]
     closed: dict[str, int]
     outside: dict[str, int] = field(default_factory=dict)
+    reconnects: int | None = None
+    course: list[Tenth] = field(default_factory=list)
+    work_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,24 @@ def turn(seen: Seen, deploy: Deploy, workers: int) -> Turn:
     last_old = None if deploy.over is None else max(last - deploy.told, 0.0)
     least = min(workers, _least(seen.answers, deploy.told, deploy.end))
     return Turn(span(seen, deploy.told, deploy.end), took, last_old, least, deploy.lost)
+
+
+def course(seen: Seen, deploy: Deploy) -> list[Tenth]:
+    """What came of the requests in each tenth of a second, from a second before a deploy on to its end."""
+    first, last = -10, round((deploy.end - deploy.told) * 10)
+    counts = {number: [0, 0, 0, 0] for number in range(first, last + 1)}
+
+    def count(moment: float, kind: int) -> None:
+        if (number := math.floor((moment - deploy.told) * 10)) in counts:
+            counts[number][kind] += 1
+
+    for answer in seen.answers:
+        count(answer.time + answer.latency, int(answer.version == deploy.version))
+    for failure in seen.failures:
+        count(failure.time + failure.latency, 2)
+    for moment in seen.reconnects or ():
+        count(moment, 3)
+    return [(number / 10, old, new, failed, opened) for number, (old, new, failed, opened) in counts.items()]
 
 
 def outside(seen: Seen, turns: Iterable[Turn]) -> dict[str, int]:

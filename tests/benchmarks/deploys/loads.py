@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from tests.benchmarks.deploys import sockets
 from tests.benchmarks.deploys.contenders import Style
 from tests.harness.clients import Answer, Failure, Load, Results
+from tests.harness.crowd import Crowd
 
 TITLES: dict[Style, str] = {
     "new": "a connection for each request",
     "kept": "kept connections, POST of 2 kB, think time",
+    "crowd": "a thousand kept connections",
     "slow": "requests of 1 s",
     "websocket": "WebSockets",
 }
+CROWD: dict[str, float] = {"clients": 1000, "least_s": 0.1, "most_s": 10.0, "bytes": 2000}
+"""Each client rests from a tenth of a second to ten seconds between two requests."""
 PLANS: dict[Style, dict[str, float]] = {
     "new": {"clients": 8, "pause": 0.03, "think": 0.02},
     "kept": {"clients": 16, "pause": 0.01, "think": 0.2},
@@ -34,11 +38,14 @@ PATIENCE = 60.0
 
 @dataclass
 class Seen:
-    """What a load saw; ``closed`` counts the WebSockets that the server closed, by code."""
+    """What a load saw; ``closed`` counts the WebSockets that the server closed, by code, ``reconnects`` has when the
+    clients of a crowd made further connections.
+    """
 
     answers: list[Answer]
     failures: list[Failure]
     closed: dict[str, int] = field(default_factory=dict)
+    reconnects: list[float] | None = None
 
 
 class Traffic:
@@ -47,6 +54,11 @@ class Traffic:
     def __init__(self, style: Style, port: int) -> None:
         self._load: Load | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._crowd: Crowd | None = None
+        if style == "crowd":
+            self._crowd = Crowd(("127.0.0.1", port), **CROWD)
+            self._crowd.__enter__()
+            return
         if style != "websocket":
             self._load = Load(("127.0.0.1", port), style, **PLANS[style])
             self._load.__enter__()
@@ -58,6 +70,9 @@ class Traffic:
 
     def stop(self) -> Seen:
         """End the load and return what it saw."""
+        if self._crowd is not None:
+            crowd = self._crowd.stop()
+            return Seen(crowd.answers, crowd.failures, reconnects=crowd.reconnects)
         if self._load is not None:
             results: Results = self._load.stop()
             return Seen(results.answers, results.failures)

@@ -13,6 +13,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,8 +21,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
+from tests.benchmarks.deploys.applications import BURN
 from tests.benchmarks.deploys.contenders import Contender, Style
-from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Report, Storm, outside, span, turn
+from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Report, Storm, course, outside, span, turn
 from tests.benchmarks.deploys.loads import TITLES, Seen, Traffic
 from tests.benchmarks.deploys.servers import Lost, Server, serve
 from tests.benchmarks.deploys.storms import TOOLS, storm
@@ -79,7 +81,8 @@ def deploy(server: Server, version: str, old: set[int], patience: float) -> Depl
 
 def loaded(contender: Contender, style: Style, size: Size) -> tuple[Loaded, Timeline]:
     """Deploys of code whose import is a second of work, under one load."""
-    with serve(contender, size.workers, "import") as server:
+    crowd = style == "crowd"
+    with serve(contender.keeping() if crowd else contender, size.workers, "import", crowd) as server:
         old = server.pids("1")
         traffic = Traffic(style, server.port)
         try:
@@ -87,11 +90,13 @@ def loaded(contender: Contender, style: Style, size: Size) -> tuple[Loaded, Time
             begin = time.monotonic()
             time.sleep(size.before)
             deploys: list[Deploy] = []
-            for number in range(size.deploys):
+            work_s = _second_of_work() if crowd else None
+            number_of_deploys = 1 if crowd else size.deploys
+            for number in range(number_of_deploys):
                 version = f"{number + 2}"
                 server.write(version, "import")
                 deploys.append(deploy(server, version, old, size.patience))
-                if deploys[-1].lost or number == size.deploys - 1:
+                if deploys[-1].lost or number == number_of_deploys - 1:
                     break  # the next one would be told to a server in an unknown state
                 old = server.pids(version)
                 time.sleep(size.between)
@@ -100,7 +105,16 @@ def loaded(contender: Contender, style: Style, size: Size) -> tuple[Loaded, Time
         end = time.monotonic()
     turns = [turn(seen, each, size.workers) for each in deploys]
     told = Loaded(span(seen, begin, deploys[0].told), turns, seen.closed, outside(seen, turns))
+    if seen.reconnects is not None:
+        told = replace(told, reconnects=len(seen.reconnects), course=course(seen, deploys[0]), work_s=work_s)
     return told, Timeline(seen, begin, end, deploys)
+
+
+def _second_of_work() -> float:
+    """Return how long a second of processor time takes now: a busy machine makes each deploy as much longer."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", f"import time\n{BURN}"], check=True, timeout=60)
+    return time.monotonic() - began
 
 
 def quiet(contender: Contender, size: Size) -> Quiet:

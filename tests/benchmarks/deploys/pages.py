@@ -21,6 +21,7 @@ from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Storm,
 from tests.benchmarks.deploys.growth import Grown
 from tests.benchmarks.deploys.loads import TITLES
 from tests.benchmarks.deploys.measures import Size
+from tests.benchmarks.deploys.servers import KEEPALIVE_S
 
 HEAD = """\
 # Deploys, measured
@@ -30,7 +31,8 @@ What a deploy does to those who are being served, with each server that can do o
 machine.
 
 * {workers} workers each. The application's import is one second of work; without load it also keeps 150 MB of objects.
-* {deploys} deploys per load, or one fewer; a figure is their median (least to most), a number of failures is their sum.
+* {deploys} deploys per load, or one fewer, and one with a thousand kept connections; a figure is their median (least to
+  most), a number of failures is their sum.
 * *During* is from the signal until a second after the deploy was over: only the new version answers, from all workers,
   and no old one is left. *Before* is the time until the first signal.
 * *Failed*: sent and not answered whole with 200, or no connection. A WebSocket that is closed with a close frame has
@@ -42,6 +44,14 @@ machine.
 FOUND = Path(__file__).with_name("found.md")
 """What people have made of the figures: the one part of the page that is written by hand."""
 
+CROWD = """\
+Each client has one connection, on which it sends a POST of 2 kB, and rests from a tenth of a second to ten seconds
+between an answer and the next request. Every server that keeps connections keeps an idle one for {keepalive} s. One
+deploy; a connection is made anew when a client finds its own closed, was told that it ends, or lost a request on it.
+uWSGI's `http-socket`, `sync` and `WSGIWorker` keep none.
+The machine had other work meanwhile: the last column is how long a second of processor time took right before the
+deploy, and each import is one.
+"""
 STORM = """\
 `ab -n 100000 -c 1000` (a connection for each request) and `wrk -c 1000` (kept where the server keeps them), one deploy
 in the middle. The machine has nothing left meanwhile. *Gone*: from the signal until the last old worker was gone, "-":
@@ -91,7 +101,8 @@ def page(known: dict[str, Any]) -> str:
     parts = [HEAD.format(**known["size"]), f"## At a glance\n\n{_glance(there)}\n"]
     parts.append(FOUND.read_text(encoding="utf-8"))
     for style, title in TITLES.items():
-        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{_load_table(style, there)}\n")
+        about = f"{CROWD.format(keepalive=KEEPALIVE_S)}\n" if style == "crowd" else ""
+        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{about}{_load_table(style, there)}\n")
     parts.append(f"## A thousand connections that never rest\n\n{STORM}\n{_storm_table(there)}\n")
     parts.append(f"## Processor time and memory, without load\n\n{_quiet_table(there)}\n")
     if any(report.quiet is not None and report.quiet.curve for report in there):
@@ -153,6 +164,9 @@ def _load_table(style: Style, reports: list[Report]) -> str:
         heads.append("ready, at least")
     if style == "websocket":
         heads.append("closed")
+    if style == "crowd":
+        heads.insert(2, "connections made anew")
+        heads.append("a second of work, s")
     return table(heads, [_load_row(report, report.loads[style], style) for report in reports if style in report.loads])
 
 
@@ -162,12 +176,17 @@ def _load_row(report: Report, loaded: Loaded, style: Style) -> list[str]:
     row = [report.title, failed if failed == "0" else f"**{failed}**"]
     if loaded.outside:
         row[-1] += f"; outside of deploys {kinds([loaded.outside])}"
+    if style == "crowd":
+        anew = loaded.reconnects or 0
+        row.append(f"**{anew:,}**" if anew else "0")
     for name in ("p50", "p99", "p999", "gap"):
         before = spread([getattr(loaded.before, name)], 1, 1000)
         row.append(f"{before} → {spread([getattr(one, name) for one in spans], 1, 1000)}")
     row.append(spread([turn.last_old for turn in loaded.turns]))
     lost = next((turn.lost for turn in loaded.turns if turn.lost), "")
     row.append(lost or spread([turn.seconds for turn in loaded.turns]))
+    if style == "crowd":
+        row.append(spread([loaded.work_s], 1))
     if style == "new":
         row.append(spread([turn.least for turn in loaded.turns], 0))
     if style == "websocket":
@@ -280,4 +299,4 @@ def _report(plain: dict[str, Any]) -> Report:
 
 def _loaded(plain: dict[str, Any]) -> Loaded:
     turns = [Turn(**(one | {"span": Span(**one["span"])})) for one in plain["turns"]]
-    return Loaded(Span(**plain["before"]), turns, plain["closed"], plain["outside"])
+    return Loaded(**(plain | {"before": Span(**plain["before"]), "turns": turns}))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tests.benchmarks.deploys.contenders import Contender
 
 PROGRAMS = Path(sys.executable).parent
+KEEPALIVE_S = 75
+"""Seconds that an idle connection is kept under the load "crowd", by each server that keeps any."""
+
 SEARCH = 3.0
 """Seconds in which all new workers should have answered a request that holds up nobody."""
 
@@ -173,14 +176,19 @@ def until(condition: Callable[[], bool], seconds: float, what: str, pause: float
 
 
 @contextmanager
-def serve(contender: Contender, workers: int, work: applications.Work) -> Iterator[Server]:
-    """A contender that answers with version "1" from all its workers, for as long as the block lasts."""
+def serve(contender: Contender, workers: int, work: applications.Work, keeping: bool = False) -> Iterator[Server]:
+    """A contender that answers with version "1" from all its workers, for as long as the block lasts.
+
+    :param keeping: it keeps idle connections for long; see :meth:`Contender.keeping`.
+    """
     with tempfile.TemporaryDirectory(prefix="zdworker-deploys-") as name:
         directory = Path(name)
         path = os.pathsep.join([str(PROGRAMS), os.environ.get("PATH", os.defpath)])
         environment = os.environ | {"PATH": path, "HOME": name, "PWD": name, "XDG_RUNTIME_DIR": name}
         server = Server(contender, directory, free_port(), workers, environment)
         environment |= {"PORT": str(server.port), "PM2_HOME": str(directory / "pm2"), "WORKERS": str(workers)}
+        if keeping:
+            environment["KEEPALIVE"] = str(KEEPALIVE_S)
         if "--preload" not in contender.command:
             environment["ZD_PRELOAD"] = "never"  # with and without it are measured
         server.write("1", work)

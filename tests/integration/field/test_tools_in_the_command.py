@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.harness.application_site import Site
@@ -91,6 +92,27 @@ os.environ.pop("PYTHONPATH")  # so that processes which the application starts a
 os.environ["INSTRUMENTED"] = str(os.getpid())
 """
 """Stands for agents that a wrapper has put into PYTHONPATH (``opentelemetry-instrument``), and that leave it again."""
+
+WITH_THREADS = """
+import _thread
+import os
+import threading
+
+
+def of_a_library():
+    threading.current_thread()  # from now on Python knows it
+    threading.Event().wait()
+
+
+def begin():
+    threading.Thread(target=threading.Event().wait, name="exporter", daemon=True).start()
+    _thread.start_new_thread(of_a_library, ())
+
+
+begin()
+os.register_at_fork(after_in_child=begin)
+"""
+"""Stands for agents that export what they have found in threads of their own, in each process (``ddtrace-run``)."""
 
 INSTRUMENTED = """
 
@@ -185,4 +207,16 @@ def test_agents_that_take_themselves_out_of_pythonpath(make_server: Start, site:
     assert marks
     assert "" not in {mark["by"] for mark in marks}
     assert str(server.master) not in {mark["by"] for mark in marks}
+    assert server.stop() == 0
+
+
+def test_threads_of_agents_are_not_the_application_s(make_server: Start, site: Site) -> None:
+    agent = site.directory / "agent"
+    agent.mkdir()
+    (agent / "sitecustomize.py").write_text(WITH_THREADS)
+    server = make_server(environment={"PYTHONPATH": os.pathsep.join([str(agent), str(Path.cwd())])}).start()
+    server.reload("two")
+    assert "started threads" not in server.log
+    threads = [psutil.Process(pid).num_threads() for pid in server.workers()]
+    assert min(threads) > 2
     assert server.stop() == 0

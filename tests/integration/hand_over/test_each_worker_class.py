@@ -88,7 +88,7 @@ def test_a_reload_that_may_miss_workers_hands_over_where_a_successor_comes(
 def test_without_a_successor_the_connections_end_as_announced(
     start_class: Start, worker: WorkerClass, settings: dict[str, object]
 ) -> None:
-    server = start_class(worker, keepalive=2, workers=1, preload_app=True, **settings)
+    server = start_class(worker, keepalive=KEEPALIVE_S, workers=1, preload_app=True, **settings)
     with Client(server.address) as client:
         assert not client.ask("GET", "/").last
         server.begin_reload("two")

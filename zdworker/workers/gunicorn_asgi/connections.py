@@ -30,8 +30,8 @@ from zdworker.workers.drain import Drain
 from zdworker.workers.event_loop.transports import linger, take_out, unread
 from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
 
-LAST_OF_EMPTY_LINES = ord("\r")
-"""The largest byte that an empty line has."""
+CARRIAGE_RETURN = ord("\r")
+"""The largest byte that an empty line has, and its first."""
 
 BETWEEN_REQUESTS = (ConnectionState.UNUSED, ConnectionState.IDLE)
 """What a connection is in while nothing of a request has come."""
@@ -88,6 +88,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_http2: Http2Drain | None = None
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
         self._zd_moved = self._zd_receiving = False
+        self._zd_half_line = False  # the parser holds the first byte of an empty line, which begins no request
         self._zd_requests_before = 0  # answered by the workers that have handed it over
         self.zd_offer: Callable[[], None] | None = None
         """Called when a response is complete, in a drain that hands connections over."""
@@ -102,15 +103,18 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def data_received(self, data: bytes) -> None:
         """Note that something came, then do as the base does."""
         # Empty lines, which clients may send between requests (RFC 9112 2.2), begin none. Other data costs little.
-        if data[0] > LAST_OF_EMPTY_LINES or data.strip(b"\r\n") or self.zd_state() not in BETWEEN_REQUESTS:
+        if data[0] > CARRIAGE_RETURN or data.strip(b"\r\n") or self.zd_state() not in BETWEEN_REQUESTS:
             self._zd_data_at = self.req_count or 1
         self._zd_receiving = True
         ASGIProtocol.data_received(self, data)
         self._zd_receiving = False
         parser = getattr(self, "_callback_parser", None)
-        if parser is not None and hasattr(parser, "remaining") and parser.remaining():
+        behind = parser is not None and hasattr(parser, "remaining") and parser.remaining()
+        if behind:
             # The base has its parser go on with that behind the answer, and nothing else says so.
             self._feed_callback_parser = self._zd_feed_rest
+        half_line = data[-1] == CARRIAGE_RETURN
+        self._zd_half_line = half_line and parser is not None and bool(behind or not parser.is_complete)
 
     def _zd_feed_rest(self, data: bytes) -> Any:
         """Feed what came behind a request; its connection is not idle then."""
@@ -323,8 +327,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """
         if not self.zd_can_move() or self._closed or getattr(self, "_current_request", None) is not None:
             return None
-        if self._zd_data_at >= max(1, self.req_count):
-            return None  # a request has begun
+        if self._zd_data_at >= max(1, self.req_count) or self._zd_half_line:
+            return None  # a request has begun, or what may come before one
         timer = getattr(self, "_keepalive_handle", None)
         left_s = None if timer is None else timer.when() - self.worker.loop.time()
         sock = take_out(self.transport)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import socket
 import time
 from collections.abc import Callable
@@ -120,10 +121,23 @@ class Server(HTTPServer):
         """The open connections, each of which reads or waits for a request. A WebSocket is no longer among them."""
         return self._connections
 
+    def take(self, stream: Any, connection: Connection) -> None:
+        """Serve a connection that was handed over. It waits as long for its next request as it has time left."""
+        usual = self.conn_params
+        if connection.idle_until is not None:
+            self.conn_params = copy.copy(usual)
+            self.conn_params.header_timeout = max(0.0, connection.idle_until - time.monotonic())
+        try:
+            self.handle_stream(stream, connection.client())
+        finally:
+            self.conn_params = usual
+
     def start_request(self, server_conn: Any, request_conn: Any) -> Any:
         """Begin to wait for a connection's next request."""
         last = getattr(server_conn, "zd_request", None)
         server_conn.zd_request = request_conn
+        server_conn.zd_waits_until = time.monotonic() + server_conn.params.header_timeout
+        server_conn.params = self.conn_params  # those of the next request
         if last is not None:
             self.answered += 1
             server_conn.zd_used = True
@@ -175,7 +189,7 @@ def detach(server_conn: Any) -> Connection | None:
     except OSError:
         return None
     stream.close()
-    return Connection(sock)
+    return Connection(sock, getattr(server_conn, "zd_waits_until", None))
 
 
 def can_move(server_conn: Any) -> bool:

@@ -218,7 +218,7 @@ class TornadoServing(Serving):
 
     async def attach(self, connection: Connection) -> None:
         """Serve a connection that was handed over."""
-        self.server.handle_stream(IOStream(connection.sock), connection.client())
+        self.server.take(IOStream(connection.sock), connection)
 
     def zd_is_empty(self) -> bool:
         """Return whether nothing is left; and count the connections that were told to close by now."""
