@@ -188,13 +188,15 @@ STATUS = {
     "generations[].path": "`sys.path` before the application is imported",
     "generations[].application": "the file of the application's module; null where none is named",
     "last_reload": "null before the first one",
-    "last_reload.result": "`done`, `failed`, `superseded`, or null while it goes on",
+    "last_reload.result": "`done`, `failed`, `superseded` by a newer one, `rolled_back` (a rollback has undone it), "
+    "or null while it goes on",
     "last_reload.generation": "the one that it loads",
     "last_reload.started_at": "UTC, ISO 8601",
     "last_reload.duration_s": "so far, or in all",
     "last_reload.error": "a line, or null",
     "last_reload.traceback": "the application's own, or null",
     "last_reload.label": "the version of the application, or null",
+    "last_reload.rollback": "whether it goes back to an older generation",
     "last_reload.handed_over": "connections that went on to the next worker of their slot",
     "last_reload.told_to_close": "connections that a response has ended because of the reload",
     "last_reload.cut_requests": "requests that were cut at `graceful_timeout`",
@@ -207,6 +209,7 @@ STATUS = {
     "totals.reloads_done": "reloads that have ended well, rollbacks included",
     "totals.reloads_failed": "reloads that have failed",
     "totals.reloads_superseded": "reloads that a newer one has overtaken",
+    "totals.reloads_rolled_back": "reloads that a rollback has undone before they were done",
     "totals.reload_duration_s": "seconds that all of these took together",
     "totals.handed_over": "the same four, of all drains",
     "totals.told_to_close": "",
@@ -223,7 +226,8 @@ EXAMPLE_PLACES = {
 }
 
 OUTCOME = {
-    "result": "`done`, `superseded` (a newer reload took its place, and is done), `failed`, or `degraded` (it goes on, "
+    "result": "`done`, `superseded` (a newer reload took its place, and is done), `rolled_back` (a rollback has undone "
+    "it), `failed`, or `degraded` (it goes on, "
     "but without success, and there is no way back)",
     "generation": "the one that was loaded",
     "duration_s": "seconds",

@@ -47,9 +47,9 @@ HOOKS: Mapping[str, Hook] = {
     "zd_reload_started": Hook("(server)", "when a reload begins"),
     "zd_reload_finished": Hook(
         "(server, report)",
-        "when it has ended; `report` is a dictionary with `result` (`done`, `failed`, `superseded`), `generation`, "
-        "`started_at`, `duration_s`, `error`, `traceback`, `label`, and what it has cost: `handed_over`, "
-        "`told_to_close`, `cut_requests` and `closed_websockets`",
+        "when it has ended; `report` is a dictionary with `result` (`done`, `failed`, `superseded`, `rolled_back`), "
+        "`generation`, `started_at`, `duration_s`, `error`, `traceback`, `label`, `rollback`, and what it has cost: "
+        "`handed_over`, `told_to_close`, `cut_requests` and `closed_websockets`",
     ),
 }
 """The hooks, which can be set in the configuration file only."""

@@ -21,6 +21,15 @@ LINES_MAX = 32 * 1024
 REASON_MAX = 4096
 """Characters of a reason."""
 
+COLUMNS = 80
+"""Of a reader's screen."""
+
+SCREEN_ROWS = 14
+"""Rows of a traceback on a screen of 24, with what is said before and after it."""
+
+LINE_ROWS_MAX = 3
+"""Rows of a single line of it."""
+
 LINE_MAX = 500
 """Characters of a single line: the state of a service."""
 
@@ -41,6 +50,27 @@ def lines(text: str, longest: int = LINES_MAX) -> str:
 def line(text: str, longest: int = LINE_MAX) -> str:
     """Return a text for a reader, in one line of ``longest`` characters."""
     return lines(" ".join(_cut(text, 2 * longest).split()), longest)
+
+
+def screen(text: str, rows: int = SCREEN_ROWS) -> str:
+    """Return a text for a reader who has a screen of 80 columns, in so many rows: its middle is left out."""
+    every = [_cut(one, LINE_ROWS_MAX * COLUMNS) for one in lines(text.rstrip()).splitlines()]
+    head, tail, left = list[str](), list[str](), rows
+    taken = sum(map(_rows, every))
+    if taken <= rows:
+        return "\n".join(every)
+    left -= 1  # for the note
+    while every and _rows(every[-1]) <= left - rows // 4:
+        left -= _rows(every[-1])
+        tail.insert(0, every.pop())
+    while every and _rows(every[0]) <= left:
+        left -= _rows(every[0])
+        head.append(every.pop(0))
+    return "\n".join([*head, f"[… {counted(len(every), 'line')} left out: see the log …]", *tail])
+
+
+def _rows(text: str) -> int:
+    return max(1, -(-len(text) // COLUMNS))
 
 
 def printed(text: str) -> str:

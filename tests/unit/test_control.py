@@ -284,12 +284,12 @@ def test_a_superseded_reload_is_not_one_that_came_before_the_order(client: Clien
 
 def test_a_client_that_has_rolled_back_can_reload(client: Client) -> None:
     client.order("rollback")
-    client.finish(2, Outcome.FAILED, called_off=True)
+    client.finish(2, Outcome.ROLLED_BACK)
     answer = client.answer()
     assert answer is not None
     assert answer.result == "done"
     client.order("reload")
-    client.finish(3, Outcome.FAILED, called_off=True, error="called off: a rollback was asked for")
+    client.finish(3, Outcome.ROLLED_BACK, error="called off: a rollback was asked for")
     answer = client.answer()
     assert answer is not None
-    assert answer.result == "failed"
+    assert answer.result == "rolled_back"

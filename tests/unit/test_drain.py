@@ -119,7 +119,7 @@ def test_the_end_of_the_last_connection_is_noticed_soon_and_connections_are_tend
 
 def test_what_is_left_at_the_deadline_is_logged_and_cut(caplog: pytest.LogCaptureFixture) -> None:
     worker = Worker(connections=3, deadline=100.5)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         pauses = worker.sleep_through(worker.drain.steps())
     assert [record.getMessage() for record in caplog.records] == [
         "Draining: 3 connections, 3 requests under way",
@@ -187,7 +187,7 @@ def test_the_lines_can_name_websockets(caplog: pytest.LogCaptureFixture) -> None
         cut_line=CUT_LINE_WITH_WEBSOCKETS,
         clock=lambda: worker.now,
     )
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         list(drain.steps())
     assert [record.getMessage() for record in caplog.records] == [
         "Draining: 2 connections",

@@ -81,13 +81,6 @@ def later_workers_that_fail() -> Stage:
     return stage
 
 
-def load_that_is_called_off() -> Stage:
-    stage = steady(2, preloaded=True)
-    stage.tell(Reload())
-    stage.tell(Rollback())
-    return stage
-
-
 @pytest.mark.parametrize(
     ("story", "reason", "traceback"),
     [
@@ -108,15 +101,21 @@ def load_that_is_called_off() -> Stage:
             f"{ROLL_ATTEMPTS} new workers in a row failed, the last one: lifespan failed",
             TRACEBACK,
         ),
-        (load_that_is_called_off, "called off: a rollback was asked for", ""),
     ],
 )
 def test_a_reload_that_failed(story: Callable[[], Stage], reason: str, traceback: str) -> None:
     stage = story()
-    assert stage.took(ReloadFinished)[-1:] == [
-        ReloadFinished(2, Outcome.FAILED, reason, traceback, called_off=story is load_that_is_called_off)
-    ]
+    assert stage.took(ReloadFinished)[-1:] == [ReloadFinished(2, Outcome.FAILED, reason, traceback)]
     assert stage.fleet.trouble == Trouble(reason, traceback)
+
+
+def test_a_reload_that_a_rollback_has_ended_has_not_failed() -> None:
+    stage = steady(2, preloaded=True)
+    stage.tell(Reload())
+    stage.tell(Rollback())
+    outcome = ReloadFinished(2, Outcome.ROLLED_BACK, "called off: a rollback was asked for")
+    assert stage.took(ReloadFinished)[-1:] == [outcome]
+    assert stage.fleet.trouble is None
 
 
 def worker_that_cannot_boot() -> Stage:

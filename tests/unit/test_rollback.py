@@ -46,7 +46,7 @@ def test_the_previous_generation_is_kept_and_rolled_out_again_in_order() -> None
     assert stage.servers == {1: True, 2: True}
     stage.tell(Rollback())
     assert stage.fleet.state == "rolling"
-    assert stage.took(ReloadStarted) == [ReloadStarted(1)]
+    assert stage.took(ReloadStarted) == [ReloadStarted(1, rollback=True)]
     assert stage.coming() == [(0, 1)]
     roll_on(stage)
     assert stage.slots() == [1, 1]
@@ -142,7 +142,7 @@ def test_a_reload_that_rolls_is_turned_back() -> None:
     stage.took()
     stage.tell(Rollback())
     (finished,) = stage.took(ReloadFinished)
-    assert finished == ReloadFinished(3, Outcome.FAILED, "called off: a rollback was asked for", called_off=True)
+    assert finished == ReloadFinished(3, Outcome.ROLLED_BACK, "called off: a rollback was asked for")
     roll_on(stage)
     assert stage.slots() == [2, 2]
     assert stage.fleet.previous is not None
@@ -172,10 +172,24 @@ def test_a_reload_that_loads_is_called_off_and_no_more() -> None:
     assert not stage.loads()
     assert stage.servers == {1: True, 2: True}
     assert stage.slots() == [2, 2]
-    assert stage.fleet.state == "failed"
+    outcome = ReloadFinished(3, Outcome.ROLLED_BACK, "called off: a rollback was asked for")
+    assert stage.took(ReloadFinished)[-1:] == [outcome]
+    assert (stage.fleet.state, stage.fleet.trouble) == ("steady", None)
     stage.tell(Rollback())
+    assert stage.took(ReloadStarted)[-1:] == [ReloadStarted(1, rollback=True)]
     roll_on(stage)
     assert stage.slots() == [1, 1]
+
+
+def test_a_reload_that_is_called_off_does_not_hide_the_failure_before() -> None:
+    stage = deployed()
+    stage.reload(preloaded=True).born()
+    stage.fail()
+    roll_on(stage)
+    assert stage.fleet.state == "failed"
+    stage.tell(Reload())
+    stage.tell(Rollback())
+    assert stage.fleet.state == "failed"
 
 
 def test_the_configuration_that_is_taken_back_counts() -> None:
@@ -223,7 +237,7 @@ def test_it_is_written_out_with_the_facts() -> None:
 def test_the_configuration_of_that_time_is_taken_back_first() -> None:
     stage = deployed()
     stage.takes_at_once = False
-    assert stage.tell(Rollback()) == [ReloadStarted(1), TakeConfiguration(1, 0)]
+    assert stage.tell(Rollback()) == [ReloadStarted(1, rollback=True), TakeConfiguration(1, 0)]
     assert stage.fleet.state == "rolling"
     assert stage.slots() == [2, 2]
     assert refused(stage) == "a rollback is under way"

@@ -236,6 +236,7 @@ def test_the_journal_counts() -> None:
         "reloads_done": 0,
         "reloads_failed": 1,
         "reloads_superseded": 0,
+        "reloads_rolled_back": 0,
     }
 
 
@@ -276,6 +277,7 @@ STATUS: dict[str, Any] = {
         "reloads_done": 2,
         "reloads_failed": 1,
         "reloads_superseded": 0,
+        "reloads_rolled_back": 0,
         "reload_duration_s": 8.0,
         "handed_over": 7,
         "told_to_close": 6,

@@ -74,3 +74,25 @@ def test_an_exception_that_has_no_text() -> None:
 def test_a_program_gets_valid_json(value: object) -> None:
     fit = texts.for_json(value)
     assert json.loads(json.dumps(fit, ensure_ascii=False).encode()) == fit
+
+
+# -- a screen ------------------------------------------------------------------------------------------------------
+
+
+def test_what_fits_on_a_screen_stays() -> None:
+    text = "\n".join(f"line {number}" for number in range(texts.SCREEN_ROWS))
+    assert texts.screen(text) == text
+
+
+@pytest.mark.parametrize("rows", [5, 14])
+def test_a_screen_has_the_beginning_and_the_end(rows: int) -> None:
+    lines = texts.screen("\n".join(f"line {number}" for number in range(1000)), rows).splitlines()
+    assert len(lines) == rows
+    assert (lines[0], lines[-1]) == ("line 0", "line 999")
+    assert [line for line in lines if "left out" in line] == [f"[… {1000 - rows + 1} lines left out: see the log …]"]
+
+
+def test_long_lines_count_as_their_rows() -> None:
+    text = texts.screen("\n".join("x" * 100 for _ in range(10)), 7)
+    assert sum(-(-len(line) // texts.COLUMNS) for line in text.splitlines()) <= 7
+    assert "characters are left out" in texts.screen("x" * 10_000)

@@ -37,6 +37,9 @@ from zdworker.ipc import messages
 REFRESH_INTERVAL_S = 1.0
 """Seconds between two updates of ``status --watch``."""
 
+REASON_ROWS = 5
+"""Rows of a reason on a screen of 80 columns; the log has the rest."""
+
 STYLES = {"ready": "green", "booting": "yellow", "draining": "cyan", "steady": "green", "rolling": "yellow"}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -271,8 +274,12 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
         if outcome.traceback:
-            _print_error(outcome.traceback.rstrip())
-        _print_error(f"{command} {outcome.result}: {outcome.error}")
+            _print_error(texts.screen(outcome.traceback))
+        result = outcome.result.replace("_", " ")
+        _print_error(texts.screen(f"{command} {result}: {outcome.error}", REASON_ROWS))
+        if outcome.result == "failed":
+            whole = " (the log has the whole traceback)" if outcome.traceback else ""
+            _print_error(f"nothing has changed for clients: mend that, and {command} again{whole}")
         _print_error(f"generation {outcome.serving} serves on")
     if not done:
         raise SystemExit(Exit.FAILED)
@@ -395,10 +402,10 @@ def _caption(status: dict[str, Any]) -> str:
         lines.append(f"{status['state']}: {_in_table(status['reason'])}")
     last = status["last_reload"]
     if last is not None:
-        result = last["result"] or "going on"
-        lines.append(
-            f"last reload: {result}, generation {last['generation']}, {last['duration_s']:.1f} s, {last['started_at']}"
-        )
+        result = (last["result"] or "going on").replace("_", " ")
+        what = "rollback" if last.get("rollback") else "reload"
+        took = f"{last['duration_s']:.1f} s, {last['started_at']}"
+        lines.append(f"last {what}: {result}, generation {last['generation']}, {took}")
         if last["error"]:
             lines.append(_in_table(last["error"]))
     return "\n".join(lines)

@@ -212,6 +212,8 @@ class Outcome(Word):
     FAILED = "failed"
     SUPERSEDED = "superseded"
     """A newer reload has taken its place."""
+    ROLLED_BACK = "rolled_back"
+    """A rollback has ended it, or turned it back."""
 
 
 class KillReason(Word):
@@ -289,25 +291,25 @@ class Kill:
 
 @dataclass(frozen=True)
 class ReloadStarted:
-    """A reload to ``generation`` is under way."""
+    """A reload to ``generation`` is under way; ``rollback`` means that it goes back to an older one."""
 
     generation: int
+    rollback: bool = False
 
 
 @dataclass(frozen=True)
 class ReloadFinished:
     """A reload has ended.
 
-    After ``FAILED`` the old code serves, under the old policy; in slots that were new already it comes back. Each
-    ``ReloadStarted`` is followed by one of these, unless the master stops. Where there is no way back this can take
-    long, with a ``Degraded`` for each worker that fails in between. ``called_off`` means that a rollback ended it.
+    After ``FAILED`` and ``ROLLED_BACK`` the old code serves, under the old policy; in slots that were new already it
+    comes back. Each ``ReloadStarted`` is followed by one of these, unless the master stops. Where there is no way back
+    this can take long, with a ``Degraded`` for each worker that fails in between.
     """
 
     generation: int
     outcome: Outcome
     reason: str = ""
     traceback: str = field(default="", repr=False)
-    called_off: bool = False
 
 
 @dataclass(frozen=True)

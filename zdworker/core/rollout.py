@@ -180,7 +180,7 @@ class Rollout:
         if fleet.loading is not None and fleet.loading.purpose is Purpose.RELOAD:
             self._steps.call_off(CALLED_OFF)
         elif fleet.reloading is not None:
-            self._steps.turn_back(CALLED_OFF, "", called_off=True)
+            self._steps.turn_back(CALLED_OFF, "", Outcome.ROLLED_BACK)
         else:
             assert fleet.previous is not None  # noqa: S101 (for the type checker: else it is refused)
             # A load that replaces the undone code's fork server would occupy the one place for loading.

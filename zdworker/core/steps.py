@@ -156,7 +156,7 @@ class Steps:
         generation.state = step(GENERATIONS, generation.state, GenerationCause.RECONFIGURE)
         generation.deadline = now + self.fleet.policy.boot_timeout
         self.fleet.loading = Loading(generation.number, Purpose.ROLLBACK)
-        self.actions.append(ReloadStarted(generation.number))
+        self.actions.append(ReloadStarted(generation.number, rollback=True))
         self.actions.append(TakeConfiguration(generation.number, previous.policy.configuration))
 
     def restore_configuration(self) -> None:
@@ -181,17 +181,18 @@ class Steps:
         self._forgive()
         fleet.phase = step(PHASES, fleet.phase, PhaseCause.ROLL)
 
-    def turn_back(self, reason: str, traceback: str, *, called_off: bool = False) -> None:
+    def turn_back(self, reason: str, traceback: str, outcome: Outcome = Outcome.FAILED) -> None:
         """Give the newest generation up for good and go back to what served before it."""
         fleet = self.fleet
         self.call_off_restore()
         for number in fleet.current:
             self.end(number)
-        fleet.failure, fleet.degradation = Trouble(reason, traceback), None
+        fleet.failure = Trouble(reason, traceback) if outcome is Outcome.FAILED else None
+        fleet.degradation = None
         fleet.current, fleet.fallback, fleet.newest_verified = fleet.fallback, [], True
         self._restore_policy()
         self._forgive()
-        self.finish_reload(Outcome.FAILED, reason, traceback, called_off=called_off)
+        self.finish_reload(outcome, reason, traceback)
 
     def call_off_restore(self) -> None:
         """End a fork server that loads in the place of a lost one: its code is not what runs from now on."""
@@ -236,8 +237,8 @@ class Steps:
             fleet.previous = None
 
     def call_off(self, reason: str) -> None:
-        """End the reload whose generation is loading."""
-        self.refuse_reload(self._stop_loading(), reason, "", called_off=True)
+        """End the reload whose generation is loading, because that was asked for."""
+        self.actions.append(ReloadFinished(self._stop_loading(), Outcome.ROLLED_BACK, reason))
 
     def _stop_loading(self) -> int:
         """End the fork server that loads; return its generation."""
@@ -246,18 +247,16 @@ class Steps:
         self.end(loading.generation)
         return loading.generation
 
-    def finish_reload(
-        self, outcome: Outcome, reason: str = "", traceback: str = "", *, called_off: bool = False
-    ) -> None:
+    def finish_reload(self, outcome: Outcome, reason: str = "", traceback: str = "") -> None:
         """End the rollout that is under way, if one is: each has one outcome."""
         number, self.fleet.reloading = self.fleet.reloading, None
         if number is not None:
-            self.actions.append(ReloadFinished(number, outcome, reason, traceback, called_off))
+            self.actions.append(ReloadFinished(number, outcome, reason, traceback))
 
-    def refuse_reload(self, number: int, reason: str, traceback: str, *, called_off: bool = False) -> None:
+    def refuse_reload(self, number: int, reason: str, traceback: str) -> None:
         """End a reload whose generation did not load: no worker was touched."""
         self.fleet.failure = Trouble(reason, traceback)
-        self.actions.append(ReloadFinished(number, Outcome.FAILED, reason, traceback, called_off))
+        self.actions.append(ReloadFinished(number, Outcome.FAILED, reason, traceback))
 
     def degrade(self, reason: str, traceback: str) -> None:
         """Note that something is wrong for which no new code is to blame."""

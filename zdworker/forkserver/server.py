@@ -42,7 +42,7 @@ from collections.abc import Collection
 from types import FrameType
 from typing import Any, NoReturn
 
-from zdworker import gunicorn_config, log_files, roles, syscalls, texts
+from zdworker import gunicorn_config, log_files, roles, syscalls, texts, tracebacks
 from zdworker.descendants import end_own_descendants, own_descendants
 from zdworker.errors import GenerationError, ZdError
 from zdworker.forkserver import import_checks, preloading, randomness, worker_boot
@@ -53,6 +53,7 @@ from zdworker.forkserver.tls_check import refuse_bad_tls
 from zdworker.forkserver.version import label_of
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
+from zdworker.printed import Printed, last_line
 from zdworker.settings import GENERATION_VARIABLE
 
 UNUSABLE_GRACE_S = 0.5
@@ -60,6 +61,9 @@ UNUSABLE_GRACE_S = 0.5
 
 ORPHANED_WORKERS_S = 1.4
 """Seconds after which no worker is left whose master is dead (``ORPHAN_LIMIT_S`` in ``workers/base.py``)."""
+
+GUNICORNS_WORDS_MAX = 3
+"""Lines that Gunicorn prints at most about a setting that it refuses: which one it is, and why."""
 
 OTHER_PARENT_LIMIT_S = 1.0
 """Seconds that a debugger's fork waits at most until the master has adopted the worker."""
@@ -91,6 +95,7 @@ def main() -> NoReturn:
     generation.agents = agents
     generation.tool = preloading.tool(command)
     generation.run_once_more = _run_once_more(command, generation.tool, init.generation)
+    generation.printed.begin()
     try:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
@@ -198,6 +203,8 @@ class Generation:
         self._pipe = os.fstat(2)
         self._application_handlers: dict[int, Any] = {}
         self.hook_data = HookData()
+        self.printed = Printed()
+        """What is printed until it is loaded."""
         self.loaded = False
         self.label = ""
         """The version of the application."""
@@ -221,6 +228,7 @@ class Generation:
         try:
             warnings = self._load(app)
             self._restart.forget()
+            self.printed.end()
             self.loaded = True
             self.channel.send(self._loaded(warnings))
             self._restore_stderr()
@@ -271,7 +279,8 @@ class Generation:
 
     def fail(self, error: BaseException) -> NoReturn:
         """Report to the master why this generation cannot be used, and end the process."""
-        failure = _load_failed(error, configured=self.app is not None or bool(self.run_once_more))
+        configured = self.app is not None or bool(self.run_once_more)
+        failure = _load_failed(error, self.printed.text, configured=configured)
         if self.app is None and self.run_once_more:
             failure = dataclasses.replace(failure, reason=f"{failure.reason} ({self.run_once_more})")
         if self._places.obstacle and not self.loaded:
@@ -450,24 +459,39 @@ def _run_once_more(command: list[str], tool: str, generation: int) -> str:
     )
 
 
-def _load_failed(error: BaseException, *, configured: bool) -> LoadFailed:
+def _load_failed(error: BaseException, printed: str, *, configured: bool) -> LoadFailed:
     """Return the report of a failed load, with the code that Gunicorn would have exited with.
 
+    :param printed: what the code has printed.
     :param configured: an exit was not Gunicorn's refusal of the configuration.
     """
     from gunicorn.errors import AppImportError
 
     if isinstance(error, SystemExit):
-        code = worker_boot.exit_code(error.code)
-        shown = texts.lines(str(error.code), texts.REASON_MAX)
-        reason = f"the new code ended its interpreter (exit {shown}):"
-        if not configured:
-            reason = f"the configuration was refused (exit {shown}):"
-        return LoadFailed(reason, "", code or 1)
+        return _exited(error, printed, configured=configured)
     if isinstance(error, ZdError):
         return LoadFailed(texts.lines(str(error), texts.REASON_MAX), "", 1)
-    text = texts.lines("".join(traceback.format_exception(error)))
-    return LoadFailed(texts.reason(error), text, 4 if isinstance(error, AppImportError) else 3)
+    whole = texts.lines("".join(traceback.format_exception(error)))
+    exit_code = 4 if isinstance(error, AppImportError) else 3
+    return LoadFailed(texts.reason(error), tracebacks.of_application(error), exit_code, whole)
+
+
+def _exited(error: SystemExit, printed: str, *, configured: bool) -> LoadFailed:
+    """Return the report of new code that has ended its interpreter, and said why or not."""
+    code = worker_boot.exit_code(error.code) or 1
+    place, cause = tracebacks.place(error), error.__context__
+    if configured or place:
+        what = "the new code ended its interpreter" if configured else "the configuration ended its interpreter"
+        reason = f"{what} (exit {code}{place and f', at {place}'}): {worker_boot.exit_words(error, printed)}"
+        return LoadFailed(reason.rstrip(), "", code, printed=printed)
+    # Gunicorn has printed why, and exits; what the configuration itself has raised is the context of that.
+    if isinstance(cause, Exception) and (isinstance(cause, SyntaxError) or tracebacks.place(cause)):
+        at = "" if isinstance(cause, SyntaxError) else f" ({tracebacks.place(cause)})"
+        reason = f"the configuration was refused: {texts.reason(cause)}{at}"
+        return LoadFailed(reason, tracebacks.of_application(cause), code, printed=printed)
+    lines = [line for line in printed.splitlines() if line.strip()]
+    words = "; ".join(lines) if len(lines) <= GUNICORNS_WORDS_MAX else last_line(printed)
+    return LoadFailed(f"the configuration was refused: {words}", "", code, printed=printed)
 
 
 def _is_called_off(report: int) -> bool:

@@ -31,13 +31,14 @@ import traceback
 from types import FrameType, SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
-from zdworker import syscalls, texts
+from zdworker import syscalls, texts, tracebacks
 from zdworker.descendants import end_own_descendants
 from zdworker.forkserver import randomness
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import Hello, HookData, Spawn, Start
 from zdworker.ipc.report import Reporter
+from zdworker.printed import Printed, last_line
 from zdworker.settings import Settings
 
 
@@ -161,13 +162,14 @@ def _run(
     randomness.seed_again()
     generation.worker_class.zd_prepare(generation.cfg)
     worker = ending.worker = _make_worker(generation, spawn, descriptors)
-    worker.zd_reporter = Reporter(report)
+    worker.zd_reporter, worker.zd_printed = Reporter(report), Printed()
     server = _server_for_hooks(generation, spawn, worker)
     try:
-        return _serve(generation, server, worker)
+        return _serve(generation, spawn, server, worker)
     finally:
         log = generation.log
-        log.info("Worker exiting (pid: %s)", worker.pid)
+        # The master says how a drain has ended, for all workers in the same words.
+        (log.debug if worker.zd_leaving and worker.booted else log.info)("Worker exiting (pid: %s)", worker.pid)
         try:
             worker.tmp.close()
             generation.cfg.worker_exit(server, worker)
@@ -184,7 +186,7 @@ def set_environment(changes: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def _serve(generation: LoadedGeneration, server: Any, worker: Any) -> int:
+def _serve(generation: LoadedGeneration, spawn: Spawn, server: Any, worker: Any) -> int:
     """Boot and serve until the end, and return the exit code; a failure is logged and reported to the master."""
     from gunicorn import util
     from gunicorn.errors import AppImportError
@@ -195,7 +197,8 @@ def _serve(generation: LoadedGeneration, server: Any, worker: Any) -> int:
         # The worker handles a rotation (USR1) from here on, because booting can take long before Gunicorn's handlers.
         signal.signal(signal.SIGUSR1, lambda *_: log.reopen_files())
         log.reopen_files()
-        log.info("Booting worker with pid: %s", worker.pid)
+        log.info("Booting worker with pid: %s (slot %s, generation %s)", worker.pid, spawn.slot, spawn.generation)
+        worker.zd_printed.begin()
         generation.cfg.post_fork(server, worker)
         worker.init_process()
         return 0
@@ -222,13 +225,24 @@ def exit_code(value: object) -> int:
 def _report_exit(error: SystemExit, worker: Any) -> int:
     code = exit_code(error.code)
     if code:
-        worker.zd_failed(f"the worker exited with code {error.code}", "", code)
+        place, printed = tracebacks.place(error), worker.zd_printed.text
+        reason = f"the worker exited with code {code}{place and f' (at {place})'}: {exit_words(error, printed)}"
+        worker.zd_failed(reason.removesuffix(": "), printed, code)
     return code
 
 
+def exit_words(error: SystemExit, printed: str) -> str:
+    """Return why code has ended its interpreter: the text that it has exited with, else what it has printed last."""
+    if isinstance(error.code, int | None):
+        return last_line(printed)
+    try:
+        return texts.lines(str(error.code), texts.REASON_MAX)
+    except Exception:  # noqa: BLE001  # it is anybody's class
+        return last_line(printed)
+
+
 def _report_failure(worker: Any, error: Exception, code: int) -> int:
-    text = "".join(traceback.format_exception(error))
-    worker.zd_failed(texts.reason(error), text, code)
+    worker.zd_failed(texts.reason(error), tracebacks.of_application(error), code)  # the log has all of it already
     return code
 
 

@@ -74,11 +74,17 @@ class Loaded:
 
 @dataclass(frozen=True)
 class LoadFailed:
-    """The generation could not be loaded; ``exit_code`` is the one that Gunicorn would have exited with."""
+    """The generation could not be loaded; ``exit_code`` is the one that Gunicorn would have exited with.
+
+    ``traceback`` is for users: the application's own frames. ``whole`` has all of them, for the log; it is empty
+    where there are no others. ``printed`` is what the code has printed before it ended its interpreter.
+    """
 
     reason: str
     traceback: str = field(default="", repr=False)
     exit_code: int = 3
+    whole: str = field(default="", repr=False)
+    printed: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

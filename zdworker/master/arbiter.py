@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -193,6 +194,25 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             return list(range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + number))
         handed_over = os.environ.get("GUNICORN_FD", "") if "GUNICORN_PID" in os.environ else ""
         return [int(number) for number in handed_over.split(",") if number]
+
+    def _start_control_server(self) -> None:
+        """Start Gunicorn's control server (25.1 and later), if there can be one at its default place.
+
+        A user without a home directory, as in a container, has none there, and has not asked for one.
+        """
+        setting = self.cfg.settings["control_socket"]
+        if setting.value == setting.default and not self.cfg.control_socket_disable:
+            directory = os.path.dirname(self._get_control_socket_path())
+            try:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+                writable = os.access(directory, os.W_OK | os.X_OK)
+                obstacle = "" if writable else os.strerror(errno.EACCES)
+            except OSError as error:
+                obstacle = error.strerror or str(error)
+            if obstacle:
+                self.log.info("gunicornc will not reach this master: %s: %s (control_socket)", directory, obstacle)
+                return
+        super()._start_control_server()
 
     def init_signals(self) -> None:
         """Set Gunicorn's handlers, and have signals wake the poll."""

@@ -20,7 +20,7 @@ from zdworker import texts
 from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
+from zdworker.ipc.messages import Drained, HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
 
@@ -137,8 +137,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
     master. ``worker_id`` is what Gunicorn calls the worker's age. ``has_pid`` means that its process is known,
     ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``,
     ``called_off`` that it will get no start order, ``replacement_requested`` that it has asked for that before it was
-    ready. ``ordered_at`` is by ``time.monotonic()``. ``descendants`` are the processes below it when it was
-    killed, None before.
+    ready. ``ordered_at`` and ``leaving_since``, when it has reported that it drains, are by ``time.monotonic()``.
+    ``drained`` is what that has cost. ``descendants`` are the processes below it when it was killed, None before.
     """
 
     def __init__(self, *args: Any, slot: int, generation: int) -> None:
@@ -158,6 +158,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.connections = 0
         self.requests = 0
         self.in_flight = self.websockets = 0
+        self.leaving_since: float | None = None
+        self.drained: Drained | None = None
         self._announced: set[type[Stopping | Leave]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
@@ -184,6 +186,11 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         if kind not in self._announced and self.channel is not None:
             self._announced.add(kind)
             self.send(kind())
+
+    @property
+    def name(self) -> str:
+        """How the log calls it."""
+        return f"Worker (pid:{self.pid}, slot {self.slot}, generation {self.generation})"
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""

@@ -331,7 +331,8 @@ class Control(Observer):
         """Send the outcome to the clients that wait for it."""
         for client in list(self._clients.values()):
             # A rollback also calls off a reload that is loading, and one that was to follow it.
-            if client.after is None or not (reload.generation > client.after or reload.called_off):
+            undone = reload.result is events.Outcome.ROLLED_BACK
+            if client.after is None or not (reload.generation > client.after or undone):
                 continue
             if reload.result is events.Outcome.SUPERSEDED:
                 client.superseded = client.superseded or reload.generation
@@ -357,7 +358,7 @@ def _for_program(message: Message) -> Message:
 
 def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
     serving, duration_s = serving_generation(fleet) or 0, reload.duration_s()
-    if client.rolls_back and reload.called_off:
+    if client.rolls_back and reload.result is events.Outcome.ROLLED_BACK:
         return Outcome("done", serving, duration_s, serving)
     if client.superseded and reload.result is events.Outcome.DONE:
         reason = f"a newer reload took its place: its generation {reload.generation} serves"

@@ -32,6 +32,7 @@ from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.receiver import Receiver
 from zdworker.master.reconfiguration import Evaluated
+from zdworker.master.status import serving_generation
 
 HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
@@ -85,7 +86,7 @@ class Executor:
             case events.Kill():
                 self._kill(action)
             case events.ReloadStarted():
-                self._reload_started(action.generation)
+                self._reload_started(action)
             case events.ReloadFinished():
                 self._reload_finished(action)
             case events.Degraded():
@@ -390,10 +391,14 @@ class Executor:
 
     # -- what users learn ----------------------------------------------------------------------------------------
 
-    def _reload_started(self, generation: int) -> None:
-        reload = self._reloads[generation] = Reload.begin(generation)
+    def _reload_started(self, action: events.ReloadStarted) -> None:
+        generation = action.generation
+        reload = self._reloads[generation] = Reload.begin(generation, rollback=action.rollback)
         self._observers.notify(Observer.reload_started, reload)
-        self._log.info("Reload: loading generation %s", generation)
+        if action.rollback:
+            self._log.info("Rollback: to generation %s", generation)
+        else:
+            self._log.info("Reload: loading generation %s", generation)
         self._gunicorn.zd_hook("zd_reload_started")
 
     def _reload_finished(self, action: events.ReloadFinished) -> None:
@@ -403,7 +408,7 @@ class Executor:
             action = replace(action, outcome=Outcome.FAILED, reason=reason)
         reload = self._reloads.pop(action.generation, None) or Reload.begin(action.generation)
         reload.duration = time.monotonic() - reload.began
-        reload.result, reload.called_off = action.outcome, action.called_off
+        reload.result = action.outcome
         reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
         reload.traceback = texts.lines(action.traceback) or None
         server = self._children.servers.get(action.generation)
@@ -416,18 +421,30 @@ class Executor:
         self._gunicorn.zd_hook("zd_reload_finished", reload.to_plain())
 
     def _log_outcome(self, action: events.ReloadFinished, reload: Reload) -> None:
+        generation, took_s = action.generation, reload.duration_s()
         match action.outcome:
             case Outcome.FAILED:
                 # The traceback is in the log already: the worker wrote it, or it came with the fork server's report.
+                what = "Rollback" if reload.rollback else "Reload"
                 self._log.error(
-                    "Reload to generation %s failed, the code that was running serves on: %s",
-                    action.generation,
+                    "%s to generation %s failed, the code that was running serves on: %s",
+                    what,
+                    generation,
                     action.reason,
                 )
             case Outcome.DONE:
                 label = f" ({reload.label})" if reload.label else ""
-                took_s = reload.duration_s()
-                self._log.info("Reload: generation %s%s: all workers are new, %.1f s", action.generation, label, took_s)
+                if reload.rollback:
+                    self._log.info("Rollback: generation %s%s serves again, %.1f s", generation, label, took_s)
+                else:
+                    self._log.info("Reload: generation %s%s: all workers are new, %.1f s", generation, label, took_s)
+            case Outcome.ROLLED_BACK:
+                self._log.info(
+                    "Rollback: the reload to generation %s is undone after %.1f s; generation %s serves",
+                    generation,
+                    took_s,
+                    serving_generation(self._fleet),
+                )
             case Outcome.SUPERSEDED:
                 self._log.info("Reload: generation %s: superseded by a newer one", action.generation)
             case _:

@@ -23,8 +23,8 @@ class Reload:
     """One reload, or rollback; ``result`` is None while it is under way.
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
-    ``called_off`` means that a rollback ended it, ``cost`` is that of the drains in its time, ``label``
-    the version of its application, "" if nothing tells.
+    ``cost`` is that of the drains in its time, ``label`` the version of its application, "" if nothing tells.
+    ``rollback`` means that it goes back to an older generation.
     """
 
     generation: int
@@ -34,14 +34,14 @@ class Reload:
     result: Outcome | None = None
     error: str | None = None
     traceback: str | None = None
-    called_off: bool = False
     cost: Drained = field(default_factory=Drained)
     label: str = ""
+    rollback: bool = False
 
     @classmethod
-    def begin(cls, generation: int) -> Reload:
+    def begin(cls, generation: int, *, rollback: bool = False) -> Reload:
         """Return a reload to ``generation`` that begins now."""
-        return cls(generation, time.time(), time.monotonic())
+        return cls(generation, time.time(), time.monotonic(), rollback=rollback)
 
     def duration_s(self) -> float:
         """Return the seconds that it took, or takes so far, rounded to milliseconds."""
@@ -58,6 +58,7 @@ class Reload:
             "traceback": self.traceback,
             **asdict(self.cost),
             "label": self.label or None,
+            "rollback": self.rollback,
         }
 
 

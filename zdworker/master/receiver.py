@@ -172,8 +172,10 @@ class Receiver:
             case Ready(takes):
                 self._worker_ready(record, takes)
             case Draining():
+                record.leaving_since = time.monotonic()
                 self._publish(events.WorkerLeaving(record.worker_id))
             case Drained():
+                record.drained = message
                 self._observers.notify(Observer.worker_drained, message)
             case Failed(reason, traceback, exit_code):
                 self._publish(events.WorkerFailed(record.worker_id, reason, traceback, exit_code))
@@ -192,6 +194,7 @@ class Receiver:
     def _worker_ready(self, record: WorkerRecord, takes: bool) -> None:
         record.booted = True
         boot_s = time.monotonic() - record.ordered_at
+        self._log.info("%s is ready, after %.1f s", record.name, boot_s)
         self._observers.notify(Observer.worker_ready, boot_s)
         self._gunicorn.zd_hook("zd_worker_ready", record)
         self._publish(events.WorkerReady(record.worker_id, takes))
@@ -220,9 +223,22 @@ class Receiver:
                 by_master = record.descendants is not None  # listed before the master kills a worker
                 hint = " Perhaps out of memory?" if code == -signal.SIGKILL and not by_master else ""
                 log("Worker (pid:%s) %s.%s", record.pid, _how(code), hint)
+            elif record.leaving_since is not None:
+                self._log_leaving(record, time.monotonic() - record.leaving_since)
         self._children.remove_worker(record)
         self._gunicorn.zd_hook("child_exit", record)
         self._publish(events.WorkerGone(record.worker_id, _how(code), code, called_off=record.called_off))
+
+    def _log_leaving(self, record: WorkerRecord, took_s: float) -> None:
+        drained = record.drained or Drained()
+        costs = (
+            (drained.handed_over, "connection", "handed over"),
+            (drained.told_to_close, "connection", "told to close"),
+            (drained.closed_websockets, "WebSocket", "closed"),
+            (drained.cut_requests, "request", "cut"),
+        )
+        what = "".join(f", {texts.counted(number, noun)} {done}" for number, noun, done in costs if number)
+        self._log.info("%s has left, after %.1f s%s", record.name, took_s, what)
 
     def boot_failed(self, record: WorkerRecord, how: str) -> None:
         """Remove a worker that never came to be, and let the core know how that went."""
@@ -317,13 +333,16 @@ class Receiver:
     def _load_failed(self, server: ForkServer, message: LoadFailed) -> None:
         server.read_stderr()
         if self._fleet.generations[server.number].state is GenerationState.LOADED:
-            text = message.traceback or message.reason
+            text = message.whole or message.traceback or message.reason
             self._log.error("The fork server of generation %s has failed:\n%s", server.number, text.rstrip())
-        elif message.traceback:
-            self._log.error("Generation %s cannot be loaded:\n%s", server.number, message.traceback.rstrip())
-        text = message.traceback or server.printed()
-        # A reason that ends in a colon goes on with the last line that was printed: that is Gunicorn's own word on it.
-        reason = f"{message.reason} {server.last_line()}" if message.reason.endswith(":") else message.reason
+        elif message.whole or (message.traceback and not message.printed):  # what is printed has its own way there
+            text = message.whole or message.traceback
+            self._log.error("Generation %s cannot be loaded:\n%s", server.number, text.rstrip())
+        text = message.traceback or message.printed or server.printed()
+        # A reason that ends in a colon goes on with the last line that was printed, by whatever has ended the process.
+        reason = message.reason
+        if reason.endswith(":"):
+            reason = f"{reason} {server.last_line()}" if server.last_line() else reason.removesuffix(":")
         self._publish(events.GenerationFailed(server.number, reason, text, message.exit_code))
 
     def _server_gone(self, server: ForkServer, code: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, ClassVar, NoReturn
 
-from zdworker import roles, takeover, texts
+from zdworker import roles, takeover, texts, tracebacks
 from zdworker.errors import TlsError, WarmupFailed
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
 from zdworker.ipc.messages import (
@@ -38,6 +38,7 @@ from zdworker.ipc.messages import (
     reported_text,
 )
 from zdworker.ipc.report import Reporter
+from zdworker.printed import Printed
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
 from zdworker.workers import tls
@@ -85,6 +86,9 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     zd_queue: HandOverQueue | None = None
     """The queue of this worker's slot, set as ``zd_reporter`` is; None where no connections are handed over."""
+
+    zd_printed: Printed = Printed()
+    """What is printed in the boot; set as ``zd_reporter`` is."""
 
     zd_failure: Failed | None = None
     """What :meth:`zd_failed` has reported, so that the code that boots the worker need not report that end again."""
@@ -203,6 +207,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_ready(self) -> None:
         """Report, once, that this worker accepts connections."""
+        self.zd_printed.end()
         self.zd_take_signals_back()
         self._report_once(Ready(takes=self.zd_takes))
 
@@ -403,9 +408,14 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
         :raises SystemExit: (3) always.
         """
-        text = "".join(traceback.format_exception(error))
-        self.log.error("Warm-up failed:\n%s", text.rstrip())
-        self.zd_failed(f"warm-up failed: {texts.reason(error)}", text, BOOT_FAILURE)
+        # What zdworker itself says of a path is no exception of the application's, which is the cause, if there is one.
+        own = isinstance(error, WarmupFailed)
+        cause = error.__cause__ if own else error
+        reason = str(error) if own else texts.reason(error)
+        whole = "".join(traceback.format_exception(cause)).rstrip() if cause is not None else ""
+        self.log.error("Warm-up failed: %s%s", reason, whole and f"\n{whole}")
+        shown = tracebacks.of_application(cause) if cause is not None else ""
+        self.zd_failed(f"warm-up failed: {reason}", shown, BOOT_FAILURE)
         raise SystemExit(BOOT_FAILURE)
 
     # -- the end of the master ---------------------------------------------------------------------------------------

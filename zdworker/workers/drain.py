@@ -284,7 +284,7 @@ class Drain:
             cut_requests=self.cut.requests if self.cut is not None else 0,
             closed_websockets=self.at_begin.websockets if self.at_begin is not None else 0,
         )
-        self._worker.log.info(
+        self._worker.log.debug(  # the master says so, of each worker that leaves
             END_LINE, max(0.0, self._clock() - self.begun_at), drained.handed_over, drained.told_to_close
         )
         self._worker.zd_drained(drained)

@@ -239,7 +239,17 @@ def test_zd_hooks_are_called(start: Start, site: Site, preload: bool) -> None:
     wait_for(lambda: len(site.events("zd_reload_finished")) == 2, BOOT_TIMEOUT_S, "the reload has failed")
     failed = site.events("zd_reload_finished")[-1]["report"]
     cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets"
-    assert list(failed) == ["result", "generation", "started_at", "duration_s", "error", "traceback", *cost, "label"]
+    assert list(failed) == [
+        "result",
+        "generation",
+        "started_at",
+        "duration_s",
+        "error",
+        "traceback",
+        *cost,
+        "label",
+        "rollback",
+    ]
     assert failed["result"] == "failed"
     assert unique in failed["traceback"]
     assert len(site.events("zd_reload_started")) == 2

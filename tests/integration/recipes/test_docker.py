@@ -114,7 +114,7 @@ def container(make_server: Start, site: Site, image: Image) -> Server:
     server: Server = make_server()
     for name in ("marks.jsonl", "events.jsonl"):
         (site.directory / name).chmod(0o666)
-    own = "bind = '%s:%s'\nworkers = 2\ncontrol_socket_disable = True\n" % server.address
+    own = "bind = '%s:%s'\nworkers = 2\n" % server.address
     site.write("gunicorn.conf.py", (EXAMPLE / "gunicorn.conf.py").read_text() + own)
     spaces = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child"]
     server.words = [*spaces, "bash", "-c", ENTER, str(site.directory), *nobody(), *image.command]
@@ -164,6 +164,8 @@ def test_a_container_from_start_to_end(container: Server, site: Site) -> None:
         container.signal(signal.SIGTERM)
         assert slow.reply().status == 200
     assert container.wait_exit(20) == 0
+    assert re.findall(r".*\[(?:WARNING|ERROR|CRITICAL)\].*", container.log) == []
+    assert "gunicornc will not reach this master" in container.log  # it has no home directory
 
 
 def test_broken_code_ends_the_container_with_its_traceback(container: Server, site: Site) -> None:

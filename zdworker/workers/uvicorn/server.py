@@ -18,13 +18,13 @@ import contextlib
 import logging
 import signal
 import socket
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 import uvicorn
 from uvicorn import Config, Server
 
+from zdworker import tracebacks
 from zdworker.errors import GenerationError
 from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.applications import Receive, Scope, Send
@@ -290,4 +290,4 @@ class _Collector(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self._texts.append(record.getMessage().strip())
         if record.exc_info is not None and record.exc_info[1] is not None:
-            self._texts.append("".join(traceback.format_exception(record.exc_info[1])))
+            self._texts.append(tracebacks.of_application(record.exc_info[1]))

@@ -25,6 +25,25 @@ OWN_LIMITS = ("limit_max_requests", "limit_max_requests_jitter", "timeout_gracef
 """Keyword arguments of :class:`uvicorn.Config` that the worker heeds by itself, or not at all."""
 
 
+STEPS = (
+    "Started server process",
+    "Waiting for application startup",
+    "Application startup complete",
+    "ASGI 'lifespan' protocol appears unsupported",
+    "Waiting for application shutdown",
+    "Application shutdown complete",
+    "Shutting down",
+    "Finished server process",
+)
+"""How lines begin in which uvicorn tells the steps of a boot and of an end. They are for ``--log-level debug``: the log
+has a line when a worker boots, when it is ready, when it drains, and when it has left."""
+
+
+def _without_steps(record: logging.LogRecord) -> bool:
+    told = record.name == "uvicorn.error" and record.levelno == logging.INFO
+    return not (told and str(record.msg).startswith(STEPS))
+
+
 class UvicornWorker(LoopWorker):
     """Serves an ASGI application with uvicorn, and loses no request when it is replaced."""
 
@@ -121,6 +140,8 @@ class UvicornWorker(LoopWorker):
             logger.filters = gunicorns.filters
             logger.setLevel(gunicorns.level)
             logger.propagate = False
+        if not self.log.error_log.isEnabledFor(logging.DEBUG):
+            self.log.error_log.addFilter(_without_steps)  # which uvicorn's logger has by now, too
 
     def _config_kwargs(self) -> dict[str, Any]:
         # Without limit_max_requests: a worker that reaches max_requests asks for a replacement, and serves until that
