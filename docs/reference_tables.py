@@ -161,8 +161,9 @@ STATUS = {
     "label": "the version of the application that serves (`zd_version`), or null",
     "workers_wanted": "the number of workers that there are to be",
     "retries": "the slots that lack a worker because one has failed: `slot`, `failures` in a row, `next_try_in_s`",
-    "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before keeps serving), "
-    "`degraded` (something is wrong for which no new code is to blame), or `stopping`",
+    "state": "`starting` (until all workers are ready for the first time), `steady`, `rolling` (a reload), `failed` "
+    "(the last reload; what ran before keeps serving), `degraded` (something is wrong for which no new code is to "
+    "blame), or `stopping`",
     "generation": "the newest one that has proved itself",
     "target_generation": "the one that is loading or being rolled out, or null",
     "workers": "a list, by slot; the old and the new worker of a slot stand beside each other",

@@ -52,6 +52,18 @@ def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
     assert status_of(started) == "degraded: 1 of 2 workers ready, generation 7; a worker failed to boot"
 
 
+def test_the_status_of_a_reload_tells_what_is_replaced_and_what_it_waits_for() -> None:
+    rolling = fleet(Phase.ROLLING)
+    rolling.reloading = 7
+    waiting = "waiting for worker 22186 (slot 1): 1 request", 23
+    told = "rolling: generation 7, 1 of 2 replaced, 1 of 2 workers ready"
+    assert status_of(rolling) == told
+    assert status_of(rolling, waiting) == f"{told}; waiting for worker 22186 (slot 1): 1 request, at most 23 s more"
+    rolling.loading = Loading(8, Purpose.RELOAD)
+    assert status_of(rolling) == "rolling: generation 8, 0 of 2 replaced, 1 of 2 workers ready"
+    assert status_of(fleet(), waiting) == "steady: 1 of 2 workers ready, generation 7", "no reload waits"
+
+
 def test_a_reload_lasts_from_the_request_to_the_last_slot() -> None:
     asked, loading, rolling, restoring = fleet(), fleet(), fleet(Phase.ROLLING), fleet()
     asked.reload_again = True

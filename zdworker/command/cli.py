@@ -37,7 +37,14 @@ from zdworker.ipc import messages
 REFRESH_INTERVAL_S = 1.0
 """Seconds between two updates of ``status --watch``."""
 
-STYLES = {"ready": "green", "booting": "yellow", "draining": "cyan", "steady": "green", "rolling": "yellow"}
+STYLES = {
+    "ready": "green",
+    "booting": "yellow",
+    "draining": "cyan",
+    "starting": "yellow",
+    "steady": "green",
+    "rolling": "yellow",
+}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -236,7 +243,9 @@ def _follow(
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task, printed = bar.add_task("", total=1, ready=""), ""
         while isinstance(answer, messages.Progress):
-            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers new"
+            # A start replaces nothing, and while a reload goes on, "0 of 4 ready" would read as if nothing served.
+            what = "ready" if answer.state == "starting" else "replaced"
+            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} {what}"
             waiting = f"; {_in_table(answer.waiting)}" if answer.waiting else ""
             left = "" if answer.left_s is None else f", at most {answer.left_s} s more"
             ready = words[1] + waiting + left

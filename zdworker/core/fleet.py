@@ -324,14 +324,16 @@ class Fleet:
 
     @property
     def state(self) -> str:
-        """The public state: ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
+        """The public state: ``starting``, ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
         if self.stopping:
             return "stopping"
-        if self.loading is not None and self.loading.purpose is not Purpose.RESTORE:
+        if self.loading is not None and self.loading.purpose in (Purpose.RELOAD, Purpose.ROLLBACK):
             return "rolling"
         if self.degraded:
             return "degraded"
-        if self.phase is not Phase.STEADY:
+        if self.phase in (Phase.NEW, Phase.STARTING):
+            return "starting"
+        if self.phase is Phase.ROLLING:
             return "rolling"
         return "failed" if self.failure else "steady"
 

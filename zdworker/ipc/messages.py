@@ -270,9 +270,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready. ``waiting`` says for
-    which old worker the reload waits, and what that still has to do, ``left_s`` how many seconds it has left for that;
-    empty and None if the reload waits for none.
+    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready: these are replaced.
+
+    ``waiting`` says for which old worker the reload waits, and what that still has to do, ``left_s`` how many seconds
+    it has left for that; empty and None if the reload waits for none.
     """
 
     state: str

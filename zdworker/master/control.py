@@ -30,14 +30,14 @@ from typing import Any, Protocol
 
 from zdworker import syscalls, texts
 from zdworker.core import events
-from zdworker.core.fleet import Fleet, WorkerState
+from zdworker.core.fleet import Fleet
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
 from zdworker.ipc.messages import COMMANDS, SCALE_MAX, Message, Order, Outcome, Progress, Refused, Report
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
-from zdworker.master.status import serving_generation
+from zdworker.master.status import rolled_out, serving_generation
 from zdworker.settings import Settings
 
 MAX_CLIENTS = 64
@@ -371,10 +371,7 @@ _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in
 
 
 def _progress(fleet: Fleet, waiting: tuple[str, int] | None) -> Progress:
-    loading = fleet.loading.generation if fleet.loading is not None else None
-    generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
-    ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
-    return Progress(fleet.state, generation, ready, fleet.size, *(waiting or ()))
+    return Progress(fleet.state, *rolled_out(fleet), fleet.size, *(waiting or ()))
 
 
 def _inode_of(path: str) -> tuple[int, int]:

@@ -155,6 +155,14 @@ def serving_generation(fleet: Fleet) -> int | None:
     return known[-1] if known else None
 
 
+def rolled_out(fleet: Fleet) -> tuple[int, int]:
+    """Return the generation that is to serve, or does, and how many of its workers are ready."""
+    loading = fleet.loading.generation if fleet.loading is not None else None
+    generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
+    ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
+    return generation, ready
+
+
 def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> tuple[str, int] | None:
     """Return for which worker a reload waits, and what that still has to do, as a line for users; with the seconds that
     it has left for that. None if the reload waits for none.

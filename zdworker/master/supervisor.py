@@ -52,7 +52,7 @@ class Supervisor:
         self.fleet = self._core.fleet
         """The facts."""
         self._journal = Journal()
-        self._notifier = Notifier(os.environ)
+        self._notifier = Notifier(os.environ, self.waiting)
         self._control = Control(self, self.reactor, self._log)
         first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
         queues = Queues(self._log)
