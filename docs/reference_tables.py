@@ -25,7 +25,7 @@ import click
 
 from zdworker import settings
 from zdworker.command import cli, finder
-from zdworker.core import events
+from zdworker.core import events, history
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.ipc import messages
@@ -238,6 +238,30 @@ OUTCOME = {
     "label": "the version of the application, empty if nothing tells",
 }
 
+HISTORY = {
+    "kind": "`reload`, `rollback`, `crash` (a worker died that was ready), or `upgrade`, which is reserved",
+    "at": "when it began: UTC, ISO 8601",
+    "master": "the pid of the master then",
+    "generation": "the one that was loaded, or whose worker died",
+    "by": "a list of those that have asked for it, empty for a crash",
+    "by[].signal": "`HUP` or `USR2`, whose sender is unknown; else null",
+    "by[].uid": "the user of the process that has ordered it by the control socket, else null",
+    "by[].pid": "that process; null in another container",
+    "by[].command": "its name, `zdworker` say; null if it had ended by then",
+    "label": "the version of the application, or null",
+    "result": "`done`, `failed`, `superseded`, `unfinished` (the master ended before), or null: for a crash, and while "
+    "it is under way",
+    "duration_s": "seconds that it took, null while it is under way; of several crashes, from the first to the last",
+    "error": "a line, how the worker died say, or null",
+    "slot": "that of the worker that died, or null",
+    "pid": "its pid, or null",
+    "times": "1; of crashes that are alike and follow each other, how many there were",
+    "handed_over": STATUS["last_reload.handed_over"],
+    "told_to_close": STATUS["last_reload.told_to_close"],
+    "cut_requests": STATUS["last_reload.cut_requests"],
+    "closed_websockets": STATUS["last_reload.closed_websockets"],
+}
+
 LIST = {
     "pid": STATUS["pid"],
     "socket": "its control socket",
@@ -269,6 +293,12 @@ def outcome_fields() -> str:
 def list_fields() -> str:
     """Return the fields of a master in ``list --json``."""
     return _fields(LIST, finder.Master("").listed())
+
+
+def history_fields() -> str:
+    """Return the fields of an entry in ``history --json``."""
+    entry = history.Entry("reload", "", 0, 0, [history.Requester()]).to_plain()
+    return _fields(HISTORY, _paths(entry))
 
 
 def report_fields() -> str:
@@ -334,7 +364,13 @@ SECTIONS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "settings.md": {"settings": setting_rows},
     "signals.md": {"master": master_signals, "worker": worker_signals},
     "command.md": {"commands": command_pages, "exit codes": exit_codes},
-    "json.md": {"status": status_fields, "example": status_example, "outcome": outcome_fields, "list": list_fields},
+    "json.md": {
+        "status": status_fields,
+        "example": status_example,
+        "outcome": outcome_fields,
+        "list": list_fields,
+        "history": history_fields,
+    },
     "hooks.md": {"hooks": hook_rows, "report": report_fields},
 }
 

@@ -219,6 +219,18 @@ def peer(connection: socket.socket) -> Peer | None:
     return Peer(pid, uid)
 
 
+def process_name(pid: int) -> str | None:
+    """Return the name of a process (proc_pid_comm(5)), which it can change; None if it has ended or that is unknown.
+
+    Not its command line: what is in there may be secret, and its reading may wait for that process.
+    """
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return os.fsdecode(file.read()).strip()
+    except OSError:
+        return None
+
+
 def pass_credentials(channel: socket.socket) -> None:
     """Have the kernel add the sender's pid to what is received on ``channel`` (SO_PASSCRED in unix(7), Linux)."""
     if hasattr(socket, "SO_PASSCRED"):

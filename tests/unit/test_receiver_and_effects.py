@@ -36,7 +36,7 @@ from zdworker.master import receiver
 from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.effects import Executor
 from zdworker.master.leftovers import LeftoverProcesses
-from zdworker.master.observers import Observer, Observers, Reload
+from zdworker.master.observers import Crash, Observer, Observers, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
@@ -56,7 +56,7 @@ class Seen(Observer):
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         self.reloads.append(reload)
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, crash: Crash) -> None:
         self.names.append("crashed")
 
     def worker_ready(self, boot_s: float) -> None:

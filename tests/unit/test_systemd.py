@@ -14,6 +14,7 @@ import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Loading, Phase, Purpose, Trouble, Worker, WorkerState
+from zdworker.core.history import Kind, Requester
 from zdworker.master.systemd import EXTENSION_INTERVAL_S, Notifier, Stage, stage_of, status_of
 
 
@@ -119,7 +120,7 @@ def test_a_reload_is_one_message_with_its_moment(ear: socket.socket, notifier: N
     lines = message.splitlines()
     assert lines[0] == "RELOADING=1"
     assert before <= int(lines[1].removeprefix("MONOTONIC_USEC=")) <= before + 60_000_000
-    notifier.reload_requested()
+    notifier.reload_requested(Kind.RELOAD, Requester())
     notifier.observe(rolling, time.monotonic())
     assert heard(ear)[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
 

@@ -252,7 +252,7 @@ class Order:
     workers: int = 0
 
 
-COMMANDS = ("status", "reload", "rollback", "scale")
+COMMANDS = ("status", "history", "reload", "rollback", "scale")
 
 SCALE_MAX = 10_000
 """Workers that can be asked for: more than a machine has processes for is a slip of the finger."""
@@ -266,6 +266,13 @@ class Report:
     """The answer to an order that does not wait; ``status`` is what ``zdworker status --json`` prints."""
 
     status: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class History:
+    """The answer to ``history``: ``entries`` is what ``zdworker history --json`` prints."""
+
+    entries: list[dict[str, Any]] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -325,6 +332,7 @@ Message = (
     | Leave
     | Order
     | Report
+    | History
     | Progress
     | Outcome
     | Refused

@@ -19,6 +19,7 @@ from zdworker import gunicorn_config, syscalls, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
 from zdworker.core.fleet import Purpose
+from zdworker.core.history import Kind
 from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
@@ -391,7 +392,10 @@ class Executor:
     # -- what users learn ----------------------------------------------------------------------------------------
 
     def _reload_started(self, generation: int) -> None:
-        reload = self._reloads[generation] = Reload.begin(generation)
+        loading = self._fleet.loading
+        rolls_back = loading is not None and loading.purpose is Purpose.ROLLBACK
+        kind = Kind.ROLLBACK if rolls_back else Kind.RELOAD
+        reload = self._reloads[generation] = Reload.begin(generation, kind)
         self._observers.notify(Observer.reload_started, reload)
         self._log.info("Reload: loading generation %s", generation)
         self._gunicorn.zd_hook("zd_reload_started")

@@ -17,7 +17,7 @@ from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.ipc.messages import Drained, Place
 from zdworker.master.children import ForkServer, WorkerRecord
-from zdworker.master.observers import Observer, Reload, utc
+from zdworker.master.observers import Crash, Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
 from zdworker.settings import Settings
 
@@ -53,6 +53,10 @@ class Journal(Observer):
         self._places[generation] = places
         self._labels[generation] = label
 
+    def label_of(self, generation: int) -> str | None:
+        """Return the version of a generation's application, None if nothing tells."""
+        return self._labels.get(generation) or None
+
     def observe(self, fleet: Fleet, now: float) -> None:
         """Drop what belongs to generations that are gone."""
         for number in self._places.keys() - fleet.generations.keys():
@@ -74,7 +78,7 @@ class Journal(Observer):
         self.boots += 1
         self.boot_seconds += boot_s
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, crash: Crash) -> None:
         """Count a worker that died while it was ready."""
         self.crashes += 1
 
@@ -119,7 +123,7 @@ class Journal(Observer):
             "state": fleet.state,
             "reason": fleet.trouble.reason if fleet.trouble is not None else None,
             "generation": serving_generation(fleet),
-            "label": self._labels.get(serving_generation(fleet) or 0) or None,
+            "label": self.label_of(serving_generation(fleet) or 0),
             "target_generation": loading or fleet.reloading,
             "workers_wanted": fleet.wanted_size,
             "retries": _retries(fleet, time.monotonic()),

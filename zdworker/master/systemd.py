@@ -23,6 +23,7 @@ from enum import Enum
 
 from zdworker import texts
 from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
+from zdworker.core.history import Kind, Requester
 from zdworker.master.observers import Observer
 from zdworker.master.status import rolled_out
 
@@ -121,7 +122,7 @@ class Notifier(Observer):
             self._socket.close()
             self._socket = None
 
-    def reload_requested(self) -> None:
+    def reload_requested(self, kind: Kind, who: Requester) -> None:
         """Have ``RELOADING=1`` sent, even while another reload is under way: systemd waits for an answer to each."""
         if self._stage in (Stage.READY, Stage.RELOADING):
             self._stage = None
