@@ -25,7 +25,7 @@ import click
 
 from zdworker import settings
 from zdworker.command import cli, finder
-from zdworker.core import events
+from zdworker.core import events, history
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.ipc import messages
@@ -161,8 +161,9 @@ STATUS = {
     "label": "the version of the application that serves (`zd_version`), or null",
     "workers_wanted": "the number of workers that there are to be",
     "retries": "the slots that lack a worker because one has failed: `slot`, `failures` in a row, `next_try_in_s`",
-    "state": "`steady`, `rolling` (a reload, or the start), `failed` (the last reload; what ran before keeps serving), "
-    "`degraded` (something is wrong for which no new code is to blame), or `stopping`",
+    "state": "`starting` (until all workers are ready for the first time), `steady`, `rolling` (a reload), `failed` "
+    "(the last reload; what ran before keeps serving), `degraded` (something is wrong for which no new code is to "
+    "blame), or `stopping`",
     "generation": "the newest one that has proved itself",
     "target_generation": "the one that is loading or being rolled out, or null",
     "workers": "a list, by slot; the old and the new worker of a slot stand beside each other",
@@ -215,7 +216,7 @@ STATUS = {
     "totals.told_to_close": "",
     "totals.cut_requests": "",
     "totals.closed_websockets": "",
-    "settings": "all `zd_` settings in force",
+    "settings": "all `zd_` settings in force; null is one that is not set",
 }
 
 EXAMPLE_PLACES = {
@@ -239,6 +240,30 @@ OUTCOME = {
     "cut_requests": "requests that were cut at `graceful_timeout`",
     "closed_websockets": "WebSockets that were closed",
     "label": "the version of the application, empty if nothing tells",
+}
+
+HISTORY = {
+    "kind": "`reload`, `rollback`, `crash` (a worker died that was ready), or `upgrade`, which is reserved",
+    "at": "when it began: UTC, ISO 8601",
+    "master": "the pid of the master then",
+    "generation": "the one that was loaded, or whose worker died",
+    "by": "a list of those that have asked for it, empty for a crash",
+    "by[].signal": "`HUP` or `USR2`, whose sender is unknown; else null",
+    "by[].uid": "the user of the process that has ordered it by the control socket, else null",
+    "by[].pid": "that process; null in another container",
+    "by[].command": "its name, `zdworker` say; null if it had ended by then",
+    "label": "the version of the application, or null",
+    "result": "`done`, `failed`, `superseded`, `unfinished` (the master ended before), or null: for a crash, and while "
+    "it is under way",
+    "duration_s": "seconds that it took, null while it is under way; of several crashes, from the first to the last",
+    "error": "a line, how the worker died say, or null",
+    "slot": "that of the worker that died, or null",
+    "pid": "its pid, or null",
+    "times": "1; of crashes that are alike and follow each other, how many there were",
+    "handed_over": STATUS["last_reload.handed_over"],
+    "told_to_close": STATUS["last_reload.told_to_close"],
+    "cut_requests": STATUS["last_reload.cut_requests"],
+    "closed_websockets": STATUS["last_reload.closed_websockets"],
 }
 
 LIST = {
@@ -272,6 +297,12 @@ def outcome_fields() -> str:
 def list_fields() -> str:
     """Return the fields of a master in ``list --json``."""
     return _fields(LIST, finder.Master("").listed())
+
+
+def history_fields() -> str:
+    """Return the fields of an entry in ``history --json``."""
+    entry = history.Entry("reload", "", 0, 0, [history.Requester()]).to_plain()
+    return _fields(HISTORY, _paths(entry))
 
 
 def report_fields() -> str:
@@ -337,7 +368,13 @@ SECTIONS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "settings.md": {"settings": setting_rows},
     "signals.md": {"master": master_signals, "worker": worker_signals},
     "command.md": {"commands": command_pages, "exit codes": exit_codes},
-    "json.md": {"status": status_fields, "example": status_example, "outcome": outcome_fields, "list": list_fields},
+    "json.md": {
+        "status": status_fields,
+        "example": status_example,
+        "outcome": outcome_fields,
+        "list": list_fields,
+        "history": history_fields,
+    },
     "hooks.md": {"hooks": hook_rows, "report": report_fields},
 }
 

@@ -49,8 +49,8 @@ HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 STACK_SIGNAL = signal.SIGURG
-"""The signal at which a worker that boots writes the stacks of its threads. The default action of SIGURG is to do
-nothing, so it harms no process that has no handler for it (signal(7))."""
+"""The signal at which a worker that boots, or a fork server, writes the stacks of its threads. The default
+action of SIGURG is to do nothing, so it harms no process that has no handler for it (signal(7))."""
 
 _SIGACTION_BYTES = 512
 """More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""
@@ -217,6 +217,18 @@ def peer(connection: socket.socket) -> Peer | None:
         return None
     pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _UCRED.size))
     return Peer(pid, uid)
+
+
+def process_name(pid: int) -> str | None:
+    """Return the name of a process (proc_pid_comm(5)), which it can change; None if it has ended or that is unknown.
+
+    Not its command line: what is in there may be secret, and its reading may wait for that process.
+    """
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return os.fsdecode(file.read()).strip()
+    except OSError:
+        return None
 
 
 def pass_credentials(channel: socket.socket) -> None:

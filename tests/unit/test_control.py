@@ -14,6 +14,7 @@ import pytest
 
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase
+from zdworker.core.history import Requester
 from zdworker.errors import ControlError
 from zdworker.ipc import messages
 from zdworker.ipc.control_directory import directories_of, directory_of
@@ -193,11 +194,17 @@ class Orders:
     def status(self) -> dict[str, Any]:
         return {"state": "steady"}
 
-    def reload(self) -> None:
-        pass
+    def __init__(self) -> None:
+        self.asked: list[Requester] = []
 
-    def roll_back(self) -> None:
-        pass
+    def history(self) -> list[dict[str, Any]]:
+        return [{"kind": "reload"}]
+
+    def reload(self, who: Requester) -> None:
+        self.asked.append(who)
+
+    def roll_back(self, who: Requester) -> None:
+        self.asked.append(who)
 
     def waiting(self) -> None:
         return None
@@ -216,7 +223,8 @@ def reactor() -> Iterator[Reactor]:
 class Client:
     """A client at the control socket, and the loop of the master."""
 
-    def __init__(self, control: Control, reactor: Reactor, connection: socket.socket) -> None:
+    def __init__(self, orders: Orders, control: Control, reactor: Reactor, connection: socket.socket) -> None:
+        self.orders = orders
         self.control = control
         self._reactor = reactor
         self._connection = connection
@@ -232,11 +240,17 @@ class Client:
         """A reload ends."""
         self.control.reload_finished(Reload(generation, 0.0, 0.0, 1.0, result, **facts), Orders.fleet)
 
-    def answer(self) -> messages.Outcome | None:
+    def message(self) -> messages.Message | None:
         """Return what has come, if something has."""
         try:
-            answer = decode(self._connection.recv(65536))
+            return decode(self._connection.recv(65536))
         except BlockingIOError:
+            return None
+
+    def answer(self) -> messages.Outcome | None:
+        """Return the outcome that has come, if one has."""
+        answer = self.message()
+        if answer is None:
             return None
         assert isinstance(answer, messages.Outcome)
         return answer
@@ -244,12 +258,26 @@ class Client:
 
 @pytest.fixture
 def client(reactor: Reactor, tmp_path: Path) -> Iterator[Client]:
-    control = Control(Orders(), reactor, logging.getLogger())
+    orders = Orders()
+    control = Control(orders, reactor, logging.getLogger())
     control.open(str(tmp_path / "control.sock"))
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(tmp_path / "control.sock"))
-        yield Client(control, reactor, connection)
+        yield Client(orders, control, reactor, connection)
     control.close()
+
+
+def test_an_order_says_which_process_has_given_it(client: Client) -> None:
+    client.order("reload")
+    (who,) = client.orders.asked
+    assert (who.signal, who.uid, who.pid) == (None, os.geteuid(), os.getpid())
+    assert who.command == Path("/proc/self/comm").read_text().strip()
+
+
+def test_the_history_is_answered_at_once(client: Client) -> None:
+    client.order("reload")
+    client.order("history")
+    assert client.message() == messages.History([{"kind": "reload"}])
 
 
 def test_a_superseded_reload_ends_with_the_newer_one(client: Client) -> None:

@@ -19,6 +19,7 @@ from zdworker.core.events import (
     GenerationLoaded,
     KillReason,
     Policy,
+    Reload,
     RestoreConfiguration,
     Scale,
     Start,
@@ -221,13 +222,25 @@ class TestState:
     def test_of_each_phase(self) -> None:
         words = {phase: Fleet(Policy(), size=1, phase=phase).state for phase in Phase}
         assert words == {
-            Phase.NEW: "rolling",
-            Phase.STARTING: "rolling",
+            Phase.NEW: "starting",
+            Phase.STARTING: "starting",
             Phase.STEADY: "steady",
             Phase.ROLLING: "rolling",
             Phase.STOPPING: "stopping",
             Phase.STOPPED: "stopping",
         }
+
+    def test_a_start_ends_with_the_last_worker(self) -> None:
+        stage = begun(Policy(workers=2)).born()
+        stage.tell(WorkerReady(1))
+        assert stage.fleet.state == "starting"
+        assert stage.boot().fleet.state == "steady"
+
+    def test_a_start_that_fails_in_part_is_degraded_and_newer_code_may_mend_it(self) -> None:
+        stage = half_up(begun(Policy(workers=2)))
+        assert stage.fleet.state == "degraded"
+        stage.tell(Reload())
+        assert stage.fleet.state == "rolling"
 
     def test_trouble_shows_where_nothing_is_under_way(self) -> None:
         fleet = Fleet(Policy(), size=1, phase=Phase.STEADY, failure=Trouble("why"))

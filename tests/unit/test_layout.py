@@ -132,7 +132,7 @@ def test_the_core_is_pure(path: Path) -> None:
 
 def test_the_facts_know_nothing_of_the_decisions() -> None:
     """The layers of the core, each of which may know those before it."""
-    layers = ["backoff", "leftovers", "events", "fleet", "plan", "steps", "rollout"]
+    layers = ["backoff", "leftovers", "history", "events", "fleet", "plan", "steps", "rollout"]
     for number, layer in enumerate(layers):
         names = imported(PACKAGE / "core" / f"{layer}.py")
         known = {name for name in layers if any(f"{one}.".startswith(f"zdworker.core.{name}.") for one in names)}

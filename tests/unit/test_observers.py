@@ -11,7 +11,9 @@ import pytest
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet
 from zdworker.ipc.messages import Drained
-from zdworker.master.observers import Observer, Observers, Reload
+from zdworker.master.observers import Crash, Observer, Observers, Reload
+
+CRASH = Crash(7, 0, 4711, "was killed by SIGKILL")
 
 
 class Recorder(Observer):
@@ -51,7 +53,7 @@ def test_what_one_raises_is_logged_and_the_others_are_notified(caplog: pytest.Lo
 def test_an_observer_is_not_called_for_what_it_does_not_override() -> None:
     recorder = Recorder()
     observers = Observers(logging.getLogger("test_observers"), [recorder])
-    observers.notify(Observer.worker_crashed)
+    observers.notify(Observer.worker_crashed, CRASH)
     observers.notify(Observer.degraded, "reason", "", Fleet(Policy(), size=1))
     assert recorder.seen == []
 

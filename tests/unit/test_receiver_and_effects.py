@@ -36,7 +36,7 @@ from zdworker.master import receiver
 from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.effects import Executor
 from zdworker.master.leftovers import LeftoverProcesses
-from zdworker.master.observers import Observer, Observers, Reload
+from zdworker.master.observers import Crash, Observer, Observers, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
@@ -56,7 +56,7 @@ class Seen(Observer):
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         self.reloads.append(reload)
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, crash: Crash) -> None:
         self.names.append("crashed")
 
     def worker_ready(self, boot_s: float) -> None:
@@ -460,6 +460,13 @@ def test_whatever_refuses_a_configuration_is_an_event(bench: Bench, refusal: Exc
     bench.reactor.wait(5.0)
     assert bench.taken() == [events.ConfigurationRefused(2, reason)]
     assert bench.gunicorn.hooks == []
+
+
+@pytest.mark.parametrize("overdue", [True, False], ids=["it hangs", "it has loaded in the meantime"])
+def test_a_generation_that_cannot_say_where_it_hangs_is_given_up_without_that(bench: Bench, overdue: bool) -> None:
+    bench.fleet.generations[2] = Generation(2, GenerationState.LOADING, 60.0, overdue=overdue)
+    bench.executor.execute(events.LocateHang(2, "not loaded"))
+    assert bench.taken() == ([events.GenerationFailed(2, "not loaded")] if overdue else [])
 
 
 def test_a_configuration_is_restored_without_an_answer(bench: Bench) -> None:

@@ -25,11 +25,13 @@ from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase, Slot, Trouble, Worker, WorkerState
 from zdworker.ipc.messages import Drained
-from zdworker.master.observers import Reload
+from zdworker.master.observers import Crash, Reload
 from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Lossy, Meter, gauges_of
 from zdworker.master.status import Journal, waiting
 from zdworker.settings import Settings
+
+CRASH = Crash(7, 0, 4711, "was killed by SIGKILL")
 
 PACKAGE = Path(zdworker.__file__).parent
 
@@ -98,7 +100,7 @@ def test_what_happens_is_told(statistics: Statistics) -> None:
         "shop.zdworker.reload_duration": "1500|ms",
     }
     meter.reload_finished(ended(Outcome.DONE, 2.25), fleet())
-    meter.worker_crashed()
+    meter.worker_crashed(CRASH)
     assert set(statistics.heard()) == {"shop.zdworker.reload_duration", "shop.zdworker.crashes"}
 
 
@@ -140,7 +142,7 @@ def test_gauges_are_repeated_and_old_generations_forgotten(statistics: Statistic
 def test_a_statsd_that_does_not_read_holds_nobody(statistics: Statistics) -> None:
     begin = time.monotonic()
     for _ in range(5000):
-        statistics.meter.worker_crashed()
+        statistics.meter.worker_crashed(CRASH)
     statistics.logger.error("counted, too")  # Gunicorn's own metric, through the same socket
     assert time.monotonic() - begin < 5
     assert statistics.heard() == {"shop.zdworker.crashes": "1|c|@1.0"}
@@ -150,7 +152,7 @@ def test_a_statsd_that_is_gone_is_nothing_to_speak_of(
     statistics: Statistics, capfd: pytest.CaptureFixture[str]
 ) -> None:
     statistics.socket.close()
-    statistics.meter.worker_crashed()
+    statistics.meter.worker_crashed(CRASH)
     assert isinstance(statistics.logger.sock, Lossy)
     assert capfd.readouterr() == ("", "")
 
@@ -163,7 +165,7 @@ def test_without_a_statsd_nothing_is_told() -> None:
 
 def test_a_logger_that_raises_is_let_be(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics.logger, "increment", None)
-    statistics.meter.worker_crashed()
+    statistics.meter.worker_crashed(CRASH)
 
 
 def test_a_reload_that_a_newer_one_overtakes_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,3 +346,14 @@ def test_only_the_command_needs_prometheus_client() -> None:
     code = "import sys, zdworker.master.arbiter, zdworker.command.cli; print('prometheus_client' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
+
+
+def test_settings_that_are_not_set_have_one_form() -> None:
+    site = Site("/srv", "app:app", [])
+    shown = Journal().status(fleet(), {}, {}, Settings(), site)["settings"]
+    unset = {name for name, value in shown.items() if value is None}
+    assert unset == {"zd_warmup", "zd_max_rss", "zd_health_path", "zd_control_socket", "zd_version"}
+    assert not [name for name, value in shown.items() if value in ("", (), [])]
+    given = Settings(warmup=("/",), health_path="/health", version="v1")
+    shown = Journal().status(fleet(), {}, {}, given, site)["settings"]
+    assert (shown["zd_warmup"], shown["zd_health_path"], shown["zd_version"]) == (("/",), "/health", "v1")

@@ -18,6 +18,7 @@ import pytest
 
 from zdworker.core import events
 from zdworker.core.fleet import Phase
+from zdworker.core.history import Requester
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, SERVER_REPORT_BYTES, Loaded, encode
 from zdworker.master import launch
@@ -170,7 +171,7 @@ def test_an_observer_that_raises(error: BaseException, monkeypatch: pytest.Monke
     supervisor = make_supervisor()
     monkeypatch.setattr(Executor, "_start_generation", lambda *_arguments: None)
     supervisor.start()
-    supervisor.reload()
+    supervisor.reload(Requester())
     assert supervisor.fleet.phase is Phase.STARTING
     supervisor.reactor.close_in_child()
 
@@ -205,7 +206,7 @@ def test_a_callback_that_raises_ends_nothing(error: BaseException) -> None:
 
 def test_the_actions_that_the_core_waits_for_are_known() -> None:
     """Each action but these leads to no event, or to one that comes by itself; a new one is to be thought about."""
-    waited_for = {events.StartGeneration, events.TakeConfiguration, events.Spawn}
+    waited_for = {events.StartGeneration, events.LocateHang, events.TakeConfiguration, events.Spawn}
     others = {
         *(events.EndGeneration, events.RestoreConfiguration, events.Drain, events.Kill, events.Halt),
         *(events.ReloadStarted, events.ReloadFinished, events.Degraded),

@@ -14,6 +14,7 @@ import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Loading, Phase, Purpose, Trouble, Worker, WorkerState
+from zdworker.core.history import Kind, Requester
 from zdworker.master.systemd import EXTENSION_INTERVAL_S, Notifier, Stage, stage_of, status_of
 
 
@@ -50,6 +51,18 @@ def test_a_start_that_serves_in_part_is_ready_and_says_what_is_amiss() -> None:
     started.degradation = Trouble("a worker failed to boot")
     assert stage_of(started) is Stage.READY
     assert status_of(started) == "degraded: 1 of 2 workers ready, generation 7; a worker failed to boot"
+
+
+def test_the_status_of_a_reload_tells_what_is_replaced_and_what_it_waits_for() -> None:
+    rolling = fleet(Phase.ROLLING)
+    rolling.reloading = 7
+    waiting = "waiting for worker 22186 (slot 1): 1 request", 23
+    told = "rolling: generation 7, 1 of 2 replaced, 1 of 2 workers ready"
+    assert status_of(rolling) == told
+    assert status_of(rolling, waiting) == f"{told}; waiting for worker 22186 (slot 1): 1 request, at most 23 s more"
+    rolling.loading = Loading(8, Purpose.RELOAD)
+    assert status_of(rolling) == "rolling: generation 8, 0 of 2 replaced, 1 of 2 workers ready"
+    assert status_of(fleet(), waiting) == "steady: 1 of 2 workers ready, generation 7", "no reload waits"
 
 
 def test_a_reload_lasts_from_the_request_to_the_last_slot() -> None:
@@ -107,7 +120,7 @@ def test_a_reload_is_one_message_with_its_moment(ear: socket.socket, notifier: N
     lines = message.splitlines()
     assert lines[0] == "RELOADING=1"
     assert before <= int(lines[1].removeprefix("MONOTONIC_USEC=")) <= before + 60_000_000
-    notifier.reload_requested()
+    notifier.reload_requested(Kind.RELOAD, Requester())
     notifier.observe(rolling, time.monotonic())
     assert heard(ear)[0].startswith("RELOADING=1\nMONOTONIC_USEC=")
 

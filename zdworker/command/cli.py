@@ -1,4 +1,4 @@
-"""The ``zdworker`` command: reload, rollback, status, list, metrics.
+"""The ``zdworker`` command: reload, rollback, status, history, list, metrics.
 
 Rules:
 
@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from zdworker import texts
-from zdworker.command import client, finder, output
+from zdworker.command import client, finder, history, output
 from zdworker.errors import ContradictoryNames, MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
 
@@ -40,7 +40,14 @@ REFRESH_INTERVAL_S = 1.0
 REASON_ROWS = 5
 """Rows of a reason on a screen of 80 columns; the log has the rest."""
 
-STYLES = {"ready": "green", "booting": "yellow", "draining": "cyan", "steady": "green", "rolling": "yellow"}
+STYLES = {
+    "ready": "green",
+    "booting": "yellow",
+    "draining": "cyan",
+    "starting": "yellow",
+    "steady": "green",
+    "rolling": "yellow",
+}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -155,6 +162,24 @@ def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool
                 time.sleep(REFRESH_INTERVAL_S)
 
 
+@main.command("history")
+@_with_master_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def show_history(pid: int | None, pidfile: str | None, path: str | None, as_json: bool) -> None:
+    """Show the last 50 reloads, rollbacks and crashes of a site: when, who asked, what came of it."""
+    with _exit_codes(as_json):
+        found = _find(pid, pidfile, path)
+        with client.Connection(found.path, None, found.users) as master:
+            answer = master.order(messages.Order("history"))
+        if not isinstance(answer, messages.History):
+            raise MessageError(f"a strange answer: {answer!r}")
+        if as_json:
+            _print_json({"history": answer.entries})
+        else:
+            click.echo("\n".join(history.lines(answer.entries, Console().width)))
+        _require_output()
+
+
 @main.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def list_masters(as_json: bool) -> None:
@@ -239,7 +264,9 @@ def _follow(
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task, printed = bar.add_task("", total=1, ready=""), ""
         while isinstance(answer, messages.Progress):
-            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers new"
+            # A start replaces nothing, and while a reload goes on, "0 of 4 ready" would read as if nothing served.
+            what = "ready" if answer.state == "starting" else "replaced"
+            words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} {what}"
             waiting = f"; {_in_table(answer.waiting)}" if answer.waiting else ""
             left = "" if answer.left_s is None else f", at most {answer.left_s} s more"
             ready = words[1] + waiting + left
@@ -269,7 +296,7 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
     elif outcome.result == "done":
         label = f" ({texts.lines(outcome.label)})" if outcome.label else ""
         done_in = f"{command} done: generation {outcome.generation}{label} serves, after {outcome.duration_s:.1f} s"
-        click.echo("; ".join([done_in, *_cost(outcome)]))
+        click.echo("; ".join([done_in, *history.cost(asdict(outcome))]))
     elif outcome.result == "superseded":
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
@@ -382,17 +409,6 @@ def _title(status: dict[str, Any]) -> str:
     going = f", to generation {target}" if target else ""
     label = f" ({_in_table(status['label'])})" if status.get("label") else ""
     return f"master {status['pid']}: {_styled(state)}, generation {status['generation']}{label}{going}"
-
-
-def _cost(outcome: messages.Outcome) -> list[str]:
-    """Return what a reload has cost, in words; nothing of what did not happen."""
-    costs = (
-        (outcome.handed_over, "connection", "handed over"),
-        (outcome.told_to_close, "connection", "told to close"),
-        (outcome.closed_websockets, "WebSocket", "closed"),
-        (outcome.cut_requests, "request", "cut at graceful_timeout"),
-    )
-    return [f"{texts.counted(number, noun)} {what}" for number, noun, what in costs if number]
 
 
 def _caption(status: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-STATES = ("steady", "rolling", "failed", "degraded", "stopping")
+STATES = ("starting", "steady", "rolling", "failed", "degraded", "stopping")
 WORKER_STATES = ("booting", "ready", "draining")
 WORKER_LABELS = ("slot", "generation", "pid")
 """The labels of a worker's metrics, which together name one worker."""

@@ -214,13 +214,17 @@ class Worker:
 
 @dataclass
 class Generation:
-    """One fork server, and through it one state of the code."""
+    """One fork server, and through it one state of the code.
+
+    ``overdue`` means that its time to load is over, and that it is being found out where it hangs.
+    """
 
     number: int
     state: GenerationState
     deadline: float | None
     preloaded: bool = False
     loaded_at: float | None = None
+    overdue: bool = False
 
 
 @dataclass
@@ -324,14 +328,16 @@ class Fleet:
 
     @property
     def state(self) -> str:
-        """The public state: ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
+        """The public state: ``starting``, ``steady``, ``rolling``, ``failed``, ``degraded`` or ``stopping``."""
         if self.stopping:
             return "stopping"
-        if self.loading is not None and self.loading.purpose is not Purpose.RESTORE:
+        if self.loading is not None and self.loading.purpose in (Purpose.RELOAD, Purpose.ROLLBACK):
             return "rolling"
         if self.degraded:
             return "degraded"
-        if self.phase is not Phase.STEADY:
+        if self.phase in (Phase.NEW, Phase.STARTING):
+            return "starting"
+        if self.phase is Phase.ROLLING:
             return "rolling"
         return "failed" if self.failure else "steady"
 

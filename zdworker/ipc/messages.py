@@ -258,7 +258,7 @@ class Order:
     workers: int = 0
 
 
-COMMANDS = ("status", "reload", "rollback", "scale")
+COMMANDS = ("status", "history", "reload", "rollback", "scale")
 
 SCALE_MAX = 10_000
 """Workers that can be asked for: more than a machine has processes for is a slip of the finger."""
@@ -275,10 +275,18 @@ class Report:
 
 
 @dataclass(frozen=True)
+class History:
+    """The answer to ``history``: ``entries`` is what ``zdworker history --json`` prints."""
+
+    entries: list[dict[str, Any]] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Progress:
-    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready. ``waiting`` says for
-    which old worker the reload waits, and what that still has to do, ``left_s`` how many seconds it has left for that;
-    empty and None if the reload waits for none.
+    """The progress of a reload: ``ready`` of ``workers`` workers are of ``generation`` and ready: these are replaced.
+
+    ``waiting`` says for which old worker the reload waits, and what that still has to do, ``left_s`` how many seconds
+    it has left for that; empty and None if the reload waits for none.
     """
 
     state: str
@@ -330,6 +338,7 @@ Message = (
     | Leave
     | Order
     | Report
+    | History
     | Progress
     | Outcome
     | Refused

@@ -30,6 +30,7 @@ from gunicorn.workers.workertmp import WorkerTmp
 from zdworker import gunicorn_config, log_files, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
+from zdworker.core.history import Requester
 from zdworker.core.steps import KILL_MARGIN_S
 from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
@@ -357,16 +358,16 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def reload(self) -> None:
         """Begin a rolling reload."""
-        self._zd.reload()
+        self._zd.reload(Requester())
 
     def handle_hup(self) -> None:
         """HUP: rolling reload. The dirty arbiter reloads when the new configuration is taken over."""
-        self._zd.reload()
+        self._zd.reload(Requester(signal="HUP"))
 
     def handle_usr2(self) -> None:
         """USR2: rolling reload, under the same PID."""
         self._zd_usr2_at = time.monotonic()
-        self._zd.reload()
+        self._zd.reload(Requester(signal="USR2"))
 
     def handle_term(self) -> None:
         """TERM: graceful end."""

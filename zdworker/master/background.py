@@ -18,9 +18,10 @@ Result = TypeVar("Result")
 
 def call_in_background(
     reactor: Reactor, function: Callable[[], Result], done: Callable[[Result | BaseException], None]
-) -> None:
+) -> threading.Thread:
     """Call ``function`` in a thread with a working directory of its own, where the system has such a thing.
 
+    :return: the thread.
     :param done: is called by the loop with what ``function`` has returned, or with the exception that it has raised.
     """
 
@@ -33,4 +34,6 @@ def call_in_background(
             result = error
         reactor.call_from_thread(lambda: done(result))
 
-    threading.Thread(target=run, name="zdworker-background", daemon=True).start()
+    thread = threading.Thread(target=run, name="zdworker-background", daemon=True)
+    thread.start()
+    return thread

@@ -26,18 +26,20 @@ import socket
 import stat
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from zdworker import syscalls, texts
 from zdworker.core import events
-from zdworker.core.fleet import Fleet, WorkerState
+from zdworker.core.fleet import Fleet
+from zdworker.core.history import Requester
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
-from zdworker.ipc.messages import COMMANDS, SCALE_MAX, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.ipc.messages import COMMANDS, SCALE_MAX, History, Message, Order, Outcome, Progress, Refused, Report
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
-from zdworker.master.status import serving_generation
+from zdworker.master.status import rolled_out, serving_generation
 from zdworker.settings import Settings
 
 MAX_CLIENTS = 64
@@ -55,6 +57,9 @@ SILENCE_CHECK_INTERVAL_S = 1.0
 ACCEPT_RETRY_S = 0.5
 """Seconds without a look at those who want to connect, when the master has no descriptor or memory for one more."""
 
+ANSWERED_AT_ONCE = ("status", "history", "scale")
+"""The orders of which nothing is to be waited for."""
+
 CLIENT_BUFFER_BYTES = 1 << 20
 """Bytes of answers that the kernel holds for a client that does not read."""
 
@@ -69,10 +74,13 @@ class Orders(Protocol):
     def status(self) -> dict[str, Any]:
         """Return what ``zdworker status --json`` prints."""
 
-    def reload(self) -> None:
+    def history(self) -> list[dict[str, Any]]:
+        """Return what ``zdworker history --json`` prints."""
+
+    def reload(self, who: Requester) -> None:
         """Start a rolling reload."""
 
-    def roll_back(self) -> None:
+    def roll_back(self, who: Requester) -> None:
         """Start to undo the newest reload.
 
         :raises GenerationError: there is no reload that can be undone.
@@ -89,14 +97,16 @@ class Orders(Protocol):
 class Client:
     """One connection.
 
-    ``after`` is the newest generation before the client's order, None if the client does not wait. ``rolls_back`` means
-    that it waits for a rollback. ``superseded`` is the generation that its own order has loaded, if a newer reload took
-    its place. ``progress`` is the message that was sent to it last. ``orders`` have come and are not answered yet.
+    ``peer`` is its process, as far as the kernel tells. ``after`` is the newest generation before the client's order,
+    None if the client does not wait. ``rolls_back`` means that it waits for a rollback. ``superseded`` is the
+    generation that its own order has loaded, if a newer reload took its place. ``progress`` is the message that was
+    sent to it last. ``orders`` have come and are not answered yet.
     After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at`` is when it
     came or its last order was answered, by ``time.monotonic()``.
     """
 
     channel: Channel
+    peer: syscalls.Peer | None = None
     after: int | None = None
     rolls_back: bool = False
     superseded: int | None = None
@@ -206,7 +216,7 @@ class Control(Observer):
             return
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_BUFFER_BYTES)
-        client = Client(Channel(connection, {Order: ORDER_MAX_BYTES}))
+        client = Client(Channel(connection, {Order: ORDER_MAX_BYTES}), peer)
         self._clients[connection.fileno()] = client
         self._reactor.add(connection.fileno(), lambda: self._receive(client))
         if not self._checks_silence:
@@ -273,7 +283,7 @@ class Control(Observer):
         if not isinstance(message, Order) or message.command not in COMMANDS:
             self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
-        if client.after is not None and message.command not in ("status", "scale"):
+        if client.after is not None and message.command not in ANSWERED_AT_ONCE:
             self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
             return
         try:
@@ -282,11 +292,13 @@ class Control(Observer):
             client.after = None
             self._send(client, Refused(f"there can be no {message.command}: {error}"))
         else:
-            if not message.wait or message.command in ("status", "scale"):  # which have nothing to wait for
+            if message.command == "history":
+                self._send(client, History(self._orders.history()))
+            elif not message.wait or message.command in ANSWERED_AT_ONCE:
                 self._send(client, Report(self._orders.status()))
 
     def _carry_out(self, client: Client, order: Order) -> None:
-        if order.command == "status":
+        if order.command in ("status", "history"):
             return
         if self._orders.fleet.stopping:
             raise GenerationError("the master is stopping")
@@ -298,11 +310,11 @@ class Control(Observer):
         client.superseded, client.rolls_back = None, order.command == "rollback"
         if order.command == "reload":
             client.after = self._orders.fleet.last_generation if order.wait else None
-            self._orders.reload()
+            self._orders.reload(_process(client.peer))
         else:
             # A rollback may end at once, and goes to a generation that exists already, so every generation counts.
             client.after = 0 if order.wait else None
-            self._orders.roll_back()
+            self._orders.roll_back(_process(client.peer))
 
     def _send(self, client: Client, message: Message) -> None:
         try:
@@ -351,6 +363,14 @@ class Control(Observer):
             self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
 
 
+def _process(peer: syscalls.Peer | None) -> Requester:
+    """Return the process of a client, as far as it is known."""
+    if peer is None:
+        return Requester()
+    name = syscalls.process_name(peer.pid) if peer.pid else None
+    return Requester(uid=peer.uid, pid=peer.pid or None, command=texts.line(name) if name else None)
+
+
 def _for_program(message: Message) -> Message:
     fields = {field.name: texts.for_json(getattr(message, field.name)) for field in dataclasses.fields(message)}
     return dataclasses.replace(message, **fields)
@@ -372,10 +392,7 @@ _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in
 
 
 def _progress(fleet: Fleet, waiting: tuple[str, int] | None) -> Progress:
-    loading = fleet.loading.generation if fleet.loading is not None else None
-    generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
-    ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
-    return Progress(fleet.state, generation, ready, fleet.size, *(waiting or ()))
+    return Progress(fleet.state, *rolled_out(fleet), fleet.size, *(waiting or ()))
 
 
 def _inode_of(path: str) -> tuple[int, int]:
@@ -434,12 +451,10 @@ def _is_listened_on(path: str) -> bool:
     return True
 
 
-def default_path(pid: int) -> str:
-    """Return the default path of the control socket of the master ``pid``, in a directory for this user alone.
+def own_directory() -> Path:
+    """Return the directory for what this user's masters have there, which no other user can enter, and which exists.
 
-    Sockets in there on which no master listens any more are removed.
-
-    :raises ControlError: the directory cannot be made, or other users can enter it.
+    :raises ControlError: it cannot be made, or other users can enter it.
     """
     directory = directory_of(os.geteuid())
     try:
@@ -449,6 +464,17 @@ def default_path(pid: int) -> str:
         raise ControlError(f"{directory} cannot be made for the control socket: {error.strerror}") from error
     if not private:
         raise ControlError(f"{directory} is not a directory that only this user can enter: no control socket in there")
+    return directory
+
+
+def default_path(pid: int) -> str:
+    """Return the default path of the control socket of the master ``pid``, in a directory for this user alone.
+
+    Sockets in there on which no master listens any more are removed.
+
+    :raises ControlError: the directory cannot be made, or other users can enter it.
+    """
+    directory = own_directory()
     path = directory / f"{pid}.sock"
     for left in directory.glob("*.sock"):
         with contextlib.suppress(OSError):

@@ -14,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
+from zdworker.core.history import Kind, Requester
 from zdworker.ipc.messages import Drained
 from zdworker.settings import Settings
 
@@ -23,8 +24,8 @@ class Reload:
     """One reload, or rollback; ``result`` is None while it is under way.
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
-    ``cost`` is that of the drains in its time, ``label`` the version of its application, "" if nothing tells.
-    ``rollback`` means that it goes back to an older generation.
+    ``cost`` is that of the drains in its time, ``label`` the version of its application, "" if nothing tells. ``kind``
+    says whether it goes back to an older generation.
     """
 
     generation: int
@@ -36,12 +37,17 @@ class Reload:
     traceback: str | None = None
     cost: Drained = field(default_factory=Drained)
     label: str = ""
-    rollback: bool = False
+    kind: Kind = Kind.RELOAD
 
     @classmethod
-    def begin(cls, generation: int, *, rollback: bool = False) -> Reload:
+    def begin(cls, generation: int, kind: Kind = Kind.RELOAD) -> Reload:
         """Return a reload to ``generation`` that begins now."""
-        return cls(generation, time.time(), time.monotonic(), rollback=rollback)
+        return cls(generation, time.time(), time.monotonic(), kind=kind)
+
+    @property
+    def rollback(self) -> bool:
+        """Whether it goes back to an older generation."""
+        return self.kind is Kind.ROLLBACK
 
     def duration_s(self) -> float:
         """Return the seconds that it took, or takes so far, rounded to milliseconds."""
@@ -62,6 +68,16 @@ class Reload:
         }
 
 
+@dataclass(frozen=True)
+class Crash:
+    """The death of a worker that was ready; ``how`` says how it died, for a reader."""
+
+    generation: int
+    slot: int
+    pid: int
+    how: str
+
+
 def utc(seconds: float) -> str:
     """Return a moment in seconds since the epoch as ``status`` shows it (UTC, ISO 8601)."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
@@ -73,7 +89,7 @@ Arguments = ParamSpec("Arguments")
 class Observer:
     """The notifications; an observer overrides those that it has a use for."""
 
-    def reload_requested(self) -> None:
+    def reload_requested(self, kind: Kind, who: Requester) -> None:
         """Handle that a user asks for a reload or a rollback, possibly while another one is under way."""
 
     def reload_started(self, reload: Reload) -> None:
@@ -105,7 +121,7 @@ class Observer:
     def worker_drained(self, drained: Drained) -> None:
         """Handle that a worker's drain is over, and what it has cost."""
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, crash: Crash) -> None:
         """Handle that a worker died while it was ready."""
 
     def observe(self, fleet: Fleet, now: float) -> None:

@@ -45,7 +45,7 @@ from zdworker.ipc.messages import (
 )
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.leftovers import LeftoverProcesses
-from zdworker.master.observers import Observer
+from zdworker.master.observers import Crash, Observer
 from zdworker.master.parts import Parts
 from zdworker.settings import Settings
 
@@ -217,7 +217,8 @@ class Receiver:
                     break
             known = self._fleet.workers.get(record.worker_id)
             if known is not None and known.state is WorkerState.READY:
-                self._observers.notify(Observer.worker_crashed)
+                crash = Crash(record.generation, record.slot, record.pid, _how(code))
+                self._observers.notify(Observer.worker_crashed, crash)
             if code:
                 log = self._log.info if code == -signal.SIGTERM else self._log.error
                 by_master = record.descendants is not None  # listed before the master kills a worker

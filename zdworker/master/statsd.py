@@ -19,7 +19,7 @@ from gunicorn.instrument.statsd import Statsd
 
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
-from zdworker.master.observers import Observer, Reload
+from zdworker.master.observers import Crash, Observer, Reload
 from zdworker.master.status import STATES
 
 REPEAT_INTERVAL_S = 10.0
@@ -52,7 +52,7 @@ class Meter(Observer):
         self._send("increment", "zdworker.boots", 1)
         self._send("timer", "zdworker.boot_duration", round(boot_s * 1000))
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, crash: Crash) -> None:
         """Count a worker that died while it was ready."""
         self._send("increment", "zdworker.crashes", 1)
 

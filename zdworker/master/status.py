@@ -17,7 +17,7 @@ from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.ipc.messages import Drained, Place
 from zdworker.master.children import ForkServer, WorkerRecord
-from zdworker.master.observers import Observer, Reload, utc
+from zdworker.master.observers import Crash, Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
 from zdworker.settings import Settings
 
@@ -53,6 +53,10 @@ class Journal(Observer):
         self._places[generation] = places
         self._labels[generation] = label
 
+    def label_of(self, generation: int) -> str | None:
+        """Return the version of a generation's application, None if nothing tells."""
+        return self._labels.get(generation) or None
+
     def observe(self, fleet: Fleet, now: float) -> None:
         """Drop what belongs to generations that are gone."""
         for number in self._places.keys() - fleet.generations.keys():
@@ -74,7 +78,7 @@ class Journal(Observer):
         self.boots += 1
         self.boot_seconds += boot_s
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, crash: Crash) -> None:
         """Count a worker that died while it was ready."""
         self.crashes += 1
 
@@ -119,7 +123,7 @@ class Journal(Observer):
             "state": fleet.state,
             "reason": fleet.trouble.reason if fleet.trouble is not None else None,
             "generation": serving_generation(fleet),
-            "label": self._labels.get(serving_generation(fleet) or 0) or None,
+            "label": self.label_of(serving_generation(fleet) or 0),
             "target_generation": loading or fleet.reloading,
             "workers_wanted": fleet.wanted_size,
             "retries": _retries(fleet, time.monotonic()),
@@ -145,7 +149,11 @@ class Journal(Observer):
             "reloads": self.reloads,
             "crashes": self.crashes,
             "totals": self.totals(),
-            "settings": {f"zd_{name}": value for name, value in settings.to_plain().items()},
+            "settings": {
+                # One form for all that are not set, whatever their kind.
+                f"zd_{name}": None if value in ("", ()) else value
+                for name, value in settings.to_plain().items()
+            },
         }
 
 
@@ -153,6 +161,14 @@ def serving_generation(fleet: Fleet) -> int | None:
     """Return the newest verified generation, or the first one while there is no other."""
     known = fleet.current if fleet.newest_verified or not fleet.fallback else fleet.fallback
     return known[-1] if known else None
+
+
+def rolled_out(fleet: Fleet) -> tuple[int, int]:
+    """Return the generation that is to serve, or does, and how many of its workers are ready."""
+    loading = fleet.loading.generation if fleet.loading is not None else None
+    generation = loading or fleet.reloading or (fleet.current[-1] if fleet.current else 0)
+    ready = sum(w.generation == generation and w.state is WorkerState.READY for w in fleet.workers.values())
+    return generation, ready
 
 
 def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> tuple[str, int] | None:

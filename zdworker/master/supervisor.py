@@ -17,11 +17,13 @@ import time
 from typing import Any
 
 from zdworker.core import events
+from zdworker.core.history import Kind, Requester
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
+from zdworker.master.history import Recorder
 from zdworker.master.launch import Command
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.observers import Observer, Observers
@@ -29,6 +31,7 @@ from zdworker.master.parts import Gunicorn, Parts
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
+from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Meter
 from zdworker.master.status import Journal, waiting
 from zdworker.master.systemd import Notifier
@@ -52,11 +55,12 @@ class Supervisor:
         self.fleet = self._core.fleet
         """The facts."""
         self._journal = Journal()
-        self._notifier = Notifier(os.environ)
+        self._notifier = Notifier(os.environ, self.waiting)
         self._control = Control(self, self.reactor, self._log)
+        self._recorder = Recorder(self.reactor, self._log, self._site, self._journal.label_of)
         first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
         queues = Queues(self._log)
-        self._observers = Observers(self._log, [*first, queues, Meter(self._log), observer])
+        self._observers = Observers(self._log, [*first, queues, self._recorder, Meter(self._log), observer])
         parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
@@ -132,20 +136,20 @@ class Supervisor:
         self._observers.notify(Observer.configuration_changed, settings)
         self.handle(events.Start())
 
-    def reload(self) -> None:
-        """Begin a rolling reload."""
-        self._observers.notify(Observer.reload_requested)
+    def reload(self, who: Requester) -> None:
+        """Begin a rolling reload; ``who`` has asked for it."""
+        self._observers.notify(Observer.reload_requested, Kind.RELOAD, who)
         self.handle(events.Reload())
 
-    def roll_back(self) -> None:
-        """Begin to undo the newest reload.
+    def roll_back(self, who: Requester) -> None:
+        """Begin to undo the newest reload; ``who`` has asked for that.
 
         :raises GenerationError: that is impossible; the text says why, and nothing has changed.
         """
         refusal = self._core.rollback_refusal()
         if refusal:
             raise GenerationError(refusal)
-        self._observers.notify(Observer.reload_requested)
+        self._observers.notify(Observer.reload_requested, Kind.ROLLBACK, who)
         self.handle(events.Rollback())
 
     def scale(self, workers: int) -> None:
@@ -159,8 +163,15 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Return what ``status`` shows."""
         configuration = self._gunicorn.zd_configuration
-        settings, site = configuration.current.settings, configuration.site()
-        return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings, site)
+        settings = configuration.current.settings
+        return self._journal.status(self.fleet, self.children.workers, self.children.servers, settings, self._site())
+
+    def _site(self) -> Site:
+        return self._gunicorn.zd_configuration.site()
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return what ``history`` shows."""
+        return self._recorder.to_plain()
 
     def waiting(self) -> tuple[str, int] | None:
         """Return what a reload waits for (see :func:`zdworker.master.status.waiting`)."""
@@ -172,5 +183,6 @@ class Supervisor:
         if left:
             self._log.critical("Processes that cannot be killed are left behind (pids: %s)", ", ".join(map(str, left)))
         self.leftovers.kill_all()
+        self._recorder.close()
         self._notifier.close()
         self._control.close()

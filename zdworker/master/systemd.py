@@ -18,12 +18,14 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 
 from zdworker import texts
 from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
+from zdworker.core.history import Kind, Requester
 from zdworker.master.observers import Observer
+from zdworker.master.status import rolled_out
 
 UNSENT_MAX = 100
 """Messages that may wait for room in the socket."""
@@ -56,11 +58,21 @@ def stage_of(fleet: Fleet) -> Stage:
     return Stage.READY
 
 
-def status_of(fleet: Fleet) -> str:
-    """Return one line about the fleet, for a reader of ``systemctl status``."""
+def status_of(fleet: Fleet, waiting: tuple[str, int] | None = None) -> str:
+    """Return one line about the fleet, for a reader of ``systemctl status``.
+
+    :param waiting: for what a reload waits, and the seconds left for that (see ``status.py``).
+    """
     ready = sum(worker.state is WorkerState.READY for worker in fleet.workers.values())
-    code = f", generation {fleet.current[-1]}" if fleet.current else ""
-    line = f"{fleet.state}: {ready} of {fleet.size} workers ready{code}"
+    facts = [f"{ready} of {texts.counted(fleet.size, 'worker')} ready"]
+    if fleet.state == "rolling":
+        target, replaced = rolled_out(fleet)
+        facts = [f"generation {target}", f"{replaced} of {fleet.size} replaced", *facts]
+    elif fleet.current:
+        facts.append(f"generation {fleet.current[-1]}")
+    line = f"{fleet.state}: {', '.join(facts)}"
+    if waiting is not None and fleet.state == "rolling":
+        line += f"; {waiting[0]}, at most {waiting[1]} s more"
     return f"{line}; {fleet.trouble.reason}" if fleet.trouble else line
 
 
@@ -68,9 +80,13 @@ class Notifier(Observer):
     """Sends the notifications, if ``NOTIFY_SOCKET`` is set.
 
     :param environ: the environment that the master was started with.
+    :param waiting: returns for what a reload waits (see :func:`status_of`).
     """
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], waiting: Callable[[], tuple[str, int] | None] = lambda: None
+    ) -> None:
+        self._waiting = waiting
         self._stage: Stage | None = None
         self._status = ""
         self._next_extension = 0.0
@@ -83,7 +99,7 @@ class Notifier(Observer):
         """Send what has changed and the watchdog's heartbeat, and extend systemd's timeout where that is needed."""
         if self._socket is None:
             return
-        self._send_changes(stage_of(fleet), status_of(fleet), now)
+        self._send_changes(stage_of(fleet), status_of(fleet, self._waiting()), now)
         if self._stage is not Stage.READY and now >= self._next_extension:
             self._next_extension = now + EXTENSION_INTERVAL_S
             self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1e6:.0f}")
@@ -106,7 +122,7 @@ class Notifier(Observer):
             self._socket.close()
             self._socket = None
 
-    def reload_requested(self) -> None:
+    def reload_requested(self, kind: Kind, who: Requester) -> None:
         """Have ``RELOADING=1`` sent, even while another reload is under way: systemd waits for an answer to each."""
         if self._stage in (Stage.READY, Stage.RELOADING):
             self._stage = None

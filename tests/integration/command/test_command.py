@@ -69,7 +69,7 @@ def test_a_reload_is_waited_for(server: Server, site: Site, command: Command) ->
     done = command("reload")
     assert set(server.versions().values()) == {"two"}
     assert done.stdout.startswith("reload done: generation 2 serves")
-    assert "generation 2, 1 of 2 workers new" in done.stderr
+    assert "rolling: generation 2, 1 of 2 replaced" in done.stderr
 
 
 def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command: Command) -> None:
@@ -127,6 +127,20 @@ def test_a_reload_says_what_it_waits_for(server: Server, site: Site, command: Co
             assert client.reply().status == 200
             assert reload.stdout.read().startswith("reload done")
             assert reload.wait(30) == DONE
+
+
+def test_until_all_workers_are_ready_the_master_starts(make_server: Start, site: Site, command: Command) -> None:
+    (site.directory / "gate").write_text("")
+    site.deploy("one", extra="\nwhile os.path.exists('gate'):\n    time.sleep(0.01)\n")
+    server = make_server(zd_preload="never", environment={"XDG_RUNTIME_DIR": str(command.runtime)}).launch()
+    runtime = command.runtime / "zdworker" / f"{server.master}.sock"
+    wait_for(runtime.exists, 30, "it has a control socket")
+    told = command("status", "--check", code=FAILED).stdout
+    assert told == "starting, 0 of 2 workers ready\n"
+    assert command.json("status")["state"] == command.json("list")["masters"][0]["state"] == "starting"
+    (site.directory / "gate").unlink()
+    server.wait_full()
+    wait_for(lambda: command.json("status")["state"] == "steady", 10, "the start is over")
 
 
 def test_a_monitor_asks_whether_all_is_well(server: Server, site: Site, command: Command) -> None:

@@ -152,7 +152,7 @@ def test_a_failed_reload_with_any_text(
         assert UNFIT.findall(text) == []
 
     said = received(notified)
-    assert "STATUS=failed: 1 of 1 workers ready, generation 1" in said
+    assert "STATUS=failed: 1 of 1 worker ready, generation 1" in said
     assert all(len(part) < 1000 for part in said.splitlines())
     for text in (said, log.read_text(), server.log):
         assert UNFIT.findall(text) == []

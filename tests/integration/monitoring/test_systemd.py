@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.clients import Client
+from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
 
@@ -78,6 +79,25 @@ def test_a_reload_is_announced_with_its_moment_and_ends_ready(server: Server, si
     announced = next(message for message in ear.heard if "RELOADING" in message)
     assert int(announced["MONOTONIC_USEC"]) >= asked
     assert ear.status() == "steady: 2 of 2 workers ready, generation 2"
+
+
+def test_a_reload_s_status_tells_what_it_waits_for(server: Server, site: Site, ear: Ear) -> None:
+    server.start()
+    ear.wait("READY")
+    with Client(server.address) as client:
+        client.send(request("GET", "/hold"))
+        wait_for(lambda: site.marks("request"), 10, "the request is being answered")
+        site.deploy("two")
+        server.signal(signal.SIGUSR2)
+        pid = site.marks("request")[0]["pid"]
+        replaced, serving = r"rolling: generation 2, [12] of 2 replaced", r"[12] of 2 workers ready"
+        waiting = rf"waiting for worker {pid} \(slot [01]\): 1 request, at most \d s more"
+        told = f"{replaced}, {serving}; {waiting}"
+        wait_for(lambda: re.fullmatch(told, ear.status()), 30, "it tells which worker it waits for")
+        site.answer_held()
+        assert client.reply().status == 200
+    wait_for(lambda: ear.status() == "steady: 2 of 2 workers ready, generation 2", 30, "all are new")
+    assert not [m for m in ear.heard if "0 of 2 workers ready, generation 2" in m.get("STATUS", "")]
 
 
 def test_a_failed_reload_ends_ready_too_and_says_why(server: Server, site: Site, ear: Ear) -> None:
