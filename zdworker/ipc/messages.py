@@ -164,9 +164,13 @@ class Hello:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot."""
+    """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot.
+
+    ``mismatch`` says why its class can hardly serve this application, "" if it can, or if that cannot be told.
+    """
 
     takes: bool = False
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)
