@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from zdworker import settings
-from zdworker.command import cli, finder
+from zdworker.command import check, cli, finder
 from zdworker.core import events, history
 from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
@@ -277,6 +277,19 @@ LIST = {
 }
 
 
+CHECK = {
+    "result": "`done`, or `failed` if there was an error",
+    "errors": "their number",
+    "warnings": "their number",
+    "findings": "a list, in the order in which they were found; new ones may be added, so go by `level`",
+    "findings[].level": "`ok`, `warning`, `error`, or `skipped` for what was not checked",
+    "findings[].about": "`versions`, `configuration`, `worker class`, `settings`, `start`, `bind`, `application`, "
+    "`hooks`, `systemd` or `control socket`",
+    "findings[].text": "what was found, and what to do: the line that is printed",
+    "findings[].details": "the traceback, or what was printed, of an error; else empty",
+}
+
+
 def status_fields() -> str:
     """Return the fields of ``status --json``."""
     return _fields(STATUS, _paths(_status()))
@@ -303,6 +316,11 @@ def history_fields() -> str:
     """Return the fields of an entry in ``history --json``."""
     entry = history.Entry("reload", "", 0, 0, [history.Requester()]).to_plain()
     return _fields(HISTORY, _paths(entry))
+
+
+def check_fields() -> str:
+    """Return the fields of ``check --json``."""
+    return _fields(CHECK, _paths(check.Checked([messages.Finding("ok", "", "")]).to_plain()))
 
 
 def report_fields() -> str:
@@ -374,6 +392,7 @@ SECTIONS: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "outcome": outcome_fields,
         "list": list_fields,
         "history": history_fields,
+        "check": check_fields,
     },
     "hooks.md": {"hooks": hook_rows, "report": report_fields},
 }

@@ -91,6 +91,28 @@ def _both(name: str, here: Any, there: Any) -> str:
     return f"{texts.line(repr(here), SHOWN_MAX)} and {texts.line(repr(there), SHOWN_MAX)}"
 
 
+TRIAL = {
+    "workers": 1,
+    "errorlog": "-",
+    "accesslog": None,
+    "loglevel": "info",
+    "statsd_host": None,
+    "syslog": False,
+    "reload": False,
+}
+"""What a trial sets: it writes into no log file of the site (which would belong to whoever tries), sends no metrics of
+its own, and fails where a development server would show a traceback."""
+
+
+def set_for_trial(cfg: Any) -> None:
+    """Change a configuration so that a generation can be tried beside a running site, without touching that."""
+    for name, value in TRIAL.items():
+        cfg.set(name, value)
+    # The one hook that Gunicorn's arbiter calls when it is made.
+    hook = cfg.settings["nworkers_changed"]
+    hook.value = hook.default
+
+
 def is_set(cfg: Any, hook: str) -> bool:
     """Return whether the configuration has a hook of its own, in the place of Gunicorn's, which does nothing."""
     setting = cfg.settings[hook]

@@ -13,11 +13,12 @@ Rules:
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
@@ -154,18 +155,40 @@ def read(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Setting
     :param namespace: the globals of ``gunicorn.conf.py``; names without the prefix are ignored.
     :raises SettingError: a setting is unknown or has a bad value, or a hook is bad.
     """
-    values: dict[str, object] = {}
     hooks(namespace)
-    for name in sorted(name for name in namespace if name.startswith(PREFIX) and name not in HOOKS):
-        _refuse_unless_known(name, name)
-        values[name] = SPECS[name].checked(_called(name, namespace[name]), name)
-    for name in sorted(SPECS):
-        variable = name.upper()
-        if variable in environ:
-            label = f"{variable} (environment)"
-            _refuse_unless_known(name, label)
-            values[name] = SPECS[name].checked(environ[variable], label)
+    values = {name: _checked(name, label, value) for name, label, value in _given(namespace, environ)}
     return Settings.from_plain({name.removeprefix(PREFIX): value for name, value in values.items()})
+
+
+def problems(namespace: Mapping[str, object], environ: Mapping[str, str]) -> list[str]:
+    """Return all reasons for which :func:`read` would refuse these settings, where that raises the first."""
+    found = []
+    for name, label, value in _given(namespace, environ):
+        try:
+            _checked(name, label, value)
+        except SettingError as error:
+            found.append(str(error))
+    try:
+        hooks(namespace)
+        if not found:
+            read(namespace, environ)
+    except SettingError as error:
+        found.append(str(error))
+    return found
+
+
+def _given(namespace: Mapping[str, object], environ: Mapping[str, str]) -> Iterator[tuple[str, str, object]]:
+    """Yield the name, the label for errors and the value of each setting, those of the environment last."""
+    for name in sorted(name for name in namespace if name.startswith(PREFIX) and name not in HOOKS):
+        yield name, name, namespace[name]
+    for name in sorted(SPECS):
+        if name.upper() in environ:
+            yield name, f"{name.upper()} (environment)", environ[name.upper()]
+
+
+def _checked(name: str, label: str, value: object) -> object:
+    _refuse_unless_known(name, label)
+    return SPECS[name].checked(_called(name, value), label)
 
 
 def hooks(namespace: Mapping[str, object]) -> dict[str, Callable[..., object]]:
@@ -199,7 +222,17 @@ def unknown_environment(environ: Mapping[str, str]) -> list[str]:
 
 def _refuse_unless_known(name: str, label: str) -> None:
     if name not in SPECS:
-        raise SettingError(f"{label} is not a setting of zdworker; available: {', '.join([*SPECS, *HOOKS])}")
+        near = nearest(name, [*SPECS, *HOOKS])
+        meant = f" (did you mean {near}?)" if near else ""
+        raise SettingError(f"{label} is not a setting of zdworker{meant}; available: {', '.join([*SPECS, *HOOKS])}")
+
+
+def nearest(name: str, known: Iterable[str], likeness: float = 0.75) -> str:
+    """Return the name that was probably meant, "" if none is near.
+
+    :param likeness: how alike both have to be, from 0 to 1 (:func:`difflib.get_close_matches`).
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), 1, likeness)), "")
 
 
 def _share(value: object) -> int | str:

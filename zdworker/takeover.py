@@ -24,6 +24,21 @@ def _overrides(subclass: type, base: type) -> list[str]:
     return sorted(own)
 
 
+def refusal_of(arbiter: Any) -> str:
+    """Return why zdworker cannot take the place of an arbiter, "" if it can: it has methods that nobody would call."""
+    from gunicorn.arbiter import Arbiter
+
+    overrides = _overrides(type(arbiter), Arbiter)
+    if not overrides:
+        return ""
+    name = f"{type(arbiter).__module__}.{type(arbiter).__qualname__}"
+    return (
+        f"{name} is a subclass of Gunicorn's Arbiter, in whose place zdworker puts its own: {', '.join(overrides)} "
+        "would have no effect. Start gunicorn.arbiter.Arbiter and put what they do into hooks, or use a worker class "
+        "of Gunicorn's"
+    )
+
+
 def install() -> None:
     """Change Gunicorn in this process; a second call does nothing."""
     global _installed
@@ -42,14 +57,9 @@ def install() -> None:
             return
         from zdworker.master.arbiter import ZeroDowntimeArbiter, refuse_start
 
-        overrides = _overrides(type(arbiter), Arbiter)
-        if overrides:
-            name = f"{type(arbiter).__module__}.{type(arbiter).__qualname__}"
-            refuse_start(
-                f"{name} is a subclass of Gunicorn's Arbiter, in whose place zdworker puts its own: "
-                f"{', '.join(overrides)} would have no effect. Start gunicorn.arbiter.Arbiter and put what they do "
-                "into hooks, or use a worker class of Gunicorn's"
-            )
+        refusal = refusal_of(arbiter)
+        if refusal:
+            refuse_start(refusal)
         arbiter.__class__ = ZeroDowntimeArbiter
         arbiter.run(stock_run)
 

@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 
 import click
 import pytest
+from gunicorn.config import Config
 
 from tests.harness import documents
 from tests.harness.documents import FOLLOWED, ROOT
@@ -57,6 +58,10 @@ SHOWN = {
         "docs/embedding.md",
         "import os",
     ): "tests/integration/field/test_launchers.py::test_a_launcher_that_asks_is_run_once_more_for_each_generation",
+    (
+        "docs/reference/command.md",
+        "zdworker check",
+    ): "tests/integration/command/test_check.py::test_all_bad_settings_are_told_at_once",
     ("docs/state.md", "import fcntl"): f"{STATE}test_one_scheduler",  # and metrics.py
     ("docs/state.md", 'bind = "127.0.0.1:8000"'): f"{STATE}test_values_that_workers_share",
     ("docs/state.md", "import multiprocessing"): f"{STATE}test_values_that_workers_share",
@@ -224,6 +229,8 @@ def test_commands_are_the_commands(page: str) -> None:
             assert words[0] in cli.main.commands, words
             known = cli.main.commands[words[0]]
         options = {option for parameter in known.get_params(click.Context(known)) for option in parameter.opts}
+        if words[0] == "check":  # whose arguments are Gunicorn's
+            options |= {option for setting in Config().settings.values() for option in setting.cli or ()}
         assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options, words
 
 

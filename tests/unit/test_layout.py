@@ -48,6 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("core", "ipc", "gunicorn_config", "forkserver"),
     },
     "takeover": {"roles", "syscalls", "master"},
+    "check": {
+        *("errors", "roles", "settings", "syscalls", "texts", "descendants"),
+        *("core", "ipc", "gunicorn_config", "forkserver", "master", "takeover"),
+    },
     "workers": {"errors", "roles", "settings", "syscalls", "texts", "tracebacks", "printed", "ipc", "takeover"},
     "command": {"errors", "settings", "syscalls", "texts", "ipc"},
     "__main__": {"command"},

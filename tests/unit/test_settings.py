@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zdworker.errors import SettingError
-from zdworker.settings import SPECS, Settings, amount, hooks, read, unknown_environment
+from zdworker.settings import SPECS, Settings, amount, hooks, problems, read, unknown_environment
 
 shares = st.integers(0, 300) | st.integers(0, 100).map(lambda percent: f"{percent}%")
 seconds = st.floats(0, 1e6, allow_nan=False)
@@ -129,7 +129,31 @@ def test_a_bad_value_in_the_file_is_refused_even_where_the_environment_wins() ->
 
 def test_an_unknown_name_is_refused_with_the_names_that_exist() -> None:
     text = refusal({"zd_max_serge": 1})
-    assert text.startswith("zd_max_serge is not a setting of zdworker; available: zd_max_surge, ")
+    meant = "(did you mean zd_max_surge?)"
+    assert text.startswith(f"zd_max_serge is not a setting of zdworker {meant}; available: zd_max_surge, ")
+    assert refusal({"zd_colour": 1}).startswith("zd_colour is not a setting of zdworker; available: zd_max_surge, ")
+
+
+def test_all_problems_are_told_at_once() -> None:
+    namespace = {"zd_max_serge": 1, "zd_warmup": 5, "zd_max_surge": 0, "zd_worker_ready": 3}
+    found = problems(namespace, {"ZD_BOOT_TIMEOUT": "soon"})
+    assert [text.split(" ")[0] for text in found] == [
+        "zd_max_serge",
+        "zd_warmup",
+        "ZD_BOOT_TIMEOUT",
+        "zd_worker_ready",
+    ]
+    assert problems({"zd_max_surge": 0}, {})[0].startswith("zd_max_surge and zd_max_unavailable are both 0")
+    assert problems({"zd_max_surge": 0, "zd_max_unavailable": 1}, {}) == []
+
+
+@given(st.dictionaries(st.sampled_from([*SPECS]), st.none() | st.integers() | st.text() | st.booleans()))
+def test_there_are_problems_where_reading_raises(namespace: dict[str, object]) -> None:
+    found = problems(namespace, {})
+    if found:
+        assert refusal(namespace) == found[0]
+    else:
+        read(namespace, {})
 
 
 def test_the_health_path() -> None:

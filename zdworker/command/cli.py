@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from zdworker import texts
-from zdworker.command import client, finder, history, output
+from zdworker.command import check, client, finder, history, output
 from zdworker.errors import ContradictoryNames, MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
 
@@ -205,6 +205,31 @@ def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
             _exit_with(Exit.MISUSE, f"{error.name} is not installed: pip install 'zdworker[metrics]'", as_json=False)
         click.echo(exposition(_status_of(_find(pid, pidfile, path))), nl=False)
         _require_output()
+
+
+@main.command("check", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--unit", default="", metavar="U", help="The systemd unit of the site, or its file, to look at as well.")
+@click.option("--launcher", is_flag=True, help="ARGUMENTS start a program that starts Gunicorn: serve.py, or -m site.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def check_site(as_json: bool, unit: str, launcher: bool, arguments: tuple[str, ...]) -> None:
+    """Try, beside a running site, whether a site would start with gunicorn's own ARGUMENTS and GUNICORN_CMD_ARGS."""
+    words = list(arguments) if launcher else ["-m", "gunicorn", *arguments]
+    if not words:
+        raise click.UsageError("--launcher needs the program: a script, or -m and a module")
+    with _exit_codes(as_json):
+        checked = check.Check(
+            words, unit, lambda finding: None if as_json else click.echo(check.line_of(finding))
+        ).run()
+    if checked.misuse:
+        _exit_with(Exit.MISUSE, checked.misuse, as_json)
+    if as_json:
+        _print_json(checked.to_plain())
+    else:
+        click.echo(check.total_of(checked))
+    _require_output()
+    if checked.count("error"):
+        raise SystemExit(Exit.FAILED)
 
 
 @main.command()

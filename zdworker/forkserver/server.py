@@ -27,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import faulthandler
 import functools
 import gc
 import os
@@ -88,6 +89,8 @@ def main() -> NoReturn:
     worker_boot.write_stack_when_asked()
     for signum in syscalls.HELD_SIGNALS:
         signal.signal(signum, _ignore_signal)
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed
+        faulthandler.register(syscalls.STACK_SIGNAL, file=2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
     places = Places(init.directory)
     _set_paths(init, places)
@@ -101,7 +104,7 @@ def main() -> NoReturn:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
             places.note(Place.SCRIPT, command[0])
-        _run_command(command, init.safe_path)
+        run_command(command, init.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
     except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
         generation.finish_worker()
@@ -148,7 +151,7 @@ def _set_paths(init: Init, places: Places) -> None:
     package.__path__[:] = [os.path.realpath(path) for path in package.__path__]
 
 
-def _run_command(command: list[str], safe_path: bool) -> None:
+def run_command(command: list[str], safe_path: bool) -> None:
     """Run a command as the interpreter would: ``-m module``, ``-c code`` or a script, with its arguments."""
     if command[0] == "-m":
         sys.argv = command[1:]
@@ -297,6 +300,8 @@ class Generation:
         from gunicorn import SERVER_SOFTWARE, util
 
         self.app, self.cfg = app, app.cfg
+        if self._init.trial:
+            gunicorn_config.set_for_trial(self.cfg)
         self.worker_class = self.cfg.worker_class
         gunicorn_config.refuse_foreign_class(self.cfg)
         self._places.refuse_unreachable(app)

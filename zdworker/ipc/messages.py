@@ -115,6 +115,7 @@ class Init:
     from, empty without one. ``started`` is when the master started, in nanoseconds since the epoch. ``environment`` is
     what hooks in the master have set by now, None for a variable that they have removed. ``not_preloaded`` is not the
     master's: with it a fork server starts itself again that has found, after the import, why it should not preload.
+    ``trial`` means that the generation is only tried (``zdworker check``): it leaves alone what a running site uses.
     """
 
     generation: int
@@ -126,6 +127,7 @@ class Init:
     started: int = 0
     environment: dict[str, str | None] = field(default_factory=dict, repr=False)
     not_preloaded: str = ""
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,13 @@ class Hello:
 
 @dataclass(frozen=True)
 class Ready:
-    """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot."""
+    """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot.
+
+    ``mismatch`` says why its class can hardly serve this application, "" if it can, or if that cannot be told.
+    """
 
     takes: bool = False
+    mismatch: str = ""
 
 
 @dataclass(frozen=True)
@@ -325,6 +331,36 @@ class Refused:
     reason: str
 
 
+# -- check to command --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checking:
+    """The check begins with something, and has ended with it, or has ended itself, ``limit_s`` seconds later."""
+
+    about: str
+    limit_s: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the check has found: ``level`` is one of :data:`LEVELS`, ``about`` what it is about, in a word or two.
+
+    ``text`` is for a reader, and says what to do where something is to be done. ``details`` is a traceback, or what was
+    printed. Where an error has none, the command takes what was printed meanwhile if ``printed`` is set.
+    """
+
+    level: str
+    about: str
+    text: str
+    details: str = field(default="", repr=False)
+    printed: bool = False
+
+
+LEVELS = ("ok", "warning", "error", "skipped")
+"""The levels of a :class:`Finding`."""
+
+
 ServerReport = Loaded | LoadFailed | Forked | NotForked
 WorkerReport = Hello | Ready | Draining | Drained | Failed | ReplacementRequested | Counts
 Message = (
@@ -342,6 +378,8 @@ Message = (
     | Progress
     | Outcome
     | Refused
+    | Checking
+    | Finding
 )
 
 SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(ServerReport), MESSAGE_MAX_BYTES)
@@ -350,6 +388,9 @@ SERVER_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys(typing.get_args(Se
 REPORTED_TEXT_BYTES = 2 * texts.LINES_MAX
 """Bytes that a text in a worker's report may have, as JSON. A text for a reader fits if it is mostly ASCII, of which a
 character takes one byte, or two where JSON needs a backslash."""
+
+CHECK_REPORT_BYTES: dict[type[Message], int] = dict.fromkeys((Checking, Finding), MESSAGE_MAX_BYTES)
+"""Bytes that each kind of message from the check may have; it sends no others."""
 
 WORKER_REPORT_BYTES: dict[type[Message], int] = {
     **dict.fromkeys(typing.get_args(WorkerReport), 1024),

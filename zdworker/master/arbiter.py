@@ -88,7 +88,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         :param stock_run: Gunicorn's own ``Arbiter.run``.
         """
         try:
-            self._zd_take_over()
+            self.zd_take_over()
         except (SettingError, UnsupportedGunicorn, GenerationError) as error:
             refuse_start(str(error))
         try:
@@ -99,7 +99,13 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 os._exit(worker_boot.exit_code(end.code) if isinstance(end, SystemExit) else 1)
             raise
 
-    def _zd_take_over(self) -> None:
+    def zd_take_over(self) -> None:
+        """Become the master, and start nothing yet.
+
+        :raises SettingError: a ``zd_`` setting is bad.
+        :raises UnsupportedGunicorn: this Gunicorn lacks something.
+        :raises GenerationError: the configuration cannot be used.
+        """
         # Not hasattr(self, …): that would find methods of this class that Gunicorn may have ceased to call.
         missing = [name for name in NEEDED if name not in vars(self) and not hasattr(Arbiter, name)]
         missing += [name for owner, name in NEEDED_ELSEWHERE if not hasattr(owner, name)]
@@ -119,14 +125,13 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_usr2_at = -math.inf
         self._zd_leftovers_by: float | None = None
         self._zd_handed_over = self._zd_find_handed_over()
-        addresses.refuse_unusable_at_start(addresses.places(self.cfg, os.getcwd()), self._zd_handed_over)
+        self.zd_refuse_bind(addresses.places(self.cfg, os.getcwd()))
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
-        self._zd = Supervisor(self, self._zd_command(), _GunicornObserver(self))
+        self._zd = self.zd_supervisor(self._zd_command())
         self.WORKERS = self._zd.children.workers_by_pid
-        for name in unknown_environment(os.environ):
-            self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
-        hooks = [name for name in HOOKS_IN_THE_MASTER if self._zd_hook_of(name) is not None]
+        self.zd_warn_of_environment()
+        hooks = self.zd_hooks_in_the_master()
         if hooks:
             self.log.info(
                 "In the master, from which no worker is forked: %s. What they do to modules stays there: have the "
@@ -134,13 +139,40 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 ", ".join(hooks),
             )
 
+    def zd_supervisor(self, command: launch.Command | None) -> Supervisor:
+        """Return the other half of the master."""
+        return Supervisor(self, command, _GunicornObserver(self))
+
+    def zd_capture(self) -> launch.Command:
+        """Return the command that a generation runs once more.
+
+        :raises GenerationError: it cannot be run again; the text says why.
+        """
+        return launch.capture(self._zd_start_environment, str(Chdir.default), daemon=self.cfg.daemon)
+
+    def zd_refuse_bind(self, places: list[addresses.Place]) -> None:
+        """Refuse addresses that cannot be listened on.
+
+        :raises GenerationError: there are such.
+        """
+        addresses.refuse_unusable_at_start(places, self._zd_handed_over)
+
+    def zd_warn_of_environment(self) -> None:
+        """Warn of variables that look like settings, and are none."""
+        for name in unknown_environment(os.environ):
+            self.log.warning("The environment sets %s, which is no setting of zdworker.", name)
+
+    def zd_hooks_in_the_master(self) -> list[str]:
+        """Return the hooks of the configuration that stock Gunicorn runs in the process that it forks workers from."""
+        return [name for name in HOOKS_IN_THE_MASTER if self._zd_hook_of(name) is not None]
+
     def _zd_command(self) -> launch.Command | None:
         """Return what a generation runs, or None with a warning where there can be no fork servers."""
         try:
             if not syscalls.become_subreaper():
                 raise GenerationError("this system has no subreaper")
             self._zd_warn_of_unknown_directory()
-            return launch.capture(self._zd_start_environment, str(Chdir.default), daemon=self.cfg.daemon)
+            return self.zd_capture()
         except GenerationError as error:
             loaded = self.zd_configuration.loaded_code = LoadedCode(str(Chdir.default), str(error))
             self.log.warning(

@@ -31,7 +31,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,8 @@ class Command:
     path. ``safe_path`` means that Python was started with ``-P`` or ``-I``. ``started`` is when the master started,
     less :data:`SAME_DEPLOY_NS`, in nanoseconds since the epoch. ``archive`` is the file that the program was unpacked
     from, empty if it was not, and ``archive_state`` that file's state at the start. ``follows_line`` means that the
-    ``#!`` line of the script has given the master its interpreter, and gives generations theirs.
+    ``#!`` line of the script has given the master its interpreter, and gives generations theirs. ``trial`` means that
+    generations are only tried.
     """
 
     interpreter: str
@@ -76,6 +77,7 @@ class Command:
     archive: str = ""
     archive_state: FileState | None = None
     follows_line: bool = True
+    trial: bool = False
 
     @property
     def script(self) -> str | None:
@@ -83,12 +85,15 @@ class Command:
         return None if self.target[0] in ("-m", "-c") else os.path.join(self.directory, self.target[0])
 
 
-def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> Command:
+def capture(
+    environment: Mapping[str, str], directory: str, *, daemon: bool, arguments: Sequence[str] | None = None
+) -> Command:
     """Return the command that started this process.
 
     :param environment: the environment it was started with.
     :param directory: the logical directory that it was in when Gunicorn was imported.
     :param daemon: Gunicorn has made a daemon of this process, by forking it.
+    :param arguments: the interpreter's arguments, where they are others than those of this process.
     :raises GenerationError: it cannot be run again; the text says why.
     """
     parent = sys.modules.get("multiprocessing.process")
@@ -99,7 +104,7 @@ def capture(environment: Mapping[str, str], directory: str, *, daemon: bool) -> 
     if syscalls.was_forked() and not daemon:
         # The command would start what forked this process once more, and that might start anything besides.
         raise GenerationError("this is a fork of the program that was started")
-    options, target = _split(list(sys.orig_argv[1:]))
+    options, target = _split(list(sys.orig_argv[1:] if arguments is None else arguments))
     if target[0] not in ("-m", "-c"):
         directory = _start_directory(target[0], environment, directory)
     safe_path = bool(getattr(sys.flags, "safe_path", False) or sys.flags.isolated)
@@ -291,6 +296,7 @@ def start_generation(
             configuration=configuration,
             started=command.started,
             environment=hooked,
+            trial=command.trial,
         )
         # The message is sent before there is a reader; the registry of children sends what there is no room for yet.
         log.debug("master -> fork server of generation %s: %r", number, init)

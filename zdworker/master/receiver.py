@@ -169,7 +169,9 @@ class Receiver:
                     self._children.set_pid(record, sender)
                 record.greeted = True
                 self._start_if_forked(record)
-            case Ready(takes):
+            case Ready(takes, mismatch):
+                if mismatch:
+                    self._log.error("Worker (pid:%s): %s", record.pid, texts.line(mismatch, texts.REASON_MAX))
                 self._worker_ready(record, takes)
             case Draining():
                 record.leaving_since = time.monotonic()

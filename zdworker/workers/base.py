@@ -41,7 +41,7 @@ from zdworker.ipc.report import Reporter
 from zdworker.printed import Printed
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
-from zdworker.workers import tls
+from zdworker.workers import applications, tls
 from zdworker.workers.drain import QUEUE_PATIENCE_S, QUEUE_RETRY_S
 from zdworker.workers.signals import Handlers
 
@@ -103,6 +103,10 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     zd_answers_health: ClassVar[bool] = False
     """Whether the class answers ``zd_health_path``, by :meth:`zd_stopping` (see :mod:`zdworker.workers.health`)."""
 
+    zd_serves: ClassVar[frozenset[str]] = frozenset()
+    """The kinds of application that the class serves (:func:`zdworker.workers.applications.kind_of`); empty if that is
+    not known."""
+
     zd_deadline: float = math.inf
     """When the drain has to be over, by ``time.monotonic()``; infinite until the worker has to leave."""
 
@@ -119,6 +123,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     booted: bool
     alive: bool
+    app: Any
     cfg: Any
     log: Any
     nr: int
@@ -209,7 +214,15 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Report, once, that this worker accepts connections."""
         self.zd_printed.end()
         self.zd_take_signals_back()
-        self._report_once(Ready(takes=self.zd_takes))
+        self._report_once(Ready(takes=self.zd_takes, mismatch=self.zd_mismatch()))
+
+    def zd_mismatch(self) -> str:
+        """Return why this class can hardly serve the application, "" if it can, or if that cannot be told."""
+        try:
+            application = self.app.wsgi()  # the object that was loaded, not what is wrapped around it
+        except Exception:  # noqa: BLE001  # with ``reload`` a page takes its place
+            return ""
+        return applications.mismatch(application, self.zd_serves, self.cfg.worker_class_str)
 
     def zd_draining(self) -> None:
         """Report, once, that this worker has stopped accepting."""

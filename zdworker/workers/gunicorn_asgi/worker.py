@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class ASGIWorker(LoopWorker):
     """Serves an ASGI application with Gunicorn's own parsers, and loses no request when it is replaced."""
 
+    zd_serves: ClassVar[frozenset[str]] = frozenset({"asgi"})
+
     zd_without_effect: ClassVar[dict[str, str]] = {
         "_setup_event_loop": "set asgi_loop, or override init_process()",
         "_make_error_app": "it is Gunicorn's own page",

@@ -21,6 +21,8 @@ from zdworker.workers.requirements import refuse_missing
 class TornadoWorker(LoopWorker):
     """Serves a Tornado application, or a WSGI application on Tornado, and loses no request when it is replaced."""
 
+    zd_serves: ClassVar[frozenset[str]] = frozenset({"wsgi"})  # and Tornado's own, of no kind
+
     zd_without_effect: ClassVar[dict[str, str]] = {
         "setup": "override zd_prepare(), which is called before the application is imported",
         "handle_request": "override the application's own methods, or log_request of its Application",

@@ -50,6 +50,8 @@ class UvicornWorker(LoopWorker):
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"loop": "auto", "http": "auto"}
     """Keyword arguments of :class:`uvicorn.Config`; subclasses put their own here."""
 
+    zd_serves: ClassVar[frozenset[str]] = frozenset({"asgi"})
+
     zd_without_effect: ClassVar[dict[str, str]] = {
         "_serve": "override run(), or wrap the application",
         "_install_sigquit_handler": "SIGQUIT ends the worker at once, as with Gunicorn's own classes",
@@ -76,6 +78,11 @@ class UvicornWorker(LoopWorker):
                 "graceful_timeout counts"
             )
         return found
+
+    def zd_mismatch(self) -> str:
+        """Return why uvicorn can hardly serve the application: what ``CONFIG_KWARGS`` may have it adapt, it can."""
+        adapts = self.CONFIG_KWARGS.get("interface", "auto") != "auto" or self.CONFIG_KWARGS.get("factory", False)
+        return "" if adapts else super().zd_mismatch()
 
     @property
     def config(self) -> Config:

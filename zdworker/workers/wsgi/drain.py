@@ -46,6 +46,7 @@ class WsgiDrain(ZeroDowntime):
     """Mixin for workers on Gunicorn's own WSGI responses (``gunicorn.http.wsgi.Response``)."""
 
     zd_answers_health: ClassVar[bool] = True
+    zd_serves: ClassVar[frozenset[str]] = frozenset({"wsgi"})
 
     cfg: Any
     wsgi: WsgiApplication

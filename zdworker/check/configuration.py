@@ -1,0 +1,79 @@
+"""The configuration: the ``zd_`` settings, names that mean nothing, addresses, and hooks that do not reach workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import FunctionType, ModuleType
+from typing import Any
+
+from zdworker import gunicorn_config, settings
+from zdworker.check.findings import Findings
+from zdworker.settings import HOOKS, SPECS, nearest
+
+LIKENESS = 0.85
+"""How alike a name of the configuration file and a setting of Gunicorn's have to be for a slip to be suspected."""
+
+
+def check_settings(cfg: Any, findings: Findings) -> bool:
+    """Check the ``zd_`` settings; return whether a generation can be tried with them."""
+    namespace = gunicorn_config.namespace(cfg)
+    found = settings.problems(namespace, os.environ)
+    for problem in found:
+        findings.error(problem)
+    for name in settings.unknown_environment(os.environ):
+        near = nearest(name, [known.upper() for known in SPECS])
+        meant = f": did you mean {near}?" if near else ": another program's, or misspelt"
+        findings.warning(f"the environment sets {name}, which is no setting of zdworker{meant}")
+    for name, near in slips(cfg, namespace).items():
+        findings.warning(f"the configuration sets {name}, which is no setting: did you mean {near}?")
+    if not found:
+        given = sorted({name for name in SPECS if name in namespace or name.upper() in os.environ})
+        findings.ok(", ".join(given) or "no zd_ setting is set")
+    return not found
+
+
+def slips(cfg: Any, namespace: Mapping[str, object]) -> dict[str, str]:
+    """Return the names in a configuration file that are nearly those of settings, with these."""
+    known = [*cfg.settings, *SPECS, *HOOKS]
+    own = {
+        name
+        for name, value in namespace.items()
+        if not name.startswith(("_", "zd_")) and name not in known and not isinstance(value, (ModuleType, type))
+    }
+    functions = [*HOOKS, *(name for name, setting in cfg.settings.items() if callable(setting.default))]
+    likely = {
+        name: nearest(name, functions if isinstance(namespace[name], FunctionType) else known, LIKENESS) for name in own
+    }
+    return {name: near for name, near in sorted(likely.items()) if near and near not in namespace}
+
+
+def check_addresses(cfg: Any, findings: Findings) -> None:
+    """Check what a start would find out only when it opens the addresses: directories of Unix sockets."""
+    for address in cfg.address:
+        if not isinstance(address, str) or address.startswith("\0"):
+            continue
+        directory = os.path.dirname(os.path.abspath(address))
+        if not os.path.isdir(directory):
+            findings.error(f"bind names unix:{address}, and there is no directory {directory}: make it", "bind")
+        elif not os.access(directory, os.W_OK | os.X_OK):
+            findings.error(
+                f"bind names unix:{address}, and this user may not make a socket in {directory}: change its owner, or "
+                "run this check as the user of the site",
+                "bind",
+            )
+
+
+def check_hooks(names: list[str], findings: Findings) -> None:
+    """Warn of hooks that run in the master.
+
+    :param names: those of the configuration.
+    """
+    if names:
+        findings.warning(
+            f"{', '.join(names)}: called in the master, from which no worker is forked (and not called by this check). "
+            "What they set in the environment reaches the workers, what they do to modules does not: have the "
+            "application do it at its import, or post_fork"
+        )
+    else:
+        findings.ok("none that runs in the master alone")
