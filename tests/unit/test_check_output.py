@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zdworker.command import check
-from zdworker.command.check import Checked, line_of, shortened, total_of
+from zdworker.command.check import Check, Checked, line_of, shortened, total_of
 from zdworker.ipc.messages import LEVELS, Finding
 
 TRACEBACK = """\
@@ -76,3 +81,57 @@ def test_what_it_comes_to() -> None:
     plain = Checked([fine, error]).to_plain()
     assert (plain["result"], plain["errors"], plain["warnings"]) == ("failed", 1, 0)
     assert plain["findings"][0] == {"level": "ok", "about": "it", "text": "is so", "details": ""}
+
+
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Checked:
+    """Run a program in the place of the check; it has ``send`` and ``write``."""
+    (tmp_path / "stands_in.py").write_text(
+        "import os, socket, sys\n"
+        "from zdworker.ipc.channel import Channel\n"
+        "from zdworker.ipc.messages import Checking, Finding\n"
+        "channel = Channel(socket.socket(fileno=int(sys.argv[1])))\n"
+        "stacks, send = int(sys.argv[2]), channel.send\n"
+        "def write(text, number=2): os.write(number, text.encode())\n" + text
+    )
+    monkeypatch.setattr(check, "PROGRAM", "stands_in")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+    shown: list[Finding] = []
+    checked = Check(["-m", "gunicorn"], "", shown.append).run()
+    assert shown == checked.findings
+    return checked
+
+
+def test_what_was_printed_goes_with_what_was_being_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it is there before the command looks for the first time."""
+    checked = program(
+        tmp_path,
+        monkeypatch,
+        "write('before')\n"
+        "for name in 'ab':\n"
+        "    write('\\x1e'); send(Checking(name, 1.0)); write(f'why {name}')\n"
+        "    send(Finding('error', name, 'it says:', printed=True))\n"
+        "write('\\x1e'); send(Checking('c', 1.0)); write('after')\n",
+    )
+    assert [(found.text, found.details) for found in checked.findings] == [
+        ("it says: why a", "why a"),
+        ("it says: why b", "why b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("write('stack', stacks); os._exit(1)", "not done within 3 s (zd_boot_timeout): this is where it hangs"),
+        ("os._exit(5)", "the check was ended by the site's code, with exit code 5"),
+        ("os.kill(os.getpid(), 9)", "the check was killed by SIGKILL"),
+    ],
+)
+def test_an_end_that_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str) -> None:
+    checked = program(tmp_path, monkeypatch, f"send(Checking('configuration', 3.0)); {text}\n")
+    (found,) = checked.findings
+    assert (found.level, found.about, found.text) == ("error", "configuration", said)
+
+
+def test_arguments_that_are_not_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = program(tmp_path, monkeypatch, "write('usage: …'); os._exit(2)\n")
+    assert (checked.findings, checked.misuse) == ([], "usage: …")

@@ -66,9 +66,7 @@ class Program:
     def __init__(self, findings: Findings, arguments: list[str], unit: str) -> None:
         self._findings = findings
         self._arguments = arguments
-        self._is_gunicorn = arguments[:2] == ["-m", "gunicorn"]
-        # As the script "gunicorn", in whose path the working directory comes only by Gunicorn's own doing.
-        self._safe_path = self._is_gunicorn or bool(os.environ.get("PYTHONSAFEPATH"))
+        self._safe_path = bool(os.environ.get("PYTHONSAFEPATH"))
         self._unit = unit
         self._started = False
 
@@ -108,9 +106,8 @@ class Program:
             self._findings.error(texts.line(str(end.code)))
 
     def _name(self) -> str:
-        if self._is_gunicorn:
-            return "gunicorn"
-        return " ".join(self._arguments[: 2 if self._arguments[0] == "-m" else 1])
+        """Return what starts Gunicorn, for a reader."""
+        return self._arguments[1] if self._arguments[0] == "-m" else os.path.basename(self._arguments[0])
 
     def _redirect_arbiter(self) -> None:
         """Have Gunicorn's arbiter check instead of starting, and keep Gunicorn from daemonizing."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
 
 from zdworker import texts
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Checking, Finding
+from zdworker.ipc.messages import NEXT_PART, Checking, Finding
 
 
 class Findings:
@@ -32,6 +33,8 @@ class Findings:
     def begin(self, about: str, limit_s: float) -> None:
         """Begin to check something. If that takes ``limit_s`` seconds, the process writes its stacks, and ends."""
         self.about = about
+        with contextlib.suppress(OSError):  # the site's code may have closed it
+            os.write(2, NEXT_PART.encode())
         self._channel.send(Checking(about, limit_s))
         faulthandler.dump_traceback_later(limit_s, exit=True, file=self._stacks)
 

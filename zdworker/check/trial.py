@@ -80,7 +80,7 @@ class TrialArbiter(ZeroDowntimeArbiter):
     zd_arguments: ClassVar[Sequence[str]] = ()
     """The arguments of the interpreter with which a generation is to be started."""
 
-    zd_safe_path: ClassVar[bool] = True
+    zd_safe_path: ClassVar[bool] = False
     """Whether nothing of the working directory is to be in its path."""
 
     _zd: TrialSupervisor

@@ -21,11 +21,12 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from zdworker import texts
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import CHECK_REPORT_BYTES, Checking, Finding
+from zdworker.ipc.messages import CHECK_REPORT_BYTES, NEXT_PART, Checking, Finding
 
 PROGRAM = "zdworker.check"
 """The module that is the program."""
@@ -77,13 +78,20 @@ class Checked:
         return {"result": result, "errors": errors, "warnings": warnings, "findings": findings}
 
 
+def gunicorn() -> list[str]:
+    """Return the interpreter's arguments that start Gunicorn: its script in this environment, as a site does."""
+    script = Path(sys.executable).with_name("gunicorn")
+    return [str(script)] if script.exists() else ["-m", "gunicorn"]
+
+
 class _Pipe:
-    """What processes write into a pipe: all of it is read, and the end of it is kept."""
+    """What processes write into a pipe: all of it is read, and the end of each part is kept."""
 
     def __init__(self) -> None:
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
-        self.text = ""
+        self.parts = [""]
+        """What was written before the first :data:`NEXT_PART`, between that and the second, and so on."""
 
     def fileno(self) -> int:
         """Return the descriptor to read from."""
@@ -93,7 +101,9 @@ class _Pipe:
         """Take what has been written; return False when no process has the pipe open for writing any more."""
         try:
             while data := os.read(self._reader, 65536):
-                self.text = (self.text + data.decode(errors="replace"))[-PRINTED_MAX:]
+                first, *others = data.decode(errors="replace").split(NEXT_PART)
+                self.parts[-1] = (self.parts[-1] + first)[-PRINTED_MAX:]
+                self.parts += others
         except BlockingIOError:
             return True
         return False
@@ -121,6 +131,7 @@ class Check:
         self._show = show
         self._checked = Checked()
         self._checking = Checking("versions", 0.0)
+        self._begun = 0
         self._printed, self._stacks = _Pipe(), _Pipe()
 
     def run(self) -> Checked:
@@ -180,7 +191,8 @@ class Check:
         self._printed.read()  # what was printed before a finding may explain it
         for message, _sender in received.messages:
             if isinstance(message, Checking):
-                self._checking, self._printed.text = message, ""
+                self._checking = message
+                self._begun += 1
             elif isinstance(message, Finding):
                 self._take(message)
         return received.size > 0
@@ -196,14 +208,16 @@ class Check:
         self._show(finding)
 
     def _explanation(self) -> str:
-        return texts.lines(self._printed.text.strip())
+        """Return what was printed during what is being checked."""
+        return texts.lines(self._printed.parts[min(self._begun, len(self._printed.parts) - 1)].strip())
 
     def _ended(self, code: int) -> None:
         """Say how the program has ended, if that was not by itself."""
         about, limit_s = self._checking.about, self._checking.limit_s
-        if self._stacks.text:
+        stacks = "".join(self._stacks.parts)
+        if stacks:
             text = f"not done within {limit_s:g} s (zd_boot_timeout): this is where it hangs"
-            self._take(Finding("error", about, text, texts.lines(self._stacks.text.strip())))
+            self._take(Finding("error", about, text, texts.lines(stacks.strip())))
         elif code == MISUSE:
             self._checked.misuse = self._explanation() or "Gunicorn does not understand its arguments"
         elif code > 0:

@@ -214,7 +214,7 @@ def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def check_site(as_json: bool, unit: str, launcher: bool, arguments: tuple[str, ...]) -> None:
     """Try, beside a running site, whether a site would start with gunicorn's own ARGUMENTS and GUNICORN_CMD_ARGS."""
-    words = list(arguments) if launcher else ["-m", "gunicorn", *arguments]
+    words = list(arguments) if launcher else [*check.gunicorn(), *arguments]
     if not words:
         raise click.UsageError("--launcher needs the program: a script, or -m and a module")
     with _exit_codes(as_json):

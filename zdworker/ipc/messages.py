@@ -334,6 +334,11 @@ class Refused:
 # -- check to command --------------------------------------------------------------------------------------------
 
 
+NEXT_PART = "\x1e"
+"""What the check prints before each :class:`Checking`, so that what is printed can be told apart: the separator of
+records (ECMA-48)."""
+
+
 @dataclass(frozen=True)
 class Checking:
     """The check begins with something, and has ended with it, or has ended itself, ``limit_s`` seconds later."""
