@@ -185,6 +185,15 @@ class Site:
         before, last, _ = text.rpartition(LAST_LINE)
         self.write("app.py", before + extra + f"\n\n{last}")
 
+    def deploy_gated(self, version: str) -> Path:
+        """Put ``version`` in place, which marks ``waits`` at its import, and waits there until the file that is
+        returned is opened for writing.
+        """
+        gate = self.directory / "gate"
+        os.mkfifo(gate)  # opened for reading it blocks, and not in Python, so that gevent has no part in it
+        self.deploy(version, extra=f'\n\nmark("waits")\nos.close(os.open({str(gate)!r}, os.O_RDONLY))\n')
+        return gate
+
     def release(self, version: str) -> None:
         """Put ``version`` into a release of its own and point ``current`` to it."""
         place = self.directory / "releases" / version

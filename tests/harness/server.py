@@ -169,9 +169,7 @@ class Server:
             yield old
             self.begin_reload(version)
             return
-        gate = self.site.directory / "gate"
-        os.mkfifo(gate)  # opened for reading it blocks, and not in Python, so that gevent has no part in it
-        self.site.deploy(version, extra=f'\n\nmark("waits")\nos.close(os.open({str(gate)!r}, os.O_RDONLY))\n')
+        gate = self.site.deploy_gated(version)
         self.signal(self.reload_signal)
         wait_for(lambda: self.site.marks("waits", version), BOOT_TIMEOUT_S, "the new code is being imported")
         yield old

@@ -329,9 +329,9 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
             _print_error(texts.screen(outcome.traceback))
         result = outcome.result.replace("_", " ")
         _print_error(texts.screen(f"{command} {result}: {outcome.error}", REASON_ROWS))
-        if outcome.result == "failed":
-            whole = " (the log has the whole traceback)" if outcome.traceback else ""
-            _print_error(f"nothing has changed for clients: mend that, and {command} again{whole}")
+        if outcome.result == "failed" and command == "reload":
+            whole = "; the log has the whole traceback" if outcome.traceback else ""
+            _print_error(f"mend that, and reload again{whole}")
         _print_error(f"generation {outcome.serving} serves on")
     if not done:
         raise SystemExit(Exit.FAILED)

@@ -53,9 +53,7 @@ def superseded(
     server: Server, site: Site, path: Path, deploy: Callable[[], object], *words: str
 ) -> tuple[subprocess.CompletedProcess[str], subprocess.CompletedProcess[str]]:
     """Order a reload, deploy while its generation loads, and order another one; return what came of both."""
-    gate = site.directory / "gate"
-    os.mkfifo(gate)
-    site.deploy("two", extra=f'\n\nmark("waits")\nos.close(os.open({str(gate)!r}, os.O_RDONLY))\n')
+    gate = site.deploy_gated("two")
     with started(path, "reload", *words) as first:
         wait_for(lambda: site.marks("waits", "two"), 30, "the first one's generation loads")
         deploy()

@@ -37,7 +37,7 @@ def failed(server: Server) -> Screen:
     screen = typed(server, "reload")
     assert screen.code == FAILED, screen
     assert screen.lines[-1] == "generation 1 serves on"
-    assert screen.lines[-2].startswith("nothing has changed for clients: mend that, and reload again")
+    assert screen.lines[-2].startswith("mend that, and reload again")
     return screen
 
 
@@ -265,6 +265,37 @@ def test_a_warm_up_that_raises_is_told_once(make_server: Start, site: Site, work
     assert "WarmupFailed" not in log
     assert len(log.splitlines()) < 163, "so many there were once"
     assert log.count("RuntimeError: the cache is empty\n") <= 3
+
+
+LIFESPAN = """
+
+import contextlib
+from starlette.applications import Starlette
+
+
+@contextlib.asynccontextmanager
+async def connected(app):
+    raise RuntimeError("no database")
+    yield
+
+
+_starlette = Starlette(lifespan=connected)
+
+
+async def app(scope, receive, send):
+    await _starlette(scope, receive, send)
+"""
+
+
+@for_each((UVICORN, ASGI))
+def test_a_lifespan_that_fails_is_told_once(make_server: Start, site: Site, worker: WorkerClass) -> None:
+    """The framework sends the traceback as a text, which both servers log."""
+    server = started(make_server, site, preload=True, worker_class=worker.path)
+    site.deploy("two", extra=LIFESPAN)
+    screen = failed(server)
+    assert "application startup failed: RuntimeError: no database" in screen.text
+    assert "in connected" in screen.text
+    assert screen.text.count("Traceback") == error_log(server).count("Traceback") == 1
 
 
 @for_each((UVICORN, ASGI, THREAD, TORNADO))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -106,9 +105,7 @@ def test_an_import_that_hangs(start: Start, site: Site, mode: dict[str, object],
 
 
 def test_a_reload_that_a_newer_one_has_overtaken(server: Server, site: Site) -> None:
-    gate = site.directory / "gate"
-    os.mkfifo(gate)
-    site.deploy("two", extra=f'\n\nmark("waits")\nos.close(os.open({str(gate)!r}, os.O_RDONLY))\n')
+    gate = site.deploy_gated("two")
     first = begin(server, "reload")
     wait_for(lambda: site.marks("waits", "two"), 30, "the first one's code is being imported")
     site.deploy("three")
