@@ -87,7 +87,6 @@ class Middleware:
         ("app:app", ""),
         (None, ""),
     ],
-    ids=repr,
 )
 def test_the_kind_of_an_application(application: object, kind: str) -> None:
     assert kind_of(application) == kind
