@@ -193,7 +193,10 @@ class Orders:
     def status(self) -> dict[str, Any]:
         return {"state": "steady"}
 
-    def reload(self) -> None:
+    def reload(self, hold: float | None = None) -> None:
+        pass
+
+    def resume(self) -> None:
         pass
 
     def roll_back(self) -> None:

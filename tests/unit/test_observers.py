@@ -51,7 +51,7 @@ def test_what_one_raises_is_logged_and_the_others_are_notified(caplog: pytest.Lo
 def test_an_observer_is_not_called_for_what_it_does_not_override() -> None:
     recorder = Recorder()
     observers = Observers(logging.getLogger("test_observers"), [recorder])
-    observers.notify(Observer.worker_crashed)
+    observers.notify(Observer.worker_crashed, 1)
     observers.notify(Observer.degraded, "reason", "", Fleet(Policy(), size=1))
     assert recorder.seen == []
 
@@ -65,4 +65,4 @@ def test_a_reload_is_shown_in_the_form_that_scripts_rely_on() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", shown.pop("started_at"))
     cost = {"handed_over": 3, "told_to_close": 0, "cut_requests": 1, "closed_websockets": 0}
     known = {"result": "failed", "generation": 7, "duration_s": 1.235, "error": "why", "traceback": None}
-    assert shown == {**known, **cost, "label": None}
+    assert shown == {**known, **cost, "label": None, "judgement": None}

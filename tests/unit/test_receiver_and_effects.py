@@ -56,7 +56,7 @@ class Seen(Observer):
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         self.reloads.append(reload)
 
-    def worker_crashed(self) -> None:
+    def worker_crashed(self, generation: int) -> None:
         self.names.append("crashed")
 
     def worker_ready(self, boot_s: float) -> None:

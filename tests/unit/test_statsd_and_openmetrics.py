@@ -24,7 +24,8 @@ import zdworker
 from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase, Slot, Trouble, Worker, WorkerState
-from zdworker.ipc.messages import Drained
+from zdworker.ipc.messages import Answers, Drained
+from zdworker.master.answers import AnswerBook
 from zdworker.master.observers import Reload
 from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Lossy, Meter, gauges_of
@@ -54,7 +55,7 @@ class Statistics:
         cfg.set("statsd_prefix", "shop")
         cfg.set("dogstatsd_tags", "env:test")
         self.logger = Statsd(cfg)
-        self.meter = Meter(self.logger)
+        self.meter = Meter(self.logger, AnswerBook())
 
     def heard(self) -> dict[str, str]:
         """Return what was said since the last time, by name."""
@@ -98,7 +99,7 @@ def test_what_happens_is_told(statistics: Statistics) -> None:
         "shop.zdworker.reload_duration": "1500|ms",
     }
     meter.reload_finished(ended(Outcome.DONE, 2.25), fleet())
-    meter.worker_crashed()
+    meter.worker_crashed(1)
     assert set(statistics.heard()) == {"shop.zdworker.reload_duration", "shop.zdworker.crashes"}
 
 
@@ -140,7 +141,7 @@ def test_gauges_are_repeated_and_old_generations_forgotten(statistics: Statistic
 def test_a_statsd_that_does_not_read_holds_nobody(statistics: Statistics) -> None:
     begin = time.monotonic()
     for _ in range(5000):
-        statistics.meter.worker_crashed()
+        statistics.meter.worker_crashed(1)
     statistics.logger.error("counted, too")  # Gunicorn's own metric, through the same socket
     assert time.monotonic() - begin < 5
     assert statistics.heard() == {"shop.zdworker.crashes": "1|c|@1.0"}
@@ -150,26 +151,26 @@ def test_a_statsd_that_is_gone_is_nothing_to_speak_of(
     statistics: Statistics, capfd: pytest.CaptureFixture[str]
 ) -> None:
     statistics.socket.close()
-    statistics.meter.worker_crashed()
+    statistics.meter.worker_crashed(1)
     assert isinstance(statistics.logger.sock, Lossy)
     assert capfd.readouterr() == ("", "")
 
 
 def test_without_a_statsd_nothing_is_told() -> None:
-    meter = Meter(None)
+    meter = Meter(None, AnswerBook())
     meter.observe(fleet(g7a=WorkerState.READY), 100.0)
     meter.worker_ready(1.0)
 
 
 def test_a_logger_that_raises_is_let_be(statistics: Statistics, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics.logger, "increment", None)
-    statistics.meter.worker_crashed()
+    statistics.meter.worker_crashed(1)
 
 
 def test_a_reload_that_a_newer_one_overtakes_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    journal = Journal()
+    journal = Journal(AnswerBook())
     first = Reload.begin(2)
     journal.reload_started(first)
     now = 120.0
@@ -189,7 +190,7 @@ def test_the_status_says_why_and_which_slots_wait() -> None:
     degraded.size = 3
     degraded.degradation = Trouble("a worker failed to boot: no database")
     degraded.slots = {1: Slot(), 2: Slot(failures=4, retry_at=now + 30), 5: Slot(failures=1)}
-    shown = Journal().status(degraded, {}, {}, Settings(), Site("/srv", "app:app", []))
+    shown = Journal(AnswerBook()).status(degraded, {}, {}, Settings(), Site("/srv", "app:app", []))
     assert (shown["state"], shown["workers_wanted"]) == ("degraded", 3)
     assert shown["reason"] == "a worker failed to boot: no database"
     (waiting,) = shown["retries"]
@@ -216,7 +217,7 @@ def test_what_a_reload_waits_for() -> None:
 
 
 def test_the_journal_counts() -> None:
-    journal = Journal()
+    journal = Journal(AnswerBook())
     journal.worker_ready(0.25)
     journal.worker_ready(0.5)
     reload = ended(Outcome.FAILED, 0.5)
@@ -324,9 +325,31 @@ def test_before_the_first_generation_serves() -> None:
     assert ("zdworker_last_reload_timestamp_seconds",) not in found
 
 
+def answered() -> dict[str, Any]:
+    """The status of a master whose generation counts its answers."""
+    book = AnswerBook()
+    book.worker_answered(1, 2, Answers(120, 2, 1, 1.5, [100, 19, *[0] * 9, 1], ["GET /: 500"]))
+    return {**STATUS, "generations": [{"generation": 2, "label": None, "answers": book.plain(2)}]}
+
+
+def test_answers_are_a_histogram_with_their_failures() -> None:
+    lines = exposition(answered()).splitlines()
+    for line in (
+        'zdworker_failed_answers_total{generation="2",kind="errors"} 2.0',
+        'zdworker_failed_answers_total{generation="2",kind="exceptions"} 1.0',
+        'zdworker_answer_seconds_bucket{generation="2",le="0.005"} 100.0',
+        'zdworker_answer_seconds_bucket{generation="2",le="10.0"} 119.0',
+        'zdworker_answer_seconds_bucket{generation="2",le="+Inf"} 120.0',
+        'zdworker_answer_seconds_count{generation="2"} 120.0',
+        'zdworker_answer_seconds_sum{generation="2"} 1.5',
+    ):
+        assert line in lines
+    assert "answer_seconds" not in exposition(STATUS), "whoever does not count has no such metric"
+
+
 def test_readers_of_the_older_format_understand_it() -> None:
-    text = exposition(STATUS)
-    assert set(re.findall(r"^# TYPE \S+ (\S+)$", text, re.MULTILINE)) <= {"counter", "gauge", "summary"}
+    text = exposition(answered())
+    assert set(re.findall(r"^# TYPE \S+ (\S+)$", text, re.MULTILINE)) <= {"counter", "gauge", "summary", "histogram"}
     older = {s.name for f in parser.text_string_to_metric_families(text) for s in f.samples}
     assert {"zdworker_reloads_total", "zdworker_workers"} <= older
 

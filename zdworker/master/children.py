@@ -20,7 +20,7 @@ from zdworker import texts
 from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import HookData, Leave, Message, Spawn, Stopping
+from zdworker.ipc.messages import Answers, CountAnswers, HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
 
@@ -158,7 +158,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.connections = 0
         self.requests = 0
         self.in_flight = self.websockets = 0
-        self._announced: set[type[Stopping | Leave]] = set()
+        self.answers = Answers(0)
+        self._announced: set[type[Stopping | Leave | CountAnswers]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
     def __getattr__(self, name: str) -> Any:
@@ -179,7 +180,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
             with contextlib.suppress(OSError):
                 self.channel.send(message)
 
-    def announce(self, kind: type[Stopping | Leave]) -> None:
+    def announce(self, kind: type[Stopping | Leave | CountAnswers]) -> None:
         """Send, once, a message that the worker does not read but only looks for."""
         if kind not in self._announced and self.channel is not None:
             self._announced.add(kind)

@@ -23,7 +23,7 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
+from zdworker.ipc.messages import WORKER_REPORT_BYTES, CountAnswers, HookData, Leave, Spawn
 from zdworker.master import launch
 from zdworker.master.background import call_in_background
 from zdworker.master.children import ForkServer, WorkerRecord
@@ -67,7 +67,7 @@ class Executor:
         self._reloads: dict[int, Reload] = {}
         self._warned: set[str] = set()
 
-    def execute(self, action: events.Action) -> None:  # noqa: C901  # one line for each action
+    def execute(self, action: events.Action) -> None:  # noqa: C901, PLR0912  # one line for each action
         """Carry out an action."""
         match action:
             case events.StartGeneration():
@@ -86,6 +86,8 @@ class Executor:
                 self._kill(action)
             case events.ReloadStarted():
                 self._reload_started(action.generation)
+            case events.CanaryReady():
+                self._canary_ready(action)
             case events.ReloadFinished():
                 self._reload_finished(action)
             case events.Degraded():
@@ -211,6 +213,9 @@ class Executor:
         if number in self._local:
             self._local[number] = self._local_generation(number)
         self._observers.notify(Observer.configuration_changed, self._gunicorn.zd_configuration.current.settings)
+        settings = self._gunicorn.zd_configuration.current.settings
+        if settings.max_error_rate is not None or settings.count_answers:
+            self._have_answers_counted()
         self._log.reopen_files()
         self._gunicorn.zd_hook("on_reload")
         self._observers.notify(Observer.configuration_taken)
@@ -395,6 +400,27 @@ class Executor:
         self._observers.notify(Observer.reload_started, reload)
         self._log.info("Reload: loading generation %s", generation)
         self._gunicorn.zd_hook("zd_reload_started")
+
+    def _canary_ready(self, action: events.CanaryReady) -> None:
+        waits = "until it is resumed or rolled back, at most " if action.held else ""
+        self._log.info(
+            "Reload: generation %s: the canary serves beside all old workers, %s%g s",
+            action.generation,
+            waits,
+            action.seconds,
+        )
+        if action.held:
+            self._have_answers_counted()
+        self._observers.notify(Observer.canary_ready, action.generation, action.held, self._fleet)
+        record = self._children.workers.get(action.worker_id)
+        if record is not None:
+            self._gunicorn.zd_hook("zd_canary_ready", record)
+
+    def _have_answers_counted(self) -> None:
+        """Have the workers that serve count, which were not asked to when they booted."""
+        for record in self._children.workers.values():
+            if record.booted:
+                record.announce(CountAnswers)
 
     def _reload_finished(self, action: events.ReloadFinished) -> None:
         lost = self._gunicorn.zd_configuration.not_listened_on() if action.outcome is Outcome.DONE else ""

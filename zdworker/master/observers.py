@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
-from zdworker.ipc.messages import Drained
+from zdworker.ipc.messages import Answers, Drained
 from zdworker.settings import Settings
 
 
@@ -23,6 +23,7 @@ class Reload:
     """One reload, or rollback; ``result`` is None while it is under way.
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
+    ``judgement`` is what was found of the new code's answers, "" if nothing was looked for.
     ``called_off`` means that a rollback ended it, ``cost`` is that of the drains in its time, ``label``
     the version of its application, "" if nothing tells.
     """
@@ -37,6 +38,7 @@ class Reload:
     called_off: bool = False
     cost: Drained = field(default_factory=Drained)
     label: str = ""
+    judgement: str = ""
 
     @classmethod
     def begin(cls, generation: int) -> Reload:
@@ -58,6 +60,7 @@ class Reload:
             "traceback": self.traceback,
             **asdict(self.cost),
             "label": self.label or None,
+            "judgement": self.judgement or None,
         }
 
 
@@ -77,6 +80,9 @@ class Observer:
 
     def reload_started(self, reload: Reload) -> None:
         """Handle the start of a reload or rollback."""
+
+    def canary_ready(self, generation: int, held: bool, fleet: Fleet) -> None:
+        """Handle that the first worker of a generation serves beside all old ones; ``held``: until a user resumes."""
 
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         """Handle the end of a reload or rollback."""
@@ -104,8 +110,11 @@ class Observer:
     def worker_drained(self, drained: Drained) -> None:
         """Handle that a worker's drain is over, and what it has cost."""
 
-    def worker_crashed(self) -> None:
-        """Handle that a worker died while it was ready."""
+    def worker_answered(self, worker_id: int, generation: int, answers: Answers) -> None:
+        """Handle what a worker has answered since it began to count."""
+
+    def worker_crashed(self, generation: int) -> None:
+        """Handle that a worker of a generation died while it was ready."""
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Look at the facts, after every event; ``now`` is monotonic seconds."""

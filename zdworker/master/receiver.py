@@ -27,6 +27,7 @@ from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
     PROTOCOL,
+    Answers,
     Counts,
     Drained,
     Draining,
@@ -186,6 +187,8 @@ class Receiver:
             case Counts(connections, requests, in_flight, websockets):
                 record.connections, record.requests = connections, requests
                 record.in_flight, record.websockets = in_flight, websockets
+            case Answers():
+                self._observers.notify(Observer.worker_answered, record.worker_id, record.generation, message)
             case _:
                 assert_never(message)
 
@@ -214,7 +217,7 @@ class Receiver:
                     break
             known = self._fleet.workers.get(record.worker_id)
             if known is not None and known.state is WorkerState.READY:
-                self._observers.notify(Observer.worker_crashed)
+                self._observers.notify(Observer.worker_crashed, record.generation)
             if code:
                 log = self._log.info if code == -signal.SIGTERM else self._log.error
                 by_master = record.descendants is not None  # listed before the master kills a worker

@@ -19,6 +19,7 @@ from typing import Any
 from zdworker.core import events
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError
+from zdworker.master.answers import AnswerBook, Judge
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
@@ -51,12 +52,14 @@ class Supervisor:
         self._core = rollout(gunicorn.zd_configuration.policy(), random.random)
         self.fleet = self._core.fleet
         """The facts."""
-        self._journal = Journal()
+        book = AnswerBook()
+        self._journal = Journal(book)
         self._notifier = Notifier(os.environ)
         self._control = Control(self, self.reactor, self._log)
-        first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
+        judge = Judge(self.fleet, book, self._publish_later, lambda report: gunicorn.zd_hook("zd_judge", report))
+        first = [book, judge, gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier]
         queues = Queues(self._log)
-        self._observers = Observers(self._log, [*first, queues, Meter(self._log), observer])
+        self._observers = Observers(self._log, [*first, self._control, queues, Meter(self._log, book), observer])
         parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
@@ -96,6 +99,10 @@ class Supervisor:
         now = time.monotonic()
         self._observers.notify(Observer.observe, self.fleet, now)
 
+    def _publish_later(self, event: events.Event) -> None:
+        """Handle an event that an observer has found, once all observers are notified."""
+        self.reactor.call_later(0.0, lambda: self.handle(event))
+
     def _handle_one(self, event: events.Event) -> None:
         try:
             actions = self._core.handle(event, time.monotonic())
@@ -132,10 +139,23 @@ class Supervisor:
         self._observers.notify(Observer.configuration_changed, settings)
         self.handle(events.Start())
 
-    def reload(self) -> None:
-        """Begin a rolling reload."""
+    def reload(self, hold: float | None = None) -> None:
+        """Begin a rolling reload.
+
+        :param hold: seconds for which it stops at its canary, unless it is resumed; then it is given up.
+        """
         self._observers.notify(Observer.reload_requested)
-        self.handle(events.Reload())
+        self.handle(events.Reload(hold))
+
+    def resume(self) -> None:
+        """Have a reload go on that stands at its canary.
+
+        :raises GenerationError: there is none; the text says why.
+        """
+        refusal = self._core.resume_refusal()
+        if refusal:
+            raise GenerationError(refusal)
+        self.handle(events.Resume())
 
     def roll_back(self) -> None:
         """Begin to undo the newest reload.
