@@ -60,9 +60,13 @@ def test_each_answer_is_in_one_bucket(counter: AnswerCounter, seconds: float, bu
 
 
 def test_threads_lose_no_count(counter: AnswerCounter) -> None:
+    hook = post_request(counter, lambda *_: None)
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", BEGAN: 0.0}
+    made = response(500)
+
     def count() -> None:
         for _ in range(2000):
-            counter.answered(500, 0.0, "GET", "/")
+            hook(None, None, environ, made)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
