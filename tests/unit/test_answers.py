@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness.core_stage import Stage, steady
-from zdworker.core.events import Event, GenerationJudged, Outcome, Policy, WorkerFailed
+from tests.harness.core_stage import Stage, roll_on, steady
+from zdworker.core.events import Event, GenerationJudged, Outcome, Policy, Rollback, WorkerFailed
 from zdworker.ipc.messages import LATENCY_BOUNDS_S, Answers
 from zdworker.master.answers import ROUND_S, AnswerBook, Figures, Judge
 from zdworker.master.observers import Reload
@@ -181,6 +181,23 @@ def test_nothing_is_looked_at_before_the_first_new_worker_is_ready() -> None:
     court.look(3)
     assert court.reports == []
     assert court.finish(Outcome.FAILED).judgement == ""
+
+
+def test_a_rollback_is_not_judged() -> None:
+    """Whoever orders it has judged already."""
+    court = Court(canary=0.0)
+    court.stage = steady(2, preloaded=True, rollback_window=300.0)
+    court.judge = Judge(court.stage.fleet, court.book, court.verdicts.append, court.ask)
+    court.judge.configuration_changed(Settings(max_error_rate=5.0))
+    roll_on(court.stage.reload(preloaded=True))
+    court.stage.tell(Rollback())
+    court.stage.boot()
+    assert court.stage.fleet.reloading == 1
+    court.look(3)
+    court.judge.worker_crashed(1)
+    court.judge.worker_crashed(1)
+    assert court.reports == []
+    assert court.verdicts == []
 
 
 def test_a_worker_that_reports_less_than_before_takes_nothing_away() -> None:

@@ -197,6 +197,8 @@ class Judge(Observer):
         serves = any(w.generation in fleet.current and w.state is WorkerState.READY for w in fleet.workers.values())
         if not serves or fleet.reloading is None or not fleet.fallback:
             return None
+        if fleet.reloading < fleet.fallback[-1]:
+            return None  # a rollback: its code has served before, and whoever orders it has judged already
         judgement = Judgement((self._error_rate or 0.0) / 100)
         new, old = self._book.tally(fleet.current), self._book.tally(fleet.fallback)
         return Watch(fleet.reloading, fleet.fallback[-1], judgement, new, old, now + ROUND_S)

@@ -452,8 +452,9 @@ class Executor:
                 )
             case Outcome.DONE:
                 label = f" ({reload.label})" if reload.label else ""
-                took_s = reload.duration_s()
-                self._log.info("Reload: generation %s%s: all workers are new, %.1f s", action.generation, label, took_s)
+                took_s, found = reload.duration_s(), f"; {reload.judgement}" if reload.judgement else ""
+                line = "Reload: generation %s%s: all workers are new, %.1f s%s"
+                self._log.info(line, action.generation, label, took_s, found)
             case Outcome.SUPERSEDED:
                 self._log.info("Reload: generation %s: superseded by a newer one", action.generation)
             case _:

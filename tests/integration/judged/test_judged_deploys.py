@@ -145,6 +145,19 @@ def test_code_with_as_many_errors_as_before_goes_through(start: Start, site: Sit
     assert all(int(number) > 0 for number in found.groups())
 
 
+@pytest.mark.load
+def test_equal_code_is_deployed_again_and_again(start: Start, site: Site, full: bool) -> None:
+    """Two of a hundred answers fail, in each version, and none of these deploys is given up."""
+    extra = failing("asgi", "number % 50 == 0")
+    site.deploy("one", extra=extra)
+    server = start(**judged(UVICORN, zd_canary_seconds=3, zd_max_error_rate=1))
+    with load(server):
+        for number in range(20 if full else 3):
+            site.deploy(f"again {number}", extra=extra)
+            ended = control_client.reload(server)
+            assert ended["result"] == "done", ended
+
+
 def test_too_few_requests_say_so(start: Start, site: Site) -> None:
     server = start(**judged(UVICORN, zd_canary_seconds=1))
     for _ in range(3):
