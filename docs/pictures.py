@@ -184,7 +184,7 @@ def failed() -> Picture:
 
 def given_up() -> Picture:
     """Draw a reload whose code answers a part of its requests with 500, as dots."""
-    picture = Picture(910, 272, "A reload whose canary fails a fifth of its requests, and is given up")
+    picture = Picture(910, 290, "A reload whose canary fails a fifth of its requests, and is given up")
     end, ready, over, gone = 9.4, 2.2, 4.6, 5.1
     picture.text(14, 53, "fork servers")
     _span(picture, 0, end, 34, "old")
@@ -198,10 +198,10 @@ def given_up() -> Picture:
         for number in range(int((answered - begin) * 8)):
             failed_one = kind == "bad" and number % 5 == 4
             picture.dot(_at(begin + 0.1 + number / 8), y + 24, "failed" if failed_one else "answered")
-    _mark(picture, 1, 28, 244, "reload")
-    _mark(picture, ready, 28, 244, "the canary serves")
-    _mark(picture, over, 28, 244, "given up: exit code 1")
-    _key(picture, 250, [("old", "old code"), ("bad", "new code"), ("failed", "a failed request (dots: answers)")])
+    _mark(picture, 1, 28, 254, "reload")
+    _mark(picture, ready, 28, 254, "the canary serves")
+    _mark(picture, over, 28, 254, "given up: exit code 1")
+    _key(picture, 268, [("old", "old code"), ("bad", "new code"), ("failed", "a failed request (dots: answers)")])
     return picture
 
 
