@@ -32,6 +32,7 @@ text { font: 14px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-seri
 .middle { text-anchor: middle } .end { text-anchor: end }
 .ground { fill: #ffffff } .box { fill: #eef1f4 } .tip { fill: #57606a }
 .old { fill: #a9bdd6 } .new { fill: #7cc894 } .load { fill: #f0c869 } .bad { fill: #ec8e87 }
+.answered { fill: #3f9d5d } .failed { fill: #c9372c }
 .line { stroke: #57606a; fill: none; stroke-width: 1.5 } .mark { stroke: #57606a; stroke-dasharray: 3 4 }
 .boot { stroke: #3f9d5d; fill: none; stroke-width: 1.5; stroke-dasharray: 4 3 }
 .stripe { stroke: #ffffff; stroke-width: 3 }
@@ -73,6 +74,10 @@ class Picture:
         self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" {look}/>')
         if words:
             self.text(x + width / 2, y + height / 2 + 5, words, "middle")
+
+    def dot(self, x: float, y: float, kind: str) -> None:
+        """Draw a dot around a point."""
+        self.parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="2.5" class="{kind}"/>')
 
     def path(self, data: str, kind: str = "line", tip: bool = False) -> None:
         """Draw a line along ``data`` (SVG 2, 9.3), with an arrow's tip at its end."""
@@ -176,6 +181,29 @@ def failed() -> Picture:
     _mark(picture, 1, 28, 168, "reload")
     _mark(picture, over, 28, 168, "failed: exit code 1")
     _key(picture, 176, [("old", "old code, serves on"), ("bad", "new code")])
+    return picture
+
+
+def given_up() -> Picture:
+    """Draw a reload whose code answers a part of its requests with 500, as dots."""
+    picture = Picture(910, 290, "A reload whose canary fails a fifth of its requests, and is given up")
+    end, ready, over, gone = 9.4, 2.2, 4.6, 5.1
+    picture.text(14, 53, "fork servers")
+    _span(picture, 0, end, 34, "old")
+    _span(picture, 1, over, 54, "bad")
+    rows = [(f"worker, slot {slot}", 86 + 34 * slot, 0.0, end, "old") for slot in range(4)]
+    rows.insert(1, ("canary, slot 0", 86 + 34 * 4, ready, over, "bad"))
+    for words, y, begin, until, kind in rows:
+        picture.text(14, y + 13, words)
+        _span(picture, begin, until, y, kind)
+        answered = until if kind == "old" else gone
+        for number in range(int((answered - begin) * 8)):
+            failed_one = kind == "bad" and number % 5 == 4
+            picture.dot(_at(begin + 0.1 + number / 8), y + 24, "failed" if failed_one else "answered")
+    _mark(picture, 1, 28, 254, "reload")
+    _mark(picture, ready, 28, 254, "the canary serves")
+    _mark(picture, over, 28, 254, "given up: exit code 1")
+    _key(picture, 268, [("old", "old code"), ("bad", "new code"), ("failed", "a failed request (dots: answers)")])
     return picture
 
 
@@ -349,6 +377,7 @@ def _arc(picture: Picture, first: int, last: int, depth: int, names: list[str]) 
 PICTURES: Mapping[str, Callable[[], Picture]] = {
     "reload": reload,
     "failed": failed,
+    "given-up": given_up,
     "drain": drain,
     "deploys-crowd": crowd,
     "processes": processes,

@@ -30,6 +30,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.ipc import messages
 from zdworker.master import status
+from zdworker.master.answers import AnswerBook
 from zdworker.master.observers import Reload
 from zdworker.master.reconfiguration import Site
 
@@ -160,6 +161,8 @@ STATUS = {
     "reason": "why the state is `degraded` or `failed`, a line, else null",
     "label": "the version of the application that serves (`zd_version`), or null",
     "workers_wanted": "the number of workers that there are to be",
+    "canary": "the new worker that serves beside all old ones: `generation`, `pid`, `slot`, `held` (until it is "
+    "resumed), `left_s` (seconds); null if there is none",
     "retries": "the slots that lack a worker because one has failed: `slot`, `failures` in a row, `next_try_in_s`",
     "state": "`starting` (until all workers are ready for the first time), `steady`, `rolling` (a reload), `failed` "
     "(the last reload; what ran before keeps serving), `degraded` (something is wrong for which no new code is to "
@@ -188,6 +191,17 @@ STATUS = {
     "generations[].interpreter": "the interpreter",
     "generations[].path": "`sys.path` before the application is imported",
     "generations[].application": "the file of the application's module; null where none is named",
+    "generations[].answers": "what it has answered, as far as its workers count (`zd_max_error_rate`, "
+    "`zd_count_answers`, a statsd, a held reload); null if they do not",
+    "generations[].answers.answers": "all, those that failed included",
+    "generations[].answers.errors": "those with a status of 500 or above",
+    "generations[].answers.exceptions": "requests without an answer, because the application has raised",
+    "generations[].answers.seconds": "that all of them took together, until the head of each",
+    "generations[].answers.p50_s": "seconds within which half of them came, as the buckets tell; null without answers",
+    "generations[].answers.p99_s": "seconds within which 99 of 100 came",
+    "generations[].answers.latency": "how many took at most 5, 10, 25, 50, 100, 250, 500 ms, 1, 2.5, 5 and 10 s, and "
+    "more than that; each is counted once",
+    "generations[].answers.newest_failures": "the newest three, the newest one last: method, path, status or exception",
     "last_reload": "null before the first one",
     "last_reload.result": "`done`, `failed`, `superseded` by a newer one, `rolled_back` (a rollback has undone it), "
     "or null while it goes on",
@@ -198,6 +212,8 @@ STATUS = {
     "last_reload.traceback": "the application's own, or null",
     "last_reload.label": "the version of the application, or null",
     "last_reload.rollback": "whether it goes back to an older generation",
+    "last_reload.judgement": "with `zd_max_error_rate`, what was found of the new code's answers and the old one's, a "
+    "line, else null",
     "last_reload.handed_over": "connections that went on to the next worker of their slot",
     "last_reload.told_to_close": "connections that a response has ended because of the reload",
     "last_reload.cut_requests": "requests that were cut at `graceful_timeout`",
@@ -228,18 +244,19 @@ EXAMPLE_PLACES = {
 
 OUTCOME = {
     "result": "`done`, `superseded` (a newer reload took its place, and is done), `rolled_back` (a rollback has undone "
-    "it), `failed`, or `degraded` (it goes on, "
+    "it), `held` (its canary serves, and it waits for `resume` or `rollback`), `failed`, or `degraded` (it goes on, "
     "but without success, and there is no way back)",
     "generation": "the one that was loaded",
     "duration_s": "seconds",
     "serving": "the generation that serves now",
     "error": "a line, empty when it is done",
-    "traceback": "the application's own, empty when there is none",
+    "traceback": "the application's own, or the newest failed requests of code that was given up; empty without",
     "handed_over": "connections that went on to the next worker of their slot",
     "told_to_close": "connections that a response has ended because of the reload",
     "cut_requests": "requests that were cut at `graceful_timeout`",
     "closed_websockets": "WebSockets that were closed",
     "label": "the version of the application, empty if nothing tells",
+    "judgement": "with `zd_max_error_rate`, what was found of the answers, when it is done",
 }
 
 HISTORY = {
@@ -362,7 +379,10 @@ def _status() -> dict[str, Any]:
         core.handle(events.WorkerForked(number), 0.0)
         core.handle(events.WorkerReady(number), 0.0)
     core.handle(events.WorkerGone(1, "exited with code 0", 0), 0.0)
-    log = status.Journal()
+    book = AnswerBook()
+    latency = [80, 25, 10, 3, 1, 1, 0, 0, 0, 0, 0, 0]
+    book.worker_answered(2, 2, messages.Answers(120, 1, 0, 1.25, latency, ["GET /cart: 500"]))
+    log = status.Journal(book)
     reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204, label="v1.4.2")
     log.reload_started(reload)
     log.reload_finished(reload, core.fleet)

@@ -46,11 +46,22 @@ class Hook:
 HOOKS: Mapping[str, Hook] = {
     "zd_worker_ready": Hook("(server, worker)", "when a worker accepts"),
     "zd_reload_started": Hook("(server)", "when a reload begins"),
+    "zd_canary_ready": Hook(
+        "(server, worker)",
+        "when the first new worker serves beside all old ones (`zd_canary_seconds`, `zdworker reload --hold`)",
+    ),
+    "zd_judge": Hook(
+        "(server, report)",
+        "about twice a second while the new code of a reload is watched; a text that it returns is a reason to give "
+        "that code up. `report` is a dictionary with `generation` and `before`, `canary` (a single new worker serves), "
+        "`held`, what both have answered since the first new worker was ready (`answers`, `failed`, `answers_before`, "
+        "`failed_before`), and their `figures` and `figures_before` as `status --json` has them",
+    ),
     "zd_reload_finished": Hook(
         "(server, report)",
         "when it has ended; `report` is a dictionary with `result` (`done`, `failed`, `superseded`, `rolled_back`), "
-        "`generation`, `started_at`, `duration_s`, `error`, `traceback`, `label`, `rollback`, and what it has cost: "
-        "`handed_over`, `told_to_close`, `cut_requests` and `closed_websockets`",
+        "`generation`, `started_at`, `duration_s`, `error`, `traceback`, `label`, `rollback`, `judgement`, and what "
+        "it has cost: `handed_over`, `told_to_close`, `cut_requests` and `closed_websockets`",
     ),
 }
 """The hooks, which can be set in the configuration file only."""
@@ -61,11 +72,13 @@ class Settings:
     """The settings of one generation, valid by construction.
 
     ``max_surge``, ``max_unavailable``: processes, or a percentage of ``workers`` such as ``"25%"``.
-    ``boot_timeout``, ``min_ready_seconds``, ``websocket_drain``, ``rollback_window``, ``shutdown_delay``: seconds.
+    ``boot_timeout``, ``min_ready_seconds``, ``canary_seconds``, ``websocket_drain``, ``rollback_window``,
+    ``shutdown_delay``: seconds.
     ``health_path``: a path, or empty. ``warmup``: paths or URLs.
     ``max_rss``: bytes, or None. ``on_crash``: ``"respawn"`` or ``"exit"``. ``preload``: ``"auto"`` or ``"never"``.
     ``control_socket``: a path, ``"none"``, or empty for the user's runtime directory. ``hand_over``: yes or no.
-    ``version``: the label of the application, or empty.
+    ``version``: the label of the application, or empty. ``max_error_rate``: a percentage, or None. ``count_answers``:
+    yes or no.
 
     :raises SettingError: a value is bad.
     """
@@ -85,6 +98,9 @@ class Settings:
     control_socket: str = ""
     hand_over: bool = True
     version: str = ""
+    canary_seconds: float = 0.0
+    max_error_rate: float | None = None
+    count_answers: bool = False
 
     def __post_init__(self) -> None:
         for name, spec in SPECS.items():
@@ -343,6 +359,18 @@ def _bytes(value: object) -> int | None:
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
+def _percentage(value: object) -> float | None:
+    """Return a percentage from 0 to below 100, given as a number or as ``"5%"``; None for none."""
+    if value in (None, ""):
+        return None
+    if isinstance(value, str):
+        value = value.strip().removesuffix("%")
+    percentage = _seconds(value)  # which are finite and not negative, too
+    if percentage >= 100:
+        raise ValueError
+    return percentage
+
+
 def _socket_path(value: object) -> str:
     """Return a path that fits a socket's address (unix(7)), "none" or ""."""
     if value in (None, ""):
@@ -445,5 +473,23 @@ SPECS: Mapping[str, Spec] = {
         _yes_or_no,
         "whether a worker that is replaced hands its keep-alive connections over to the next worker of its slot; if "
         "not, each of them ends with its next response, or with its keep-alive time",
+    ),
+    "zd_canary_seconds": Spec(
+        _SECONDS,
+        _seconds,
+        "seconds for which the first new worker serves its share beside all old ones, before the reload goes on",
+    ),
+    "zd_max_error_rate": Spec(
+        'a percentage from 0 to below 100, such as 5 or "5%", or None',
+        _percentage,
+        "percentage of failed answers (status 500 and above, or none) above which new code is given up during its "
+        "reload, if that of the old code in the same time is lower with significance, or if its workers crash where "
+        "the old ones do not",
+    ),
+    "zd_count_answers": Spec(
+        'True or False (in the environment "true" or "false")',
+        _yes_or_no,
+        "whether workers count their answers, failures and latency for `status` and metrics; they do so in any case "
+        "with `zd_max_error_rate` and with a statsd",
     ),
 }

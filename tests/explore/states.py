@@ -57,6 +57,9 @@ from zdworker.core.rollout import Rollout
 BEGIN = 1000.0
 """The time of every event. It never passes, only deadlines are moved to it."""
 
+HOLD_S = 600.0
+"""For how long a canary serves."""
+
 LATER = 1_000_000.0
 """When everything is due that is not over yet."""
 
@@ -88,6 +91,8 @@ Thing = TypeVar("Thing")
 class State(NamedTuple):
     """What decisions depend on.
 
+    ``canary``: whether it serves for a time, is held, and a worker of the code before has crashed meanwhile.
+
     ``source``: whether there is a fork server to fill slots from. ``fallback`` has its policy, size and source,
     ``loading`` the purpose, whether the configuration is being taken over, and the policy of a rollback. ``waits`` has
     the slots that wait out a backoff, ``staying`` slot, role, state and wish to be replaced of each worker, ``leaving``
@@ -101,9 +106,11 @@ class State(NamedTuple):
     source: bool = False
     fallback: tuple[int, int, bool] | None = None
     previous: int | None = None
-    loading: tuple[int, bool, int] | None = None
+    loading: tuple[int, bool, int, bool] | None = None
     newest_verified: bool = True
     reload_again: bool = False
+    hold_next: bool = False
+    canary: tuple[bool, bool, bool] = (False, False, False)
     roll_waits: bool = False
     restore_waits: bool = False
     ends_later: bool = False
@@ -204,7 +211,7 @@ def reduced(stage: Stage, policies: Policies) -> State:
     """Return the state of a stage."""
     fleet = stage.fleet
     if fleet.phase is Phase.NEW:
-        return State(NEW, reload_again=fleet.reload_again)
+        return State(NEW, reload_again=fleet.reload_again, hold_next=fleet.hold_next is not None)
     if fleet.phase is Phase.STOPPED:
         assert stage.halted is not None, "the master has not ended"
         return State(STOPPED)
@@ -230,6 +237,8 @@ def reduced(stage: Stage, policies: Policies) -> State:
         _loading(stage, policies),
         fleet.newest_verified,
         fleet.reload_again,
+        fleet.hold_next is not None,
+        (fleet.canary_s > 0, fleet.held, fleet.old_crashed),
         fleet.roll_at > BEGIN,
         fleet.restore_at > BEGIN and (source is None or (fallback is not None and back is None)),
         fleet.stop_at is not None,
@@ -245,7 +254,7 @@ def _state(worker: Worker) -> int:
     return FORKS if worker.state is WorkerState.FORKING else BOOTS
 
 
-def _loading(stage: Stage, policies: Policies) -> tuple[int, bool, int] | None:
+def _loading(stage: Stage, policies: Policies) -> tuple[int, bool, int, bool] | None:
     loading = stage.fleet.loading
     if loading is None:
         return None
@@ -254,7 +263,7 @@ def _loading(stage: Stage, policies: Policies) -> tuple[int, bool, int] | None:
     policy = 0
     if loading.purpose is Purpose.ROLLBACK:
         policy = policies.place(stage.configurations[stage.taking[0].configuration])
-    return PURPOSES.index(loading.purpose), takes, policy
+    return PURPOSES.index(loading.purpose), takes, policy, loading.hold is not None
 
 
 def _check_books(stage: Stage) -> None:
@@ -306,7 +315,7 @@ def stage_of(state: State, policies: Policies) -> Stage:
     stage = new_stage(policies)
     fleet = stage.fleet
     fleet.last_generation = LOADED_NEXT
-    fleet.reload_again = state.reload_again
+    fleet.reload_again, fleet.hold_next = state.reload_again, HOLD_S if state.hold_next else None
     _add_workers(stage, state)
     if state.phase in (NEW, STOPPED, STOPPING):
         fleet.phase = {NEW: Phase.NEW, STOPPED: Phase.STOPPED, STOPPING: Phase.STOPPING}[state.phase]
@@ -316,6 +325,8 @@ def stage_of(state: State, policies: Policies) -> Stage:
     stage.configurations[OF_CURRENT] = fleet.policy
     fleet.ever_ready = state.phase != STARTING
     fleet.newest_verified = state.newest_verified
+    serves, fleet.held, fleet.old_crashed = state.canary
+    fleet.canary_s = HOLD_S if serves else 0.0
     fleet.roll_at = LATER if state.roll_waits else 0.0
     fleet.restore_at = LATER if state.restore_waits else 0.0
     fleet.stop_at = LATER if state.ends_later else None
@@ -387,14 +398,16 @@ def _add_loaded(stage: Stage, number: int) -> None:
     stage.servers[number] = True
 
 
-def _add_loading(stage: Stage, purpose: int, takes: bool, policy: int, policies: Policies) -> None:
+def _add_loading(  # a state's fields
+    stage: Stage, purpose: int, takes: bool, policy: int, holds: bool, policies: Policies
+) -> None:
     what, number, configuration = PURPOSES[purpose], LOADED_NEXT, LOADED_NEXT
     if what is Purpose.ROLLBACK:
         number, configuration = PREVIOUS, OF_PREVIOUS
         stage.configurations[OF_PREVIOUS] = policies.get(policy, OF_PREVIOUS)
     stage.fleet.generations[number] = Generation(number, UNLOADED[takes], LATER)
     stage.fleet.generations[number].preloaded = Answer()  # type: ignore[assignment]
-    stage.fleet.loading = Loading(number, what)
+    stage.fleet.loading = Loading(number, what, HOLD_S if holds else None)
     stage.servers[number] = takes
     if takes:
         stage.taking.append(TakeConfiguration(number, configuration))

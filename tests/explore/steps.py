@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from tests.explore.states import BEGIN, ROLES, Answer, Policies, copied, leaving_as, role, role_of, staying
+from tests.explore.states import BEGIN, HOLD_S, ROLES, Answer, Policies, copied, leaving_as, role, role_of, staying
 from tests.harness.core_stage import UNBORN, Stage
 from zdworker.core.events import (
     Event,
@@ -93,8 +93,10 @@ def steps(stage: Stage, policies: Policies, sizes: tuple[int, ...] = ()) -> Iter
 
 def _of_users(stage: Stage, sizes: tuple[int, ...]) -> Iterator[Step]:
     fleet = stage.fleet
-    if not fleet.reload_again:
+    if not fleet.reload_again or fleet.hold_next is not None:
         yield Step("reload", True, None, lambda s: s.tell(Reload()))
+    if fleet.policy.canary and fleet.running:
+        yield from _of_canary(stage)
     if _may_roll_back(stage):
         yield Step("rollback", True, None, _roll_back)
     for size in sizes:
@@ -103,6 +105,17 @@ def _of_users(stage: Stage, sizes: tuple[int, ...]) -> Iterator[Step]:
     if fleet.ending or fleet.policy.shutdown_delay:
         yield Step("stop at once", False, None, lambda s: s.tell(Stop(quick=True)))
     yield Step("stop", False, None, lambda s: s.tell(Stop()))
+
+
+def _of_canary(stage: Stage) -> Iterator[Step]:
+    """Yield what users, and the judgement, do where policies have a canary serve for a time."""
+    fleet = stage.fleet
+    if not (fleet.reload_again and fleet.hold_next is not None):
+        yield Step("reload, held", True, None, lambda s: s.tell(Reload(HOLD_S)))
+    if not stage.core.resume_refusal():
+        yield Step("resume", True, None, lambda s: s.resume())
+    if fleet.reloading is not None:
+        yield Step("the new code is judged bad", True, None, lambda s: s.judge())
 
 
 def _may_roll_back(stage: Stage) -> bool:

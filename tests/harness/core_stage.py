@@ -12,6 +12,7 @@ from collections import Counter
 from zdworker.core import plan
 from zdworker.core.events import (
     Action,
+    CanaryReady,
     ConfigurationRefused,
     ConfigurationTaken,
     Degraded,
@@ -20,6 +21,7 @@ from zdworker.core.events import (
     Event,
     GenerationFailed,
     GenerationGone,
+    GenerationJudged,
     GenerationLoaded,
     Halt,
     Kill,
@@ -30,6 +32,7 @@ from zdworker.core.events import (
     ReloadFinished,
     ReloadStarted,
     RestoreConfiguration,
+    Resume,
     Scale,
     Spawn,
     Start,
@@ -154,6 +157,8 @@ class Stage:
                 self.in_force = number
             case ReloadStarted(generation=number):
                 self.reloads[number] = ""
+            case CanaryReady():
+                self._check_canary(action)
             case ReloadFinished(generation=number, outcome=outcome):
                 assert self.reloads[number] == "", "a reload has one outcome"
                 self.reloads[number] = outcome.value
@@ -183,6 +188,11 @@ class Stage:
             case _:
                 assert isinstance(action, Degraded)
                 assert action.reason
+
+    def _check_canary(self, action: CanaryReady) -> None:
+        assert self.reloads[action.generation] == "", "a canary without a reload"
+        assert self.processes[action.worker_id] == READY
+        assert action.held or action.seconds > 0, "a canary that is none"
 
     def _drop_late_answer(self, number: int) -> None:
         if self.drops_late_answers:
@@ -278,9 +288,9 @@ class Stage:
         self.tell(GenerationFailed(self.fleet.loading.generation, reason, "Traceback ...", exit_code))
         return self
 
-    def reload(self, preloaded: bool = False, policy: Policy | None = None) -> Stage:
+    def reload(self, preloaded: bool = False, policy: Policy | None = None, hold: float | None = None) -> Stage:
         """Ask for a reload and let its generation load."""
-        self.tell(Reload())
+        self.tell(Reload(hold))
         return self.load(preloaded, policy)
 
     def born(self) -> Stage:
@@ -345,6 +355,17 @@ class Stage:
     def stop(self, quick: bool = False) -> Stage:
         """TERM, or INT."""
         self.tell(Stop(quick))
+        return self
+
+    def resume(self) -> Stage:
+        """Let the rollout go on that stands at its canary."""
+        self.tell(Resume())
+        return self
+
+    def judge(self, reason: str = "41 of 120 answers failed") -> Stage:
+        """Find the code bad that is rolled out."""
+        assert self.fleet.reloading is not None
+        self.tell(GenerationJudged(self.fleet.reloading, reason))
         return self
 
     def lose_server(self, number: int) -> Stage:

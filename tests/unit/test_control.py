@@ -197,10 +197,13 @@ class Orders:
     def __init__(self) -> None:
         self.asked: list[Requester] = []
 
+    def resume(self) -> None:
+        pass
+
     def history(self) -> list[dict[str, Any]]:
         return [{"kind": "reload"}]
 
-    def reload(self, who: Requester) -> None:
+    def reload(self, who: Requester, hold: float | None = None) -> None:
         self.asked.append(who)
 
     def roll_back(self, who: Requester) -> None:

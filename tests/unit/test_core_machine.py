@@ -24,9 +24,11 @@ from zdworker.core.events import (
     Event,
     GenerationFailed,
     GenerationGone,
+    GenerationJudged,
     GenerationLoaded,
     Policy,
     Reload,
+    Resume,
     Rollback,
     Scale,
     Start,
@@ -57,10 +59,12 @@ exit_codes = st.sampled_from([None, -9, 0, 1, 3, 4])
 events: st.SearchStrategy[Event] = st.one_of(
     st.just(Start()),
     st.just(Rollback()),
+    st.just(Resume()),
     st.builds(Scale, st.integers(-3, -1)),
     st.builds(GenerationLoaded, any_number, st.booleans()),
     st.builds(ConfigurationTaken, any_number, st.just(Policy())),
     st.builds(ConfigurationRefused, any_number, st.just("no reason")),
+    st.builds(GenerationJudged, any_number, st.just("worse")),
     st.builds(WorkerForked, any_number),
     st.builds(WorkerReady, any_number),
     st.builds(WorkerFailed, any_number, st.just("no reason")),
@@ -81,6 +85,7 @@ def policies(draw: st.DrawFn) -> Policy:
         shutdown_delay=draw(st.sampled_from([0.0, 0.0, 10.0])),
         rollback_window=draw(st.sampled_from([0.0, 20.0, 300.0])),
         exit_on_crash=draw(st.sampled_from([False, False, False, True])),
+        canary=draw(st.sampled_from([0.0, 0.0, 10.0])),
     )
 
 
@@ -115,10 +120,20 @@ class FleetMachine(RuleBasedStateMachine):
 
     # -- what users do -------------------------------------------------------------------------------------------
 
-    @rule(times=st.integers(1, 3))
-    def reload(self, times: int) -> None:
+    @rule(times=st.integers(1, 3), hold=st.sampled_from([None, None, 5.0, 600.0]))
+    def reload(self, times: int, hold: float | None) -> None:
         for _ in range(times):
-            self.stage.tell(Reload())
+            self.stage.tell(Reload(hold))
+
+    @precondition(lambda self: not self.stage.core.resume_refusal())
+    @rule()
+    def resume(self) -> None:
+        self.stage.tell(Resume())
+
+    @precondition(lambda self: self.stage.fleet.reloading)
+    @rule()
+    def is_judged(self) -> None:
+        self.stage.judge()
 
     @precondition(lambda self: not self.stage.core.rollback_refusal())
     @rule()

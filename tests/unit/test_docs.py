@@ -35,6 +35,7 @@ OUTPUT = ("text", "json", "mermaid")
 DEMO = "tests/integration/docs/test_demo.py::test_the_demo_loses_no_request"
 PROXIES = "tests/integration/load/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
 DRAWING = "not run: a drawing"
+JUDGED = "tests/integration/judged/test_judged_deploys.py::"
 DEBUGGING = "tests/unit/test_debugging_page.py::test_a_fork_server_is_started_by_hand"
 STATE = "tests/integration/recipes/test_state.py::"
 MACHINES = "tests/integration/recipes/test_several_machines.py::"
@@ -62,6 +63,11 @@ SHOWN = {
         "docs/reference/command.md",
         "zdworker check",
     ): "tests/integration/command/test_check.py::test_all_bad_settings_are_told_at_once",
+    (
+        "docs/judged-deploys.md",
+        "zd_canary_seconds = 30",
+    ): f"{JUDGED}test_code_that_fails_a_fifth_of_its_requests_is_given_up",
+    ("docs/judged-deploys.md", "def zd_judge"): f"{JUDGED}test_hooks_learn_of_the_canary_and_may_give_it_up",
     ("docs/state.md", "import fcntl"): f"{STATE}test_one_scheduler",  # and metrics.py
     ("docs/state.md", 'bind = "127.0.0.1:8000"'): f"{STATE}test_values_that_workers_share",
     ("docs/state.md", "import multiprocessing"): f"{STATE}test_values_that_workers_share",

@@ -54,6 +54,14 @@ class Worker:
     def notify(self) -> None:
         self.beats += 1
 
+    zd_counter = None
+
+    def zd_count_if_wanted(self) -> None:
+        pass
+
+    def zd_stopping(self) -> bool:
+        return False
+
     def zd_ready(self) -> None:
         self.reported.append("ready")
 
@@ -77,7 +85,8 @@ class ListServer(AsgiServing):
     def __init__(self, worker: Worker, app: Any = None, keepalive: float = 2.0) -> None:
         super().__init__(worker, keepalive)
         worker.server = self
-        self.asgi = AsgiDrain(app or answering)
+        self.application = app or answering
+        self.asgi = AsgiDrain(self.application)
         self.open: list[Any] = []
         self.calls = self.answered = 0
         self.announced: list[Any] = []

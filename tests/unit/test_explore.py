@@ -23,9 +23,16 @@ from zdworker.core.steps import Steps
         (Policy(workers=1, surge=0, unavailable=1), None, 500),
         (Policy(workers=1, rollback_window=100.0), 2, 150),
         (Policy(workers=2), 2, 1000),
+        (Policy(workers=1, canary=60.0), 3, 1000),
         (Policy(workers=0), None, 20),
     ],
-    ids=["1 worker, stop-first, without a limit", "1 worker", "2 workers", "no worker, without a limit"],
+    ids=[
+        "1 worker, stop-first, without a limit",
+        "1 worker",
+        "2 workers",
+        "1 worker, a canary",
+        "no worker, without a limit",
+    ],
 )
 def test_every_state_holds_the_invariant_and_leads_to_rest(
     policy: Policy, disturbances: int | None, states: int
@@ -64,6 +71,7 @@ POLICIES = [
     ((Policy(workers=1),), ()),
     ((Policy(workers=2, surge=2, unavailable=1, min_ready=5.0, rollback_window=100.0),), (0, 1, 2, 3)),
     ((Policy(workers=2, surge=0, unavailable=1), Policy(workers=1, shutdown_delay=5.0)), (2,)),
+    ((Policy(workers=2, canary=60.0), Policy(workers=1, canary=60.0)), (0, 3)),
     ((Policy(workers=3), Policy(workers=1, exit_on_crash=True), Policy(workers=2, development=True)), ()),
 ]
 

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "zdworker"
 FILES = sorted(PACKAGE.rglob("*.py"))
 CORE = sorted((PACKAGE / "core").glob("*.py"))
 
-PURE = {"__future__", "collections", "dataclasses", "enum", "functools", "json", "reprlib", "typing"}
+PURE = {"__future__", "collections", "dataclasses", "enum", "functools", "json", "math", "reprlib", "typing"}
 """What the core may use of the standard library: nothing that knows a clock, a process, a file or chance."""
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -67,4 +67,4 @@ def test_a_reload_is_shown_in_the_form_that_scripts_rely_on() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", shown.pop("started_at"))
     cost = {"handed_over": 3, "told_to_close": 0, "cut_requests": 1, "closed_websockets": 0}
     known = {"result": "failed", "generation": 7, "duration_s": 1.235, "error": "why", "traceback": None}
-    assert shown == {**known, **cost, "label": None, "rollback": False}
+    assert shown == {**known, **cost, "label": None, "rollback": False, "judgement": None}

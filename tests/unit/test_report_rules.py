@@ -6,8 +6,11 @@ import pytest
 
 from zdworker.errors import MessageError
 from zdworker.ipc.messages import (
+    FAILURE_TEXT_MAX,
+    LATENCY_BOUNDS_S,
     REPORTED_TEXT_BYTES,
     WORKER_REPORT_BYTES,
+    Answers,
     Counts,
     Decoder,
     Draining,
@@ -120,3 +123,30 @@ def test_each_kind_has_its_limit() -> None:
         list(Decoder(accepts=WORKER_REPORT_BYTES).feed(b'{"type": "order", "command": "reload"}\n'))
     with pytest.raises(MessageError, match="longer than"):
         list(Decoder(accepts=WORKER_REPORT_BYTES).feed(b"x" * 200_000))
+
+
+BUCKETS = [0] * (len(LATENCY_BOUNDS_S) + 1)
+
+
+def test_answers_may_come_again_and_again(rules: ReportRules) -> None:
+    for number in range(3):
+        assert rules.admit(Answers(number, 0, 0, 0.5, BUCKETS), 0.0, own=True)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Answers(-1, 0, 0, 0.0, BUCKETS),
+        Answers(COUNT_MAX + 1, 0, 0, 0.0, BUCKETS),
+        Answers(1, 1, 1, 0.0, BUCKETS),
+        Answers(1, 0, 0, -1.0, BUCKETS),
+        Answers(1, 0, 0, float("nan"), BUCKETS),
+        Answers(1, 0, 0, 0.0, []),
+        Answers(1, 0, 0, 0.0, [*BUCKETS[1:], -1]),
+        Answers(1, 1, 0, 0.0, BUCKETS, ["x"] * 4),
+        Answers(1, 1, 0, 0.0, BUCKETS, ["x" * (FAILURE_TEXT_MAX + 1)]),
+    ],
+)
+def test_answers_are_what_can_be_counted(rules: ReportRules, message: Answers) -> None:
+    with pytest.raises(MessageError):
+        rules.admit(message, 0.0, own=True)

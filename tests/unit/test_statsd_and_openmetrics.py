@@ -24,7 +24,8 @@ import zdworker
 from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase, Slot, Trouble, Worker, WorkerState
-from zdworker.ipc.messages import Drained
+from zdworker.ipc.messages import Answers, Drained
+from zdworker.master.answers import AnswerBook
 from zdworker.master.observers import Crash, Reload
 from zdworker.master.reconfiguration import Site
 from zdworker.master.statsd import Lossy, Meter, gauges_of
@@ -56,7 +57,7 @@ class Statistics:
         cfg.set("statsd_prefix", "shop")
         cfg.set("dogstatsd_tags", "env:test")
         self.logger = Statsd(cfg)
-        self.meter = Meter(self.logger)
+        self.meter = Meter(self.logger, AnswerBook())
 
     def heard(self) -> dict[str, str]:
         """Return what was said since the last time, by name."""
@@ -158,7 +159,7 @@ def test_a_statsd_that_is_gone_is_nothing_to_speak_of(
 
 
 def test_without_a_statsd_nothing_is_told() -> None:
-    meter = Meter(None)
+    meter = Meter(None, AnswerBook())
     meter.observe(fleet(g7a=WorkerState.READY), 100.0)
     meter.worker_ready(1.0)
 
@@ -171,7 +172,7 @@ def test_a_logger_that_raises_is_let_be(statistics: Statistics, monkeypatch: pyt
 def test_a_reload_that_a_newer_one_overtakes_has_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    journal = Journal()
+    journal = Journal(AnswerBook())
     first = Reload.begin(2)
     journal.reload_started(first)
     now = 120.0
@@ -191,7 +192,7 @@ def test_the_status_says_why_and_which_slots_wait() -> None:
     degraded.size = 3
     degraded.degradation = Trouble("a worker failed to boot: no database")
     degraded.slots = {1: Slot(), 2: Slot(failures=4, retry_at=now + 30), 5: Slot(failures=1)}
-    shown = Journal().status(degraded, {}, {}, Settings(), Site("/srv", "app:app", []))
+    shown = Journal(AnswerBook()).status(degraded, {}, {}, Settings(), Site("/srv", "app:app", []))
     assert (shown["state"], shown["workers_wanted"]) == ("degraded", 3)
     assert shown["reason"] == "a worker failed to boot: no database"
     (waiting,) = shown["retries"]
@@ -218,7 +219,7 @@ def test_what_a_reload_waits_for() -> None:
 
 
 def test_the_journal_counts() -> None:
-    journal = Journal()
+    journal = Journal(AnswerBook())
     journal.worker_ready(0.25)
     journal.worker_ready(0.5)
     reload = ended(Outcome.FAILED, 0.5)
@@ -328,9 +329,31 @@ def test_before_the_first_generation_serves() -> None:
     assert ("zdworker_last_reload_timestamp_seconds",) not in found
 
 
+def answered() -> dict[str, Any]:
+    """The status of a master whose generation counts its answers."""
+    book = AnswerBook()
+    book.worker_answered(1, 2, Answers(120, 2, 1, 1.5, [100, 19, *[0] * 9, 1], ["GET /: 500"]))
+    return {**STATUS, "generations": [{"generation": 2, "label": None, "answers": book.plain(2)}]}
+
+
+def test_answers_are_a_histogram_with_their_failures() -> None:
+    lines = exposition(answered()).splitlines()
+    for line in (
+        'zdworker_failed_answers_total{generation="2",kind="errors"} 2.0',
+        'zdworker_failed_answers_total{generation="2",kind="exceptions"} 1.0',
+        'zdworker_answer_seconds_bucket{generation="2",le="0.005"} 100.0',
+        'zdworker_answer_seconds_bucket{generation="2",le="10.0"} 119.0',
+        'zdworker_answer_seconds_bucket{generation="2",le="+Inf"} 120.0',
+        'zdworker_answer_seconds_count{generation="2"} 120.0',
+        'zdworker_answer_seconds_sum{generation="2"} 1.5',
+    ):
+        assert line in lines
+    assert "answer_seconds" not in exposition(STATUS), "whoever does not count has no such metric"
+
+
 def test_readers_of_the_older_format_understand_it() -> None:
-    text = exposition(STATUS)
-    assert set(re.findall(r"^# TYPE \S+ (\S+)$", text, re.MULTILINE)) <= {"counter", "gauge", "summary"}
+    text = exposition(answered())
+    assert set(re.findall(r"^# TYPE \S+ (\S+)$", text, re.MULTILINE)) <= {"counter", "gauge", "summary", "histogram"}
     older = {s.name for f in parser.text_string_to_metric_families(text) for s in f.samples}
     assert {"zdworker_reloads_total", "zdworker_workers"} <= older
 
@@ -350,10 +373,17 @@ def test_only_the_command_needs_prometheus_client() -> None:
 
 def test_settings_that_are_not_set_have_one_form() -> None:
     site = Site("/srv", "app:app", [])
-    shown = Journal().status(fleet(), {}, {}, Settings(), site)["settings"]
+    shown = Journal(AnswerBook()).status(fleet(), {}, {}, Settings(), site)["settings"]
     unset = {name for name, value in shown.items() if value is None}
-    assert unset == {"zd_warmup", "zd_max_rss", "zd_health_path", "zd_control_socket", "zd_version"}
+    assert unset == {
+        "zd_warmup",
+        "zd_max_rss",
+        "zd_health_path",
+        "zd_control_socket",
+        "zd_version",
+        "zd_max_error_rate",
+    }
     assert not [name for name, value in shown.items() if value in ("", (), [])]
     given = Settings(warmup=("/",), health_path="/health", version="v1")
-    shown = Journal().status(fleet(), {}, {}, given, site)["settings"]
+    shown = Journal(AnswerBook()).status(fleet(), {}, {}, given, site)["settings"]
     assert (shown["zd_warmup"], shown["zd_health_path"], shown["zd_version"]) == (("/",), "/health", "v1")

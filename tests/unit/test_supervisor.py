@@ -209,7 +209,7 @@ def test_the_actions_that_the_core_waits_for_are_known() -> None:
     waited_for = {events.StartGeneration, events.LocateHang, events.TakeConfiguration, events.Spawn}
     others = {
         *(events.EndGeneration, events.RestoreConfiguration, events.Drain, events.Kill, events.Halt),
-        *(events.ReloadStarted, events.ReloadFinished, events.Degraded),
+        *(events.ReloadStarted, events.CanaryReady, events.ReloadFinished, events.Degraded),
     }
     assert waited_for | others == set(events.Action.__args__)
     assert all(dataclasses.is_dataclass(kind) for kind in waited_for)

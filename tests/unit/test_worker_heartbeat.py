@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import pytest
 
-from zdworker.ipc.messages import Counts, Leave, Message, Ready, ReplacementRequested, Stopping
+from zdworker.ipc.messages import CountAnswers, Counts, Leave, Message, Ready, ReplacementRequested, Stopping
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
 from zdworker.syscalls import resident_memory
@@ -27,12 +27,12 @@ class Log(Reporter):
     def __init__(self) -> None:
         super().__init__(None)
         self.sent: list[Message] = []
-        self.words: set[type[Stopping | Leave]] = set()
+        self.words: set[type[Stopping | Leave | CountAnswers]] = set()
 
     def send(self, message: Message) -> None:
         self.sent.append(message)
 
-    def was_announced(self, word: type[Stopping | Leave]) -> bool:
+    def was_announced(self, word: type[Stopping | Leave | CountAnswers]) -> bool:
         return word in self.words
 
 

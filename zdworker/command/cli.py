@@ -1,4 +1,4 @@
-"""The ``zdworker`` command: reload, rollback, status, history, list, metrics.
+"""The ``zdworker`` command: check, reload, resume, rollback, scale, status, history, list, metrics.
 
 Rules:
 
@@ -36,6 +36,9 @@ from zdworker.ipc import messages
 
 REFRESH_INTERVAL_S = 1.0
 """Seconds between two updates of ``status --watch``."""
+
+HOLD_S = 600.0
+"""Seconds for which ``reload --hold`` waits by default."""
 
 REASON_ROWS = 5
 """Rows of a reason on a screen of 80 columns; the log has the rest."""
@@ -102,9 +105,29 @@ def main() -> None:
 @main.command()
 @_with_master_options
 @_with_wait_options
-def reload(**options: Any) -> None:
-    """Load the newest code and replace all workers, one after the other."""
-    _send_order("reload", **options)
+@click.option(
+    "--hold",
+    type=click.FloatRange(min=0, min_open=True, max=messages.HOLD_MAX_S),
+    is_flag=False,
+    flag_value=HOLD_S,
+    metavar="[SECONDS]",
+    help=f"Stop when the first new worker serves, for SECONDS ({HOLD_S:g}): then resume, or it is given up.",
+)
+def reload(hold: float | None, **options: Any) -> None:
+    """Load the newest code and replace all workers, one after the other.
+
+    With --hold it ends with 0 when the first new worker, the canary, serves beside all old ones. "zdworker resume" has
+    the reload go on, "zdworker rollback" ends it; without either it is given up when the time is over.
+    """
+    _send_order("reload", hold_s=hold or 0.0, **options)
+
+
+@main.command()
+@_with_master_options
+@_with_wait_options
+def resume(**options: Any) -> None:
+    """Have a reload go on whose first new worker serves (reload --hold, zd_canary_seconds)."""
+    _send_order("resume", **options)
 
 
 @main.command()
@@ -267,12 +290,13 @@ def _send_order(  # noqa: PLR0913  # one for each option
     timeout: float | None,
     as_json: bool,
     quiet: bool,
+    hold_s: float = 0.0,
 ) -> None:
     with _exit_codes(as_json):
         deadline = None if timeout is None else time.monotonic() + timeout
         found = _find(pid, pidfile, path, deadline)
         with client.Connection(found.path, deadline, found.users) as master:
-            first = master.order(messages.Order(command, wait=not no_wait))
+            first = master.order(messages.Order(command, wait=not no_wait, hold_s=hold_s))
             if isinstance(first, messages.Report):
                 _print_ordered(command, first.status, as_json)
                 return
@@ -315,13 +339,19 @@ def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
-    done = outcome.result in ("done", "superseded")
+    done = outcome.result in ("done", "superseded", "held")
     if as_json:
         _print_json(asdict(outcome))
     elif outcome.result == "done":
         label = f" ({texts.lines(outcome.label)})" if outcome.label else ""
         done_in = f"{command} done: generation {outcome.generation}{label} serves, after {outcome.duration_s:.1f} s"
-        click.echo("; ".join([done_in, *history.cost(asdict(outcome))]))
+        found = [texts.lines(outcome.judgement)] if outcome.judgement else []
+        click.echo("; ".join([done_in, *found, *history.cost(asdict(outcome))]))
+    elif outcome.result == "held":
+        click.echo(
+            f"{command} held: the canary of generation {outcome.generation} serves beside all workers of generation "
+            f'{outcome.serving}; go on with "zdworker resume", end it with "zdworker rollback"'
+        )
     elif outcome.result == "superseded":
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
@@ -441,15 +471,32 @@ def _caption(status: dict[str, Any]) -> str:
     lines = [_in_table(finder.site(status)), counts]
     if status.get("reason"):
         lines.append(f"{status['state']}: {_in_table(status['reason'])}")
+    lines += [_figures(known) for known in status.get("generations", ()) if known.get("answers")]
+    canary = status.get("canary")
+    if canary is not None:
+        left = "until it is resumed, at most " if canary["held"] else ""
+        lines.append(
+            f"canary: worker {canary['pid']}, generation {canary['generation']}, {left}{canary['left_s']} s more"
+        )
     last = status["last_reload"]
     if last is not None:
         result = (last["result"] or "going on").replace("_", " ")
         what = "rollback" if last.get("rollback") else "reload"
         took = f"{last['duration_s']:.1f} s, {last['started_at']}"
         lines.append(f"last {what}: {result}, generation {last['generation']}, {took}")
-        if last["error"]:
-            lines.append(_in_table(last["error"]))
+        lines += [_in_table(last[name]) for name in ("judgement", "error") if last.get(name)]
     return "\n".join(lines)
+
+
+def _figures(generation: dict[str, Any]) -> str:
+    """Return what a generation has answered, in one line."""
+    known = generation["answers"]
+    failed = known["errors"] + known["exceptions"]
+    latency = ", ".join(
+        f"{name} {known[f'{name}_s'] * 1000:.0f} ms" for name in ("p50", "p99") if known[f"{name}_s"] is not None
+    )
+    answers = texts.counted(known["answers"], "answer")
+    return f"generation {generation['generation']}: {answers}, {failed} failed, {latency}"
 
 
 def _styled(state: str) -> str:

@@ -7,14 +7,23 @@ files (node_exporter's textfile collector, for example).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
+
+from zdworker.ipc.messages import LATENCY_BOUNDS_S
 
 STATES = ("starting", "steady", "rolling", "failed", "degraded", "stopping")
 WORKER_STATES = ("booting", "ready", "draining")
@@ -47,6 +56,7 @@ class _Snapshot(Collector):
         yield from _of_master(self._status)
         yield from _of_totals(self._status)
         yield from _of_workers(self._status["workers"])
+        yield from _of_answers(self._status.get("generations", ()))
 
 
 def _of_master(status: dict[str, Any]) -> Iterator[Metric]:
@@ -95,6 +105,26 @@ def _of_totals(status: dict[str, Any]) -> Iterator[Metric]:
     yield CounterMetricFamily("zdworker_crashes", "Workers that died while they were ready.", value=status["crashes"])
     for key, name, meaning in DRAINED:
         yield CounterMetricFamily(f"zdworker_{name}", meaning, value=totals.get(key, 0))
+
+
+def _of_answers(generations: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    """Yield what generations have answered whose workers count that."""
+    failed = CounterMetricFamily(
+        "zdworker_failed_answers", "Answers of 500 and above, and requests without one.", labels=["generation", "kind"]
+    )
+    latency = HistogramMetricFamily(
+        "zdworker_answer_seconds", "Answers by how long they took.", labels=["generation"], unit="seconds"
+    )
+    for generation in generations:
+        number, known = str(generation["generation"]), generation.get("answers")
+        if not known:
+            continue
+        for kind in ("errors", "exceptions"):
+            failed.add_metric([number, kind], known[kind])
+        bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
+        upto = map(float, itertools.accumulate(known["latency"]))
+        latency.add_metric([number], list(zip(bounds, upto, strict=True)), sum_value=known["seconds"])
+    yield from (family for family in (failed, latency) if family.samples)
 
 
 def _durations(what: str, meaning: str, count: int, seconds: float) -> Metric:

@@ -20,7 +20,8 @@ class Policy:
     ``unavailable_is_percentage`` say so, percentages of the number of workers, which a user may change at any time.
     They are not both 0 (``zdworker.settings`` refuses that before it gets here). ``development``: a worker that leaves
     by itself (Gunicorn's ``--reload``) is replaced without a wait. ``queue_per_slot``: a worker whose slot goes away
-    first accepts what waits in that slot's own queue of connections, for as long as it may drain.
+    first accepts what waits in that slot's own queue of connections, for as long as it may drain. ``canary`` is for how
+    long the first new worker serves beside all old ones before the rollout goes on.
 
     ``configuration`` names the configuration that these settings come from: it is the number of the generation that
     brought it, 0 for the one that the master started with. The edge keeps configurations under this number.
@@ -40,6 +41,7 @@ class Policy:
     configuration: int = 0
     surge_is_percentage: bool = False
     unavailable_is_percentage: bool = False
+    canary: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,22 @@ class Start:
 
 @dataclass(frozen=True)
 class Reload:
-    """A user asks for the newest code."""
+    """A user asks for the newest code.
+
+    With ``hold`` the rollout stops at its canary, until a user resumes it. After so many seconds it is given up.
+    """
+
+    hold: float | None = None
 
 
 @dataclass(frozen=True)
 class Rollback:
     """A user asks for the newest reload to be undone."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A user wants the rollout to go on that stands at its canary."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,18 @@ class GenerationGone:
 
 
 @dataclass(frozen=True)
+class GenerationJudged:
+    """The new code answers worse than the code before it, and is to be given up.
+
+    ``reason`` says so, for a reader; ``newest`` has the newest failed requests, one a line.
+    """
+
+    generation: int
+    reason: str
+    newest: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class WorkerForked:
     """The worker's process exists, is the master's child, and boots."""
 
@@ -179,6 +203,7 @@ Event = (
     Start
     | Reload
     | Rollback
+    | Resume
     | Scale
     | Stop
     | Tick
@@ -187,6 +212,7 @@ Event = (
     | ConfigurationRefused
     | GenerationFailed
     | GenerationGone
+    | GenerationJudged
     | WorkerForked
     | WorkerReady
     | WorkerFailed
@@ -308,6 +334,16 @@ class ReloadStarted:
 
 
 @dataclass(frozen=True)
+class CanaryReady:
+    """The first worker of the new code serves beside all old ones, for ``seconds``; ``held`` until a user resumes."""
+
+    generation: int
+    worker_id: int
+    seconds: float
+    held: bool = False
+
+
+@dataclass(frozen=True)
 class ReloadFinished:
     """A reload has ended.
 
@@ -355,6 +391,7 @@ Action = (
     | Drain
     | Kill
     | ReloadStarted
+    | CanaryReady
     | ReloadFinished
     | Degraded
     | Halt

@@ -237,10 +237,11 @@ class Slot:
 
 @dataclass
 class Loading:
-    """The generation that is being loaded, and what for."""
+    """The generation that is being loaded, and what for; ``hold`` as :class:`~zdworker.core.events.Reload` has it."""
 
     generation: int
     purpose: Purpose
+    hold: float | None = None
 
 
 @dataclass
@@ -290,9 +291,11 @@ class Fleet:
 
     ``newest_verified`` means that a worker of the newest generation is verified. Until then a single worker, the
     canary, tries that generation out, and ``shrink_to`` is the smaller number of workers that the generation will
-    bring. ``reloading`` is the generation that is being rolled out. ``superseded_loads`` counts the loads in a row that
-    a newer reload has overtaken. ``failure`` is remembered until the next rollout, ``degradation`` until the fleet is
-    whole again. ``stop_at`` is when the master begins to end; it serves until then.
+    bring. The canary serves for ``canary_s`` seconds before it is verified, or is given up then if it is ``held``;
+    ``old_crashed`` means that a worker of the generation before has died meanwhile. ``reloading`` is the generation
+    that is being rolled out. ``superseded_loads`` counts the loads in a row that a newer reload has overtaken;
+    ``hold_next`` goes with the reload that is asked for. ``failure`` is remembered until the next rollout,
+    ``degradation`` until the fleet is whole again. ``stop_at`` is when the master begins to end; it serves until then.
     """
 
     policy: Policy
@@ -311,6 +314,10 @@ class Fleet:
     ever_ready: bool = False
     loading: Loading | None = None
     reload_again: bool = False
+    hold_next: float | None = None
+    canary_s: float = 0.0
+    held: bool = False
+    old_crashed: bool = False
     reloading: int | None = None
     roll_failures: int = 0
     roll_at: float = 0.0
@@ -402,6 +409,10 @@ class Fleet:
     def slot(self, number: int) -> Slot:
         """Return what is remembered of a slot."""
         return self.slots.setdefault(number, Slot())
+
+    def is_canary(self, worker: Worker) -> bool:
+        """Return whether ``worker`` tries the newest generation out."""
+        return not self.newest_verified and worker.generation in self.current
 
     def fresh(self, worker: Worker) -> bool:
         """Return whether ``worker`` is one that may stay."""

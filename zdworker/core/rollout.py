@@ -28,12 +28,14 @@ from zdworker.core.events import (
     Event,
     GenerationFailed,
     GenerationGone,
+    GenerationJudged,
     GenerationLoaded,
     KillReason,
     Outcome,
     Policy,
     Reload,
     ReloadFinished,
+    Resume,
     Rollback,
     Scale,
     Start,
@@ -79,6 +81,8 @@ loads would never lead to new code."""
 
 CALLED_OFF = "called off: a rollback was asked for"
 
+NO_WAY_BACK = "since the generation before is not preloaded, or its fork server is gone"
+
 _KILL_REASONS = {
     WorkerState.FORKING: KillReason.NOT_FORKED,
     WorkerState.BOOTING: KillReason.NOT_READY,
@@ -114,9 +118,11 @@ class Rollout:
             case Start():
                 self._start(now)
             case Reload():
-                self._reload()
+                self._reload(event)
             case Rollback():
                 self._roll_back(now)
+            case Resume():
+                self._resume(now)
             case Scale():
                 self._scale(event)
             case Stop():
@@ -133,6 +139,8 @@ class Rollout:
                 self._generation_failed(event, now)
             case GenerationGone():
                 self._generation_gone(event, now)
+            case GenerationJudged():
+                self._generation_judged(event)
             case WorkerForked():
                 self._worker_forked(event, now)
             case WorkerReady():
@@ -164,19 +172,19 @@ class Rollout:
 
     def _start(self, now: float) -> None:
         self.fleet.phase = step(PHASES, self.fleet.phase, PhaseCause.START)
-        self.fleet.reload_again = False  # what loads now is the newest
+        self.fleet.reload_again, self.fleet.hold_next = False, None  # what loads now is the newest
         self._steps.load(Purpose.START, now)
 
-    def _reload(self) -> None:
+    def _reload(self, event: Reload) -> None:
         # A flag, not a queue: however often it is asked for, one load that begins after the last request has it all.
         if not self.fleet.stopping:
-            self.fleet.reload_again = True
+            self.fleet.reload_again, self.fleet.hold_next = True, event.hold
 
     def _roll_back(self, now: float) -> None:
         reason, fleet = self.rollback_refusal(), self.fleet
         if reason:
             raise IllegalEvent(reason)
-        fleet.reload_again = False
+        fleet.reload_again, fleet.hold_next = False, None
         if fleet.loading is not None and fleet.loading.purpose is Purpose.RELOAD:
             self._steps.call_off(CALLED_OFF)
         elif fleet.reloading is not None:
@@ -209,6 +217,32 @@ class Rollout:
             return "no generation is kept: zd_rollback_window is 0"
         return "no generation is kept: none was replaced within zd_rollback_window, or it was not preloaded (--preload)"
 
+    def _resume(self, now: float) -> None:
+        reason, fleet = self.resume_refusal(), self.fleet
+        if reason:
+            raise IllegalEvent(reason)
+        fleet.held, fleet.canary_s = False, 0.0
+        for worker in list(fleet.workers.values()):
+            if fleet.is_canary(worker) and worker.state is WorkerState.READY and worker.ready_at is not None:
+                worker.deadline = worker.ready_at + fleet.policy.min_ready
+                if worker.deadline <= now:
+                    self._expire(worker, now)
+
+    def resume_refusal(self) -> str:
+        """Return why there can be no ``Resume`` now, as text for the user; "" if there can be.
+
+        It lets a rollout go on that stands at its canary, or will. One that is not held waits for its time only, and
+        goes on at once, too.
+        """
+        fleet = self.fleet
+        if fleet.stopping:
+            return "the master is stopping"
+        if fleet.reloading is not None and not fleet.newest_verified:
+            return ""
+        if fleet.loading is not None and fleet.loading.purpose is Purpose.RELOAD:
+            return "the new code is still loading, and has no canary yet"
+        return "no canary is held: there is no reload under way, or it has gone on already"
+
     def _scale(self, event: Scale) -> None:
         if event.workers < 0:
             raise IllegalEvent(f"a fleet of {event.workers} workers")
@@ -227,7 +261,8 @@ class Rollout:
         if event.quick or fleet.policy.shutdown_delay == 0 or fleet.never_served or not fleet.running:
             self._steps.stop(event, now)
         elif fleet.stop_at is None:
-            fleet.stop_at, fleet.reload_again = now + fleet.policy.shutdown_delay, False
+            fleet.stop_at = now + fleet.policy.shutdown_delay
+            fleet.reload_again, fleet.hold_next = False, None
 
     def _tick(self, now: float) -> None:
         if self.fleet.stop_at is not None and self.fleet.stop_at <= now:
@@ -273,10 +308,10 @@ class Rollout:
         generation = self._generation(event.generation)
         if generation is not None and generation.state is not GenerationState.LOST:
             self._steps.configured(generation, now)
-            if self._loading().purpose is Purpose.ROLLBACK:
+            loaded, self.fleet.loading = self._loading(), None
+            if loaded.purpose is Purpose.ROLLBACK:
                 self.fleet.previous = None
-            self.fleet.loading = None
-            self._steps.roll_to(event.generation, event.policy)
+            self._steps.roll_to(loaded, event.policy)
         elif self.fleet.running and event.policy.configuration != self.fleet.policy.configuration:
             self._steps.restore_configuration()  # the reload was called off in the meantime
 
@@ -325,6 +360,24 @@ class Rollout:
             self._load_failed(GenerationFailed(event.generation, "the fork server died while loading"), now)
         elif before is GenerationState.LOADED:
             self._lost(generation, now)
+
+    def _generation_judged(self, event: GenerationJudged) -> None:
+        """Give up the generation that is rolled out; a verdict on another one was under way for too long."""
+        fleet = self.fleet
+        self._generation(event.generation)
+        if not fleet.running or fleet.reloading != event.generation:
+            return
+        if not fleet.newest_verified or self._has_way_back():
+            self._steps.turn_back(event.reason, event.newest)
+            return
+        new = self._steps.spare_where_old()
+        reason = f"{event.reason}; {new} of {fleet.size} workers are of it and stay, {NO_WAY_BACK}"
+        self._steps.turn_back(reason, event.newest, keep=True)
+
+    def _has_way_back(self) -> bool:
+        """Return whether the code before is in memory, so that it can be had back in slots that are new already."""
+        back = self.fleet.source(self.fleet.fallback)
+        return back is not None and self.fleet.generations[back].preloaded
 
     def _lost(self, generation: Generation, now: float) -> None:
         """Note that a fork server is gone whose code was loaded."""
@@ -383,10 +436,14 @@ class Rollout:
             return
         worker.state = step(WORKERS, worker.state, WorkerCause.READY)
         if worker.state is WorkerState.READY:
-            worker.ready_at, worker.deadline = now, now + self.fleet.policy.min_ready
+            trial_s = self.fleet.policy.min_ready
+            if self.fleet.is_canary(worker):
+                trial_s = self.fleet.canary_s if self.fleet.held else max(trial_s, self.fleet.canary_s)
+                self._steps.canary_ready(worker)
+            worker.ready_at, worker.deadline = now, now + trial_s
             worker.takes = event.takes
             self.fleet.ever_ready = True
-            if self.fleet.policy.min_ready == 0:
+            if trial_s == 0:
                 self._expire(worker, now)
 
     def _worker_replacement_requested(self, event: WorkerReplacementRequested) -> None:
@@ -431,12 +488,18 @@ class Rollout:
         del self.fleet.workers[event.worker_id]
         if before is WorkerState.FORKING and not event.called_off:
             self._steps.next_turn(worker, now)
+        if before is WorkerState.READY and not self.fleet.newest_verified and worker.generation in self.fleet.fallback:
+            self.fleet.old_crashed = True
         if before is WorkerState.READY and worker.verified:
             self._crashed(worker, event, now)
         elif event.called_off and not self.fleet.never_served:
             pass  # its fork server's end is counted, once
+        elif before is WorkerState.READY and self._serves_as_canary(worker, now) and self.fleet.old_crashed:
+            self._canary_crashed_too(worker, event, now)
         elif before in (WorkerState.FORKING, WorkerState.BOOTING, WorkerState.READY):
-            reason = f"{event.how} {'too soon' if before is WorkerState.READY else 'before it was ready'}"
+            reason = f"{event.how} before it was ready"
+            if before is WorkerState.READY:
+                reason = f"{event.how} {'as the canary' if self._serves_as_canary(worker, now) else 'too soon'}"
             self._boot_failed(worker, WorkerFailed(event.worker_id, reason, exit_code=event.exit_code or 0), now)
 
     def _expire(self, worker: Worker, now: float) -> None:
@@ -448,7 +511,10 @@ class Rollout:
         worker.state = step(WORKERS, before, WorkerCause.EXPIRE)
         if before is WorkerState.READY:
             worker.deadline, worker.verified = None, True
-            if worker.generation in self.fleet.current:
+            if self.fleet.is_canary(worker) and self.fleet.held:
+                reason = f"given up: nobody has resumed it within {self.fleet.canary_s:g} s (zdworker resume)"
+                self._steps.turn_back(reason, "")
+            elif worker.generation in self.fleet.current:
                 self._steps.verify_newest()
             return
         if worker.killed and not self.fleet.running:
@@ -465,6 +531,18 @@ class Rollout:
         elif before is WorkerState.BOOTING:
             reason = f"not ready within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
             self._boot_failed(worker, WorkerFailed(worker.worker_id, reason), now)
+
+    def _serves_as_canary(self, worker: Worker, now: float) -> bool:
+        """Return whether a worker is the canary, and has stayed ready for as long as any worker has to."""
+        stable_at = (worker.ready_at or now) + self.fleet.policy.min_ready
+        return self.fleet.is_canary(worker) and bool(self.fleet.canary_s) and stable_at <= now
+
+    def _canary_crashed_too(self, worker: Worker, event: WorkerGone, now: float) -> None:
+        """Try another canary, because workers of the code before have died meanwhile as well; not for ever."""
+        self._steps.count_failure(worker, now)
+        self._steps.count_roll_failure(now)
+        if self.fleet.roll_failures >= ROLL_ATTEMPTS:
+            self._steps.turn_back(f"{self.fleet.roll_failures} canaries have died, the last one {event.how}", "")
 
     def _crashed(self, worker: Worker, event: WorkerGone, now: float) -> None:
         if self.fleet.policy.exit_on_crash:
@@ -503,11 +581,10 @@ class Rollout:
         if fleet.roll_failures < ROLL_ATTEMPTS:
             return
         reason = f"{fleet.roll_failures} new workers in a row failed, the last one: {event.reason}"
-        back = fleet.source(fleet.fallback)
-        if back is not None and fleet.generations[back].preloaded:
+        if self._has_way_back():
             self._steps.turn_back(reason, event.traceback, slot=worker.slot)
             return
-        reason += "; there is no way back, since the generation before is not preloaded, or its fork server is gone"
+        reason += f"; there is no way back, {NO_WAY_BACK}"
         retry_at = max(fleet.slot(worker.slot).retry_at, fleet.roll_at)
         self._steps.degrade(reason, event.traceback, slot=worker.slot, next_try_s=retry_at - now)
 
@@ -542,8 +619,8 @@ class Rollout:
     def _load_next(self, now: float) -> None:
         fleet = self.fleet
         if fleet.reload_again and fleet.loading is None and not fleet.never_served:
-            fleet.reload_again = False
-            self._steps.load(Purpose.RELOAD, now)
+            hold, fleet.hold_next, fleet.reload_again = fleet.hold_next, None, False
+            self._steps.load(Purpose.RELOAD, now, hold)
         elif self._lacks_source() and fleet.restore_at <= now:
             # The fork server died: another one is started, and the workers go on.
             self._steps.load(Purpose.RESTORE, now)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from zdworker.core.backoff import Backoff
 from zdworker.core.events import (
     Action,
+    CanaryReady,
     Degraded,
     Drain,
     EndGeneration,
@@ -87,13 +88,13 @@ class Steps:
 
     # -- generations ---------------------------------------------------------------------------------------------
 
-    def load(self, purpose: Purpose, now: float) -> None:
+    def load(self, purpose: Purpose, now: float, hold: float | None = None) -> None:
         """Start the next generation's fork server."""
         fleet = self.fleet
         fleet.last_generation += 1
         number, deadline = fleet.last_generation, now + fleet.policy.boot_timeout
         fleet.generations[number] = Generation(number, GenerationState.LOADING, deadline)
-        fleet.loading = Loading(number, purpose)
+        fleet.loading = Loading(number, purpose, hold)
         self.actions.append(StartGeneration(number))
         if purpose is Purpose.RELOAD:
             self.actions.append(ReloadStarted(number))
@@ -172,7 +173,7 @@ class Steps:
         """Have the master go by the configuration that the policy comes from."""
         self.actions.append(RestoreConfiguration(self.fleet.policy.configuration))
 
-    def roll_to(self, number: int, policy: Policy) -> None:
+    def roll_to(self, loaded: Loading, policy: Policy) -> None:
         """Make a loaded generation the one that every slot gets."""
         fleet = self.fleet
         self.finish_reload(Outcome.SUPERSEDED)
@@ -184,26 +185,60 @@ class Steps:
         # Fewer only when the new code is verified: until then none of the old workers can be spared.
         fleet.shrink_to = fleet.size if fleet.size < before else None
         fleet.size = max(fleet.size, before)
+        number = loaded.generation
         fleet.current, fleet.newest_verified, fleet.reloading = [number], fleet.size == 0, number
+        # Code that served before is not tried out again: whoever rolls back wants it now.
+        fleet.canary_s = 0.0 if loaded.purpose is Purpose.ROLLBACK else policy.canary
+        fleet.held, fleet.old_crashed = loaded.hold is not None, False
+        if loaded.hold is not None:
+            fleet.canary_s = loaded.hold
+        if fleet.newest_verified:
+            self._end_canary()
         fleet.failure = fleet.degradation = None
         fleet.superseded_loads, fleet.restore_failures, fleet.restore_at = 0, 0, 0.0
         self._forgive()
         fleet.phase = step(PHASES, fleet.phase, PhaseCause.ROLL)
 
     def turn_back(
-        self, reason: str, traceback: str, outcome: Outcome = Outcome.FAILED, *, slot: int | None = None
+        self,
+        reason: str,
+        traceback: str,
+        outcome: Outcome = Outcome.FAILED,
+        *,
+        slot: int | None = None,
+        keep: bool = False,
     ) -> None:
-        """Give the newest generation up for good and go back to what served before it."""
+        """Give the newest generation up for good and go back to what served before it.
+
+        :param slot: the one whose worker has failed.
+        :param keep: the workers that it has by now stay, because what served before cannot be had back in their slots.
+        """
         fleet = self.fleet
         self.call_off_restore()
         for number in fleet.current:
             self.end(number)
         fleet.failure = Trouble(reason, traceback) if outcome is Outcome.FAILED else None
         fleet.degradation = None
-        fleet.current, fleet.fallback, fleet.newest_verified = fleet.fallback, [], True
+        stay = fleet.current if keep else []
+        fleet.current, fleet.fallback = [*stay, *fleet.fallback], []
+        self._end_canary()
         self._restore_policy()
         self._forgive()
         self.finish_reload(outcome, reason, traceback, slot=slot)
+
+    def spare_where_old(self) -> int:
+        """Have the newest generation's workers leave whose slots still have an old one.
+
+        :return: how many others it has.
+        """
+        fleet, others = self.fleet, 0
+        for workers in fleet.facts().slots.values():
+            for worker in (w for w in workers if w.generation in fleet.current):
+                if any(w.generation in fleet.fallback for w in workers):
+                    worker.replacement_requested = True
+                else:
+                    others += 1
+        return others
 
     def call_off_restore(self) -> None:
         """End a fork server that loads in the place of a lost one: its code is not what runs from now on."""
@@ -221,7 +256,8 @@ class Steps:
     def verify_newest(self) -> None:
         """Note that a worker of the newest generation is verified."""
         fleet = self.fleet
-        fleet.newest_verified, fleet.roll_failures, fleet.roll_at = True, 0, 0.0
+        self._end_canary()
+        fleet.roll_failures, fleet.roll_at = 0, 0.0
         if fleet.shrink_to is not None:
             fleet.size, fleet.shrink_to = fleet.shrink_to, None
 
@@ -232,7 +268,8 @@ class Steps:
             fleet.phase = step(PHASES, fleet.phase, PhaseCause.CONVERGED)
         if fleet.reloading is not None:
             self._keep_previous(now)
-        fleet.fallback, fleet.fallback_policy, fleet.newest_verified = [], None, True
+        fleet.fallback, fleet.fallback_policy = [], None
+        self._end_canary()
         self.finish_reload(Outcome.DONE)
         # A failed reload is remembered until the next one; a mended fleet is not degraded any more.
         if facts.source is not None:
@@ -348,6 +385,17 @@ class Steps:
         fleet.roll_failures += 1
         fleet.roll_at = now + self._backoff.delay(fleet.roll_failures, self._jitter())
 
+    def _end_canary(self) -> None:
+        fleet = self.fleet
+        fleet.newest_verified, fleet.canary_s, fleet.held, fleet.old_crashed = True, 0.0, False, False
+
+    def canary_ready(self, worker: Worker) -> None:
+        """Note that the canary serves, for as long as that was asked for."""
+        fleet = self.fleet
+        fleet.old_crashed = False
+        if fleet.reloading is not None and (fleet.canary_s or fleet.held):
+            self.actions.append(CanaryReady(fleet.reloading, worker.worker_id, fleet.canary_s, fleet.held))
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def stop(self, event: Stop, now: float) -> None:
@@ -360,7 +408,7 @@ class Steps:
         fleet.quick = event.quick
         if not again:
             fleet.exit_status, fleet.exit_reason = event.status, event.reason
-        fleet.loading, fleet.reload_again, fleet.previous = None, False, None
+        fleet.loading, fleet.reload_again, fleet.hold_next, fleet.previous = None, False, None, None
         for worker in list(fleet.workers.values()):
             if worker.state is not WorkerState.DYING and (not worker.told or event.quick):
                 self.drain(worker, now)

@@ -29,6 +29,16 @@ from zdworker.errors import MessageError
 PROTOCOL = 2
 """Version of the messages. The master refuses a generation of another version and gives the reason."""
 
+LATENCY_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""The upper bounds of the buckets in which answers are counted by how long they took, those of Prometheus' client
+libraries for the most part; one more bucket has the rest."""
+
+NEWEST_FAILURES = 3
+"""Failed requests that a worker names."""
+
+FAILURE_TEXT_MAX = 200
+"""Characters that the name of one has."""
+
 MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 """Bytes that one message may have, many times the size of a configuration or a traceback."""
 
@@ -231,6 +241,24 @@ class Counts:
     websockets: int = 0
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What the worker has answered since it began to count.
+
+    ``answers`` are all, of which ``errors`` had a status of 500 or above; for ``exceptions`` of them there was no
+    answer, because the application has raised. ``latency`` has how many took how long (:data:`LATENCY_BOUNDS_S`),
+    ``newest`` the newest failures, the newest one last: method, path, and status or exception. ``seconds`` is what all
+    took together.
+    """
+
+    answers: int
+    errors: int = 0
+    exceptions: int = 0
+    seconds: float = 0.0
+    latency: list[int] = field(default_factory=list)
+    newest: list[str] = field(default_factory=list)
+
+
 # -- master to worker --------------------------------------------------------------------------------------------
 
 
@@ -249,6 +277,11 @@ class Leave:
     """The master sends ``TERM`` next; a ``TERM`` without this message has another sender. Not read either."""
 
 
+@dataclass(frozen=True)
+class CountAnswers:
+    """From now on the worker is to count its answers. Not read either."""
+
+
 # -- command to master -------------------------------------------------------------------------------------------
 
 
@@ -256,15 +289,20 @@ class Leave:
 class Order:
     """An order of a user: one of :data:`COMMANDS`. Without ``wait`` the master answers at once with a report.
 
-    ``workers`` is the number that ``scale`` asks for.
+    ``workers`` is the number that ``scale`` asks for. ``hold_s`` has a reload stop at its canary, for so many seconds
+    at the most; 0 if it is not to stop.
     """
 
     command: str
     wait: bool = False
     workers: int = 0
+    hold_s: float = 0.0
 
 
-COMMANDS = ("status", "history", "reload", "rollback", "scale")
+COMMANDS = ("status", "history", "reload", "rollback", "scale", "resume")
+
+HOLD_MAX_S = 7 * 24 * 3600.0
+"""Seconds for which a reload may be held: a canary that is forgotten is not to stay for ever."""
 
 SCALE_MAX = 10_000
 """Workers that can be asked for: more than a machine has processes for is a slip of the finger."""
@@ -308,7 +346,8 @@ class Outcome:
     """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before.
 
     ``label`` is the version of the application, "" if nothing tells. The four before it are what the reload has cost,
-    see :class:`Drained`.
+    see :class:`Drained`. ``judgement`` is what was found of the new code's answers. The result ``held`` means that the
+    canary serves, and that the reload waits for ``resume`` or ``rollback``.
     """
 
     result: str
@@ -322,6 +361,7 @@ class Outcome:
     cut_requests: int = 0
     closed_websockets: int = 0
     label: str = ""
+    judgement: str = ""
 
 
 @dataclass(frozen=True)
@@ -367,7 +407,7 @@ LEVELS = ("ok", "warning", "error", "skipped")
 
 
 ServerReport = Loaded | LoadFailed | Forked | NotForked
-WorkerReport = Hello | Ready | Draining | Drained | Failed | ReplacementRequested | Counts
+WorkerReport = Hello | Ready | Draining | Drained | Failed | ReplacementRequested | Counts | Answers
 Message = (
     ServerReport
     | Init
@@ -377,6 +417,7 @@ Message = (
     | Start
     | Stopping
     | Leave
+    | CountAnswers
     | Order
     | Report
     | History
@@ -401,6 +442,7 @@ WORKER_REPORT_BYTES: dict[type[Message], int] = {
     **dict.fromkeys(typing.get_args(WorkerReport), 1024),
     ReplacementRequested: REPORTED_TEXT_BYTES + 1024,
     Failed: 2 * REPORTED_TEXT_BYTES + 1024,
+    Answers: NEWEST_FAILURES * 6 * FAILURE_TEXT_MAX + 1024,  # JSON writes a character as \\uXXXX at the longest
 }
 """Bytes that each kind of message from a worker may have; it sends no others."""
 

@@ -6,10 +6,11 @@ stopped.
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 
-from zdworker.ipc.messages import Counts, Leave, Message, Stopping, encode
+from zdworker.ipc.messages import Answers, CountAnswers, Counts, Leave, Message, Stopping, encode
 from zdworker.syscalls import unread
 
 REPORT_TIMEOUT_S = 1.0
@@ -19,8 +20,15 @@ REPORT_TIMEOUT_S = 1.0
 # but Python ignores SIGPIPE anyway.
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
-_ANNOUNCEMENT_BYTES = {kind: len(encode(kind())) for kind in (Stopping, Leave)}
-"""The size of each message that the master sends once at most and the worker only looks for. No two are equal."""
+_ANNOUNCEMENT_BYTES = {kind: len(encode(kind())) for kind in (Stopping, Leave, CountAnswers)}
+"""The size of each message that the master sends once at most and the worker only looks for."""
+
+_ANNOUNCED = {
+    sum(map(_ANNOUNCEMENT_BYTES.__getitem__, kinds)): kinds
+    for number in range(1, len(_ANNOUNCEMENT_BYTES) + 1)
+    for kinds in itertools.combinations(_ANNOUNCEMENT_BYTES, number)
+}
+"""Which of them have come, by the bytes of all together. No two sums are equal."""
 
 
 class Reporter:
@@ -36,12 +44,12 @@ class Reporter:
     def send(self, message: Message) -> None:
         """Send ``message``; never raises.
 
-        Counts are dropped when the channel is full. A report of state waits for room, at most :data:`REPORT_TIMEOUT_S`
-        seconds; if there is none by then, it is sent before the next report.
+        Counts and answers are dropped when the channel is full. A report of state waits for room, at most
+        :data:`REPORT_TIMEOUT_S` seconds; if there is none by then, it is sent before the next report.
         """
         if self._channel is None:
             return
-        expendable = isinstance(message, Counts)
+        expendable = isinstance(message, (Counts, Answers))
         if expendable and self._pending:
             self._flush(0.0)
             if self._pending:
@@ -49,7 +57,7 @@ class Reporter:
         self._pending += encode(message)
         self._flush(0.0 if expendable else REPORT_TIMEOUT_S)
 
-    def was_announced(self, kind: type[Stopping | Leave]) -> bool:
+    def was_announced(self, kind: type[Stopping | Leave | CountAnswers]) -> bool:
         """Return whether the master has sent a message of this kind since the worker's boot.
 
         The master sends each kind once at most, and nothing else after ``Start``.
@@ -57,7 +65,7 @@ class Reporter:
         # The bytes are counted and not read: reading a socket that gevent has patched would wait, and a message that
         # was read could not be found by the next call.
         waiting = 0 if self._channel is None else unread(self._channel)
-        return waiting in (_ANNOUNCEMENT_BYTES[kind], sum(_ANNOUNCEMENT_BYTES.values()))
+        return kind in _ANNOUNCED.get(waiting, ())
 
     @property
     def is_connected(self) -> bool:

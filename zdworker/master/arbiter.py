@@ -354,19 +354,20 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             pid: int | None = super().spawn_dirty_arbiter()
             return pid
 
-    def zd_hook(self, name: str, *arguments: Any) -> None:
-        """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
+    def zd_hook(self, name: str, *arguments: Any) -> object:
+        """Call a server hook of Gunicorn's or of zdworker's, and return what that returns; what it raises is logged."""
         try:
             hook = self._zd_hook_of(name)
             if hook is not None:
                 self.WORKERS = self._zd.seen_by_hooks(arguments[0] if name == "pre_fork" else None)
                 with self._zd.leftovers.masters_own(), self.zd_configuration.modules.of_hooks():
-                    hook(self, *arguments)
+                    return hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
             what = "the worker starts without what it has not set" if name == "pre_fork" else "nothing else comes of it"
             self.log.exception("The hook %s raised; %s.", name, what)
         finally:
             self.WORKERS = self._zd.children.workers_by_pid
+        return None
 
     def _zd_hook_of(self, name: str) -> Callable[..., object] | None:
         """Return the hook of the configuration; None for Gunicorn's own, which does nothing."""

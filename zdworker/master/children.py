@@ -20,7 +20,7 @@ from zdworker import texts
 from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Drained, HookData, Leave, Message, Spawn, Stopping
+from zdworker.ipc.messages import CountAnswers, Drained, HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
 
@@ -168,7 +168,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.in_flight = self.websockets = 0
         self.leaving_since: float | None = None
         self.drained: Drained | None = None
-        self._announced: set[type[Stopping | Leave]] = set()
+        self._announced: set[type[Stopping | Leave | CountAnswers]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
     def __getattr__(self, name: str) -> Any:
@@ -189,7 +189,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
             with contextlib.suppress(OSError):
                 self.channel.send(message)
 
-    def announce(self, kind: type[Stopping | Leave]) -> None:
+    def announce(self, kind: type[Stopping | Leave | CountAnswers]) -> None:
         """Send, once, a message that the worker does not read but only looks for."""
         if kind not in self._announced and self.channel is not None:
             self._announced.add(kind)

@@ -36,7 +36,18 @@ from zdworker.core.history import Requester
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
-from zdworker.ipc.messages import COMMANDS, SCALE_MAX, History, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.ipc.messages import (
+    COMMANDS,
+    HOLD_MAX_S,
+    SCALE_MAX,
+    History,
+    Message,
+    Order,
+    Outcome,
+    Progress,
+    Refused,
+    Report,
+)
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import rolled_out, serving_generation
@@ -77,8 +88,14 @@ class Orders(Protocol):
     def history(self) -> list[dict[str, Any]]:
         """Return what ``zdworker history --json`` prints."""
 
-    def reload(self, who: Requester) -> None:
-        """Start a rolling reload."""
+    def reload(self, who: Requester, hold: float | None = None) -> None:
+        """Start a rolling reload; with ``hold`` it stops at its canary, for so many seconds at the most."""
+
+    def resume(self) -> None:
+        """Have a reload go on that stands at its canary.
+
+        :raises GenerationError: there is none.
+        """
 
     def roll_back(self, who: Requester) -> None:
         """Start to undo the newest reload.
@@ -98,9 +115,9 @@ class Client:
     """One connection.
 
     ``peer`` is its process, as far as the kernel tells. ``after`` is the newest generation before the client's order,
-    None if the client does not wait. ``rolls_back`` means that it waits for a rollback. ``superseded`` is the
-    generation that its own order has loaded, if a newer reload took its place. ``progress`` is the message that was
-    sent to it last. ``orders`` have come and are not answered yet.
+    None if the client does not wait. ``rolls_back`` means that it waits for a rollback, ``holds`` that it waits for a
+    canary. ``superseded`` is the generation that its own order has loaded, if a newer reload took its place.
+    ``progress`` is the message that was sent to it last. ``orders`` have come and are not answered yet.
     After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at`` is when it
     came or its last order was answered, by ``time.monotonic()``.
     """
@@ -109,6 +126,7 @@ class Client:
     peer: syscalls.Peer | None = None
     after: int | None = None
     rolls_back: bool = False
+    holds: bool = False
     superseded: int | None = None
     progress: Progress | None = None
     orders: collections.deque[Message] = field(default_factory=collections.deque)
@@ -307,10 +325,15 @@ class Control(Observer):
                 raise GenerationError(f"{order.workers} is not a number of workers from 0 to {SCALE_MAX}")
             self._orders.scale(order.workers)
             return
-        client.superseded, client.rolls_back = None, order.command == "rollback"
+        client.superseded, client.rolls_back, client.holds = None, order.command == "rollback", order.hold_s > 0
         if order.command == "reload":
+            if not 0 <= order.hold_s <= HOLD_MAX_S:
+                raise GenerationError(f"{order.hold_s:g} is not a number of seconds from 0 to {HOLD_MAX_S:g}")
             client.after = self._orders.fleet.last_generation if order.wait else None
-            self._orders.reload(_process(client.peer))
+            self._orders.reload(_process(client.peer), order.hold_s or None)
+        elif order.command == "resume":
+            client.after = (self._orders.fleet.reloading or 1) - 1 if order.wait else None
+            self._orders.resume()
         else:
             # A rollback may end at once, and goes to a generation that exists already, so every generation counts.
             client.after = 0 if order.wait else None
@@ -338,6 +361,14 @@ class Control(Observer):
     def reload_started(self, reload: Reload) -> None:
         """Remember the newest reload."""
         self._latest = reload
+
+    def canary_ready(self, generation: int, held: bool, fleet: Fleet) -> None:
+        """Answer the clients that wait for a canary that is held."""
+        duration_s = 0.0 if self._latest is None else self._latest.duration_s()
+        for client in list(self._clients.values()):
+            if held and client.holds and client.after is not None and generation > client.after:
+                client.after, client.active_at = None, time.monotonic()
+                self._send(client, Outcome("held", generation, duration_s, serving_generation(fleet) or 0))
 
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         """Send the outcome to the clients that wait for it."""
@@ -384,8 +415,8 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
         reason = f"a newer reload took its place: its generation {reload.generation} serves"
         return Outcome(events.Outcome.SUPERSEDED.value, client.superseded, duration_s, serving, reason)
     result, words = reload.result or events.Outcome.FAILED, (reload.error or "", reload.traceback or "")
-    cost = dataclasses.asdict(reload.cost)
-    return Outcome(result.value, reload.generation, duration_s, serving, *words, **cost, label=reload.label)
+    known = {**dataclasses.asdict(reload.cost), "label": reload.label, "judgement": reload.judgement}
+    return Outcome(result.value, reload.generation, duration_s, serving, *words, **known)
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)

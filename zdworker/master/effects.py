@@ -25,7 +25,7 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
+from zdworker.ipc.messages import WORKER_REPORT_BYTES, CountAnswers, HookData, Leave, Spawn
 from zdworker.master import launch, stacks
 from zdworker.master.background import call_in_background
 from zdworker.master.children import ForkServer, WorkerRecord
@@ -92,6 +92,8 @@ class Executor:
                 self._kill(action)
             case events.ReloadStarted():
                 self._reload_started(action)
+            case events.CanaryReady():
+                self._canary_ready(action)
             case events.ReloadFinished():
                 self._reload_finished(action)
             case events.Degraded():
@@ -249,6 +251,9 @@ class Executor:
         if number in self._local:
             self._local[number] = self._local_generation(number)
         self._observers.notify(Observer.configuration_changed, self._gunicorn.zd_configuration.current.settings)
+        settings = self._gunicorn.zd_configuration.current.settings
+        if settings.max_error_rate is not None or settings.count_answers:
+            self._have_answers_counted()
         self._log.reopen_files()
         self._gunicorn.zd_hook("on_reload")
         self._observers.notify(Observer.configuration_taken)
@@ -439,6 +444,27 @@ class Executor:
             self._log.info("Reload: loading generation %s", generation)
         self._gunicorn.zd_hook("zd_reload_started")
 
+    def _canary_ready(self, action: events.CanaryReady) -> None:
+        waits = "until it is resumed or rolled back, at most " if action.held else ""
+        self._log.info(
+            "Reload: generation %s: the canary serves beside all old workers, %s%g s",
+            action.generation,
+            waits,
+            action.seconds,
+        )
+        if action.held:
+            self._have_answers_counted()
+        self._observers.notify(Observer.canary_ready, action.generation, action.held, self._fleet)
+        record = self._children.workers.get(action.worker_id)
+        if record is not None:
+            self._gunicorn.zd_hook("zd_canary_ready", record)
+
+    def _have_answers_counted(self) -> None:
+        """Have the workers that serve count, which were not asked to when they booted."""
+        for record in self._children.workers.values():
+            if record.booted:
+                record.announce(CountAnswers)
+
     def _reload_finished(self, action: events.ReloadFinished) -> None:
         lost = self._gunicorn.zd_configuration.not_listened_on() if action.outcome is Outcome.DONE else ""
         if lost:  # a Unix socket's file was removed in the middle of the rollout, say
@@ -476,8 +502,9 @@ class Executor:
                 label = f" ({reload.label})" if reload.label else ""
                 if reload.rollback:
                     self._log.info("Rollback: generation %s%s serves again, %.1f s", generation, label, took_s)
-                else:
-                    self._log.info("Reload: generation %s%s: all workers are new, %.1f s", generation, label, took_s)
+                    return
+                line, found = "Reload: generation %s%s: all workers are new, %.1f s%s", reload.judgement
+                self._log.info(line, generation, label, took_s, found and f"; {found}")
             case Outcome.ROLLED_BACK:
                 self._log.info(
                     "Rollback: the reload to generation %s is undone after %.1f s; generation %s serves",

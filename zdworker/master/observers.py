@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
 from zdworker.core.history import Kind, Requester
-from zdworker.ipc.messages import Drained
+from zdworker.ipc.messages import Answers, Drained
 from zdworker.settings import Settings
 
 
@@ -25,7 +25,8 @@ class Reload:
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
     ``cost`` is that of the drains in its time, ``label`` the version of its application, "" if nothing tells. ``kind``
-    says whether it goes back to an older generation.
+    says whether it goes back to an older generation, ``judgement`` what was found of the new code's answers, "" if
+    nothing was looked for.
     """
 
     generation: int
@@ -38,6 +39,7 @@ class Reload:
     cost: Drained = field(default_factory=Drained)
     label: str = ""
     kind: Kind = Kind.RELOAD
+    judgement: str = ""
 
     @classmethod
     def begin(cls, generation: int, kind: Kind = Kind.RELOAD) -> Reload:
@@ -65,6 +67,7 @@ class Reload:
             **asdict(self.cost),
             "label": self.label or None,
             "rollback": self.rollback,
+            "judgement": self.judgement or None,
         }
 
 
@@ -95,6 +98,9 @@ class Observer:
     def reload_started(self, reload: Reload) -> None:
         """Handle the start of a reload or rollback."""
 
+    def canary_ready(self, generation: int, held: bool, fleet: Fleet) -> None:
+        """Handle that the first worker of a generation serves beside all old ones; ``held``: until a user resumes."""
+
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         """Handle the end of a reload or rollback."""
 
@@ -120,6 +126,9 @@ class Observer:
 
     def worker_drained(self, drained: Drained) -> None:
         """Handle that a worker's drain is over, and what it has cost."""
+
+    def worker_answered(self, worker_id: int, generation: int, answers: Answers) -> None:
+        """Handle what a worker has answered since it began to count."""
 
     def worker_crashed(self, crash: Crash) -> None:
         """Handle that a worker died while it was ready."""

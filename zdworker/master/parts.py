@@ -35,8 +35,8 @@ class Gunicorn(Protocol):
     num_workers: int
     """The number of workers that was asked for; setting it asks for another one."""
 
-    def zd_hook(self, name: str, *arguments: Any) -> None:
-        """Call a server hook of Gunicorn's or of zdworker's; what it raises is logged."""
+    def zd_hook(self, name: str, *arguments: Any) -> object:
+        """Call a server hook of Gunicorn's or of zdworker's, and return what that returns; what it raises is logged."""
 
     def zd_print(self, text: str) -> None:
         """Write a text to the master's standard error, in its turn among the lines of the log."""

@@ -27,6 +27,7 @@ from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
     PROTOCOL,
+    Answers,
     Counts,
     Drained,
     Draining,
@@ -170,9 +171,7 @@ class Receiver:
                 record.greeted = True
                 self._start_if_forked(record)
             case Ready(takes, mismatch):
-                if mismatch:
-                    self._log.error("Worker (pid:%s): %s", record.pid, texts.line(mismatch, texts.REASON_MAX))
-                self._worker_ready(record, takes)
+                self._worker_ready(record, takes, mismatch)
             case Draining():
                 record.leaving_since = time.monotonic()
                 self._publish(events.WorkerLeaving(record.worker_id))
@@ -190,11 +189,15 @@ class Receiver:
             case Counts(connections, requests, in_flight, websockets):
                 record.connections, record.requests = connections, requests
                 record.in_flight, record.websockets = in_flight, websockets
+            case Answers():
+                self._observers.notify(Observer.worker_answered, record.worker_id, record.generation, message)
             case _:
                 assert_never(message)
 
-    def _worker_ready(self, record: WorkerRecord, takes: bool) -> None:
+    def _worker_ready(self, record: WorkerRecord, takes: bool, mismatch: str) -> None:
         record.booted = True
+        if mismatch:
+            self._log.error("Worker (pid:%s): %s", record.pid, texts.line(mismatch, texts.REASON_MAX))
         boot_s = time.monotonic() - record.ordered_at
         self._log.info("%s is ready, after %.1f s", record.name, boot_s)
         self._observers.notify(Observer.worker_ready, boot_s)

@@ -155,6 +155,7 @@ class Configuration(Observer):
             development=bool(cfg.reload),
             rollback_window=settings.rollback_window,
             shutdown_delay=settings.shutdown_delay,
+            canary=settings.canary_seconds,
             configuration=self._in_force,
         )
 

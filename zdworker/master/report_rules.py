@@ -4,7 +4,8 @@ Rules:
 
 * A worker may have dropped privileges, and nothing that it sends is believed to be in order. A report counts only where
   it is legal: ``Hello`` is the first one. The others follow when the worker has got its start order, each kind once,
-  except counts. A worker that was ready cannot fail to boot any more, and one that has failed does not get ready.
+  except counts and answers. A worker that was ready cannot fail to boot any more, and one that has failed does not get
+  ready.
 * A child of the application may hold a copy of the channel. Its reports do not count, but the rate of all reports on
   the channel is limited together.
 * Nothing here reads or waits: a message and the time come in, a verdict goes out.
@@ -15,13 +16,24 @@ from __future__ import annotations
 import dataclasses
 
 from zdworker.errors import MessageError
-from zdworker.ipc.messages import Counts, Drained, Failed, Hello, Message, Ready
+from zdworker.ipc.messages import (
+    FAILURE_TEXT_MAX,
+    LATENCY_BOUNDS_S,
+    NEWEST_FAILURES,
+    Answers,
+    Counts,
+    Drained,
+    Failed,
+    Hello,
+    Message,
+    Ready,
+)
 
 REPORTS_MAX = 1000
 """Reports that may come at once: those of a worker whose master was stopped until their channel was full, and more."""
 
 REPORTS_PER_S = 50.0
-"""Reports a second that may come for ever; a worker needs one."""
+"""Reports a second that may come for ever; a worker needs one, and four more where it counts its answers."""
 
 COUNT_MAX = 1 << 53
 """The largest number that every reader of JSON can hold."""
@@ -58,11 +70,9 @@ class ReportRules:
                 raise MessageError(f"the worker {self._worker_id} says that it is {message.worker_id}")
         elif Hello not in self._came or not self.started:
             raise MessageError(f"{kind.__name__} came before the worker was started")
-        if isinstance(message, (Counts, Drained)):
-            if not all(0 <= count <= COUNT_MAX for count in dataclasses.astuple(message)):
-                raise MessageError("counts are not what can be counted")
-            if isinstance(message, Counts):
-                return True
+        _check_numbers(message)
+        if isinstance(message, (Counts, Answers)):
+            return True
         if kind in self._came or EXCLUDES.get(kind) in self._came:
             raise MessageError(f"{kind.__name__} came after {', '.join(sorted(kind.__name__ for kind in self._came))}")
         self._came.add(kind)
@@ -74,3 +84,27 @@ class ReportRules:
         self._allowance = min(self._allowance + passed * REPORTS_PER_S, float(REPORTS_MAX)) - 1.0
         if self._allowance < 0.0:
             raise MessageError(f"more than {REPORTS_MAX} reports at once, or {REPORTS_PER_S:g} a second")
+
+
+def _check_numbers(message: Message) -> None:
+    """Check that what a message counts can be counted, and that its texts are as short as a worker sends them.
+
+    :raises MessageError: they are not.
+    """
+    if isinstance(message, (Counts, Drained)):
+        if not all(0 <= count <= COUNT_MAX for count in dataclasses.astuple(message)):
+            raise MessageError("counts are not what can be counted")
+    elif isinstance(message, Answers):
+        _check_answers(message)
+
+
+def _check_answers(message: Answers) -> None:
+    counts = [message.answers, message.errors, message.exceptions, *message.latency]
+    if not all(0 <= count <= COUNT_MAX for count in counts) or message.errors + message.exceptions > message.answers:
+        raise MessageError("answers are not what can be counted")
+    if not 0 <= message.seconds <= COUNT_MAX:
+        raise MessageError("answers have taken a time that there is not")
+    if len(message.latency) != len(LATENCY_BOUNDS_S) + 1:
+        raise MessageError(f"latency has {len(message.latency)} buckets")
+    if len(message.newest) > NEWEST_FAILURES or any(len(text) > FAILURE_TEXT_MAX for text in message.newest):
+        raise MessageError("the newest failures are too many, or too long")

@@ -19,6 +19,7 @@ from gunicorn.instrument.statsd import Statsd
 
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
+from zdworker.master.answers import AnswerBook
 from zdworker.master.observers import Crash, Observer, Reload
 from zdworker.master.status import STATES
 
@@ -30,10 +31,13 @@ class Meter(Observer):
     """Counts and measures for statsd what happens to the fleet.
 
     :param log: the master's logger; a :class:`Statsd` where a statsd is configured.
+    :param book: what each generation has answered.
     """
 
-    def __init__(self, log: Any) -> None:
+    def __init__(self, log: Any, book: AnswerBook) -> None:
         self._log = log
+        self._book = book
+        self._counted: dict[str, int] = {}
         self._sent: dict[str, int] = {}
         self._repeat_at = 0.0
 
@@ -67,7 +71,20 @@ class Meter(Observer):
                 self._send("gauge", name, value)
         self._sent = gauges if repeat else known
         if repeat:
+            self._send_answers()
             self._repeat_at = now + REPEAT_INTERVAL_S
+
+    def _send_answers(self) -> None:
+        """Count what each generation has answered since this was sent last."""
+        counted = {
+            f"zdworker.generation.{number}.{name}": value
+            for number, figures in self._book.of_generation.items()
+            for name, value in (("answers", figures.answers), ("failed_answers", figures.tally.failed))
+        }
+        for name, value in counted.items():
+            if value > self._counted.get(name, 0):
+                self._send("increment", name, value - self._counted.get(name, 0))
+        self._counted = counted
 
     def _send(self, method: str, name: str, value: float) -> None:
         with contextlib.suppress(Exception):  # the logger may be of a user's class

@@ -16,6 +16,7 @@ from zdworker import syscalls, texts
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.ipc.messages import Drained, Place
+from zdworker.master.answers import AnswerBook
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.observers import Crash, Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
@@ -32,9 +33,13 @@ STATES = {
 
 
 class Journal(Observer):
-    """The master's memory of its reloads, boots and crashes, from its start on. Its counts only grow."""
+    """The master's memory of its reloads, boots and crashes, from its start on. Its counts only grow.
 
-    def __init__(self) -> None:
+    :param book: what each generation has answered.
+    """
+
+    def __init__(self, book: AnswerBook) -> None:
+        self._book = book
         self.started_at = time.time()
         self.began = time.monotonic()
         self.reloads = 0
@@ -126,6 +131,7 @@ class Journal(Observer):
             "label": self.label_of(serving_generation(fleet) or 0),
             "target_generation": loading or fleet.reloading,
             "workers_wanted": fleet.wanted_size,
+            "canary": _canary(fleet, workers, time.monotonic()),
             "retries": _retries(fleet, time.monotonic()),
             "workers": [
                 _worker(record, fleet)
@@ -142,7 +148,12 @@ class Journal(Observer):
                 for number, server in sorted(servers.items())
             ],
             "generations": [
-                _generation(number, self._places.get(number, {}), self._labels.get(number, ""))
+                {
+                    **_generation(number, self._places.get(number, {}), self._labels.get(number, "")),
+                    "answers": self._book.of_generation[number].to_plain()
+                    if number in self._book.of_generation
+                    else None,
+                }
                 for number in sorted(fleet.generations)
             ],
             "last_reload": self.last.to_plain() if self.last is not None else None,
@@ -173,11 +184,17 @@ def rolled_out(fleet: Fleet) -> tuple[int, int]:
 
 def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> tuple[str, int] | None:
     """Return for which worker a reload waits, and what that still has to do, as a line for users; with the seconds that
-    it has left for that. None if the reload waits for none.
+    it has left for that. That is the canary while there is one. None if the reload waits for none.
     """
     draining = [w for w in fleet.workers.values() if w.state is WorkerState.DRAINING and w.worker_id in workers]
     busy = [w for w in draining if workers[w.worker_id].in_flight or workers[w.worker_id].websockets]
-    if not busy or fleet.ending:
+    if fleet.ending:
+        return None
+    canary = _canary(fleet, workers, now)
+    if canary is not None:
+        held = ", until it is resumed" if canary["held"] else ""
+        return f"the canary (worker {canary['pid']}) serves beside all old workers{held}", canary["left_s"]
+    if not busy:
         return None
     first = min(busy, key=lambda worker: worker.slot)
     record = workers[first.worker_id]
@@ -186,6 +203,20 @@ def waiting(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> tu
     more = f" (and for {texts.counted(len(busy) - 1, 'more worker')})" if len(busy) > 1 else ""
     left_s = max(0, round((first.deadline or now) - now))
     return f"waiting for worker {record.pid} (slot {first.slot}): {what}{more}", left_s
+
+
+def _canary(fleet: Fleet, workers: Mapping[int, WorkerRecord], now: float) -> dict[str, Any] | None:
+    """Return the canary that serves beside all old workers, and for how long it will; None if there is none."""
+    for worker in fleet.workers.values():
+        if fleet.is_canary(worker) and worker.state is WorkerState.READY and worker.worker_id in workers:
+            return {
+                "generation": worker.generation,
+                "pid": workers[worker.worker_id].pid,
+                "slot": worker.slot,
+                "held": fleet.held,
+                "left_s": max(0, round((worker.deadline or now) - now)),
+            }
+    return None
 
 
 def _worker(record: WorkerRecord, fleet: Fleet) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from zdworker.core import events
 from zdworker.core.history import Kind, Requester
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError
+from zdworker.master.answers import AnswerBook, Judge
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
@@ -54,13 +55,16 @@ class Supervisor:
         self._core = rollout(gunicorn.zd_configuration.policy(), random.random)
         self.fleet = self._core.fleet
         """The facts."""
-        self._journal = Journal()
+        book = AnswerBook()
+        self._journal = Journal(book)
         self._notifier = Notifier(os.environ, self.waiting)
         self._control = Control(self, self.reactor, self._log)
         self._recorder = Recorder(self.reactor, self._log, self._site, self._journal.label_of)
-        first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
+        judge = Judge(self.fleet, book, self._publish_later, lambda report: gunicorn.zd_hook("zd_judge", report))
+        first = [book, judge, gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier]
         queues = Queues(self._log)
-        self._observers = Observers(self._log, [*first, queues, self._recorder, Meter(self._log), observer])
+        others = [self._control, queues, self._recorder, Meter(self._log, book), observer]
+        self._observers = Observers(self._log, [*first, *others])
         parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
@@ -100,6 +104,10 @@ class Supervisor:
         now = time.monotonic()
         self._observers.notify(Observer.observe, self.fleet, now)
 
+    def _publish_later(self, event: events.Event) -> None:
+        """Handle an event that an observer has found, once all observers are notified."""
+        self.reactor.call_later(0.0, lambda: self.handle(event))
+
     def _handle_one(self, event: events.Event) -> None:
         try:
             actions = self._core.handle(event, time.monotonic())
@@ -136,10 +144,23 @@ class Supervisor:
         self._observers.notify(Observer.configuration_changed, settings)
         self.handle(events.Start())
 
-    def reload(self, who: Requester) -> None:
-        """Begin a rolling reload; ``who`` has asked for it."""
+    def reload(self, who: Requester, hold: float | None = None) -> None:
+        """Begin a rolling reload; ``who`` has asked for it.
+
+        :param hold: seconds for which it stops at its canary, unless it is resumed; then it is given up.
+        """
         self._observers.notify(Observer.reload_requested, Kind.RELOAD, who)
-        self.handle(events.Reload())
+        self.handle(events.Reload(hold))
+
+    def resume(self) -> None:
+        """Have a reload go on that stands at its canary.
+
+        :raises GenerationError: there is none; the text says why.
+        """
+        refusal = self._core.resume_refusal()
+        if refusal:
+            raise GenerationError(refusal)
+        self.handle(events.Resume())
 
     def roll_back(self, who: Requester) -> None:
         """Begin to undo the newest reload; ``who`` has asked for that.

@@ -26,6 +26,7 @@ from zdworker import roles, takeover, texts, tracebacks
 from zdworker.errors import TlsError, WarmupFailed
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
 from zdworker.ipc.messages import (
+    CountAnswers,
     Counts,
     Drained,
     Draining,
@@ -42,6 +43,7 @@ from zdworker.printed import Printed
 from zdworker.settings import Settings
 from zdworker.syscalls import HELD_SIGNALS, resident_memory, set_death_signal
 from zdworker.workers import applications, tls
+from zdworker.workers.answers import REPORT_INTERVAL_S, AnswerCounter
 from zdworker.workers.drain import QUEUE_PATIENCE_S, QUEUE_RETRY_S
 from zdworker.workers.signals import Handlers
 
@@ -107,6 +109,12 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     """The kinds of application that the class serves (:func:`zdworker.workers.applications.kind_of`); empty if that is
     not known."""
 
+    zd_counts_answers: ClassVar[bool] = False
+    """Whether the class counts its answers when that is asked for, by :meth:`zd_install_counter`."""
+
+    zd_counter: AnswerCounter | None = None
+    """What the worker has answered; None as long as nobody wants to know."""
+
     zd_deadline: float = math.inf
     """When the drain has to be over, by ``time.monotonic()``; infinite until the worker has to leave."""
 
@@ -118,6 +126,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     _zd_orphaned = False
     _zd_term_at = math.inf
     _zd_next_check = 0.0
+    _zd_next_answers = math.inf
+    _zd_answers_reported = 0
     _zd_memory_limit: int | None = None
     _zd_handlers: Handlers | None = None
 
@@ -183,6 +193,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         if self.zd_master_pid:
             # No worker leaves by itself: it asks for a replacement, and the master ends it when that is ready.
             self.zd_max_requests, self.max_requests = self.max_requests, sys.maxsize
+        if self.zd_settings.max_error_rate is not None and not self.zd_counts_answers:
+            self.log.warning("%s does not count its answers: zd_max_error_rate judges nothing", type(self).__name__)
         if self.zd_settings.health_path and not self.zd_answers_health:
             self.log.warning("%s does not answer zd_health_path: the application has to", type(self).__name__)
         super().init_process()  # type: ignore[misc]
@@ -230,6 +242,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     def zd_drained(self, drained: Drained) -> None:
         """Report, once, that the drain is over, and what it has cost."""
+        self.zd_report_answers()
         self._report_once(drained)
 
     def zd_request_replacement(self, reason: str) -> None:
@@ -270,6 +283,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Send Gunicorn's heartbeat; and about once a second check parent and limits, and report the counts."""
         super().notify()  # type: ignore[misc]
         now = time.monotonic()
+        if now >= self._zd_next_answers:
+            self.zd_report_answers()
         if now < self._zd_next_check or not self.booted:
             return
         self._zd_next_check = now + SELF_CHECK_INTERVAL_S
@@ -278,6 +293,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.zd_ready()
         self.zd_take_waiting()
         self.zd_check_parent()
+        if self.zd_counter is None and self.zd_counts_answers and self.zd_reporter.was_announced(CountAnswers):
+            self.zd_count_answers()
         self._zd_follow_unannounced_term(now)
         connections, requests = self.zd_load()
         under_way = self.zd_under_way() if self.zd_leaving else (0, 0)
@@ -292,6 +309,38 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     def zd_under_way(self) -> tuple[int, int]:
         """Return the requests that are being answered, and the WebSockets; asked in a drain only."""
         return 0, 0
+
+    # -- counting ----------------------------------------------------------------------------------------------------
+
+    def zd_count_if_wanted(self) -> None:
+        """Begin to count, if the configuration asks for that. A class calls it once it has the application.
+
+        The master asks for it later where somebody wants to compare two generations (``zdworker reload --hold``).
+        """
+        settings = self.zd_settings
+        if settings.max_error_rate is not None or settings.count_answers or self.cfg.statsd_host:
+            self.zd_count_answers()
+
+    def zd_count_answers(self) -> None:
+        """Begin to count answers."""
+        self.zd_counter = AnswerCounter()
+        self._zd_next_answers = 0.0
+        self.zd_install_counter(self.zd_counter)
+
+    def zd_install_counter(self, counter: AnswerCounter) -> None:
+        """Have each answer of the application counted from now on. A class that sets ``zd_counts_answers`` overrides
+        this.
+        """
+
+    def zd_report_answers(self) -> None:
+        """Report what was answered, if something was since the last report."""
+        if self.zd_counter is None:
+            return
+        self._zd_next_answers = time.monotonic() + REPORT_INTERVAL_S
+        answers = self.zd_counter.report()
+        if answers.answers != self._zd_answers_reported:
+            self._zd_answers_reported = answers.answers
+            self.zd_reporter.send(answers)
 
     def _check_limits(self, requests: int) -> None:
         if requests >= self.zd_max_requests:

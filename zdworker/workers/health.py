@@ -54,6 +54,12 @@ def _is(asked: str, path: str) -> bool:
     return asked == path
 
 
+def is_health_path(asked: str, worker: HealthWorker) -> bool:
+    """Return whether a decoded path, or a whole URL, is one that the worker answers itself."""
+    path = worker.zd_settings.health_path
+    return bool(path) and _is(asked, path)
+
+
 def wsgi_with_health(application: WsgiApplication, worker: HealthWorker) -> WsgiApplication:
     """Return ``application`` with the health path before it, if there is one (PEP 3333)."""
     path = worker.zd_settings.health_path

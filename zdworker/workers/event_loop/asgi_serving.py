@@ -12,22 +12,31 @@ import abc
 import gc
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from zdworker.workers.applications import Send
+from zdworker.workers.answers import AnswerCounter, asgi_counted
+from zdworker.workers.applications import AsgiApplication, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.asgi.warmup import ask, warm_up
 from zdworker.workers.drain import InFlight
 from zdworker.workers.event_loop.serving import ServedWorker, Serving
+from zdworker.workers.health import HealthWorker, asgi_with_health
 
 COLLECT_EVERY_ROUNDS = 10
 """Rounds through the connections between two garbage collections that look for failed handshakes: once a second."""
 
 
+class Worker(ServedWorker, HealthWorker, Protocol):
+    """What a server of an ASGI application needs of its worker."""
+
+
 class AsgiServing(Serving):
     """A server of an ASGI application; its connections are protocols of asyncio."""
 
+    worker: Worker
     asgi: AsgiDrain
+    application: AsgiApplication
+    """The application as it was loaded, without what zdworker puts before it."""
 
     def __init__(self, worker: ServedWorker, keepalive_s: float) -> None:
         super().__init__(worker, keepalive_s)
@@ -50,7 +59,11 @@ class AsgiServing(Serving):
 
         :raises WarmupFailed: one was not answered, or with status 400 or above.
         """
-        await warm_up(lambda path: ask(self.asgi.app, path, self.warm_up_basis()), paths, timeout_s)
+        await warm_up(lambda path: ask(self.application, path, self.warm_up_basis()), paths, timeout_s)
+
+    def count(self, counter: AnswerCounter) -> None:
+        """Have the answers of the application counted from now on."""
+        self.asgi.app = asgi_with_health(asgi_counted(self.application, counter), self.worker)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 

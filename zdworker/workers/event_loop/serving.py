@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from zdworker.ipc.hand_over import BATCH, HandOverQueue
 from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.settings import Settings
+from zdworker.workers.answers import REPORT_INTERVAL_S, AnswerCounter
 from zdworker.workers.bounded import done_within
 from zdworker.workers.drain import CUT_LINE_WITH_WEBSOCKETS, Drain, DrainableWorker, InFlight
 
@@ -86,6 +87,13 @@ class ServedWorker(DrainableWorker, Protocol):
     def zd_leave(self, grace: float) -> None:
         """Begin the drain, or shorten it, to ``grace`` seconds from now."""
 
+    @property
+    def zd_counter(self) -> AnswerCounter | None:
+        """What the worker has answered; None as long as it does not count."""
+
+    def zd_count_if_wanted(self) -> None:
+        """Begin to count, if the configuration asks for that."""
+
     def notify(self) -> None:
         """Send a heartbeat, and check parent and limits from time to time."""
 
@@ -140,6 +148,10 @@ class Serving(abc.ABC):
     @abc.abstractmethod
     def load(self) -> tuple[int, int]:
         """Return the number of open connections, and of requests answered since boot."""
+
+    @abc.abstractmethod
+    def count(self, counter: AnswerCounter) -> None:
+        """Have the answers of the application counted from now on."""
 
     @abc.abstractmethod
     def running(self) -> int:
@@ -242,6 +254,7 @@ class Serving(abc.ABC):
     async def opened(self) -> None:
         """Report that connections are accepted."""
         self.is_open = True
+        self.worker.zd_count_if_wanted()
         # A loop takes a listener up with its next poll (libuv) or callback (asyncio): until then this is not ready.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -288,7 +301,8 @@ class Serving(abc.ABC):
         assert self._leave_requested is not None  # noqa: S101 (for the type checker: begin_boot() has made it)
         while not self.worker.zd_leaving:
             await self.tick()
-            await done_within(self._leave_requested, tick_s)
+            counts = self.worker.zd_counter is not None
+            await done_within(self._leave_requested, min(tick_s, REPORT_INTERVAL_S) if counts else tick_s)
 
     # -- draining ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gunicorn.workers.base import Worker
 
 from zdworker.ipc.hand_over import Connection
+from zdworker.workers.answers import AnswerCounter
 from zdworker.workers.base import ZeroDowntime
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
 
     zd_ready_at_first_beat: ClassVar[bool] = False
     zd_answers_health: ClassVar[bool] = True
+    zd_counts_answers: ClassVar[bool] = True
 
     zd_serving: Serving | None = None
     """The server; ``run()`` makes it."""
@@ -57,6 +59,11 @@ class LoopWorker(ZeroDowntime, Worker):  # type: ignore[misc]  # Gunicorn has no
     def zd_load(self) -> tuple[int, int]:
         """Return the open connections and the requests answered since boot."""
         return super().zd_load() if self.zd_serving is None else self.zd_serving.load()
+
+    def zd_install_counter(self, counter: AnswerCounter) -> None:
+        """Have the server count."""
+        if self.zd_serving is not None:
+            self.zd_serving.count(counter)
 
     def zd_under_way(self) -> tuple[int, int]:
         """Return the requests that are being answered, and the WebSockets."""

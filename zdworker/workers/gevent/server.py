@@ -31,6 +31,7 @@ from gunicorn.workers.base_async import AsyncWorker
 
 from zdworker.ipc.hand_over import BATCH, Connection
 from zdworker.syscalls import unread
+from zdworker.workers.answers import REPORT_INTERVAL_S
 from zdworker.workers.drain import CHECK_INTERVAL_S, UNUSED_CONNECTION_S, Drain, InFlight
 from zdworker.workers.gevent.connections import ConnectionRecord, Listener, detach, end_input, linger, taken
 from zdworker.workers.gevent.http2 import Http2Drain
@@ -109,7 +110,8 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             for client in self._schedule.due(now):
                 self._look(client, now)
             # No connection that is made meanwhile has an earlier time: `keepalive` is a second at least.
-            self._told_to_leave.wait(min(HEARTBEAT_INTERVAL_S, self._schedule.due_in(now)))
+            heartbeat_s = HEARTBEAT_INTERVAL_S if self.zd_counter is None else REPORT_INTERVAL_S
+            self._told_to_leave.wait(min(heartbeat_s, self._schedule.due_in(now)))
         if not self.zd_leaving:
             self.zd_leave(0.0)  # Gunicorn's reloader asks for it by ``alive``, when a file has changed
         if watcher is not None:

@@ -140,6 +140,11 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         else:
             task.add_done_callback(lambda _task: self._zd_server.open.discard(self))
 
+    def use(self, application: AsgiApplication) -> None:
+        """Have further requests answered by ``application``; a WebSocket has its own for good."""
+        if not self._zd_upgraded:
+            self.app = application
+
     async def _handle_websocket(self, *args: Any) -> None:
         self._zd_upgraded = True
         self.app = self._zd_server.websocket_app

@@ -24,6 +24,7 @@ from gunicorn.workers import gasgi
 
 from zdworker.errors import GenerationError
 from zdworker.ipc.hand_over import Connection as HandedOver
+from zdworker.workers.answers import AnswerCounter
 from zdworker.workers.applications import Event, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
@@ -129,9 +130,17 @@ class AsgiServer(AsgiServing):
         self.open: set[Connection] = set()
         self._lifespan: Lifespan | None = None
         self._tls_close_timeout = TlsCloseTimeout()
-        self.asgi = AsgiDrain(asgi_with_health(worker.asgi, worker), _tell_closed)
+        self.application = worker.asgi
+        self.asgi = AsgiDrain(asgi_with_health(self.application, worker), _tell_closed)
         self.websocket_app = self.asgi.websocket
         worker.asgi = self.asgi.app  # a call of the wrapper would do nothing for a request that is no WebSocket
+
+    def count(self, counter: AnswerCounter) -> None:
+        """Have the answers of the application counted from now on, also on the connections that are open."""
+        super().count(counter)
+        self.worker.asgi = self.asgi.app
+        for connection in self.open:
+            connection.use(self.asgi.app)
 
     async def serve(self) -> None:
         """Boot, serve, drain, and run lifespan shutdown.

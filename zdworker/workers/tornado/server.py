@@ -19,7 +19,7 @@ import socket
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from gunicorn.sock import ssl_context
 from gunicorn.workers import gtornado
@@ -31,6 +31,7 @@ from tornado.wsgi import WSGIContainer
 
 from zdworker.errors import WarmupFailed
 from zdworker.ipc.hand_over import Connection
+from zdworker.workers.answers import AnswerCounter
 from zdworker.workers.asgi.warmup import warm_up
 from zdworker.workers.asgi.websocket_schedule import (
     ANSWER_WAIT_S,
@@ -41,7 +42,7 @@ from zdworker.workers.asgi.websocket_schedule import (
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.drain import InFlight
 from zdworker.workers.event_loop.serving import CUT_S, HEARTBEAT_INTERVAL_S, ServedWorker, Serving, run_to_end
-from zdworker.workers.health import HealthWorker, tornado_with_health
+from zdworker.workers.health import HealthWorker, is_health_path, tornado_with_health
 from zdworker.workers.tornado.connections import Request, Server, can_move, detach, end_with_responses, state_of, unread
 
 gtornado.TornadoWorker.setup()  # adds Gunicorn to the header ``Server``; called here so that it happens once
@@ -89,6 +90,10 @@ class TornadoServing(Serving):
     def load(self) -> tuple[int, int]:
         """Return the number of open connections, and of requests answered since boot."""
         return len(self.server.connections) + len(self.websockets), self.server.answered
+
+    def count(self, counter: AnswerCounter) -> None:
+        """Have Tornado's own log of requests count: it knows status and time, and is called for each."""
+        count_logged(self.server.request_callback, counter, self.worker)
 
     def running(self) -> int:
         """Return how many handlers run; that of a WebSocket does as long as it is open."""
@@ -254,6 +259,43 @@ def _make_server(worker: Worker) -> Server:
     if not isinstance(app, (WSGIContainer, Application)):
         app = WSGIContainer(app)
     return Server(app, no_keep_alive=cfg.keepalive <= 0, ssl_options=ssl_context(cfg) if cfg.is_ssl else None)
+
+
+def count_logged(application: Any, counter: AnswerCounter, worker: HealthWorker) -> None:
+    """Count what ``application``, Tornado's or the container of a WSGI one, logs as answered from now on.
+
+    This changes the object, in the worker's own process only. A user's ``log_request`` is called as before.
+    """
+    if isinstance(application, WSGIContainer):
+        log, answer = application._log, application.wsgi_application  # noqa: SLF001  # it has no other place for that
+
+        def log_and_count(status: int, request: Any) -> None:
+            _count(counter, worker, status, request)
+            log(status, request)
+
+        def counted(environ: Any, start_response: Any) -> Any:
+            try:
+                return answer(environ, start_response)
+            except Exception as error:
+                counter.raised(error, 0.0, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+                raise
+
+        application._log = log_and_count  # type: ignore[assignment, method-assign]  # noqa: SLF001
+        application.wsgi_application = counted
+        return
+    log_request = application.log_request
+
+    def log_request_and_count(handler: Any) -> None:
+        if handler.get_status() != 101:  # a WebSocket's, logged at its end
+            _count(counter, worker, handler.get_status(), handler.request)
+        log_request(handler)
+
+    application.log_request = log_request_and_count
+
+
+def _count(counter: AnswerCounter, worker: HealthWorker, status: int, request: Any) -> None:
+    if not is_health_path(unquote(request.path), worker):
+        counter.answered(status, request.request_time(), request.method, request.path)
 
 
 def _running_handlers() -> list[asyncio.Task[Any]]:

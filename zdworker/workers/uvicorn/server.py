@@ -27,6 +27,7 @@ from uvicorn import Config, Server
 from zdworker import tracebacks
 from zdworker.errors import GenerationError
 from zdworker.ipc.hand_over import Connection as HandedOver
+from zdworker.workers.answers import REPORT_INTERVAL_S
 from zdworker.workers.applications import Receive, Scope, Send
 from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
@@ -52,6 +53,7 @@ UVICORN_TICK_S = 0.1
 """Seconds between two ticks of uvicorn while it serves: it counts them, and sets the date with each tenth."""
 
 TICKS_OF_HEARTBEAT = round(HEARTBEAT_INTERVAL_S / UVICORN_TICK_S)
+TICKS_OF_REPORT = round(REPORT_INTERVAL_S / UVICORN_TICK_S)
 
 if not hasattr(Config, "get_loop_factory"):
     raise GenerationError(
@@ -171,7 +173,8 @@ class DrainingServer(AsgiServing, Server):
 
     def _wrap(self) -> None:
         config = self.config
-        self.asgi = AsgiDrain(asgi_with_health(config.loaded_app, self.worker))
+        self.application = config.loaded_app
+        self.asgi = AsgiDrain(asgi_with_health(self.application, self.worker))
         config.loaded_app = self.asgi.__call__  # a bound method: calling the object takes longer, with each request
         protocol_class: Any = drainable(config.http_protocol_class)
         config.http_protocol_class = protocol_class
@@ -207,8 +210,9 @@ class DrainingServer(AsgiServing, Server):
         await self.until_leaving(UVICORN_TICK_S)
 
     async def tick(self) -> None:
-        """Do uvicorn's tick, and our own with each tenth; in a drain with each."""
-        if self.draining or self._ticks % TICKS_OF_HEARTBEAT == 0:
+        """Do uvicorn's tick, and our own with each tenth; more often if answers are counted, in a drain with each."""
+        every = TICKS_OF_HEARTBEAT if self.worker.zd_counter is None else TICKS_OF_REPORT
+        if self.draining or self._ticks % every == 0:
             await super().tick()
         if await self.on_tick(self._ticks):
             self.worker.zd_leave(self.worker.cfg.graceful_timeout)  # a library has set uvicorn's ``should_exit``

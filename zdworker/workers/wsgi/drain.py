@@ -26,6 +26,7 @@ from gunicorn.http.wsgi import Response, create
 
 from zdworker.errors import WarmupFailed
 from zdworker.syscalls import unread
+from zdworker.workers.answers import AnswerCounter, post_request, wsgi_timed
 from zdworker.workers.applications import Environ, WsgiApplication
 from zdworker.workers.base import ZeroDowntime
 from zdworker.workers.drain import Drain
@@ -47,11 +48,13 @@ class WsgiDrain(ZeroDowntime):
 
     zd_answers_health: ClassVar[bool] = True
     zd_serves: ClassVar[frozenset[str]] = frozenset({"wsgi"})
+    zd_counts_answers: ClassVar[bool] = True
 
     cfg: Any
     wsgi: WsgiApplication
 
     _zd_next_heartbeat = 0.0
+    _application: WsgiApplication
 
     _drain: Drain
 
@@ -78,8 +81,15 @@ class WsgiDrain(ZeroDowntime):
     def load_wsgi(self) -> None:
         """Load the application, put ``zd_health_path`` before it, and have its responses end connections in a drain."""
         super().load_wsgi()
-        self.wsgi = wsgi_with_health(self.wsgi, self)
+        self._application = self.wsgi
+        self.wsgi = wsgi_with_health(self._application, self)
+        self.zd_count_if_wanted()
         _end_connections_in_drain(self)
+
+    def zd_install_counter(self, counter: AnswerCounter) -> None:
+        """Have Gunicorn's hook ``post_request`` count, in this process, beside the user's own."""
+        self.wsgi = wsgi_with_health(wsgi_timed(self._application), self)
+        self.cfg.set("post_request", post_request(counter, self.cfg.post_request))
 
     def notify(self) -> None:
         """Send the heartbeat, at most ten times a second: Gunicorn's loops call this with each request."""
