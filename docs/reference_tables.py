@@ -213,7 +213,7 @@ STATUS = {
     "totals.told_to_close": "",
     "totals.cut_requests": "",
     "totals.closed_websockets": "",
-    "settings": "all `zd_` settings in force",
+    "settings": "all `zd_` settings in force; null is one that is not set",
 }
 
 EXAMPLE_PLACES = {

@@ -183,7 +183,7 @@ def test_the_lines_can_name_websockets(caplog: pytest.LogCaptureFixture) -> None
         worker,
         worker,
         keepalive_s=0.0,
-        begin_line="Draining: %(connections)d connections",
+        begin_line="Draining: %(connections)s",
         cut_line=CUT_LINE_WITH_WEBSOCKETS,
         clock=lambda: worker.now,
     )

@@ -288,7 +288,7 @@ def test_the_drain_ends_at_its_deadline_even_if_that_comes_nearer(caplog: pytest
 
     run(scenario)
     assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-        "graceful_timeout is over: 1 requests, 0 WebSockets and 2 connections in all are cut"
+        "graceful_timeout is over: 1 request, 0 WebSockets and 2 connections in all are cut"
     ]
 
 

@@ -110,14 +110,14 @@ def test_what_finds_no_room_is_counted_in_its_place(log: Any, gate: Gate, writer
     for number in range(1000):
         log.info("%d %s", number, long)
     gate.opened.set()
-    wait_until(lambda: gate.lines[-1:] != [] and "left out" in gate.lines[-1])
+    wait_until(lambda: gate.lines[-1:] != [] and "Left out" in gate.lines[-1])
     log.info("after")
     assert writer.end()
     kept = [line for line in gate.lines if line.endswith(long)]
     assert [int(line.split()[0]) for line in kept] == list(range(len(kept)))
     assert sum(map(len, kept)) < log_writer.QUEUE_BYTES
     assert gate.lines[-2:] == [
-        f"{1000 - len(kept)} messages are left out here: what reads the log has not kept up",
+        f"Left out here: {1000 - len(kept)} messages, because what reads the log has not kept up",
         "after",
     ]
 
@@ -130,7 +130,7 @@ def test_what_is_left_out_stands_before_the_next_line(log: Any, gate: Gate, writ
     log.info("next")
     gate.opened.set()
     assert writer.end()
-    assert gate.lines == ["stuck", "1 messages are left out here: what reads the log has not kept up", "next"]
+    assert gate.lines == ["stuck", "Left out here: 1 message, because what reads the log has not kept up", "next"]
 
 
 def test_files_are_reopened_in_their_turn(log: Any, tmp_path: Path) -> None:

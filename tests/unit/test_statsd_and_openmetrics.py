@@ -344,3 +344,14 @@ def test_only_the_command_needs_prometheus_client() -> None:
     code = "import sys, zdworker.master.arbiter, zdworker.command.cli; print('prometheus_client' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
+
+
+def test_settings_that_are_not_set_have_one_form() -> None:
+    site = Site("/srv", "app:app", [])
+    shown = Journal().status(fleet(), {}, {}, Settings(), site)["settings"]
+    unset = {name for name, value in shown.items() if value is None}
+    assert unset == {"zd_warmup", "zd_max_rss", "zd_health_path", "zd_control_socket", "zd_version"}
+    assert not [name for name, value in shown.items() if value in ("", (), [])]
+    given = Settings(warmup=("/",), health_path="/health", version="v1")
+    shown = Journal().status(fleet(), {}, {}, given, site)["settings"]
+    assert (shown["zd_warmup"], shown["zd_health_path"], shown["zd_version"]) == (("/",), "/health", "v1")

@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zdworker import log_files
+from zdworker import log_files, texts
 
 QUEUE_BYTES = 4 * 1024 * 1024
 """Bytes that may wait to be written, about: some four thousand lines."""
@@ -129,8 +129,9 @@ class LogWriter(logging.Filter):
 
     def _say_what_is_left_out(self) -> None:
         if self._left_out:
-            text = "%d messages are left out here: what reads the log has not kept up"
-            arguments = (self._logger.name, logging.WARNING, __file__, 0, text, (self._left_out,), None)
+            text = "Left out here: %s, because what reads the log has not kept up"
+            number = texts.counted(self._left_out, "message")
+            arguments = (self._logger.name, logging.WARNING, __file__, 0, text, (number,), None)
             self._left_out = 0
             record = self._logger.makeRecord(*arguments)
             self._items.put((0, lambda: self._logger.handle(record)))

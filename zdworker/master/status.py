@@ -149,7 +149,11 @@ class Journal(Observer):
             "reloads": self.reloads,
             "crashes": self.crashes,
             "totals": self.totals(),
-            "settings": {f"zd_{name}": value for name, value in settings.to_plain().items()},
+            "settings": {
+                # One form for all that are not set, whatever their kind.
+                f"zd_{name}": None if value in ("", ()) else value
+                for name, value in settings.to_plain().items()
+            },
         }
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from zdworker import texts
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
 from zdworker.ipc.messages import Drained
 
@@ -39,13 +40,10 @@ QUEUE_RETRY_S = 0.01
 WEBSOCKET_CLOSE_S = 1.0
 """Seconds before the deadline that are left for the close handshake of the last WebSocket."""
 
-BEGIN_LINE = "Draining: %(connections)d connections, %(requests)d requests under way"
-END_LINE = "Drained in %.1f s: %d connections handed over, %d told to close"
-CUT_LINE = "graceful_timeout is over: %(requests)d requests and %(connections)d connections in all are cut"
-CUT_LINE_WITH_WEBSOCKETS = (
-    "graceful_timeout is over: %(requests)d requests, %(websockets)d WebSockets"
-    " and %(connections)d connections in all are cut"
-)
+BEGIN_LINE = "Draining: %(connections)s, %(requests)s under way"
+END_LINE = "Drained in %.1f s: %s handed over, %d told to close"
+CUT_LINE = "graceful_timeout is over: %(requests)s and %(connections)s in all are cut"
+CUT_LINE_WITH_WEBSOCKETS = "graceful_timeout is over: %(requests)s, %(websockets)s and %(connections)s in all are cut"
 
 
 class InFlight(NamedTuple):
@@ -56,6 +54,11 @@ class InFlight(NamedTuple):
     requests: int
     """Requests that are being answered, without WebSockets."""
     websockets: int = 0
+
+    def counted(self) -> dict[str, str]:
+        """Return each number with its noun, for the lines of the log."""
+        nouns = {"connections": "connection", "requests": "request", "websockets": "WebSocket"}
+        return {name: texts.counted(number, nouns[name]) for name, number in self._asdict().items()}
 
 
 class DrainableServer(Protocol):
@@ -220,7 +223,7 @@ class Drain:
         self.idle_until = self.begun_at + self.keepalive_s
         self.gives = self._worker.zd_gives
         self.at_begin = self.in_flight()
-        self._worker.log.info(self._begin_line, self.at_begin._asdict())
+        self._worker.log.info(self._begin_line, self.at_begin.counted())
         self._server.zd_begin_drain()
         next_round = self.begun_at
         while (now := self._clock()) < self._worker.zd_deadline:
@@ -276,7 +279,7 @@ class Drain:
         self._take_back()
         if not self._server.zd_is_empty():
             self.cut = self.in_flight()
-            self._worker.log.warning(self._cut_line, self.cut._asdict())
+            self._worker.log.warning(self._cut_line, self.cut.counted())
             yield from self._server.zd_cut()
         drained = Drained(
             handed_over=self.handed_over,
@@ -284,7 +287,7 @@ class Drain:
             cut_requests=self.cut.requests if self.cut is not None else 0,
             closed_websockets=self.at_begin.websockets if self.at_begin is not None else 0,
         )
-        self._worker.log.info(
-            END_LINE, max(0.0, self._clock() - self.begun_at), drained.handed_over, drained.told_to_close
-        )
+        handed_over = texts.counted(drained.handed_over, "connection")
+        took_s = max(0.0, self._clock() - self.begun_at)
+        self._worker.log.info(END_LINE, took_s, handed_over, drained.told_to_close)
         self._worker.zd_drained(drained)

@@ -26,6 +26,7 @@ from typing import Any
 from gunicorn import http
 from gunicorn.workers import gthread
 
+from zdworker import texts
 from zdworker.ipc.hand_over import BATCH, HandOverQueue
 from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
@@ -111,7 +112,8 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.nr_conns:
                 raise
             self.worker_connections = self.nr_conns
-            self.log.warning("Out of file descriptors: from now on %d connections at most", self.worker_connections)
+            most = texts.counted(self.worker_connections, "connection")
+            self.log.warning("Out of file descriptors: from now on %s at most", most)
 
     def enqueue_req(self, conn: Connection) -> None:
         """Give a new connection to a thread, or let it wait until its first request has arrived."""

@@ -25,6 +25,7 @@ from typing import Any
 
 from gunicorn.workers import sync
 
+from zdworker import texts
 from zdworker.errors import GenerationError
 from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue
 from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
@@ -41,11 +42,8 @@ at once, and a connection that is parked stays with this worker, however long th
 ALARM_INTERVAL_S = 0.2
 """Seconds after which the alarm of the deadline comes again, for an application that has caught it."""
 
-BEGIN_LINE = "Draining: %(connections)d connections"
-CUT_LINE = (
-    "graceful_timeout is over (or the end is a quick one):"
-    " %(requests)d requests and %(connections)d waiting connections are cut"
-)
+BEGIN_LINE = "Draining: %(connections)s"
+CUT_LINE = "graceful_timeout is over (or the end is a quick one): %(requests)s cut, %(connections)s that waited closed"
 
 
 class DeadlineReached(BaseException):
@@ -203,7 +201,9 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
             if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) or not self._parked:
                 raise
             self._max_parked = len(self._parked)
-            self.log.warning("Out of file descriptors: from now on at most %d connections wait", self._max_parked)
+            self.log.warning(
+                "Out of file descriptors: from now on at most %s wait", texts.counted(self._max_parked, "connection")
+            )
             return
         self._serve_or_park(Accepted(self, self._listeners[listener], number, address))
         if self._parked:
