@@ -49,8 +49,8 @@ HELD_SIGNALS = (*GROUP_SIGNALS, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 STACK_SIGNAL = signal.SIGURG
-"""The signal at which a worker that boots writes the stacks of its threads. The default action of SIGURG is to do
-nothing, so it harms no process that has no handler for it (signal(7))."""
+"""The signal at which a worker that boots, or a fork server, writes the stacks of its threads. The default
+action of SIGURG is to do nothing, so it harms no process that has no handler for it (signal(7))."""
 
 _SIGACTION_BYTES = 512
 """More than a ``struct sigaction`` has (sigaction(2)): 152 bytes on 64-bit Linux."""

@@ -23,6 +23,7 @@ from zdworker.core.events import (
     GenerationLoaded,
     Halt,
     Kill,
+    LocateHang,
     Outcome,
     Policy,
     Reload,
@@ -65,6 +66,12 @@ class Stage:
     takes_at_once = True
     """Whether a configuration is taken over as soon as that is asked for; else by :meth:`take`."""
 
+    locates_at_once = True
+    """Whether it is found out at once where a generation hangs; else that is never told."""
+
+    place = ""
+    """Where a generation hangs, for the reason."""
+
     drops_late_answers = False
     """Whether the configuration of a generation that has ended is not taken over any more, as the edge does it."""
 
@@ -81,6 +88,7 @@ class Stage:
         self.killed: dict[int, float] = {}  # when each was killed for the first time
         self.brought: Policy | None = None  # what the next configuration says; None: the same as before
         self.taking: list[TakeConfiguration] = []  # what the core waits for
+        self.hangs: list[LocateHang] = []
         self.configurations: dict[int, Policy] = {0: self.fleet.policy}
         self.in_force = 0
 
@@ -90,7 +98,7 @@ class Stage:
 
     # -- telling -------------------------------------------------------------------------------------------------
 
-    def tell(self, event: Event) -> list[Action]:
+    def tell(self, event: Event) -> list[Action]:  # noqa: C901  # one line for each event
         """Tell the core an event that has happened, and carry out what it orders."""
         if isinstance(event, WorkerGone):
             self.processes.pop(event.worker_id, None)
@@ -112,6 +120,9 @@ class Stage:
         self.check()
         if self.taking and self.takes_at_once:
             actions += self.take()
+        if self.hangs and self.locates_at_once:
+            hang = self.hangs.pop(0)
+            actions += self.tell(GenerationFailed(hang.generation, f"{hang.reason}{self.place}"))
         return actions
 
     def take(self) -> list[Action]:
@@ -166,6 +177,9 @@ class Stage:
                 assert set(self.processes) <= self.unkillable()
                 assert not self.servers
                 self.halted = action
+            case LocateHang(generation=number):
+                assert number in self.servers
+                self.hangs.append(action)
             case _:
                 assert isinstance(action, Degraded)
                 assert action.reason

@@ -96,10 +96,12 @@ class FleetMachine(RuleBasedStateMachine):
         may_stop=st.sampled_from([False, False, True]),
         serves=st.sampled_from([True, True, False]),
         takes_at_once=st.booleans(),
+        locates_at_once=st.booleans(),
     )
-    def begins(self, policy: Policy, may_stop: bool, serves: bool, takes_at_once: bool) -> None:
+    def begins(self, policy: Policy, may_stop: bool, serves: bool, takes_at_once: bool, locates_at_once: bool) -> None:
         self.stage = Stage(policy)
         self.stage.takes_at_once = takes_at_once
+        self.stage.locates_at_once = locates_at_once
         self.may_stop = may_stop
         self.stage.tell(Start())
         if serves:

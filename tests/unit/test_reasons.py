@@ -88,6 +88,17 @@ def load_that_is_called_off() -> Stage:
     return stage
 
 
+SLOTS: dict[Callable[[], Stage], int] = {
+    first_worker_that_fails: 0,
+    first_worker_that_is_told_to_leave: 0,
+    first_worker_that_dies_too_soon: 0,
+    first_worker_that_is_late: 0,
+    first_worker_that_is_never_forked: 0,
+    later_workers_that_fail: 1,
+}
+"""The slot whose worker has failed, where one has."""
+
+
 @pytest.mark.parametrize(
     ("story", "reason", "traceback"),
     [
@@ -113,8 +124,9 @@ def load_that_is_called_off() -> Stage:
 )
 def test_a_reload_that_failed(story: Callable[[], Stage], reason: str, traceback: str) -> None:
     stage = story()
+    called_off, slot = story is load_that_is_called_off, SLOTS.get(story)
     assert stage.took(ReloadFinished)[-1:] == [
-        ReloadFinished(2, Outcome.FAILED, reason, traceback, called_off=story is load_that_is_called_off)
+        ReloadFinished(2, Outcome.FAILED, reason, traceback, called_off=called_off, slot=slot)
     ]
     assert stage.fleet.trouble == Trouble(reason, traceback)
 
@@ -139,19 +151,21 @@ def later_workers_without_a_way_back() -> Stage:
 
 
 @pytest.mark.parametrize(
-    ("story", "reason"),
+    ("story", "reason", "slot", "next_try_s"),
     [
-        (worker_that_cannot_boot, "a worker failed to boot: lifespan failed"),
-        (server_that_cannot_be_replaced, "the fork server cannot be replaced: ImportError: nothing"),
+        (worker_that_cannot_boot, "a worker failed to boot: lifespan failed", 0, 0.5),
+        (server_that_cannot_be_replaced, "the fork server cannot be replaced: ImportError: nothing", None, 0.5),
         (
             later_workers_without_a_way_back,
             f"{ROLL_ATTEMPTS} new workers in a row failed, the last one: lifespan failed; {NO_WAY_BACK}",
+            1,
+            4.0,
         ),
     ],
 )
-def test_a_fleet_that_is_degraded(story: Callable[[], Stage], reason: str) -> None:
+def test_a_fleet_that_is_degraded(story: Callable[[], Stage], reason: str, slot: int | None, next_try_s: float) -> None:
     stage = story()
-    assert stage.took(Degraded)[-1:] == [Degraded(reason, TRACEBACK)]
+    assert stage.took(Degraded)[-1:] == [Degraded(reason, TRACEBACK, slot, next_try_s)]
     assert stage.fleet.trouble == Trouble(reason, TRACEBACK)
 
 

@@ -462,6 +462,13 @@ def test_whatever_refuses_a_configuration_is_an_event(bench: Bench, refusal: Exc
     assert bench.gunicorn.hooks == []
 
 
+@pytest.mark.parametrize("overdue", [True, False], ids=["it hangs", "it has loaded in the meantime"])
+def test_a_generation_that_cannot_say_where_it_hangs_is_given_up_without_that(bench: Bench, overdue: bool) -> None:
+    bench.fleet.generations[2] = Generation(2, GenerationState.LOADING, 60.0, overdue=overdue)
+    bench.executor.execute(events.LocateHang(2, "not loaded"))
+    assert bench.taken() == ([events.GenerationFailed(2, "not loaded")] if overdue else [])
+
+
 def test_a_configuration_is_restored_without_an_answer(bench: Bench) -> None:
     bench.executor.execute(events.RestoreConfiguration(0))
     assert bench.gunicorn.restored == [0]

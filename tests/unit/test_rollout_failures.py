@@ -11,6 +11,7 @@ from zdworker.core.events import (
     EndGeneration,
     Kill,
     KillReason,
+    LocateHang,
     Outcome,
     Policy,
     Reload,
@@ -22,9 +23,9 @@ from zdworker.core.events import (
     WorkerForked,
     WorkerGone,
 )
-from zdworker.core.fleet import Phase
+from zdworker.core.fleet import Phase, Trouble
 from zdworker.core.rollout import ROLL_ATTEMPTS, START_ATTEMPTS
-from zdworker.core.steps import EXIT_TIMEOUT_S, FORK_TIMEOUT_S
+from zdworker.core.steps import EXIT_TIMEOUT_S, FORK_TIMEOUT_S, LOCATE_HANG_S
 
 
 class TestFailedReload:
@@ -60,13 +61,39 @@ class TestFailedReload:
         assert stage.passes(0.1).reloads == {2: "failed"}
         assert stage.servers == {1: True}
 
+    def test_where_it_hangs_is_a_part_of_the_reason(self) -> None:
+        stage = steady(2, boot_timeout=20.0)
+        stage.place = ": it hangs at app.py"
+        stage.tell(Reload())
+        stage.passes(20.0)
+        assert stage.took(LocateHang) == [LocateHang(2, "not loaded within 20 s (zd_boot_timeout)")]
+        assert stage.fleet.failure == Trouble("not loaded within 20 s (zd_boot_timeout): it hangs at app.py")
+
+    def test_where_it_hangs_is_not_waited_for_long(self) -> None:
+        stage = steady(2, boot_timeout=20.0)
+        stage.locates_at_once = False
+        stage.tell(Reload())
+        stage.passes(20.0)
+        assert stage.reloads == {2: ""}
+        stage.passes(LOCATE_HANG_S)
+        assert stage.fleet.failure == Trouble("not loaded within 20 s (zd_boot_timeout)")
+        assert stage.took(LocateHang) == [LocateHang(2, "not loaded within 20 s (zd_boot_timeout)")], "once"
+
+    def test_one_that_loads_after_all_has_what_is_left_for_its_configuration(self) -> None:
+        stage = steady(2, boot_timeout=20.0)
+        stage.locates_at_once = False
+        stage.tell(Reload())
+        stage.passes(20.0).load()
+        assert not stage.fleet.generations[2].overdue
+        assert stage.all_goes_well().reloads == {2: "done"}
+
     @pytest.mark.parametrize("surge", [1, 3])
     def test_its_first_worker_fails(self, surge: int) -> None:
         stage = steady(3, surge=surge).reload().fail()
         assert stage.took(Spawn, Drain, ReloadFinished, EndGeneration) == [
             Spawn(4, 0, 2),
             EndGeneration(2),
-            ReloadFinished(2, Outcome.FAILED, "the first new worker failed: lifespan failed", "Traceback ..."),
+            ReloadFinished(2, Outcome.FAILED, "the first new worker failed: lifespan failed", "Traceback ...", slot=0),
         ]
         assert stage.slots() == [1, 1, 1]
         assert stage.fleet.state == "failed"

@@ -206,7 +206,7 @@ def test_a_callback_that_raises_ends_nothing(error: BaseException) -> None:
 
 def test_the_actions_that_the_core_waits_for_are_known() -> None:
     """Each action but these leads to no event, or to one that comes by itself; a new one is to be thought about."""
-    waited_for = {events.StartGeneration, events.TakeConfiguration, events.Spawn}
+    waited_for = {events.StartGeneration, events.LocateHang, events.TakeConfiguration, events.Spawn}
     others = {
         *(events.EndGeneration, events.RestoreConfiguration, events.Drain, events.Kill, events.Halt),
         *(events.ReloadStarted, events.ReloadFinished, events.Degraded),

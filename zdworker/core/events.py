@@ -239,6 +239,16 @@ class EndGeneration:
 
 
 @dataclass(frozen=True)
+class LocateHang:
+    """Find out where a generation hangs that does not load in time; ``GenerationFailed`` with that and ``reason``
+    follows. Without it the generation is given up a moment later all the same.
+    """
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class TakeConfiguration:
     """Go by another configuration; ``ConfigurationTaken`` or ``ConfigurationRefused`` for ``generation`` follows.
 
@@ -300,7 +310,8 @@ class ReloadFinished:
 
     After ``FAILED`` the old code serves, under the old policy; in slots that were new already it comes back. Each
     ``ReloadStarted`` is followed by one of these, unless the master stops. Where there is no way back this can take
-    long, with a ``Degraded`` for each worker that fails in between. ``called_off`` means that a rollback ended it.
+    long, with a ``Degraded`` for each worker that fails in between. ``called_off`` means that a rollback ended it,
+    ``slot`` is the one whose worker has failed, None if it was not a worker.
     """
 
     generation: int
@@ -308,14 +319,20 @@ class ReloadFinished:
     reason: str = ""
     traceback: str = field(default="", repr=False)
     called_off: bool = False
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
 class Degraded:
-    """The fleet is not what it should be, and no reload is to blame."""
+    """The fleet is not what it should be, and no reload is to blame.
+
+    ``slot`` is the one whose worker has failed, None for a fork server; the next try is in ``next_try_s`` seconds.
+    """
 
     reason: str
     traceback: str = field(default="", repr=False)
+    slot: int | None = None
+    next_try_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -329,6 +346,7 @@ class Halt:
 Action = (
     StartGeneration
     | EndGeneration
+    | LocateHang
     | TakeConfiguration
     | RestoreConfiguration
     | Spawn

@@ -214,13 +214,17 @@ class Worker:
 
 @dataclass
 class Generation:
-    """One fork server, and through it one state of the code."""
+    """One fork server, and through it one state of the code.
+
+    ``overdue`` means that its time to load is over, and that it is being found out where it hangs.
+    """
 
     number: int
     state: GenerationState
     deadline: float | None
     preloaded: bool = False
     loaded_at: float | None = None
+    overdue: bool = False
 
 
 @dataclass

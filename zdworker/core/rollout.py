@@ -239,8 +239,7 @@ class Rollout:
             self.fleet.previous = None
         for generation in list(self.fleet.generations.values()):
             if generation.deadline is not None and generation.deadline <= now:
-                reason = f"not loaded within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
-                self._generation_failed(GenerationFailed(generation.number, reason), now)
+                self._overdue(generation, now)
 
     # -- generations ---------------------------------------------------------------------------------------------
 
@@ -308,6 +307,14 @@ class Rollout:
         else:
             self._load_failed(event, now)
 
+    def _overdue(self, generation: Generation, now: float) -> None:
+        """Give a generation up that has not loaded in time, when it had a moment to say where it hangs."""
+        reason = f"not loaded within {self.fleet.policy.boot_timeout:g} s (zd_boot_timeout)"
+        if generation.overdue:
+            self._generation_failed(GenerationFailed(generation.number, reason), now)
+        else:
+            self._steps.locate_hang(generation, reason, now)
+
     def _generation_gone(self, event: GenerationGone, now: float) -> None:
         generation = self._generation(event.generation)
         if generation is None:
@@ -341,7 +348,8 @@ class Rollout:
             fleet.previous = None
             self._steps.refuse_reload(event.generation, event.reason, event.traceback)
         else:
-            self._steps.degrade(f"the fork server cannot be replaced: {event.reason}", event.traceback)
+            reason = f"the fork server cannot be replaced: {event.reason}"
+            self._steps.degrade(reason, event.traceback, next_try_s=fleet.restore_at - now)
 
     def _loading(self) -> Loading:
         loading = self.fleet.loading
@@ -470,11 +478,14 @@ class Rollout:
         if fleet.never_served:
             self._start_failed(worker, event, now)
         elif fleet.reloading is None or worker.generation not in fleet.current:
-            self._steps.degrade(f"a worker failed to boot: {event.reason}", event.traceback)
+            retry_at = fleet.slot(worker.slot).retry_at
+            reason = f"a worker failed to boot: {event.reason}"
+            self._steps.degrade(reason, event.traceback, slot=worker.slot, next_try_s=retry_at - now)
         elif not fleet.newest_verified:
-            self._steps.turn_back(f"the first new worker failed: {event.reason}", event.traceback)
+            reason = f"the first new worker failed: {event.reason}"
+            self._steps.turn_back(reason, event.traceback, slot=worker.slot)
         else:
-            self._roll_failed(event, now)
+            self._roll_failed(worker, event, now)
 
     def _start_failed(self, worker: Worker, event: WorkerFailed, now: float) -> None:
         """End the master, since nothing ever served: the code is to blame, unless a signal ended the worker."""
@@ -485,7 +496,7 @@ class Rollout:
         reason = f"a worker failed to boot: {event.reason}"
         self._steps.stop(Stop(quick=True, status=status, reason=reason), now)
 
-    def _roll_failed(self, event: WorkerFailed, now: float) -> None:
+    def _roll_failed(self, worker: Worker, event: WorkerFailed, now: float) -> None:
         """Count a failed worker of a verified generation: it is retried, and then turned back if that is possible."""
         fleet = self.fleet
         self._steps.count_roll_failure(now)
@@ -494,10 +505,11 @@ class Rollout:
         reason = f"{fleet.roll_failures} new workers in a row failed, the last one: {event.reason}"
         back = fleet.source(fleet.fallback)
         if back is not None and fleet.generations[back].preloaded:
-            self._steps.turn_back(reason, event.traceback)
+            self._steps.turn_back(reason, event.traceback, slot=worker.slot)
             return
         reason += "; there is no way back, since the generation before is not preloaded, or its fork server is gone"
-        self._steps.degrade(reason, event.traceback)
+        retry_at = max(fleet.slot(worker.slot).retry_at, fleet.roll_at)
+        self._steps.degrade(reason, event.traceback, slot=worker.slot, next_try_s=retry_at - now)
 
     def _worker(self, worker_id: int) -> Worker | None:
         if not 0 < worker_id <= self.fleet.last_worker_id:

@@ -20,6 +20,7 @@ from zdworker.core.events import (
     Halt,
     Kill,
     KillReason,
+    LocateHang,
     Outcome,
     Policy,
     ReloadFinished,
@@ -65,6 +66,9 @@ EXIT_TIMEOUT_S = 5.0
 QUICK_STOP_TIMEOUT_S = 2.0
 """Seconds that a worker has when the master ends at once."""
 
+LOCATE_HANG_S = 1.0
+"""Seconds in which it has to be found out where a generation hangs, before it is given up without that."""
+
 STABLE_AFTER_S = 10.0
 """Seconds of service after which a death (of a worker, of a fork server) counts as the first again."""
 
@@ -97,9 +101,14 @@ class Steps:
     def configured(self, generation: Generation, now: float) -> None:
         """Note that a generation can be spawned from: its configuration is in force, or is not asked for."""
         generation.state = step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)
-        generation.deadline = None
+        generation.deadline, generation.overdue = None, False
         if generation.loaded_at is None:
             generation.loaded_at = now
+
+    def locate_hang(self, generation: Generation, reason: str, now: float) -> None:
+        """Have it found out where a generation hangs."""
+        generation.overdue, generation.deadline = True, now + LOCATE_HANG_S
+        self.actions.append(LocateHang(generation.number, reason))
 
     def end(self, number: int) -> None:
         """End a generation's fork server, for good; its workers live on."""
@@ -181,7 +190,7 @@ class Steps:
         self._forgive()
         fleet.phase = step(PHASES, fleet.phase, PhaseCause.ROLL)
 
-    def turn_back(self, reason: str, traceback: str, *, called_off: bool = False) -> None:
+    def turn_back(self, reason: str, traceback: str, *, called_off: bool = False, slot: int | None = None) -> None:
         """Give the newest generation up for good and go back to what served before it."""
         fleet = self.fleet
         self.call_off_restore()
@@ -191,7 +200,7 @@ class Steps:
         fleet.current, fleet.fallback, fleet.newest_verified = fleet.fallback, [], True
         self._restore_policy()
         self._forgive()
-        self.finish_reload(Outcome.FAILED, reason, traceback, called_off=called_off)
+        self.finish_reload(Outcome.FAILED, reason, traceback, called_off=called_off, slot=slot)
 
     def call_off_restore(self) -> None:
         """End a fork server that loads in the place of a lost one: its code is not what runs from now on."""
@@ -247,22 +256,28 @@ class Steps:
         return loading.generation
 
     def finish_reload(
-        self, outcome: Outcome, reason: str = "", traceback: str = "", *, called_off: bool = False
+        self,
+        outcome: Outcome,
+        reason: str = "",
+        traceback: str = "",
+        *,
+        called_off: bool = False,
+        slot: int | None = None,
     ) -> None:
         """End the rollout that is under way, if one is: each has one outcome."""
         number, self.fleet.reloading = self.fleet.reloading, None
         if number is not None:
-            self.actions.append(ReloadFinished(number, outcome, reason, traceback, called_off))
+            self.actions.append(ReloadFinished(number, outcome, reason, traceback, called_off, slot))
 
     def refuse_reload(self, number: int, reason: str, traceback: str, *, called_off: bool = False) -> None:
         """End a reload whose generation did not load: no worker was touched."""
         self.fleet.failure = Trouble(reason, traceback)
         self.actions.append(ReloadFinished(number, Outcome.FAILED, reason, traceback, called_off))
 
-    def degrade(self, reason: str, traceback: str) -> None:
-        """Note that something is wrong for which no new code is to blame."""
+    def degrade(self, reason: str, traceback: str, *, slot: int | None = None, next_try_s: float) -> None:
+        """Note that something is wrong for which no new code is to blame, and which is tried again."""
         self.fleet.degradation = Trouble(reason, traceback)
-        self.actions.append(Degraded(reason, traceback))
+        self.actions.append(Degraded(reason, traceback, slot, max(0.0, next_try_s)))
 
     def _forgive(self) -> None:
         self.fleet.roll_failures, self.fleet.roll_at = 0, 0.0

@@ -79,6 +79,7 @@ def main() -> NoReturn:
     syscalls.set_death_signal(signal.SIGKILL)
     if os.getppid() != init.master:
         os._exit(0)
+    worker_boot.write_stack_when_asked()
     for signum in syscalls.HELD_SIGNALS:
         signal.signal(signum, _ignore_signal)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)

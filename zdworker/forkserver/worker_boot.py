@@ -129,6 +129,14 @@ def _end_with_master(master: int) -> None:
         syscalls.plain_exit(0)
 
 
+def write_stack_when_asked() -> None:
+    """Have the stacks of all threads written to standard error when the master asks for them: wherever Python is, a
+    boot that hangs shows where it does.
+    """
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed
+        faulthandler.register(syscalls.STACK_SIGNAL, file=2)
+
+
 def _handle_signals_while_booting() -> None:
     """Set signal handlers for the time until the worker sets its own: an order to leave ends the process."""
 
@@ -138,8 +146,7 @@ def _handle_signals_while_booting() -> None:
     def leave(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
 
-    with contextlib.suppress(OSError, ValueError):  # standard error may be closed
-        faulthandler.register(syscalls.STACK_SIGNAL, file=2)
+    write_stack_when_asked()
     for signum in syscalls.HELD_SIGNALS:
         signal.signal(signum, ignore if signum in syscalls.GROUP_SIGNALS else leave)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)

@@ -61,6 +61,8 @@ class ForkServer:
         """The version of its application, once it has loaded; "" if nothing tells."""
         self._log = log
         self._show = show
+        self.printed_characters = 0
+        """How many characters it has written to its standard error."""
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._hook_data = HookData()
@@ -95,8 +97,14 @@ class ForkServer:
                 return False
             text = texts.printed(self._decoder.decode(data))
             self._tail = (self._tail + text)[-texts.LINES_MAX :]
+            self.printed_characters += len(text)
             self._show(text)
         return True
+
+    def printed_since(self, characters: int) -> str:
+        """Return what it has written there after that many characters, as far as it is kept."""
+        new = self.printed_characters - characters
+        return self._tail[-new:] if new else ""
 
     def printed(self) -> str:
         """Return the last that it wrote to its standard error."""

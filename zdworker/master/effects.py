@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import WORKER_REPORT_BYTES, HookData, Leave, Spawn
-from zdworker.master import launch
+from zdworker.master import launch, stacks
 from zdworker.master.background import call_in_background
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
@@ -38,7 +39,7 @@ HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
 
 STACK_S = 0.2
-"""Seconds that a worker which hangs in its boot has to write its stack, before it is killed."""
+"""Seconds that a process which hangs in its boot has to write its stack, before it is killed."""
 
 SIBLING_BYTES = 256
 """Bytes that an attribute set on a worker may have for hooks in other workers to see it: each of them gets it."""
@@ -65,16 +66,19 @@ class Executor:
         self._receiver = receiver
         self._command = command
         self._local: dict[int, LocalGeneration] = {}
+        self._evaluations: dict[int, threading.Thread] = {}
         self._reloads: dict[int, Reload] = {}
         self._warned: set[str] = set()
 
-    def execute(self, action: events.Action) -> None:  # noqa: C901  # one line for each action
+    def execute(self, action: events.Action) -> None:  # noqa: C901, PLR0912  # one line for each action
         """Carry out an action."""
         match action:
             case events.StartGeneration():
                 self._start_generation(action.generation)
             case events.EndGeneration():
                 self._end_generation(action.generation)
+            case events.LocateHang():
+                self._locate_hang(action)
             case events.TakeConfiguration():
                 self._take_configuration(action)
             case events.RestoreConfiguration():
@@ -107,6 +111,8 @@ class Executor:
             case events.StartGeneration(generation):
                 self._end_generation(generation)
                 self._publish(events.GenerationFailed(generation, f"no fork server can be started: {reason}"))
+            case events.LocateHang(generation, overdue):
+                self._publish(events.GenerationFailed(generation, overdue))
             case events.TakeConfiguration(generation):
                 refusal = f"the configuration cannot be taken over: {reason}"
                 self._publish(events.ConfigurationRefused(generation, refusal))
@@ -149,10 +155,39 @@ class Executor:
     def _end_generation(self, number: int) -> None:
         self._gunicorn.zd_configuration.withdraw(number)
         self._local.pop(number, None)
+        self._evaluations.pop(number, None)
         server = self._children.servers.get(number)
         if server is not None:
             self._children.end_server(server)
             self._receiver.call_off_boots(number)
+
+    def _locate_hang(self, action: events.LocateHang) -> None:
+        """Have a generation's threads write their stacks, or look at the thread that evaluates its configuration."""
+        self._log.critical("Generation %s %s: its stack follows, and it is ended", action.generation, action.reason)
+        server = self._children.servers.get(action.generation)
+        evaluation = self._evaluations.get(action.generation)
+        if evaluation is not None:
+            stack = stacks.of_thread(evaluation.ident)
+            self._gunicorn.zd_print(texts.printed(stack))
+            self._give_up_hanging(action, stack)
+        elif server is not None:
+            printed = server.printed_characters
+            server.signal(syscalls.STACK_SIGNAL)
+            self._reactor.call_later(STACK_S, partial(self._read_stack, action, server, printed))
+        else:
+            self._give_up_hanging(action, "")
+
+    def _read_stack(self, action: events.LocateHang, server: ForkServer, printed: int) -> None:
+        server.read_stderr()
+        self._give_up_hanging(action, server.printed_since(printed))
+
+    def _give_up_hanging(self, action: events.LocateHang, stack: str) -> None:
+        known = self._fleet.generations.get(action.generation)
+        if known is None or not known.overdue:
+            return  # it is gone, or has loaded in the meantime
+        place = stacks.where(stack)
+        reason = f"{action.reason}: it hangs at {place}" if place else action.reason
+        self._publish(events.GenerationFailed(action.generation, reason, stacks.of_application(stack)))
 
     # -- the configuration ---------------------------------------------------------------------------------------
 
@@ -164,7 +199,7 @@ class Executor:
             return
         server = self._children.servers.get(action.generation)
         # In a thread, because the loop has to go on however long the configuration takes, or if it never ends.
-        call_in_background(
+        self._evaluations[action.generation] = call_in_background(
             self._reactor,
             lambda: self._evaluate(action, server),
             lambda result: self._evaluated(action, result),
@@ -177,6 +212,7 @@ class Executor:
 
     def _evaluated(self, action: events.TakeConfiguration, result: Evaluated | BaseException) -> None:
         configuration = self._gunicorn.zd_configuration
+        self._evaluations.pop(action.generation, None)
         if not configuration.is_offered(action.configuration):
             return  # it took so long that the generation was given up, and nothing has changed
         if isinstance(result, BaseException) and _wants_main_thread(result):
@@ -423,10 +459,12 @@ class Executor:
         match action.outcome:
             case Outcome.FAILED:
                 # The traceback is in the log already: the worker wrote it, or it came with the fork server's report.
+                slot = f" (slot {action.slot}, which goes back to it)" if action.slot is not None else ""
                 self._log.error(
-                    "Reload to generation %s failed, the code that was running serves on: %s",
+                    "Reload to generation %s failed, the code that was running serves on: %s%s",
                     action.generation,
                     action.reason,
+                    slot,
                 )
             case Outcome.DONE:
                 label = f" ({reload.label})" if reload.label else ""
@@ -438,7 +476,8 @@ class Executor:
                 assert_never(action.outcome)
 
     def _degraded(self, action: events.Degraded) -> None:
-        self._log.error("Degraded: %s", action.reason)
+        slot = f"slot {action.slot}, " if action.slot is not None else ""
+        self._log.error("Degraded: %s (%snext try in %.1f s)", action.reason, slot, action.next_try_s)
         reason, traceback = texts.lines(action.reason, texts.REASON_MAX), texts.lines(action.traceback)
         self._observers.notify(Observer.degraded, reason, traceback, self._fleet)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_a_later_worker_that_never_boots_brings_the_old_code_back(start: Start, 
         last = deploy_what_fails_later(server, "failed")["last_reload"]
         server.wait_only("one")
         assert last["result"] == "failed"
+        assert re.search(r"Reload to generation 2 failed, .* \(slot [01], which goes back to it\)", server.log)
         assert "only the first one boots" in last["traceback"]
         mend(server)
     assert load.stop().failures == []
@@ -68,6 +70,8 @@ def test_a_later_worker_that_never_boots_without_a_way_back(start: Start, site: 
     with Load(server.address, "new", clients=4, pause=0.01) as load:
         deploy_what_fails_later(server, "degraded")
         assert len(server.accepting()) == 2
+        told = r"Degraded: 5 new workers in a row failed.* \(slot [01], next try in \d+\.\d s\)"
+        assert re.search(told, server.log)
         mend(server)
     assert load.stop().failures == []
 
