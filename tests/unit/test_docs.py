@@ -48,6 +48,10 @@ SHOWN = {
     ("CONTRIBUTING.md", "python3 -m venv --upgrade-deps"): "not run: it makes the environment that runs the tests",
     ("CONTRIBUTING.md", ".venv/bin/towncrier create"): "not run: it adds a fragment; tox -e lint reads all of them",
     ("docs/architecture.md", "steady                        gunicorn master"): DRAWING,
+    (
+        "docs/reference/command.md",
+        'eval "$(zdworker completion bash)"',
+    ): "tests/integration/command/test_completion.py::test_a_tab_completes_commands",
     ("docs/debugging.md", "import os"): DEBUGGING,
     ("docs/debugging.md", "python load.py"): DEBUGGING,
     ("docs/debugging.md", "py-spy dump"): "not run: py-spy is no tool of the tests, and may need privileges",

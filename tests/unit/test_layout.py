@@ -173,7 +173,8 @@ def test_the_settings_need_only_the_standard_library() -> None:
 
 
 def test_only_the_command_needs_the_commands_libraries() -> None:
-    assert users_of("click", "rich") <= {"command/cli.py"}
+    assert users_of("click") <= {"command/cli.py", "command/completion.py"}
+    assert users_of("rich") <= {"command/cli.py"}
 
 
 @pytest.mark.parametrize("name", zdworker.__all__)

@@ -7,7 +7,8 @@ Rules:
   order is still that of its result.
 * The command prints what the master has answered and decides nothing itself.
 * What it prints of the master's answers is made printable (:mod:`zdworker.texts`), whichever master has sent it.
-* ``click`` and ``rich`` are imported here and nowhere else, ``prometheus_client`` only by ``openmetrics.py``.
+* ``click`` is imported here and by ``completion.py`` and nowhere else, ``rich`` only here, ``prometheus_client`` only
+  by ``openmetrics.py``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rich.table import Table
 
 from zdworker import texts
 from zdworker.command import client, finder, history, output
+from zdworker.command.completion import files, pids, sockets
 from zdworker.errors import ContradictoryNames, MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
 
@@ -62,9 +64,11 @@ class Exit(IntEnum):
 def _with_master_options(command: Command) -> Command:
     """Add the options that name the master."""
     for option in (
-        click.option("--socket", "path", metavar="P", help="The master with this control socket."),
-        click.option("--pidfile", metavar="F", help="The master whose pid is in this file."),
-        click.option("--pid", type=int, metavar="N", help="The master with this pid."),
+        click.option(
+            "--socket", "path", metavar="P", shell_complete=sockets, help="The master with this control socket."
+        ),
+        click.option("--pidfile", metavar="F", shell_complete=files, help="The master whose pid is in this file."),
+        click.option("--pid", type=int, metavar="N", shell_complete=pids, help="The master with this pid."),
     ):
         command = option(command)
     return command

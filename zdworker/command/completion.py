@@ -1,0 +1,52 @@
+"""What a shell completes the values of options with: the masters that run, and files.
+
+Rules: a TAB orders nothing, prints no error and does not wait for longer than :data:`SEARCH_S` seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import click
+from click.shell_completion import CompletionItem
+
+from zdworker import texts
+from zdworker.command import finder
+from zdworker.errors import NoInstance
+
+SEARCH_S = 1.0
+"""Seconds that masters have to answer."""
+
+
+def pids(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the pids of this user's masters, each with its site."""
+    return _masters(begun, lambda master: str(master.pid or ""))
+
+
+def sockets(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return the control sockets of this user's masters, each with its site; where none begins so, files."""
+    return _masters(begun, lambda master: master.socket) or files(_context, _parameter, begun)
+
+
+def files(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Have the shell complete a path."""
+    return [CompletionItem(begun, type="file")]
+
+
+def _masters(begun: str, name: Callable[[finder.Master], str]) -> list[CompletionItem]:
+    try:
+        masters = finder.running(time.monotonic() + SEARCH_S)
+    except NoInstance:
+        return []
+    found = {name(master): master for master in masters}
+    # A name that a shell cannot be told in a line is left out.
+    return [
+        CompletionItem(value, help=_site(master))
+        for value, master in sorted(found.items())
+        if value and value.startswith(begun) and value.isprintable()
+    ]
+
+
+def _site(master: finder.Master) -> str:
+    return "does not answer" if master.status is None else texts.line(finder.site(master.status))
