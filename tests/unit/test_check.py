@@ -17,7 +17,6 @@ class Noted(Findings):
     """Findings that go nowhere."""
 
     def __init__(self) -> None:
-        self.failed = False
         self.about = ""
         self.found: list[tuple[str, str]] = []
 

@@ -25,16 +25,14 @@ class Findings:
     def __init__(self, channel: Channel, stacks: int) -> None:
         self._channel = channel
         self._stacks = stacks
+        self._printed = os.dup(2)  # whatever the site's code does to its standard error
         self.about = ""
         """What is being checked."""
-        self.failed = False
-        """Whether there was an error."""
 
     def begin(self, about: str, limit_s: float) -> None:
         """Begin to check something. If that takes ``limit_s`` seconds, the process writes its stacks, and ends."""
         self.about = about
-        with contextlib.suppress(OSError):  # the site's code may have closed it
-            os.write(2, NEXT_PART.encode())
+        os.write(self._printed, NEXT_PART.encode())
         self._channel.send(Checking(about, limit_s))
         faulthandler.dump_traceback_later(limit_s, exit=True, file=self._stacks)
 
@@ -52,7 +50,6 @@ class Findings:
 
     def error(self, text: str, about: str = "", details: str = "", *, printed: bool = False) -> None:
         """Send what will not work. ``printed``: what was printed meanwhile explains it, if there are no ``details``."""
-        self.failed = True
         self._send("error", text, about, details, printed=printed)
 
     def skipped(self, text: str, about: str = "") -> None:
