@@ -14,7 +14,7 @@ import pytest
 
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase
-from zdworker.errors import ControlError
+from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc import messages
 from zdworker.ipc.control_directory import directories_of, directory_of
 from zdworker.ipc.messages import Order, decode, encode
@@ -198,6 +198,9 @@ class Orders:
 
     def resume(self) -> None:
         pass
+
+    def probe(self) -> tuple[int, socket.socket]:
+        raise GenerationError("no canary is held")
 
     def roll_back(self) -> None:
         pass

@@ -287,7 +287,7 @@ class Order:
     hold_s: float = 0.0
 
 
-COMMANDS = ("status", "reload", "rollback", "scale", "resume")
+COMMANDS = ("status", "reload", "rollback", "scale", "resume", "probe")
 
 HOLD_MAX_S = 7 * 24 * 3600.0
 """Seconds for which a reload may be held: a canary that is forgotten is not to stay for ever."""
@@ -345,6 +345,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """The answer to ``probe``: a connection to the canary of ``generation``, a socket that ``descriptors`` names."""
+
+    generation: int
+    descriptors: list[str]
+
+
+@dataclass(frozen=True)
 class Refused:
     """The master refuses an order."""
 
@@ -367,6 +375,7 @@ Message = (
     | Report
     | Progress
     | Outcome
+    | Probe
     | Refused
 )
 

@@ -20,7 +20,8 @@ from zdworker import texts
 from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import Answers, CountAnswers, HookData, Leave, Message, Spawn, Stopping
+from zdworker.ipc.hand_over import HandOverQueue
+from zdworker.ipc.messages import CountAnswers, HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
 
@@ -158,7 +159,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.connections = 0
         self.requests = 0
         self.in_flight = self.websockets = 0
-        self.answers = Answers(0)
+        self.probes: HandOverQueue | None = None
+        """What only a canary that is held has: a queue through which it gets a connection to be tried by."""
         self._announced: set[type[Stopping | Leave | CountAnswers]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
@@ -194,6 +196,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         """Close its descriptors."""
         if self.channel is not None:
             self.channel.close()
+        if self.probes is not None:
+            self.probes.close()
         with contextlib.suppress(OSError):
             self.tmp.close()
 

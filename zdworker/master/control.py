@@ -34,7 +34,18 @@ from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
-from zdworker.ipc.messages import COMMANDS, HOLD_MAX_S, SCALE_MAX, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.ipc.messages import (
+    COMMANDS,
+    HOLD_MAX_S,
+    SCALE_MAX,
+    Message,
+    Order,
+    Outcome,
+    Probe,
+    Progress,
+    Refused,
+    Report,
+)
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import serving_generation
@@ -71,6 +82,12 @@ class Orders(Protocol):
 
     def reload(self, hold: float | None = None) -> None:
         """Start a rolling reload; with ``hold`` it stops at its canary, for so many seconds at the most."""
+
+    def probe(self) -> tuple[int, socket.socket]:
+        """Return the generation of the canary that is held, and a connection to that.
+
+        :raises GenerationError: there can be none.
+        """
 
     def resume(self) -> None:
         """Have a reload go on that stands at its canary.
@@ -280,10 +297,13 @@ class Control(Observer):
         if not isinstance(message, Order) or message.command not in COMMANDS:
             self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
-        if client.after is not None and message.command not in ("status", "scale"):
+        if client.after is not None and message.command not in ("status", "scale", "probe"):
             self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
             return
         try:
+            if message.command == "probe":
+                self._probe(client)
+                return
             self._carry_out(client, message)
         except GenerationError as error:
             client.after = None
@@ -291,6 +311,11 @@ class Control(Observer):
         else:
             if not message.wait or message.command in ("status", "scale"):  # which have nothing to wait for
                 self._send(client, Report(self._orders.status()))
+
+    def _probe(self, client: Client) -> None:
+        generation, connection = self._orders.probe()
+        with connection:
+            self._send(client, Probe(generation, ["connection"]), [connection.fileno()])
 
     def _carry_out(self, client: Client, order: Order) -> None:
         if order.command == "status":
@@ -316,9 +341,9 @@ class Control(Observer):
             client.after = 0 if order.wait else None
             self._orders.roll_back()
 
-    def _send(self, client: Client, message: Message) -> None:
+    def _send(self, client: Client, message: Message, descriptors: list[int] | None = None) -> None:
         try:
-            client.channel.send(_for_program(message))
+            client.channel.send(_for_program(message), descriptors)
         except OSError:
             self._drop(client)  # the client has left, or does not read
 
