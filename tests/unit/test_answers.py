@@ -10,7 +10,7 @@ from tests.harness.core_stage import Stage, roll_on, steady
 from zdworker.core.events import Event, GenerationJudged, Outcome, Policy, Rollback, WorkerFailed
 from zdworker.ipc.messages import LATENCY_BOUNDS_S, Answers
 from zdworker.master.answers import ROUND_S, AnswerBook, Figures, Judge
-from zdworker.master.observers import Reload
+from zdworker.master.observers import Crash, Reload
 from zdworker.settings import Settings
 
 BUCKETS = len(LATENCY_BOUNDS_S) + 1
@@ -18,6 +18,11 @@ BUCKETS = len(LATENCY_BOUNDS_S) + 1
 
 def report(answers: int, errors: int = 0, exceptions: int = 0, newest: list[str] | None = None) -> Answers:
     return Answers(answers, errors, exceptions, 0.5, [answers, *[0] * (BUCKETS - 1)], newest or [])
+
+
+def crash_of(generation: int) -> Crash:
+    """Return the death of a worker of a generation."""
+    return Crash(generation, 0, 4711, "killed by SIGKILL")
 
 
 class Court:
@@ -144,9 +149,9 @@ def test_nothing_but_a_text_is_a_veto(veto: object) -> None:
 def test_crashes_of_new_workers_alone_are_a_reason() -> None:
     court = Court(canary=0.0)
     court.reload()
-    court.judge.worker_crashed(2)
+    court.judge.worker_crashed(crash_of(2))
     assert court.verdicts == []
-    court.judge.worker_crashed(2)
+    court.judge.worker_crashed(crash_of(2))
     (verdict,) = court.verdicts
     assert isinstance(verdict, GenerationJudged)
     assert verdict.reason == "given up: 2 workers of generation 2 have crashed, none of 1"
@@ -156,19 +161,19 @@ def test_crashes_of_new_workers_alone_are_a_reason() -> None:
 def test_crashes_of_both_are_none(error_rate: float | None) -> None:
     court = Court(error_rate)
     court.reload()
-    court.judge.worker_crashed(1)
+    court.judge.worker_crashed(crash_of(1))
     for _ in range(5):
-        court.judge.worker_crashed(2)
+        court.judge.worker_crashed(crash_of(2))
     assert court.verdicts == []
 
 
 def test_a_crash_while_nothing_is_rolled_out_is_not_counted() -> None:
     court = Court()
-    court.judge.worker_crashed(1)
+    court.judge.worker_crashed(crash_of(1))
     court.reload()
-    court.judge.worker_crashed(7)
-    court.judge.worker_crashed(2)
-    court.judge.worker_crashed(2)
+    court.judge.worker_crashed(crash_of(7))
+    court.judge.worker_crashed(crash_of(2))
+    court.judge.worker_crashed(crash_of(2))
     assert len(court.verdicts) == 1
 
 
@@ -194,8 +199,8 @@ def test_a_rollback_is_not_judged() -> None:
     court.stage.boot()
     assert court.stage.fleet.reloading == 1
     court.look(3)
-    court.judge.worker_crashed(1)
-    court.judge.worker_crashed(1)
+    court.judge.worker_crashed(crash_of(1))
+    court.judge.worker_crashed(crash_of(1))
     assert court.reports == []
     assert court.verdicts == []
 

@@ -10,6 +10,7 @@ from zdworker.core.events import (
     Drain,
     GenerationJudged,
     Kill,
+    Outcome,
     Policy,
     Reload,
     ReloadFinished,

@@ -15,7 +15,7 @@ import pytest
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase
 from zdworker.core.history import Requester
-from zdworker.errors import ControlError
+from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc import messages
 from zdworker.ipc.control_directory import directories_of, directory_of
 from zdworker.ipc.messages import Order, decode, encode
@@ -202,6 +202,9 @@ class Orders:
 
     def history(self) -> list[dict[str, Any]]:
         return [{"kind": "reload"}]
+
+    def probe(self) -> tuple[int, socket.socket]:
+        raise GenerationError("no canary is held")
 
     def reload(self, who: Requester, hold: float | None = None) -> None:
         self.asked.append(who)

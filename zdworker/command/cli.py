@@ -31,7 +31,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from zdworker import texts
-from zdworker.command import check, client, finder, history, output
+from zdworker.command import check, client, finder, history, output, probing
 from zdworker.command.completion import files, pids, sockets
 from zdworker.errors import ContradictoryNames, MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
@@ -151,6 +151,44 @@ def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool,
         else:
             click.echo(f"scale ordered: {texts.counted(workers, 'worker')}")
         _require_output()
+
+
+@main.command()
+@_with_master_options
+@click.option("--method", default="GET", metavar="M", show_default=True, help="The method of the request.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header; may be repeated.")
+@click.option("--data", metavar="TEXT", help="The body of the request.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), default=30.0, metavar="S", help="Seconds to wait for the answer."
+)
+@click.argument("target", metavar="PATH")
+def probe(  # noqa: PLR0913  # one for each option
+    *,
+    pid: int | None,
+    pidfile: str | None,
+    path: str | None,
+    method: str,
+    headers: tuple[str, ...],
+    data: str | None,
+    timeout: float,
+    target: str,
+) -> None:
+    """Have the canary of a held reload answer a request, and print the answer; 1 if its status is 400 or above."""
+    if not target.startswith("/"):
+        raise click.UsageError(f"{target!r} is no path: it begins with /")
+    if not all(":" in header for header in headers):
+        raise click.UsageError("a header is a name and a value: --header 'Accept: text/html'")
+    with _exit_codes(as_json=False):
+        found = _find(pid, pidfile, path)
+        with client.Connection(found.path, None, found.users) as master:
+            _generation, connection = master.probe()
+        named = {name.strip(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
+        answer = probing.ask(connection, method, target, named, data, timeout)
+        click.echo(texts.lines(answer.head), err=True)
+        click.echo(answer.body, nl=False)
+        _require_output()
+    if answer.status >= 400:
+        raise SystemExit(Exit.FAILED)
 
 
 @main.command()

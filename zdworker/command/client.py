@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 from zdworker import syscalls
-from zdworker.errors import NoInstance, OrderRefused
-from zdworker.ipc.messages import Message, Order, Refused, Report, decode, encode
+from zdworker.errors import MessageError, NoInstance, OrderRefused
+from zdworker.ipc.messages import Message, Order, Probe, Refused, Report, decode, encode
 
 ANSWER_TIMEOUT_S = 10.0
 """Seconds that a master has to accept a connection and to answer."""
@@ -135,6 +135,28 @@ class Connection:
                 raise
             text = f"the master on {self._path} does not answer: it is stopped, or has too much to do"
             raise TimeoutError(text) from None
+
+    def probe(self) -> tuple[int, socket.socket]:
+        """Return the generation of the canary that is held, and a connection to it, on which HTTP/1.1 is spoken.
+
+        :raises NoInstance, OrderRefused, MessageError, TimeoutError: as :meth:`order` does.
+        """
+        self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
+        descriptors: list[int] = []
+        try:
+            self._socket.sendall(encode(Order("probe")))
+            while b"\n" not in self._rest:
+                data, received, _flags, _address = socket.recv_fds(self._socket, 65536, 1)
+                descriptors += received
+                self._rest += data
+                if not data:
+                    raise NoInstance(f"the master on {self._path} has closed the connection: it has ended")
+        except ConnectionError as error:
+            raise NoInstance(f"the master on {self._path} has ended: {error}") from None
+        answer = self.receive(self._deadline)
+        if not isinstance(answer, Probe) or len(descriptors) != 1:
+            raise MessageError(f"a strange answer: {answer!r}")
+        return answer.generation, socket.socket(fileno=descriptors[0])
 
     def receive(self, deadline: float | None) -> Message:
         """Return the next answer.

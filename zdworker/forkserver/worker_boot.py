@@ -85,7 +85,8 @@ def become_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[
 
     The caller has closed before what belongs to the forking process alone.
 
-    :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat``, ``listener`` and ``queue``.
+    :param descriptors: by the names in ``spawn.descriptors``: ``report``, ``heartbeat``, ``listener``, ``queue`` and
+        ``probe``.
     """
     code, ending = 3, WorkerEnd(generation)
     try:
@@ -267,6 +268,8 @@ def _make_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[s
     if len(descriptors.get("queue", [])) == len(("giving", "taking")):
         giving, taking = (_Socket(fileno=number) for number in descriptors["queue"])
         worker.zd_queue = HandOverQueue(giving, taking)
+    if descriptors.get("probe"):
+        worker.zd_probes = HandOverQueue(*(_Socket(fileno=number) for number in descriptors["probe"]))
     worker.zd_master_pid = generation.master
     worker.slot = spawn.slot
     for name, value in spawn.worker_attributes.items():

@@ -299,7 +299,7 @@ class Order:
     hold_s: float = 0.0
 
 
-COMMANDS = ("status", "history", "reload", "rollback", "scale", "resume")
+COMMANDS = ("status", "history", "reload", "rollback", "scale", "resume", "probe")
 
 HOLD_MAX_S = 7 * 24 * 3600.0
 """Seconds for which a reload may be held: a canary that is forgotten is not to stay for ever."""
@@ -365,6 +365,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """The answer to ``probe``: a connection to the canary of ``generation``, a socket that ``descriptors`` names."""
+
+    generation: int
+    descriptors: list[str]
+
+
+@dataclass(frozen=True)
 class Refused:
     """The master refuses an order."""
 
@@ -423,6 +431,7 @@ Message = (
     | History
     | Progress
     | Outcome
+    | Probe
     | Refused
     | Checking
     | Finding

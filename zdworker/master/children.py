@@ -20,6 +20,7 @@ from zdworker import texts
 from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
+from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import CountAnswers, Drained, HookData, Leave, Message, Spawn, Stopping
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
@@ -168,6 +169,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         self.in_flight = self.websockets = 0
         self.leaving_since: float | None = None
         self.drained: Drained | None = None
+        self.probes: HandOverQueue | None = None
+        """What only a canary that is held has: a queue through which it gets a connection to be tried by."""
         self._announced: set[type[Stopping | Leave | CountAnswers]] = set()
         self._own_names = {*vars(self), "_own_names"}
 
@@ -208,6 +211,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         """Close its descriptors."""
         if self.channel is not None:
             self.channel.close()
+        if self.probes is not None:
+            self.probes.close()
         with contextlib.suppress(OSError):
             self.tmp.close()
 

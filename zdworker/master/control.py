@@ -44,6 +44,7 @@ from zdworker.ipc.messages import (
     Message,
     Order,
     Outcome,
+    Probe,
     Progress,
     Refused,
     Report,
@@ -68,7 +69,7 @@ SILENCE_CHECK_INTERVAL_S = 1.0
 ACCEPT_RETRY_S = 0.5
 """Seconds without a look at those who want to connect, when the master has no descriptor or memory for one more."""
 
-ANSWERED_AT_ONCE = ("status", "history", "scale")
+ANSWERED_AT_ONCE = ("status", "history", "scale", "probe")
 """The orders of which nothing is to be waited for."""
 
 CLIENT_BUFFER_BYTES = 1 << 20
@@ -90,6 +91,12 @@ class Orders(Protocol):
 
     def reload(self, who: Requester, hold: float | None = None) -> None:
         """Start a rolling reload; with ``hold`` it stops at its canary, for so many seconds at the most."""
+
+    def probe(self) -> tuple[int, socket.socket]:
+        """Return the generation of the canary that is held, and a connection to that.
+
+        :raises GenerationError: there can be none.
+        """
 
     def resume(self) -> None:
         """Have a reload go on that stands at its canary.
@@ -305,6 +312,9 @@ class Control(Observer):
             self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
             return
         try:
+            if message.command == "probe":
+                self._probe(client)
+                return
             self._carry_out(client, message)
         except GenerationError as error:
             client.after = None
@@ -314,6 +324,11 @@ class Control(Observer):
                 self._send(client, History(self._orders.history()))
             elif not message.wait or message.command in ANSWERED_AT_ONCE:
                 self._send(client, Report(self._orders.status()))
+
+    def _probe(self, client: Client) -> None:
+        generation, connection = self._orders.probe()
+        with connection:
+            self._send(client, Probe(generation, ["connection"]), [connection.fileno()])
 
     def _carry_out(self, client: Client, order: Order) -> None:
         if order.command in ("status", "history"):
@@ -339,9 +354,9 @@ class Control(Observer):
             client.after = 0 if order.wait else None
             self._orders.roll_back(_process(client.peer))
 
-    def _send(self, client: Client, message: Message) -> None:
+    def _send(self, client: Client, message: Message, descriptors: list[int] | None = None) -> None:
         try:
-            client.channel.send(_for_program(message))
+            client.channel.send(_for_program(message), descriptors)
         except OSError:
             self._drop(client)  # the client has left, or does not read
 

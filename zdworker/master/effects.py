@@ -25,6 +25,7 @@ from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
+from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import WORKER_REPORT_BYTES, CountAnswers, HookData, Leave, Spawn
 from zdworker.master import launch, stacks
 from zdworker.master.background import call_in_background
@@ -314,18 +315,26 @@ class Executor:
                 server_attributes=self._plain("server", hook_environment.server_attributes()),
             )
             listeners = [listener.fileno() for listener in record.sockets]
-            queue = self._queue_of(record)
+            queue, probes = self._queue_of(record), self._probes_of(record)
+            names = [*["listener"] * len(listeners), "heartbeat", "report"]
+            names += ["queue"] * len(queue) + ["probe"] * len(probes)
             message = Spawn(
                 worker_id=record.worker_id,
                 slot=record.slot,
                 generation=record.generation,
-                descriptors=[*["listener"] * len(listeners), "heartbeat", "report", *["queue"] * len(queue)],
+                descriptors=[
+                    *["listener"] * len(listeners),
+                    "heartbeat",
+                    "report",
+                    *["queue"] * len(queue),
+                    *["probe"] * len(probes),
+                ],
                 worker_attributes=self._plain("worker", record.hook_attributes()),
                 workers=self._fleet.wanted_size,
                 siblings=self._siblings(record),
             )
             own = [record.tmp.fileno(), theirs.fileno()]
-            self._send_order(record, hook_data, message, [*listeners, *own, *queue])
+            self._send_order(record, hook_data, message, [*listeners, *own, *queue, *probes])
 
     def _queue_of(self, record: WorkerRecord) -> list[int]:
         """Return the ends of the queue through which the worker takes and gives connections; none without one."""
@@ -333,6 +342,15 @@ class Executor:
             return []
         queue = self._queues.of_slot(record.slot)
         return queue.descriptors() if queue is not None else []
+
+    def _probes_of(self, record: WorkerRecord) -> list[int]:
+        """Return the ends of a queue of its own for a canary that will be held; none for any other worker."""
+        fleet = self._fleet
+        if not fleet.held or fleet.newest_verified or record.generation not in fleet.current:
+            return []
+        with contextlib.suppress(OSError):  # there are no descriptors left: it cannot be probed, and serves
+            record.probes = HandOverQueue.open()
+        return record.probes.descriptors() if record.probes is not None else []
 
     def _siblings(self, record: WorkerRecord) -> dict[str, dict[str, Any]]:
         """Return what the hooks in a worker see of the others."""

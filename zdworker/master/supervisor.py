@@ -13,13 +13,16 @@ from __future__ import annotations
 import collections
 import os
 import random
+import socket
 import time
 from typing import Any
 
 from zdworker.core import events
+from zdworker.core.fleet import WorkerState
 from zdworker.core.history import Kind, Requester
 from zdworker.core.rollout import rollout
 from zdworker.errors import GenerationError
+from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
 from zdworker.master.answers import AnswerBook, Judge
 from zdworker.master.children import Children, WorkerRecord
 from zdworker.master.control import Control
@@ -173,6 +176,20 @@ class Supervisor:
         self._observers.notify(Observer.reload_requested, Kind.ROLLBACK, who)
         self.handle(events.Rollback())
 
+    def probe(self) -> tuple[int, socket.socket]:
+        """Return a connection to the canary that is held, and the canary's generation.
+
+        :raises GenerationError: there can be none; the text says why.
+        """
+        cfg = self._gunicorn.zd_configuration.current.cfg
+        if cfg.is_ssl or getattr(cfg, "protocol", "http") != "http":
+            raise GenerationError("the canary can be probed over plain HTTP only, not with TLS in Gunicorn or uWSGI")
+        for worker in self.fleet.workers.values():
+            record = self.children.workers.get(worker.worker_id)
+            if self.fleet.is_canary(worker) and worker.state is WorkerState.READY and record and record.probes:
+                return worker.generation, _connection_to(record.probes)
+        raise GenerationError("no canary is held (zdworker reload --hold)")
+
     def scale(self, workers: int) -> None:
         """Ask for this number of workers; the next configuration that is taken over brings its own."""
         self._gunicorn.num_workers = workers
@@ -207,3 +224,21 @@ class Supervisor:
         self._recorder.close()
         self._notifier.close()
         self._control.close()
+
+
+def _connection_to(probes: HandOverQueue) -> socket.socket:
+    """Return one end of a TCP connection whose other end is put into a worker's queue.
+
+    :raises GenerationError: there are no descriptors left, or the worker takes nothing.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0), backlog=1) as listener:
+            ours = socket.create_connection(listener.getsockname(), timeout=1.0)
+            theirs, peer = listener.accept()
+        if peer != ours.getsockname() or not probes.give([Connection(theirs, requests=1)]):
+            theirs.close()
+            ours.close()
+            raise GenerationError("the canary takes no connection now: try again")
+    except (OSError, QueueClosed) as error:
+        raise GenerationError(f"there can be no connection to the canary: {error}") from error
+    return ours

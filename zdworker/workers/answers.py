@@ -6,7 +6,7 @@ Rules:
   statsd, ``zdworker reload --hold``).
 * A failed answer is one with a status of 500 or above, or none at all because the application has raised. What a client
   does (it hangs up, it sends nonsense) and what a drain cuts is no failure of the code.
-* The worker's own answers, to ``zd_health_path``, warm-up and probe requests, are not counted.
+* The worker's own answers, to ``zd_health_path``, and those to warm-up requests are not counted.
 * Reports are made at fixed times and not when something fails: the judgement (``zdworker/core/judgement.py``) needs
   that.
 """

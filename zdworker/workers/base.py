@@ -92,6 +92,9 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     zd_printed: Printed = Printed()
     """What is printed in the boot; set as ``zd_reporter`` is."""
 
+    zd_probes: HandOverQueue | None = None
+    """A queue through which a canary that is held gets a connection to be tried by, set as ``zd_reporter`` is."""
+
     zd_failure: Failed | None = None
     """What :meth:`zd_failed` has reported, so that the code that boots the worker need not report that end again."""
 
@@ -285,6 +288,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         now = time.monotonic()
         if now >= self._zd_next_answers:
             self.zd_report_answers()
+        if self.zd_probes is not None and "Ready" in self._zd_reported:
+            self._take_probes(self.zd_probes)
         if now < self._zd_next_check or not self.booted:
             return
         self._zd_next_check = now + SELF_CHECK_INTERVAL_S
@@ -443,6 +448,14 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         for connection in connections:
             self.zd_take(connection)
         return bool(connections)
+
+    def _take_probes(self, probes: HandOverQueue) -> None:
+        """Serve the connections by which this worker is tried; a class that takes no connections closes them."""
+        for connection in probes.take():
+            if type(self).zd_take is ZeroDowntime.zd_take or self.zd_leaving:
+                connection.sock.close()
+            else:
+                self.zd_take(connection)
 
     # -- warm-up -----------------------------------------------------------------------------------------------------
 

@@ -69,6 +69,13 @@ def test_both_generations_answer_while_a_reload_is_held(
         assert 590 < shown["canary"]["left_s"] <= 600
         assert set(before) < set(server.workers())
         table = command(server, "status").stdout
+        probed = command(server, "probe", "/", "--header", "X-Probe: yes")
+        assert probed.returncode == 0, probed.stderr
+        assert "HTTP/1.1 200 OK" in probed.stderr
+        assert (json.loads(probed.stdout)["version"], json.loads(probed.stdout)["pid"]) == (
+            "two",
+            shown["canary"]["pid"],
+        )
         resumed = command(server, "resume")
         results = running.stop()
     assert "until it is resumed" in table
@@ -113,6 +120,8 @@ def test_a_second_reload_takes_the_place_of_one_that_is_held(start: Start, site:
 
 def test_what_cannot_be_held_or_resumed_says_why(start: Start, site: Site) -> None:
     server = start(worker_class=UVICORN.path)
+    assert "no canary is held" in command(server, "probe", "/").stderr
+    assert command(server, "probe", "no-path").returncode == 2
     refused = command(server, "resume")
     assert refused.returncode == 1
     assert "there can be no resume: no canary is held" in refused.stderr

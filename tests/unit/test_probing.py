@@ -1,0 +1,55 @@
+"""One request on a connection that leads to a canary, and what goes wrong with one."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from zdworker.command.probing import Answer, ask
+from zdworker.errors import NoInstance
+
+
+def asked(serve: Callable[[socket.socket, bytes], None], timeout_s: float = 5.0) -> Answer:
+    """Ask a server that reads a request and then does ``serve``."""
+    ours, theirs = socket.socketpair()
+
+    def run() -> None:
+        with theirs:
+            serve(theirs, theirs.recv(65536))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        return ask(ours, "POST", "/cart?id=1", {"X-Probe": "yes"}, "a=1", timeout_s)
+    finally:
+        thread.join()
+
+
+def test_the_request_and_its_whole_answer() -> None:
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket, request: bytes) -> None:
+        while not request.endswith(b"a=1"):
+            request += connection.recv(65536)
+        seen.append(request)
+        connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello")
+
+    answer = asked(serve)
+    assert answer == Answer(201, "HTTP/1.1 201 Created\nContent-Type: text/plain\nContent-Length: 5\n", b"hello")
+    assert seen[0].startswith(b"POST /cart?id=1 HTTP/1.1\r\n")
+    assert b"\r\nX-Probe: yes\r\n" in seen[0]
+
+
+@pytest.mark.parametrize("reply", [b"", b"SSH-2.0\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhal"])
+def test_an_answer_that_is_none(reply: bytes) -> None:
+    with pytest.raises(NoInstance, match="the canary has not answered"):
+        asked(lambda connection, _request: connection.sendall(reply))
+
+
+def test_an_answer_that_does_not_come() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(TimeoutError, match=r"the canary has not answered /cart within 0.05 s"):
+        ask(ours, "GET", "/cart", {}, None, 0.05)
