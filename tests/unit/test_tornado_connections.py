@@ -87,12 +87,12 @@ def play(scenario: Scenario) -> None:
     async def run() -> None:
         connection = Connection()
         try:
-            await asyncio.wait_for(scenario(connection), 10)
+            await scenario(connection)
         finally:
             connection.client.close()
             await connection.server.close_all_connections()
 
-    asyncio.run(run())
+    asyncio.run(asyncio.wait_for(run(), 10))
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +126,19 @@ def test_a_drain_begins_before_the_connection_has_run() -> None:
         assert it.state is ConnectionState.UNUSED
         await it.client.write(GET)
         assert await it.reply() == (200, "close")
+
+    play(scenario)
+
+
+def test_a_connection_that_has_not_run_yet_moves() -> None:
+    async def scenario(it: Connection) -> None:
+        moved = detach(it.connection)
+        assert moved is not None
+        while it.server.connections:  # noqa: ASYNC110  # there is no event
+            await asyncio.sleep(0.001)
+        await it.client.write(GET)
+        assert moved.sock.recv(1000) == GET
+        moved.sock.close()
 
     play(scenario)
 

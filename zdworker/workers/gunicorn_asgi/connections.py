@@ -37,6 +37,26 @@ BETWEEN_REQUESTS = (ConnectionState.UNUSED, ConnectionState.IDLE)
 """What a connection is in while nothing of a request has come."""
 
 
+ATTRIBUTES = (
+    "_zd_data_at",
+    "_zd_dropped",
+    "_zd_half_line",
+    "_zd_http2",
+    "_zd_idle",
+    "_zd_last",
+    "_zd_lost",
+    "_zd_moved",
+    "_zd_receiving",
+    "_zd_request",
+    "_zd_requests_before",
+    "_zd_server",
+    "_zd_upgraded",
+    "zd_offer",
+)
+"""What a connection has beside the base's attributes. They are slots: the base has more than a dictionary that objects
+of a class share can hold, and each of those costs its lookups and the garbage collector more."""
+
+
 class ConnectionServer(Protocol):
     """What a connection needs of its server, a :class:`zdworker.workers.gunicorn_asgi.server.AsgiServer`."""
 
@@ -69,10 +89,13 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
     # -- what the base calls ------------------------------------------------------------------------------------------
 
+    __slots__ = ATTRIBUTES
+
     cfg: Any
     transport: Any
     reader: Any
     _body_receiver: Any
+    _callback_parser: Any = None  # 25.0 and 25.1 have none
     _closed: bool
     _task: asyncio.Task[Any] | None
 
@@ -108,13 +131,21 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_receiving = True
         ASGIProtocol.data_received(self, data)
         self._zd_receiving = False
-        parser = getattr(self, "_callback_parser", None)
-        behind = parser is not None and hasattr(parser, "remaining") and parser.remaining()
+        parser = self._callback_parser
+        if parser is None:
+            return
+        if getattr(parser, "_buffer", True):
+            self._zd_look_behind(parser, data)
+        elif self._zd_half_line:
+            self._zd_half_line = False
+
+    def _zd_look_behind(self, parser: Any, data: bytes) -> None:
+        """Note what a parser holds, or may hold, behind what it has told the base of."""
+        behind = hasattr(parser, "remaining") and parser.remaining()
         if behind:
             # The base has its parser go on with that behind the answer, and nothing else says so.
             self._feed_callback_parser = self._zd_feed_rest
-        half_line = data[-1] == CARRIAGE_RETURN
-        self._zd_half_line = half_line and parser is not None and bool(behind or not parser.is_complete)
+        self._zd_half_line = data[-1] == CARRIAGE_RETURN and bool(behind or not parser.is_complete)
 
     def _zd_feed_rest(self, data: bytes) -> Any:
         """Feed what came behind a request; its connection is not idle then."""

@@ -169,8 +169,8 @@ def state_of(server_conn: Any) -> ConnectionState:
     request = getattr(server_conn, "zd_request", None)
     if request is not None and request._request_start_line is not None:  # noqa: SLF001  # see the module's rules
         return ConnectionState.BUSY
-    if _buffered(server_conn.stream) or _has_read(server_conn.stream):
-        return ConnectionState.READING
+    if _buffered(server_conn.stream) or (request is not None and _has_read(server_conn.stream)):
+        return ConnectionState.READING  # a connection without a request was accepted in this turn of the loop
     return ConnectionState.IDLE if getattr(server_conn, "zd_used", False) else ConnectionState.UNUSED
 
 
