@@ -60,6 +60,8 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 {table(figures)}
 
 * Reload: the application's import is one second of work; from the signal until the last old worker is gone.
+* Reload with kept connections: each client rests a tenth of a second to a second between two requests (some 2,000
+  requests a second); an import is measured right before each reload.
 * Replacement: one worker, so that nobody else can answer; from `kill -9` to the end of the new one's answer.
 * Memory: proportional set size (`/proc/<pid>/smaps_rollup`) of the master and all its descendants, an
   application with Starlette and some 60 MB of objects, after requests to every worker; the bare interpreter

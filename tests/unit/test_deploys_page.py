@@ -15,7 +15,7 @@ from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Storm,
 from tests.benchmarks.deploys.growth import Grown
 from tests.benchmarks.deploys.measures import QUICK
 from tests.benchmarks.deploys.pages import store
-from tests.benchmarks.deploys.servers import Lost
+from tests.benchmarks.deploys.servers import KEEPALIVE_S, Lost
 from tests.benchmarks.deploys.storms import TOOLS, read
 
 BEFORE = Span(100, {}, 0.001, 0.002, 0.003, 0.05)
@@ -56,6 +56,23 @@ def test_a_later_run_keeps_what_it_did_not_measure(tmp_path: Path) -> None:
     assert set(known) == {"uvicorn", "granian"}
     assert set(known["uvicorn"]["loads"]) == {"new", "websocket"}
     assert "4 closed 1012" in text
+
+
+def test_connections_that_were_made_anew_stand_in_the_table(tmp_path: Path) -> None:
+    crowd = replace(LOADED, turns=LOADED.turns[:1], reconnects=1234, course=[(0.0, 1, 1, 1, 2)], work_s=2.0)
+    text = written(tmp_path, replace(MEASURED, loads={"crowd": crowd}))
+    assert "## A thousand kept connections" in text
+    assert "| uvicorn --workers | **3 reset** | **1,234** | 2 → 20 | 0.2 | 1.2 | 1.5 | 2.0 |" in text
+
+
+def test_each_server_that_keeps_connections_is_told_how_long() -> None:
+    for contender in CONTENDERS.values():
+        if "crowd" not in contender.loads or contender.name == "granian":  # that one has no such limit
+            continue
+        told = " ".join([*contender.keeping().command, *contender.files.values()])
+        told += applications.LANGUAGES[contender.kind].text
+        assert str(KEEPALIVE_S) in told or "KEEPALIVE" in told, contender.name
+        assert contender.keeping().command[-1] == contender.command[-1]
 
 
 def test_all_failures_are_counted_at_a_glance(tmp_path: Path) -> None:

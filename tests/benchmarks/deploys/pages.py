@@ -49,8 +49,8 @@ Each client has one connection, on which it sends a POST of 2 kB, and rests from
 between an answer and the next request. Every server that keeps connections keeps an idle one for {keepalive} s. One
 deploy; a connection is made anew when a client finds its own closed, was told that it ends, or lost a request on it.
 uWSGI's `http-socket`, `sync` and `WSGIWorker` keep none.
-The machine had other work meanwhile: the last column is how long a second of processor time took right before the
-deploy, and each import is one.
+On {taken} the machine had much other work, so times are in imports: an import is a second of processor time, and the
+last column has how long that took right before the deploy.
 """
 STORM = """\
 `ab -n 100000 -c 1000` (a connection for each request) and `wrk -c 1000` (kept where the server keeps them), one deploy
@@ -101,8 +101,8 @@ def page(known: dict[str, Any]) -> str:
     parts = [HEAD.format(**known["size"]), f"## At a glance\n\n{_glance(there)}\n"]
     parts.append(FOUND.read_text(encoding="utf-8"))
     for style, title in TITLES.items():
-        about = f"{CROWD.format(keepalive=KEEPALIVE_S)}\n" if style == "crowd" else ""
-        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{about}{_load_table(style, there)}\n")
+        body = _crowd_section(there) if style == "crowd" else _load_table(style, there)
+        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{body}\n")
     parts.append(f"## A thousand connections that never rest\n\n{STORM}\n{_storm_table(there)}\n")
     parts.append(f"## Processor time and memory, without load\n\n{_quiet_table(there)}\n")
     if any(report.quiet is not None and report.quiet.curve for report in there):
@@ -164,10 +164,33 @@ def _load_table(style: Style, reports: list[Report]) -> str:
         heads.append("ready, at least")
     if style == "websocket":
         heads.append("closed")
-    if style == "crowd":
-        heads.insert(2, "connections made anew")
-        heads.append("a second of work, s")
     return table(heads, [_load_row(report, report.loads[style], style) for report in reports if style in report.loads])
+
+
+def _crowd_section(reports: list[Report]) -> str:
+    heads = [
+        "",
+        "failed",
+        "connections made anew",
+        "p99, ms: before → during",
+        "longest gap",
+        "last old answer",
+        "over",
+    ]
+    rows: list[list[str]] = []
+    for report in reports:
+        if (loaded := report.loads.get("crowd")) is None:
+            continue
+        (turn,), anew, work_s = loaded.turns, loaded.reconnects or 0, loaded.work_s or 1.0
+        failed = kinds([turn.span.failures, loaded.outside])
+        row = [report.title, failed if failed == "0" else f"**{failed}**", f"**{anew:,}**" if anew else "0"]
+        row.append(" → ".join(spread([one.p99], 0, 1000) for one in (loaded.before, turn.span)))
+        row += [spread([each], 1, 1 / work_s) for each in (turn.span.gap, turn.last_old)]
+        row.append(turn.lost or spread([turn.seconds], 1, 1 / work_s))
+        rows.append([*row, f"{work_s:.1f}"])
+    taken = max((report.taken[:10] for report in reports if "crowd" in report.loads), default="")
+    about = CROWD.format(keepalive=KEEPALIVE_S, taken=taken)
+    return f"{about}\n{table([*heads, 'a second of work, s'], rows)}"
 
 
 def _load_row(report: Report, loaded: Loaded, style: Style) -> list[str]:
@@ -176,17 +199,12 @@ def _load_row(report: Report, loaded: Loaded, style: Style) -> list[str]:
     row = [report.title, failed if failed == "0" else f"**{failed}**"]
     if loaded.outside:
         row[-1] += f"; outside of deploys {kinds([loaded.outside])}"
-    if style == "crowd":
-        anew = loaded.reconnects or 0
-        row.append(f"**{anew:,}**" if anew else "0")
     for name in ("p50", "p99", "p999", "gap"):
         before = spread([getattr(loaded.before, name)], 1, 1000)
         row.append(f"{before} → {spread([getattr(one, name) for one in spans], 1, 1000)}")
     row.append(spread([turn.last_old for turn in loaded.turns]))
     lost = next((turn.lost for turn in loaded.turns if turn.lost), "")
     row.append(lost or spread([turn.seconds for turn in loaded.turns]))
-    if style == "crowd":
-        row.append(spread([loaded.work_s], 1))
     if style == "new":
         row.append(spread([turn.least for turn in loaded.turns], 0))
     if style == "websocket":

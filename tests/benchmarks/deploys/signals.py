@@ -18,6 +18,9 @@ from tests.benchmarks.deploys.servers import until
 if TYPE_CHECKING:
     from tests.benchmarks.deploys.servers import Server
 
+ARRIVAL_S = 120.0
+"""Seconds that a second master has for its workers."""
+
 Deploy = Callable[["Server", str], None]
 
 
@@ -43,7 +46,7 @@ def second_master(server: Server, version: str) -> None:
     os.kill(server.main, signal.SIGUSR2)
     until(fresh.exists, 10, "the second master's pid file")
     second = int(fresh.read_text(encoding="ascii"))
-    server.arrived(version, 30)
+    server.arrived(version, ARRIVAL_S)
     os.kill(server.main, signal.SIGTERM)
     server.main = second
 
