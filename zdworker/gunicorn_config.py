@@ -91,6 +91,21 @@ def _both(name: str, here: Any, there: Any) -> str:
     return f"{texts.line(repr(here), SHOWN_MAX)} and {texts.line(repr(there), SHOWN_MAX)}"
 
 
+def set_values(cfg: Any, values: Mapping[str, Any]) -> None:
+    """Set those of Gunicorn's settings that this version of Gunicorn has."""
+    for name, value in values.items():
+        if name in cfg.settings:
+            cfg.settings[name].value = value
+
+
+def with_values(cfg: Any, values: Mapping[str, Any]) -> Any:
+    """Return a copy of a configuration with other values; what is no plain data (hooks) it has in common with it."""
+    other = copy.copy(cfg)
+    other.settings = {name: setting.copy() for name, setting in cfg.settings.items()}
+    set_values(other, values)
+    return other
+
+
 def is_set(cfg: Any, hook: str) -> bool:
     """Return whether the configuration has a hook of its own, in the place of Gunicorn's, which does nothing."""
     setting = cfg.settings[hook]
@@ -168,9 +183,7 @@ def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mappin
     except Exception as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master: {texts.reason(error)}") from error
     cfg = evaluated.cfg
-    for name, value in values.items():
-        if name in cfg.settings:
-            cfg.settings[name].value = value
+    set_values(cfg, values)
     cfg.env_orig = dict(environment)
     cfg.zd_hooks = zd_hooks(cfg)
     refuse_missing_file(cfg, file)

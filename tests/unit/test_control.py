@@ -205,6 +205,9 @@ class Orders:
     def scale(self, workers: int) -> None:
         self.fleet.size = workers
 
+    def upgrade(self) -> None:
+        pass
+
 
 @pytest.fixture
 def reactor() -> Iterator[Reactor]:

@@ -43,6 +43,7 @@ by_hint = {
     "float": st.floats(allow_nan=False, allow_infinity=False),
     "list[str]": st.lists(st.text()),
     "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),
+    "dict[str, str]": st.dictionaries(st.text(), st.text()),
     "dict[str, str | None]": st.dictionaries(st.text(), st.none() | st.text()),
     "dict[str, dict[str, str]]": st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())),
     "dict[str, dict[str, typing.Any]]": st.dictionaries(st.text(), st.dictionaries(st.text(), json_values)),

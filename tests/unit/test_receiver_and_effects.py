@@ -41,6 +41,7 @@ from zdworker.master.parts import Parts
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
+from zdworker.master.state import Descriptors
 from zdworker.settings import Settings
 
 log = logging.getLogger("test_receiver_and_effects")
@@ -97,6 +98,15 @@ class Gunicorn:
             withdraw=self.offered.discard,
         )
         self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
+
+    def zd_state(self, descriptors: Descriptors) -> dict[str, Any]:
+        return {}
+
+    def zd_signals(self) -> list[int]:
+        return []
+
+    def zd_settle_log(self) -> bool:
+        return True
 
     def _evaluate(self, number: int) -> str:
         self.evaluated_by.append(threading.current_thread())

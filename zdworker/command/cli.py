@@ -126,6 +126,14 @@ def rollback(**options: Any) -> None:
 
 @main.command()
 @_with_master_options
+@_with_wait_options
+def upgrade(**options: Any) -> None:
+    """Replace the master's own program (Python, Gunicorn, zdworker), under its pid; workers and connections stay."""
+    _send_order("upgrade", **options)
+
+
+@main.command()
+@_with_master_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--watch", is_flag=True, help="Look again every second, until interrupted.")
 @click.option("--check", is_flag=True, help="Exit with 1 unless it is steady with all its workers; print one line.")
@@ -224,18 +232,27 @@ def _send_order(  # noqa: PLR0913  # one for each option
                 _print_ordered(command, first.status, as_json)
                 return
             outcome = _follow(master, first, deadline, quiet=as_json or quiet)
-        _print_outcome(command, outcome, as_json)
+        if isinstance(outcome, messages.Upgraded):
+            _print_upgraded(outcome, as_json)
+        else:
+            _print_outcome(command, outcome, as_json)
 
 
 def _follow(
     master: client.Connection, answer: messages.Message, deadline: float | None, quiet: bool
-) -> messages.Outcome:
-    """Show the progress until the reload has ended, and return its outcome."""
+) -> messages.Outcome | messages.Upgraded:
+    """Show the progress until the reload or the upgrade has ended, and return its outcome."""
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[ready]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task, printed = bar.add_task("", total=1, ready=""), ""
-        while isinstance(answer, messages.Progress):
+        while isinstance(answer, (messages.Progress, messages.UpgradeStep)):
+            if isinstance(answer, messages.UpgradeStep):
+                bar.update(task, description=f"upgrade: {_in_table(answer.step)}")
+                if not console.is_terminal and not quiet:
+                    console.print(f"upgrade: {_in_table(answer.step)}", soft_wrap=True)
+                answer = master.receive(deadline)
+                continue
             words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} workers new"
             waiting = f"; {_in_table(answer.waiting)}" if answer.waiting else ""
             left = "" if answer.left_s is None else f", at most {answer.left_s} s more"
@@ -247,7 +264,7 @@ def _follow(
                 console.print(line + left, soft_wrap=True)
                 printed = line
             answer = master.receive(deadline)
-    if not isinstance(answer, messages.Outcome):
+    if not isinstance(answer, (messages.Outcome, messages.Upgraded)):
         raise MessageError(f"a strange answer: {answer!r}")
     return answer
 
@@ -275,6 +292,24 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
         _print_error(f"{command} {outcome.result}: {outcome.error}")
         _print_error(f"generation {outcome.serving} serves on")
     if not done:
+        raise SystemExit(Exit.FAILED)
+
+
+def _print_upgraded(outcome: messages.Upgraded, as_json: bool) -> None:
+    if as_json:
+        _print_json(asdict(outcome))
+    elif outcome.result == "done":
+        changes = [
+            f"{name} {outcome.before.get(name)} to {new}" if outcome.before.get(name) != new else f"{name} {new}"
+            for name, new in sorted(outcome.after.items())
+        ]
+        click.echo(texts.lines(f"upgrade done, after {outcome.duration_s:.1f} s: the master runs {', '.join(changes)}"))
+    else:
+        if outcome.traceback:
+            _print_error(outcome.traceback.rstrip())
+        _print_error(f"upgrade {outcome.result}: {outcome.error}")
+        _print_error("the program that was running goes on")
+    if outcome.result != "done":
         raise SystemExit(Exit.FAILED)
 
 

@@ -252,7 +252,7 @@ class Order:
     workers: int = 0
 
 
-COMMANDS = ("status", "reload", "rollback", "scale")
+COMMANDS = ("status", "reload", "rollback", "scale", "upgrade")
 
 SCALE_MAX = 10_000
 """Workers that can be asked for: more than a machine has processes for is a slip of the finger."""
@@ -305,6 +305,27 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class UpgradeStep:
+    """An upgrade goes on: ``rehearsing``, then ``replacing``."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """The end of an upgrade, ``done`` or ``failed``; after a failure the program before goes on. ``before`` and
+    ``after`` are the versions of what the master runs: ``python``, ``gunicorn`` and ``zdworker``.
+    """
+
+    result: str
+    duration_s: float
+    before: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    traceback: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class Refused:
     """The master refuses an order."""
 
@@ -326,6 +347,8 @@ Message = (
     | Report
     | Progress
     | Outcome
+    | UpgradeStep
+    | Upgraded
     | Refused
 )
 
@@ -427,6 +450,15 @@ class Decoder:
             0  # bytes of the rest that are known to have no newline, so that a long message is searched once
         )
         self._overlong = False
+
+    def to_state(self) -> tuple[bytes, bool]:
+        """Return what is read and not handed on yet, for another program of this process (an upgrade)."""
+        return bytes(self._rest), self._overlong
+
+    def resume(self, state: tuple[bytes, bool]) -> None:
+        """Go on from what :meth:`to_state` has returned."""
+        rest, self._overlong = state
+        self._rest = bytearray(rest)
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take ``data`` and yield the messages that are complete.

@@ -25,7 +25,9 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from zdworker import syscalls, texts
@@ -34,10 +36,22 @@ from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
-from zdworker.ipc.messages import COMMANDS, SCALE_MAX, Message, Order, Outcome, Progress, Refused, Report
+from zdworker.ipc.messages import (
+    COMMANDS,
+    SCALE_MAX,
+    Message,
+    Order,
+    Outcome,
+    Progress,
+    Refused,
+    Report,
+    Upgraded,
+    UpgradeStep,
+)
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import serving_generation
+from zdworker.plain import attributes, set_attributes
 from zdworker.settings import Settings
 
 MAX_CLIENTS = 64
@@ -57,6 +71,10 @@ ACCEPT_RETRY_S = 0.5
 
 CLIENT_BUFFER_BYTES = 1 << 20
 """Bytes of answers that the kernel holds for a client that does not read."""
+
+
+_ACCEPTED: dict[type[Message], int] = {Order: ORDER_MAX_BYTES}
+"""What a client may send."""
 
 
 class Orders(Protocol):
@@ -81,6 +99,12 @@ class Orders(Protocol):
     def scale(self, workers: int) -> None:
         """Ask for this number of workers."""
 
+    def upgrade(self) -> None:
+        """Begin to replace the master's program.
+
+        :raises GenerationError: that is impossible.
+        """
+
     def waiting(self) -> tuple[str, int] | None:
         """Return what a reload waits for, as a line for users, and the seconds left for it; None if for nothing."""
 
@@ -90,15 +114,16 @@ class Client:
     """One connection.
 
     ``after`` is the newest generation before the client's order, None if the client does not wait. ``rolls_back`` means
-    that it waits for a rollback. ``superseded`` is the generation that its own order has loaded, if a newer reload took
-    its place. ``progress`` is the message that was sent to it last. ``orders`` have come and are not answered yet.
-    After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at`` is when it
-    came or its last order was answered, by ``time.monotonic()``.
+    that it waits for a rollback, ``upgrades`` that it waits for an upgrade. ``superseded`` is the generation that its
+    own order has loaded, if a newer reload took its place. ``progress`` is the message that was sent to it last.
+    ``orders`` have come and are not answered yet. After the last one the client is refused for ``error``, or dropped if
+    it is ``leaving``. ``active_at`` is when it came or its last order was answered, by ``time.monotonic()``.
     """
 
     channel: Channel
     after: int | None = None
     rolls_back: bool = False
+    upgrades: bool = False
     superseded: int | None = None
     progress: Progress | None = None
     orders: collections.deque[Message] = field(default_factory=collections.deque)
@@ -171,6 +196,39 @@ class Control(Observer):
                 os.unlink(self._link)
             self._link = ""
 
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return the socket and the clients, for :meth:`adopt` in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "facts": {name: getattr(self, name) for name in ("path", "_inode", "_link", "_latest")},
+            "listener": keep(self._listener.fileno()) if self._listener is not None else None,
+            "clients": [
+                {"channel": client.channel.to_state(keep), "facts": attributes(client, but=("channel",))}
+                for client in self._clients.values()
+            ],
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned."""
+        set_attributes(self, state["facts"])
+        if state["listener"] is not None:
+            self._listener = socket.socket(fileno=state["listener"])
+            self._listener.setblocking(False)
+            self._reactor.add(self._listener.fileno(), self._accept)
+        for known in state["clients"]:
+            client = Client(Channel.from_state(known["channel"], _ACCEPTED))
+            set_attributes(client, known["facts"])
+            self._clients[client.channel.fileno()] = client
+            self._reactor.add(client.channel.fileno(), partial(self._receive, client))
+            if client.orders:
+                self._reactor.pause(client.channel.fileno())
+                self._with_orders.append(client)
+        if self._with_orders:
+            self._reactor.call_later(0.0, self._answer_next)
+        self._check_silence()
+
     def close(self) -> None:
         """Close the socket and the connections of all clients."""
         self._close_listener()
@@ -206,10 +264,13 @@ class Control(Observer):
             return
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_BUFFER_BYTES)
-        client = Client(Channel(connection, {Order: ORDER_MAX_BYTES}))
+        client = Client(Channel(connection, _ACCEPTED))
         self._clients[connection.fileno()] = client
         self._reactor.add(connection.fileno(), lambda: self._receive(client))
-        if not self._checks_silence:
+        self._check_silence()
+
+    def _check_silence(self) -> None:
+        if self._clients and not self._checks_silence:
             self._checks_silence = True
             self._reactor.call_later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
 
@@ -222,7 +283,8 @@ class Control(Observer):
         """
         since = time.monotonic() - ORDER_TIMEOUT_S
         for client in list(self._clients.values()):
-            if client.after is None and not client.orders and client.active_at <= since:
+            waits = client.after is not None or client.upgrades
+            if not waits and not client.orders and client.active_at <= since:
                 self._drop(client)
         self._checks_silence = bool(self._clients)
         if self._checks_silence:
@@ -273,13 +335,13 @@ class Control(Observer):
         if not isinstance(message, Order) or message.command not in COMMANDS:
             self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
-        if client.after is not None and message.command not in ("status", "scale"):
+        if (client.after is not None or client.upgrades) and message.command not in ("status", "scale"):
             self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
             return
         try:
             self._carry_out(client, message)
         except GenerationError as error:
-            client.after = None
+            client.after, client.upgrades = None, False
             self._send(client, Refused(f"there can be no {message.command}: {error}"))
         else:
             if not message.wait or message.command in ("status", "scale"):  # which have nothing to wait for
@@ -294,6 +356,10 @@ class Control(Observer):
             if not 0 <= order.workers <= SCALE_MAX:
                 raise GenerationError(f"{order.workers} is not a number of workers from 0 to {SCALE_MAX}")
             self._orders.scale(order.workers)
+            return
+        if order.command == "upgrade":
+            client.upgrades = order.wait
+            self._orders.upgrade()
             return
         client.superseded, client.rolls_back = None, order.command == "rollback"
         if order.command == "reload":
@@ -322,6 +388,17 @@ class Control(Observer):
             if progress != client.progress:
                 client.progress = progress
                 self._send(client, progress)
+
+    def upgrade_progress(self, step: str) -> None:
+        """Send to the clients that wait for an upgrade which step of it begins."""
+        for client in [client for client in self._clients.values() if client.upgrades]:
+            self._send(client, UpgradeStep(step))
+
+    def upgrade_ended(self, upgrade: Upgraded) -> None:
+        """Send the outcome of an upgrade to the clients that wait for it."""
+        for client in [client for client in self._clients.values() if client.upgrades]:
+            client.upgrades, client.active_at = False, time.monotonic()
+            self._send(client, upgrade)
 
     def reload_started(self, reload: Reload) -> None:
         """Remember the newest reload."""

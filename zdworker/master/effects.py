@@ -18,7 +18,7 @@ from typing import Any
 from zdworker import gunicorn_config, syscalls, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
-from zdworker.core.fleet import Purpose
+from zdworker.core.fleet import Purpose, WorkerState
 from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
@@ -95,6 +95,14 @@ class Executor:
                 self._reactor.wake()
             case _:
                 assert_never(action)
+
+    def resume(self) -> None:
+        """Go on in the place of an earlier program of this process: what it had put off is put off once more."""
+        for record in list(self._children.workers.values()):
+            known = self._fleet.workers.get(record.worker_id)
+            told = known is not None and known.told and known.state is WorkerState.DRAINING
+            if told and self._owns_a_socket_that_goes(record) and not record.is_announced(Leave):
+                self._drain_with_socket(record, time.monotonic())
 
     def give_up(self, action: events.Action, error: BaseException) -> None:
         """Let the core know that an action could not be carried out, where it waits for what would have come of it.

@@ -33,7 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from zdworker import syscalls
 from zdworker.errors import GenerationError
@@ -368,7 +368,14 @@ def start_interpreter(
         os.close(before)
 
 
-def refuse_moved(command: Command, server: ForkServer) -> None:
+class Started(Protocol):
+    """An interpreter that was started here: by which path, and the places that it comes from."""
+
+    interpreter: str
+    places: dict[str, dict[str, str]]
+
+
+def refuse_moved(command: Command, server: Started) -> None:
     """Refuse a generation whose places are not those that a start at this moment would use.
 
     :raises GenerationError: one leads elsewhere now; the text has both, and what to do.

@@ -37,6 +37,14 @@ class Meter(Observer):
         self._sent: dict[str, int] = {}
         self._repeat_at = 0.0
 
+    def to_state(self) -> dict[str, int]:
+        """Return the gauges that were sent last, for :meth:`adopt` in another program of this process (an upgrade)."""
+        return self._sent
+
+    def adopt(self, state: dict[str, int]) -> None:
+        """Go on from what :meth:`to_state` has returned; all gauges are sent again."""
+        self._sent = state
+
     def reload_started(self, reload: Reload) -> None:
         """Count a reload, or a rollback."""
         self._send("increment", "zdworker.reloads", 1)

@@ -19,6 +19,7 @@ from zdworker.ipc.messages import Drained, Place
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.observers import Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
+from zdworker.plain import attributes, set_attributes
 from zdworker.settings import Settings
 
 STATES = {
@@ -47,6 +48,14 @@ class Journal(Observer):
         self.last: Reload | None = None
         self._places: dict[int, dict[str, dict[str, str]]] = {}
         self._labels: dict[int, str] = {}
+
+    def to_state(self) -> dict[str, Any]:
+        """Return all that is remembered, for :meth:`adopt` in another program of this process (an upgrade)."""
+        return attributes(self)
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned."""
+        set_attributes(self, state)
 
     def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
         """Remember the places that a generation comes from, and its version."""

@@ -14,12 +14,15 @@ import collections
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zdworker.core import events
-from zdworker.core.rollout import rollout
+from zdworker.core.fleet import Fleet
+from zdworker.core.rollout import Rollout, rollout
 from zdworker.errors import GenerationError
-from zdworker.master.children import Children, WorkerRecord
+from zdworker.ipc.messages import Upgraded
+from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
 from zdworker.master.launch import Command
@@ -29,9 +32,11 @@ from zdworker.master.parts import Gunicorn, Parts
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
+from zdworker.master.state import Descriptors
 from zdworker.master.statsd import Meter
 from zdworker.master.status import Journal, waiting
 from zdworker.master.systemd import Notifier
+from zdworker.master.upgrade import Upgrader
 
 
 class Supervisor:
@@ -40,28 +45,43 @@ class Supervisor:
     :param gunicorn: Gunicorn's side of the master.
     :param command: what a fork server runs, or None: workers are forked from the master.
     :param observer: Gunicorn's own observer, notified after all others.
+    :param fleet: the facts to go on from (an upgrade); None for a fleet that does not exist yet.
     """
 
-    def __init__(self, gunicorn: Gunicorn, command: Command | None, observer: Observer) -> None:
+    def __init__(
+        self, gunicorn: Gunicorn, command: Command | None, observer: Observer, fleet: Fleet | None = None
+    ) -> None:
         self.reactor = Reactor(gunicorn.log)
         self.children = Children(self.reactor)
         self.leftovers = LeftoverProcesses(gunicorn.log, self.reactor, self.children)
         self._gunicorn = gunicorn
         self._log: Any = gunicorn.log
-        self._core = rollout(gunicorn.zd_configuration.policy(), random.random)
+        self._core = (
+            rollout(gunicorn.zd_configuration.policy(), random.random)
+            if fleet is None
+            else Rollout(fleet, random.random)
+        )
         self.fleet = self._core.fleet
         """The facts."""
         self._journal = Journal()
         self._notifier = Notifier(os.environ)
         self._control = Control(self, self.reactor, self._log)
         first = [gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier, self._control]
-        queues = Queues(self._log)
-        self._observers = Observers(self._log, [*first, queues, Meter(self._log), observer])
-        parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
+        self._queues, self._meter = Queues(self._log), Meter(self._log)
+        self._observers = Observers(self._log, [*first, self._queues, self._meter, observer])
+        parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, self._queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
+        self._upgrader = Upgrader(
+            command,
+            parts,
+            self.leftovers,
+            write=self._state,
+            progress=self._control.upgrade_progress,
+            ended=self._control.upgrade_ended,
+        )
 
     @property
     def halt(self) -> events.Halt | None:
@@ -118,7 +138,7 @@ class Supervisor:
         :param code: its exit code, negative for a signal.
         """
         try:
-            return self._receiver.reaped(pid, code)
+            return self._upgrader.reaped(pid, code) or self._receiver.reaped(pid, code)
         except BaseException:  # noqa: BLE001  # see above: the master goes on
             self._log.exception("zdworker: the end of a child (pid:%s) could not be handled", pid)
             return True
@@ -152,6 +172,13 @@ class Supervisor:
         """Ask for this number of workers; the next configuration that is taken over brings its own."""
         self._gunicorn.num_workers = workers
 
+    def upgrade(self) -> None:
+        """Begin to replace the master's program.
+
+        :raises GenerationError: that is impossible; the text says why, and nothing has changed.
+        """
+        self._upgrader.begin()
+
     def seen_by_hooks(self, but: WorkerRecord | None) -> dict[int, WorkerRecord]:
         """Return what hooks see as ``server.WORKERS`` (see :meth:`Children.seen_by_hooks`)."""
         return self.children.seen_by_hooks(self.fleet, but)
@@ -165,6 +192,51 @@ class Supervisor:
     def waiting(self) -> tuple[str, int] | None:
         """Return what a reload waits for (see :func:`zdworker.master.status.waiting`)."""
         return waiting(self.fleet, self.children.workers, time.monotonic())
+
+    # -- an upgrade ----------------------------------------------------------------------------------------------
+
+    def _state(self, descriptors: Descriptors) -> dict[str, Any]:
+        """Return what another program of this process goes on from (:meth:`adopt`)."""
+        return {
+            **self._gunicorn.zd_state(descriptors),
+            "fleet": self.fleet,
+            "children": self.children.to_state(descriptors.keeper("child")),
+            "leftovers": self.leftovers.to_state(descriptors.keeper("ended fork server")),
+            "queues": self._queues.to_state(descriptors.keeper("queue")),
+            "control": self._control.to_state(descriptors.keeper("control")),
+            "notifier": self._notifier.to_state(descriptors.keeper("systemd")),
+            "journal": self._journal.to_state(),
+            "gauges": self._meter.to_state(),
+        }
+
+    def adopt(self, state: dict[str, Any], worker: Callable[[dict[str, Any]], WorkerRecord]) -> None:
+        """Go on from the state of an earlier program. Nothing is read, sent or signalled here.
+
+        :param worker: makes a worker's record.
+        """
+        show, receiver = self._gunicorn.zd_print, self._receiver
+        for name, killed in (("servers", False), ("killed_servers", True)):
+            for known in state["children"][name]:
+                server = ForkServer.from_state(known, self._log, show)
+                self.children.adopt_server(server, receiver.receive_from_server, killed=killed)
+        for known in state["children"]["workers"]:
+            self.children.adopt_worker(worker(known), receiver.receive_from_worker)
+        ended = [ForkServer.from_state(known, self._log, show) for known in state["leftovers"]["servers"]]
+        self.leftovers.adopt(state["leftovers"], ended)
+        self._queues.adopt(state["queues"])
+        self._control.adopt(state["control"])
+        self._notifier.adopt(state["notifier"])
+        self._journal.adopt(state["journal"])
+        self._meter.adopt(state["gauges"])
+
+    def resume(self, upgrade: Upgraded) -> None:
+        """Begin to work in the place of an earlier program, and answer to those who have ordered that."""
+        self.children.resume()
+        self._receiver.resume()
+        self._executor.resume()
+        self.leftovers.look()
+        self._control.upgrade_ended(upgrade)
+        self.handle(events.Tick())
 
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""
