@@ -187,6 +187,10 @@ STATUS = {
     "generations[].interpreter": "the interpreter",
     "generations[].path": "`sys.path` before the application is imported",
     "generations[].application": "the file of the application's module; null where none is named",
+    "generations[].versions": "of what it runs; null until it is loaded, and where there is no fork server",
+    "generations[].versions.python": "",
+    "generations[].versions.gunicorn": "",
+    "generations[].versions.zdworker": "",
     "last_reload": "null before the first one",
     "last_reload.result": "`done`, `failed`, `superseded`, or null while it goes on",
     "last_reload.generation": "the one that it loads",
@@ -201,6 +205,11 @@ STATUS = {
     "last_reload.closed_websockets": "WebSockets that were closed",
     "reloads": "how many there were, rollbacks included",
     "crashes": "how many workers died that were ready",
+    "upgrades": "how often the master's program was replaced (`zdworker upgrade`)",
+    "versions": "of what the master runs",
+    "versions.python": "",
+    "versions.gunicorn": "",
+    "versions.zdworker": "",
     "totals": "since the master's start, for metrics",
     "totals.boots": "workers that became ready",
     "totals.boot_duration_s": "seconds that they took for it, all together",
@@ -215,6 +224,7 @@ STATUS = {
     "settings": "all `zd_` settings in force",
 }
 
+EXAMPLE_VERSIONS = {"python": "3.13.1", "gunicorn": "27.0.1", "zdworker": "1.0.0"}
 EXAMPLE_PLACES = {
     "directory": {"/srv/current": "/srv/releases/2"},
     "interpreter": {"/srv/current/venv/bin/python": "/usr/bin/python3.12"},
@@ -235,6 +245,7 @@ OUTCOME = {
     "cut_requests": "requests that were cut at `graceful_timeout`",
     "closed_websockets": "WebSockets that were closed",
     "label": "the version of the application, empty if nothing tells",
+    "note": "what is left to do (`zdworker upgrade`), empty if nothing is",
 }
 
 LIST = {
@@ -313,7 +324,7 @@ def _status() -> dict[str, Any]:
     reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204, label="v1.4.2")
     log.reload_started(reload)
     log.reload_finished(reload, core.fleet)
-    log.generation_loaded(2, EXAMPLE_PLACES, "v1.4.2")
+    log.generation_loaded(2, EXAMPLE_PLACES, "v1.4.2", dict(EXAMPLE_VERSIONS))
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )
@@ -321,6 +332,7 @@ def _status() -> dict[str, Any]:
     site = Site("/srv/shop/current", "app:app", ["http://127.0.0.1:8000"])
     found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings(), site)
     found.update(pid=4711, started_at="2026-11-20T18:03:41.012+00:00", age_s=47192.7)
+    found["versions"] = dict(EXAMPLE_VERSIONS)
     found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)
     found["totals"].update(boots=2, boot_duration_s=0.618, reload_duration_s=1.204)
     found["last_reload"].update(started_at="2026-11-21T07:10:12.345+00:00", duration_s=1.204)

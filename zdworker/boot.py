@@ -54,6 +54,9 @@ class Boot:
         """The state as it was written (``plain.py``)."""
         self.signals: list[int] = []
         """The signals that came and were not handled, in their order."""
+        self._is_late = False
+        self.has_begun = False
+        """Whether Gunicorn's arbiter has been made: from here on there are objects for the descriptors."""
         self.is_adopted = False
         self.known: dict[str, Any] = {}
         """The state, once it is read."""
@@ -96,7 +99,12 @@ class Boot:
         self.signals.append(signum)
 
     def _time_is_over(self, signum: int, frame: FrameType | None) -> None:
-        self.fail(TimeoutError(f"it has not taken the master over within {self._timeout_s:g} s"))
+        error = TimeoutError(f"it has not taken the master over within {self._timeout_s:g} s")
+        if not self.failure or self.has_begun or self._is_late:
+            self.fail(error)
+        self._is_late = True
+        signal.setitimer(signal.ITIMER_REAL, self._timeout_s)
+        raise error  # there is no program before this one, and it can do without what hangs: its configuration
 
     def refuse_other_formats(self) -> None:
         """Refuse a state that this version cannot read.
@@ -126,14 +134,14 @@ class Boot:
         Called where ``error`` is handled, so that the objects are still there that own the descriptors.
         """
         reason = _reason(error)
-        text = "".join(traceback.format_exception(error))
         if self.rehearses:
+            text = "".join(traceback.format_exception(error))
             self._end_rehearsal({"can": False, "reason": reason, "traceback": text}, 1)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self.failure:
-            _print(f"zdworker: the program before cannot take the master over either: {text}")
+            print_error("zdworker: the program before cannot take the master over either", error)
             os._exit(1)
-        _print(f"zdworker: the new program cannot take the master over, going back to the one before: {text}")
+        print_error("zdworker: the new program cannot take the master over, going back to the one before", error)
         self._go_back(reason)
 
     def _end_rehearsal(self, answer: dict[str, Any], code: int) -> NoReturn:
@@ -188,6 +196,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _print(text: str) -> None:
+def print_error(text: str, error: BaseException) -> None:
+    """Write a text and a traceback to standard error, whatever has become of ``sys.stderr``."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, f"{text}:\n{''.join(traceback.format_exception(error))}".encode())

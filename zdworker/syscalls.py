@@ -147,6 +147,24 @@ def was_forked() -> bool:
     return bool(flags & PF_FORKNOEXEC)
 
 
+def process_name() -> str:
+    """Return the kernel's short name of this process (comm in proc_pid_comm(5)); "" where there is none."""
+    try:
+        with open("/proc/self/comm", "rb") as file:
+            return os.fsdecode(file.read().rstrip(b"\n"))
+    except OSError:
+        return ""
+
+
+def set_process_name(name: str) -> None:
+    """Set it; ``execve`` makes it the name of the program."""
+    try:
+        with open("/proc/self/comm", "wb") as file:
+            file.write(os.fsencode(name))
+    except OSError:
+        pass
+
+
 def open_standard_streams() -> None:
     """Open ``/dev/null`` in the place of each of the descriptors 0, 1 and 2 that is closed.
 

@@ -9,6 +9,7 @@ Rules:
   is imported when it is needed.
 * The command is run up to the point where it would start a master, as in a fork server. Gunicorn evaluates the
   configuration that is on disk, for its hooks. All values are those of the configuration in force.
+* Where the program before is executed again, and even that cannot evaluate its configuration, it goes on without.
 """
 
 from __future__ import annotations
@@ -36,6 +37,34 @@ def main() -> None:
     except BaseException as error:
         if current.is_adopted:
             raise  # the master has ended
+        if not current.failure or current.has_begun:
+            current.fail(error)
+        # The program before cannot evaluate its configuration once more: serving does not depend on that.
+        boot.print_error("zdworker: the configuration cannot be evaluated, its hooks are missing until a reload", error)
+        _serve_without_configuration(current)
+
+
+def _serve_without_configuration(current: boot.Boot) -> None:
+    """Go on with the values of the configuration in force alone: without hooks, and what else is no plain data."""
+    try:
+        from gunicorn.app.wsgiapp import WSGIApplication
+        from gunicorn.arbiter import Arbiter
+        from gunicorn.config import Config
+
+        sys.modules.pop("__config__", None)  # what there is of it would be taken for the zd_ settings
+        app: Any = WSGIApplication.__new__(WSGIApplication)
+        app.usage, app.prog, app.callable, app.logger, app.app_uri = (
+            "%(prog)s [OPTIONS] [APP_MODULE]",
+            None,
+            None,
+            None,
+            None,
+        )
+        app.cfg = Config(app.usage, prog=app.prog)
+        Arbiter(app).run()
+    except BaseException as error:
+        if current.is_adopted:
+            raise
         current.fail(error)
 
 
@@ -49,11 +78,13 @@ def _run(current: boot.Boot, command: list[str]) -> None:
         _be_quiet(current)
     known = current.known = plain.decode(current.data)
     own = known["command"]
-    places = Places(own.directory)
+    if current.failure:  # which has this program find its packages, wherever links point by now
+        _set("PYTHONPATH", own.environment.get("PYTHONPATH"))
+    places = Places(os.getcwd() if current.failure else own.directory)
     places.enter()
     rerun.make_paths_physical(places, safe_path=own.safe_path)
     current.places = places.to_plain()
-    _redirect_arbiter(known)
+    _redirect_arbiter(current)
     rerun.run(command, safe_path=own.safe_path)
 
 
@@ -70,7 +101,13 @@ def _be_quiet(current: boot.Boot) -> None:
     logging.disable(logging.CRITICAL)
 
 
-def _redirect_arbiter(known: dict[str, Any]) -> None:
+def _set(name: str, value: str | None) -> None:
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+
+
+def _redirect_arbiter(current: boot.Boot) -> None:
     """Have Gunicorn's arbiter go by the configuration in force from its beginning, and go on as zdworker's."""
     from gunicorn import util
     from gunicorn.arbiter import Arbiter
@@ -78,19 +115,26 @@ def _redirect_arbiter(known: dict[str, Any]) -> None:
 
     from zdworker import gunicorn_config, takeover
 
-    Chdir.default = known["configuration"]["facts"]["_start_directory"]
+    start_directory = current.known["configuration"]["facts"]["_start_directory"]
+    # The program before evaluates the configuration of its own release.
+    Chdir.default = os.getcwd() if current.failure else start_directory
     util.daemonize = lambda *_args, **_kwargs: None
     takeover.install()
     begin, go_on = Arbiter.__init__, Arbiter.run
-    configuration = known["configuration"]
+    configuration = current.known["configuration"]
     values = configuration["taken"][configuration["in_force"]]["values"]
 
     def make(arbiter: Any, app: Any) -> None:
+        Chdir.default = start_directory
         gunicorn_config.set_values(app.cfg, {n: value for n, value in values.items() if n not in NOT_TAKEN})
+        hook = app.cfg.settings["nworkers_changed"]  # their number does not change
+        own, hook.value = hook.value, hook.default
         begin(arbiter, app)
+        hook.value = own
 
     def run(arbiter: Any) -> None:
         gunicorn_config.refuse_foreign_class(arbiter.cfg)
+        current.has_begun = True
         go_on(arbiter)
 
     Arbiter.__init__, Arbiter.run = make, run

@@ -210,18 +210,10 @@ def test_fork_servers_and_workers(reactors: Callable[[], Reactor], stack: contex
 def test_listening_sockets_with_their_slots(stack: contextlib.ExitStack, tmp_path: Path) -> None:
     path = str(tmp_path / "app.sock")
     listeners, first = Listeners(LOG), []
+    cfg: Any = SimpleNamespace(backlog=64, is_ssl=False, certfile=None, keyfile=None, umask=0)
+    cfg.uid, cfg.gid = os.geteuid(), os.getegid()
     for address, reuse_port in ((("127.0.0.1", 0), True), (path, False)):
-        cfg: Any = SimpleNamespace(
-            address=[address],
-            reuse_port=reuse_port,
-            backlog=64,
-            is_ssl=False,
-            umask=0,
-            certfile=None,
-            keyfile=None,
-            uid=os.geteuid(),
-            gid=os.getegid(),
-        )
+        cfg.address, cfg.reuse_port = [address], reuse_port
         first += create_sockets(cfg, LOG)
         listeners.take(first[-1:], places(cfg, str(tmp_path)), socket_per_slot=reuse_port)
     listeners.of_slot(1, first)
@@ -272,9 +264,14 @@ def test_what_systemd_was_notified_of(tmp_path: Path) -> None:
         assert b"READY=1" in systemd.recv(1000)
         assert systemd.recv(1000) == b"WATCHDOG=1"
         again.adopt(carried(notifier.to_state(os.dup)))
+        notifier.suspend(90)
+        assert systemd.recv(1000) == b"WATCHDOG_USEC=90000000\nWATCHDOG=1"
         notifier.close()
-        assert again.due_in() < 0
+        with pytest.raises(BlockingIOError):
+            systemd.recv(1000)
+        again.resume()
         again.observe(fleet, 101.0)
+        assert systemd.recv(1000) == b"WATCHDOG_USEC=60000000"
         assert systemd.recv(1000) == b"WATCHDOG=1"
         with pytest.raises(BlockingIOError):
             systemd.recv(1000)

@@ -1,4 +1,4 @@
-"""The ``zdworker`` command: reload, rollback, status, list, metrics.
+"""The ``zdworker`` command: reload, rollback, upgrade, scale, status, list, metrics.
 
 Rules:
 
@@ -36,6 +36,9 @@ from zdworker.ipc import messages
 
 REFRESH_INTERVAL_S = 1.0
 """Seconds between two updates of ``status --watch``."""
+
+GOOD = ("done", "superseded")
+"""The results of an order that ask for nothing more."""
 
 STYLES = {"ready": "green", "booting": "yellow", "draining": "cyan", "steady": "green", "rolling": "yellow"}
 
@@ -92,9 +95,12 @@ def main() -> None:
 @main.command()
 @_with_master_options
 @_with_wait_options
-def reload(**options: Any) -> None:
+@click.option("--upgrade", "upgrades", is_flag=True, help="When that is done, replace the master's program, too.")
+def reload(upgrades: bool, **options: Any) -> None:
     """Load the newest code and replace all workers, one after the other."""
-    _send_order("reload", **options)
+    if upgrades and options["no_wait"]:
+        raise click.UsageError("--upgrade comes after the reload, and --no-wait does not wait for it: give one of them")
+    _send_order("reload", "upgrade" if upgrades else "", **options)
 
 
 @main.command()
@@ -214,6 +220,7 @@ def _status_of(master: finder.Master) -> dict[str, Any]:
 
 def _send_order(  # noqa: PLR0913  # one for each option
     command: str,
+    then: str = "",
     *,
     pid: int | None,
     pidfile: str | None,
@@ -231,11 +238,16 @@ def _send_order(  # noqa: PLR0913  # one for each option
             if isinstance(first, messages.Report):
                 _print_ordered(command, first.status, as_json)
                 return
-            outcome = _follow(master, first, deadline, quiet=as_json or quiet)
-        if isinstance(outcome, messages.Upgraded):
-            _print_upgraded(outcome, as_json)
-        else:
-            _print_outcome(command, outcome, as_json)
+            ended = {command: _follow(master, first, deadline, quiet=as_json or quiet)}
+            if then and ended[command].result in GOOD:
+                ended[then] = _follow(master, master.order(messages.Order(then, wait=True)), deadline, as_json or quiet)
+        if as_json:
+            further = {then: asdict(ended[then]) if then in ended else None} if then else {}
+            _print_json({**asdict(ended[command]), **further})
+        for name, outcome in ended.items() if not as_json else ():
+            _print_upgraded(outcome) if isinstance(outcome, messages.Upgraded) else _print_outcome(name, outcome)
+        if any(outcome.result not in GOOD for outcome in ended.values()):
+            raise SystemExit(Exit.FAILED)
 
 
 def _follow(
@@ -276,41 +288,38 @@ def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{command} ordered")
 
 
-def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
-    done = outcome.result in ("done", "superseded")
-    if as_json:
-        _print_json(asdict(outcome))
-    elif outcome.result == "done":
+def _print_outcome(command: str, outcome: messages.Outcome) -> None:
+    if outcome.result == "done":
         label = f" ({texts.lines(outcome.label)})" if outcome.label else ""
         done_in = f"{command} done: generation {outcome.generation}{label} serves, after {outcome.duration_s:.1f} s"
         click.echo("; ".join([done_in, *_cost(outcome)]))
+        if outcome.note:
+            click.echo(texts.lines(outcome.note))
     elif outcome.result == "superseded":
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
-        if outcome.traceback:
-            _print_error(outcome.traceback.rstrip())
-        _print_error(f"{command} {outcome.result}: {outcome.error}")
-        _print_error(f"generation {outcome.serving} serves on")
-    if not done:
-        raise SystemExit(Exit.FAILED)
+        _print_failure(command, outcome, f"generation {outcome.serving} serves on")
 
 
-def _print_upgraded(outcome: messages.Upgraded, as_json: bool) -> None:
-    if as_json:
-        _print_json(asdict(outcome))
-    elif outcome.result == "done":
-        changes = [
-            f"{name} {outcome.before.get(name)} to {new}" if outcome.before.get(name) != new else f"{name} {new}"
-            for name, new in sorted(outcome.after.items())
-        ]
-        click.echo(texts.lines(f"upgrade done, after {outcome.duration_s:.1f} s: the master runs {', '.join(changes)}"))
+def _print_upgraded(outcome: messages.Upgraded) -> None:
+    if outcome.result == "done":
+        before = outcome.before
+        changed = {
+            name: f" (before: {before.get(name, '?')})"
+            for name, new in outcome.after.items()
+            if before.get(name) != new
+        }
+        runs = [f"{name} {new}{changed.get(name, '')}" for name, new in outcome.after.items()]
+        click.echo(texts.lines(f"upgrade done, after {outcome.duration_s:.1f} s: the master runs {', '.join(runs)}"))
     else:
-        if outcome.traceback:
-            _print_error(outcome.traceback.rstrip())
-        _print_error(f"upgrade {outcome.result}: {outcome.error}")
-        _print_error("the program that was running goes on")
-    if outcome.result != "done":
-        raise SystemExit(Exit.FAILED)
+        _print_failure("upgrade", outcome, "the program that was running goes on")
+
+
+def _print_failure(command: str, outcome: messages.Outcome | messages.Upgraded, serves: str) -> None:
+    if outcome.traceback:
+        _print_error(outcome.traceback.rstrip())
+    _print_error(f"{command} {outcome.result}: {outcome.error}")
+    _print_error(serves)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ from zdworker.forkserver.version import label_of
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
 from zdworker.settings import GENERATION_VARIABLE
+from zdworker.versions import versions
 
 UNUSABLE_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
@@ -330,6 +331,7 @@ class Generation:
             places=self._places.to_plain(),
             not_preloaded="" if self._preloads else self._not_preloaded,
             label=self.label,
+            versions=versions(),
         )
 
     def _restore_stderr(self) -> None:

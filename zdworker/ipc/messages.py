@@ -59,7 +59,8 @@ class Loaded:
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
     ``warnings`` are lines for the log. ``places`` has for each kind of :class:`Place` what each name led to when it was
     used; what is unknown is left out. ``not_preloaded`` says why ``zd_preload = "auto"`` has left the import to the
-    workers, "" if it has not. ``label`` is the version of the application, "" if nothing tells.
+    workers, "" if it has not. ``label`` is the version of the application, "" if nothing tells, ``versions`` are those
+    of what the generation runs.
     """
 
     protocol: int
@@ -70,6 +71,7 @@ class Loaded:
     places: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     not_preloaded: str = ""
     label: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ class Outcome:
     """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before.
 
     ``label`` is the version of the application, "" if nothing tells. The four before it are what the reload has cost,
-    see :class:`Drained`.
+    see :class:`Drained`. ``note`` is what is left to do, "" if nothing is.
     """
 
     result: str
@@ -302,6 +304,7 @@ class Outcome:
     cut_requests: int = 0
     closed_websockets: int = 0
     label: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

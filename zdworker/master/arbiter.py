@@ -44,8 +44,8 @@ from zdworker.master.observers import Observer, Reload
 from zdworker.master.reconfiguration import Configuration
 from zdworker.master.state import Descriptors
 from zdworker.master.supervisor import Supervisor
-from zdworker.master.upgrade import versions
 from zdworker.settings import GENERATION_VARIABLE, unknown_environment
+from zdworker.versions import versions
 
 # fmt: off
 NEEDED = (
@@ -417,6 +417,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 "facts": {name: getattr(self, name) for name in CARRIED if hasattr(self, name)},
                 "pidfile": self.pidfile.fname if self.pidfile is not None else None,
                 "start_environment": self._zd_start_environment,
+                "name": syscalls.process_name(),
             },
         }
 
@@ -469,6 +470,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def _zd_resume(self, program: boot.Boot) -> None:
         """Become the master: from here on this program has effects, and there is no way back."""
         program.adopted({"versions": versions()})
+        syscalls.set_process_name(program.known["gunicorn"]["name"])
         self.init_signals()
         for number in program.signals:
             self.SIG_QUEUE.put_nowait(number)
@@ -481,6 +483,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             outcome = ordered.outcome("done")
             self.log.info("Upgrade: done, %.1f s", outcome.duration_s)
         self._zd.resume(outcome)
+        if outcome.result == "done":
+            self.zd_hook("when_ready")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

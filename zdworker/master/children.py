@@ -78,6 +78,8 @@ class ForkServer:
         """Why ``zd_preload = "auto"`` has left the import to the workers, "" if it has not."""
         self.label = ""
         """The version of its application, once it has loaded; "" if nothing tells."""
+        self.versions: dict[str, str] = {}
+        """The versions of what it runs, once it has loaded."""
         self._log = log
         self._show = show
         self._tail = ""

@@ -440,8 +440,8 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
         reason = f"a newer reload took its place: its generation {reload.generation} serves"
         return Outcome(events.Outcome.SUPERSEDED.value, client.superseded, duration_s, serving, reason)
     result, words = reload.result or events.Outcome.FAILED, (reload.error or "", reload.traceback or "")
-    cost = dataclasses.asdict(reload.cost)
-    return Outcome(result.value, reload.generation, duration_s, serving, *words, **cost, label=reload.label)
+    named = {**dataclasses.asdict(reload.cost), "label": reload.label, "note": reload.note}
+    return Outcome(result.value, reload.generation, duration_s, serving, *words, **named)
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)

@@ -32,6 +32,7 @@ from zdworker.master.observers import Observer, Reload
 from zdworker.master.parts import Parts
 from zdworker.master.receiver import Receiver
 from zdworker.master.reconfiguration import Evaluated
+from zdworker.versions import behind, versions
 
 HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
@@ -416,6 +417,9 @@ class Executor:
         reload.traceback = texts.lines(action.traceback) or None
         server = self._children.servers.get(action.generation)
         reload.label = server.label if server is not None else ""
+        older = behind(versions(), server.versions) if server is not None else ""
+        if older and action.outcome is Outcome.DONE:
+            reload.note = f"the master still runs {older}: zdworker upgrade"
         self._observers.notify(Observer.reload_finished, reload, self._fleet)
         if lost:
             self._log.error("Reload: generation %s: %s", action.generation, action.reason)
@@ -436,6 +440,8 @@ class Executor:
                 label = f" ({reload.label})" if reload.label else ""
                 took_s = reload.duration_s()
                 self._log.info("Reload: generation %s%s: all workers are new, %.1f s", action.generation, label, took_s)
+                if reload.note:
+                    self._log.info("Reload: %s", reload.note)
             case Outcome.SUPERSEDED:
                 self._log.info("Reload: generation %s: superseded by a newer one", action.generation)
             case _:

@@ -24,7 +24,7 @@ class Reload:
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
     ``called_off`` means that a rollback ended it, ``cost`` is that of the drains in its time, ``label``
-    the version of its application, "" if nothing tells.
+    the version of its application, "" if nothing tells. ``note`` is what is left to do, "" if nothing is.
     """
 
     generation: int
@@ -37,6 +37,7 @@ class Reload:
     called_off: bool = False
     cost: Drained = field(default_factory=Drained)
     label: str = ""
+    note: str = ""
 
     @classmethod
     def begin(cls, generation: int) -> Reload:
@@ -90,9 +91,11 @@ class Observer:
     def configuration_taken(self) -> None:
         """Handle that a reload or a rollback has taken its configuration over."""
 
-    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
+    def generation_loaded(
+        self, generation: int, places: dict[str, dict[str, str]], label: str, versions: dict[str, str] | None = None
+    ) -> None:
         """Handle that a generation is loaded, from these places (``messages.Place``), with this version of its
-        application.
+        application; ``versions`` are those of what it runs.
         """
 
     def worker_forked(self) -> None:

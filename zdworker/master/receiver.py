@@ -315,7 +315,10 @@ class Receiver:
             return
         server.places = message.places
         server.label = texts.lines(message.label, texts.REASON_MAX)
-        self._observers.notify(Observer.generation_loaded, server.number, message.places, server.label)
+        server.versions = message.versions
+        self._observers.notify(
+            Observer.generation_loaded, server.number, message.places, server.label, message.versions
+        )
         configuration = self._gunicorn.zd_configuration
         import_path = list(message.places.get(Place.PATH, {}).values())
         configuration.offer(server.number, message.values, settings, import_path)

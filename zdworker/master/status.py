@@ -21,6 +21,7 @@ from zdworker.master.observers import Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
 from zdworker.plain import attributes, set_attributes
 from zdworker.settings import Settings
+from zdworker.versions import versions
 
 STATES = {
     WorkerState.FORKING: "booting",
@@ -48,6 +49,8 @@ class Journal(Observer):
         self.last: Reload | None = None
         self._places: dict[int, dict[str, dict[str, str]]] = {}
         self._labels: dict[int, str] = {}
+        self._versions: dict[int, dict[str, str]] = {}
+        self.upgrades = 0
 
     def to_state(self) -> dict[str, Any]:
         """Return all that is remembered, for :meth:`adopt` in another program of this process (an upgrade)."""
@@ -57,15 +60,19 @@ class Journal(Observer):
         """Go on from what :meth:`to_state` has returned."""
         set_attributes(self, state)
 
-    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
-        """Remember the places that a generation comes from, and its version."""
+    def generation_loaded(
+        self, generation: int, places: dict[str, dict[str, str]], label: str, versions: dict[str, str] | None = None
+    ) -> None:
+        """Remember the places that a generation comes from, its version, and those of what it runs."""
         self._places[generation] = places
         self._labels[generation] = label
+        self._versions[generation] = versions or {}
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Drop what belongs to generations that are gone."""
         for number in self._places.keys() - fleet.generations.keys():
             del self._places[number], self._labels[number]
+            self._versions.pop(number, None)
 
     def reload_started(self, reload: Reload) -> None:
         """Count a reload; it is the last one from now on."""
@@ -147,12 +154,17 @@ class Journal(Observer):
                 for number, server in sorted(servers.items())
             ],
             "generations": [
-                _generation(number, self._places.get(number, {}), self._labels.get(number, ""))
+                {
+                    **_generation(number, self._places.get(number, {}), self._labels.get(number, "")),
+                    "versions": self._versions.get(number) or None,
+                }
                 for number in sorted(fleet.generations)
             ],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
+            "upgrades": self.upgrades,
+            "versions": versions(),
             "totals": self.totals(),
             "settings": {f"zd_{name}": value for name, value in settings.to_plain().items()},
         }

@@ -36,7 +36,10 @@ from zdworker.master.state import Descriptors
 from zdworker.master.statsd import Meter
 from zdworker.master.status import Journal, waiting
 from zdworker.master.systemd import Notifier
-from zdworker.master.upgrade import Upgrader
+from zdworker.master.upgrade import REPLACING, Upgrader
+
+WATCHDOG_LIMITS = 3
+"""How often an upgrade may use up its limit of time: in the next program, and twice in the one before."""
 
 
 class Supervisor:
@@ -79,8 +82,8 @@ class Supervisor:
             parts,
             self.leftovers,
             write=self._state,
-            progress=self._control.upgrade_progress,
-            ended=self._control.upgrade_ended,
+            progress=self._upgrade_progress,
+            ended=self._upgrade_ended,
         )
 
     @property
@@ -115,6 +118,7 @@ class Supervisor:
             self.children.announce_stop()
         now = time.monotonic()
         self._observers.notify(Observer.observe, self.fleet, now)
+        self._upgrader.look()
 
     def _handle_one(self, event: events.Event) -> None:
         try:
@@ -235,11 +239,23 @@ class Supervisor:
         self._receiver.resume()
         self._executor.resume()
         self.leftovers.look()
-        self._control.upgrade_ended(upgrade)
+        if upgrade.result == "done":
+            self._journal.upgrades += 1
+        self._upgrade_ended(upgrade)
         self.handle(events.Tick())
+
+    def _upgrade_progress(self, step: str) -> None:
+        if step == REPLACING:
+            self._notifier.suspend(WATCHDOG_LIMITS * self.fleet.policy.boot_timeout)
+        self._control.upgrade_progress(step)
+
+    def _upgrade_ended(self, upgrade: Upgraded) -> None:
+        self._notifier.resume()
+        self._control.upgrade_ended(upgrade)
 
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""
+        self._upgrader.kill_rehearsal()
         left = self.children.end_all(self._gunicorn.kill_worker)
         if left:
             self._log.critical("Processes that cannot be killed are left behind (pids: %s)", ", ".join(map(str, left)))

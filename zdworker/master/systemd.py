@@ -105,12 +105,22 @@ class Notifier(Observer):
         }
 
     def adopt(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`to_state` has returned; with a heartbeat at once, where there is a watchdog."""
+        """Go on from what :meth:`to_state` has returned. Nothing is sent before :meth:`resume`."""
         self.close()
         if state["socket"] is not None:
             self._socket = socket.socket(fileno=state["socket"])
         set_attributes(self, state["facts"])
-        self._next_heartbeat = 0.0
+
+    def suspend(self, seconds: float) -> None:
+        """Have systemd's watchdog wait so long: the program is replaced (WATCHDOG_USEC in sd_notify(3))."""
+        if self._heartbeat_interval_s:
+            self._send(f"WATCHDOG_USEC={seconds * 1e6:.0f}\nWATCHDOG=1")
+
+    def resume(self) -> None:
+        """Have the watchdog wait as long as before; the next heartbeat is due at once."""
+        if self._heartbeat_interval_s:
+            self._send(f"WATCHDOG_USEC={self._heartbeat_interval_s * 2e6:.0f}")
+            self._next_heartbeat = 0.0
 
     def due_in(self) -> float:
         """Return the seconds until the watchdog's next heartbeat is due, infinity without a watchdog."""

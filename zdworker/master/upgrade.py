@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import signal
 import sys
 import time
@@ -27,33 +26,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import gunicorn
-
-import zdworker
 from zdworker import boot, plain, syscalls, texts
 from zdworker.core.fleet import Fleet, Phase
 from zdworker.errors import GenerationError
-from zdworker.ipc.messages import Upgraded
+from zdworker.ipc.messages import Place, Upgraded
 from zdworker.master import launch
 from zdworker.master.launch import Command
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.parts import Parts
 from zdworker.master.state import Descriptors, sealed
+from zdworker.versions import versions
+
+REHEARSING, REPLACING = "rehearsing", "replacing"
+"""The steps."""
 
 NOT_PASSED_ON = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "GUNICORN_PID", "GUNICORN_FD")
 """Variables that hand sockets over to a program that starts: this one has them already."""
 
+_INTERPRETER = os.path.join(os.path.realpath(os.path.dirname(sys.executable)), os.path.basename(sys.executable))
+_PATH = [os.path.realpath(entry) for entry in sys.path if entry]
+"""Where this program comes from: the master imports this file at its start, and links may point elsewhere later."""
+
 BLOCKED = (*boot.HELD, signal.SIGCHLD)
 """The signals that wait while the state is written and the program replaced."""
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what this process runs."""
-    return {
-        "python": platform.python_version(),
-        "gunicorn": gunicorn.__version__,
-        "zdworker": zdworker.__version__,
-    }
 
 
 def under_way(fleet: Fleet) -> str:
@@ -91,7 +86,7 @@ class _Rehearsal:
     places: dict[str, dict[str, str]] = field(default_factory=dict)
     said: bytes = b""
     printed: bytes = b""
-    late: bool = False
+    why_given_up: str = ""
 
 
 class Upgrader:
@@ -119,6 +114,7 @@ class Upgrader:
         self._fleet = parts.fleet
         self._reactor = parts.reactor
         self._leftovers = leftovers
+        self._servers = parts.children.servers
         self._write = write
         self._progress = progress
         self._ended = ended
@@ -138,11 +134,11 @@ class Upgrader:
         self._refuse()
         self.ordered = Ordered()
         self._log.info("Upgrade: rehearsing the next program beside this one")
-        self._progress("rehearsing")
+        self._progress(REHEARSING)
         try:
             self._rehearse()
         except (OSError, ValueError, TypeError, GenerationError) as error:
-            self._fail(f"the next program cannot be started: {texts.reason(error)}")
+            self._fail(f"the next program cannot be started: {_reason(error)}")
 
     def _refuse(self) -> Command:
         if self._command is None:
@@ -191,7 +187,7 @@ class Upgrader:
         os.set_blocking(rehearsal.stderr, False)
         self._reactor.add(rehearsal.answer, lambda: self._read(rehearsal))
         self._reactor.add(rehearsal.stderr, lambda: self._read(rehearsal))
-        self._reactor.call_later(self._timeout_s(), lambda: self._give_up(rehearsal))
+        self._reactor.call_later(self._timeout_s(), lambda: self._is_late(rehearsal))
 
     def _timeout_s(self) -> float:
         return self._fleet.policy.boot_timeout
@@ -212,12 +208,21 @@ class Upgrader:
                     os.close(number)
                     setattr(rehearsal, name, -1)
 
-    def _give_up(self, rehearsal: _Rehearsal) -> None:
-        if self._rehearsal is rehearsal:
-            rehearsal.late = True
-            self._kill_rehearsal()
+    def look(self) -> None:
+        """Give an upgrade up when the master has something else to do: a reload, or its end."""
+        if self._rehearsal is not None:
+            self._give_up(self._rehearsal, under_way(self._fleet))
 
-    def _kill_rehearsal(self) -> None:
+    def _is_late(self, rehearsal: _Rehearsal) -> None:
+        self._give_up(rehearsal, f"the next program has not answered within {self._timeout_s():g} s, and was killed")
+
+    def _give_up(self, rehearsal: _Rehearsal, why: str) -> None:
+        if why and self._rehearsal is rehearsal and not rehearsal.why_given_up:
+            rehearsal.why_given_up = why
+            self.kill_rehearsal()
+
+    def kill_rehearsal(self) -> None:
+        """Kill the rehearsal, if there is one."""
         if self._rehearsal is not None and self._rehearsal.pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._rehearsal.pid, signal.SIGKILL)
@@ -244,13 +249,13 @@ class Upgrader:
             answer = json.loads(rehearsal.said)
         except ValueError:
             answer = {}
-        if answer.get("can") and code == 0:
+        if answer.get("can") and code == 0 and not rehearsal.why_given_up:
             rehearsal.places = answer["places"]
             self._reactor.call_later(0.0, lambda: self._replace(rehearsal))
             return True
         printed = texts.lines(rehearsal.printed.decode(errors="replace").strip())
-        if rehearsal.late:
-            reason = f"the next program has not answered within {self._timeout_s():g} s, and was killed"
+        if rehearsal.why_given_up:
+            reason = rehearsal.why_given_up
         elif "reason" in answer:
             reason = f"the next program cannot take the master over: {answer['reason']}"
         else:
@@ -264,12 +269,13 @@ class Upgrader:
     def _replace(self, rehearsal: _Rehearsal) -> None:
         try:
             command = self._refuse()
-            launch.refuse_moved(command, rehearsal)
+            launch.refuse_moved(command, rehearsal, "the rehearsal", "order it again")
             if not self._gunicorn.zd_settle_log():
                 raise GenerationError("what reads the master's log does not keep up, and lines of it would be lost")
+            self._gunicorn.zd_hook("pre_exec")
             self._execute(command, launch.interpreter(command))
         except (OSError, ValueError, TypeError, GenerationError) as error:
-            self._fail(texts.reason(error))
+            self._fail(_reason(error))
 
     def _execute(self, command: Command, words: list[str]) -> None:
         """Replace the program; this returns only by an exception.
@@ -277,7 +283,7 @@ class Upgrader:
         :raises OSError: the kernel refuses it, and everything is as before.
         """
         self._log.info("Upgrade: replacing the program, by %s", words[0])
-        self._progress("replacing")
+        self._progress(REPLACING)
         self._gunicorn.zd_settle_log()
         descriptors = Descriptors()
         directory = os.open(".", syscalls.OPEN_DIRECTORY)
@@ -299,6 +305,12 @@ class Upgrader:
                 if number >= 0:
                     os.close(number)
 
+    def _physical_directory(self, command: Command) -> str:
+        """Return what the start directory was when the generation that serves was started."""
+        server = self._servers.get(self._fleet.source(self._fleet.current) or 0)
+        known = server.places.get(Place.DIRECTORY, {}) if server is not None else {}
+        return known.get(command.directory) or os.path.realpath(command.directory)
+
     def _state(self, command: Command, descriptors: Descriptors) -> bytes:
         """Return the state.
 
@@ -313,13 +325,17 @@ class Upgrader:
                 "timeout": self._timeout_s(),
                 "signals": self._gunicorn.zd_signals(),
                 "command": command,
-                "back": _way_back(command),
+                "back": _way_back(command, self._physical_directory(command)),
                 "upgrade": self.ordered,
                 "directory": descriptors.named.get("directory", -1),
                 **parts,
                 "descriptors": descriptors.named,
             }
         )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, GenerationError) else texts.reason(error)
 
 
 def _words(words: list[str], state: int, answer: int, command: Command) -> list[str]:
@@ -333,13 +349,14 @@ def _environment(command: Command) -> dict[str, str]:
     return {**known, "PYTHONSAFEPATH": "1"}
 
 
-def _way_back(command: Command) -> dict[str, Any]:
-    """Return how this program is executed once more: by the paths that it came from, wherever links point by then."""
-    directory, name = os.path.split(sys.executable)
-    path = [os.path.realpath(entry) for entry in sys.path if entry]
+def _way_back(command: Command, directory: str) -> dict[str, Any]:
+    """Return how this program is executed once more: by the paths that it came from, wherever links point by then.
+
+    :param directory: where the configuration in force was evaluated, without links.
+    """
     return {
-        "words": [os.path.join(os.path.realpath(directory), name), *command.options],
-        "environment": {**_environment(command), "PYTHONPATH": os.pathsep.join(path)},
+        "words": [_INTERPRETER, *launch.own_options()],
+        "environment": {**_environment(command), "PYTHONPATH": os.pathsep.join(_PATH)},
         "target": command.target,
-        "directory": os.path.realpath(command.directory),
+        "directory": directory,
     }

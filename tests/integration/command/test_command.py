@@ -76,7 +76,17 @@ def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command
     site.deploy("two")
     outcome = command.json("reload")
     cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets"
-    assert list(outcome) == ["result", "generation", "duration_s", "serving", "error", "traceback", *cost, "label"]
+    assert list(outcome) == [
+        "result",
+        "generation",
+        "duration_s",
+        "serving",
+        "error",
+        "traceback",
+        *cost,
+        "label",
+        "note",
+    ]
     assert (outcome["result"], outcome["generation"], outcome["serving"]) == ("done", 2, 2)
 
 

@@ -21,7 +21,7 @@ PAUSE = 0.02
 
 @pytest.fixture
 def server(start: Start, site: Site) -> Server:
-    return start(zd_control_socket=str(site.directory / "control.sock"), keepalive=30)
+    return start(keepalive=30)
 
 
 def started_at(pid: int) -> str:
