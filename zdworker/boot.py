@@ -57,6 +57,8 @@ class Boot:
         self._is_late = False
         self.has_begun = False
         """Whether Gunicorn's arbiter has been made: from here on there are objects for the descriptors."""
+        self.without_configuration = ""
+        """Why this program goes on without having evaluated its configuration; "" if it has."""
         self.is_adopted = False
         self.known: dict[str, Any] = {}
         """The state, once it is read."""
@@ -128,18 +130,23 @@ class Boot:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.is_adopted = True
 
+    def can_go_back(self) -> bool:
+        """Return whether there is a program before this one, and it is still on disk."""
+        back = self._plain["back"]
+        return not self.failure and os.access(back["words"][0], os.X_OK) and os.path.isfile(back["file"])
+
     def fail(self, error: BaseException) -> NoReturn:
         """Say why this program cannot be the master's, and go back to the one before, unless this is a rehearsal.
 
         Called where ``error`` is handled, so that the objects are still there that own the descriptors.
         """
-        reason = _reason(error)
+        reason = reason_of(error)
         if self.rehearses:
             text = "".join(traceback.format_exception(error))
             self._end_rehearsal({"can": False, "reason": reason, "traceback": text}, 1)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if self.failure:
-            print_error("zdworker: the program before cannot take the master over either", error)
+        if not self.can_go_back():
+            print_error("zdworker: this program cannot take the master over, and there is none to go back to", error)
             os._exit(1)
         print_error("zdworker: the new program cannot take the master over, going back to the one before", error)
         self._go_back(reason)
@@ -189,10 +196,11 @@ def _content(descriptor: int) -> bytes:
     return b"".join(pieces)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """Return an error as one line for a reader; of an exit, what has led to it, too."""
     if isinstance(error, SystemExit):
         before = error.__context__
-        return f"it exited with {error.code!r}" + (f" after {_reason(before)}" if before is not None else "")
+        return f"it exited with {error.code!r}" + (f" after {reason_of(before)}" if before is not None else "")
     return f"{type(error).__name__}: {error}"
 
 

@@ -9,7 +9,8 @@ Rules:
   is imported when it is needed.
 * The command is run up to the point where it would start a master, as in a fork server. Gunicorn evaluates the
   configuration that is on disk, for its hooks. All values are those of the configuration in force.
-* Where the program before is executed again, and even that cannot evaluate its configuration, it goes on without.
+* Where there is no program to go back to, one that cannot evaluate its configuration goes on without: the program
+  before that was executed again, or this one if the program before is not on disk any more.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def main() -> None:
     except BaseException as error:
         if current.is_adopted:
             raise  # the master has ended
-        if not current.failure or current.has_begun:
+        if current.rehearses or current.has_begun or current.can_go_back():
             current.fail(error)
-        # The program before cannot evaluate its configuration once more: serving does not depend on that.
-        boot.print_error("zdworker: the configuration cannot be evaluated, its hooks are missing until a reload", error)
+        # There is no other program to go back to. Serving does not depend on what the configuration is evaluated for.
+        current.without_configuration = boot.reason_of(error)
+        boot.print_error("zdworker: the configuration cannot be evaluated, going on without its hooks", error)
         _serve_without_configuration(current)
 
 

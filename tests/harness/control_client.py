@@ -116,3 +116,13 @@ def upgrade_ended(connection: client.Connection, deadline: float = BOOT_TIMEOUT_
 def upgrade(server: Server) -> messages.Upgraded:
     """Order an upgrade and return how it has ended."""
     return upgrade_ended(begin_upgrade(server))
+
+
+def order_and_wait(server: Server, command: str) -> messages.Outcome:
+    """Order a reload or a rollback and return how it has ended."""
+    with client.Connection(control_socket(server)) as connection:
+        answer = connection.order(messages.Order(command, wait=True))
+        while isinstance(answer, messages.Progress):
+            answer = connection.receive(time.monotonic() + BOOT_TIMEOUT_S)
+    assert isinstance(answer, messages.Outcome), answer
+    return answer

@@ -56,6 +56,7 @@ def state(tmp_path: Path) -> dict[str, Any]:
         "descriptors": {"standard input": 0},
         "back": {
             "words": [sys.executable, str(before)],
+            "file": str(before),
             "target": ["-m", "gunicorn", "app:app"],
             "environment": {"BEFORE": "yes"},
             "directory": str(tmp_path),
@@ -116,6 +117,14 @@ def test_the_program_before_that_fails_too_ends(state: dict[str, Any]) -> None:
     ended, before = run({**state, "failure": "ValueError"}, "raise KeyError('neither')")
     assert (ended.returncode, before) == (1, None)
     assert "neither" in ended.stderr
+
+
+@pytest.mark.parametrize("missing", ["words", "file"])
+def test_there_may_be_no_way_back(state: dict[str, Any], missing: str) -> None:
+    state["back"][missing] = ["/not/there"] if missing == "words" else "/not/there"
+    ended, before = run(state, "raise KeyError('no way')")
+    assert (ended.returncode, before) == (1, None)
+    assert "no way" in ended.stderr
 
 
 def test_once_adopted_there_is_no_way_back(state: dict[str, Any]) -> None:

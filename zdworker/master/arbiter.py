@@ -476,11 +476,15 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.SIG_QUEUE.put_nowait(number)
         self.reap_workers()
         ordered = program.known["upgrade"]
+        outcome = ordered.outcome("done")
         if program.failure:
             outcome = ordered.outcome("failed", f"the next program failed: {program.failure}")
             self.log.error("Upgrade failed, the program that was running goes on: %s", program.failure)
-        else:
-            outcome = ordered.outcome("done")
+        if program.without_configuration:
+            text = f"the configuration cannot be evaluated, its hooks are missing: {program.without_configuration}"
+            outcome = ordered.outcome("failed", "; ".join(filter(None, [outcome.error, text])))
+            self.log.error("Upgrade: %s. Reload when it can be evaluated", text)
+        if outcome.result == "done":
             self.log.info("Upgrade: done, %.1f s", outcome.duration_s)
         self._zd.resume(outcome)
         if outcome.result == "done":

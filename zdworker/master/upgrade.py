@@ -44,6 +44,7 @@ NOT_PASSED_ON = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "GUNICORN_PID", "
 """Variables that hand sockets over to a program that starts: this one has them already."""
 
 _INTERPRETER = os.path.join(os.path.realpath(os.path.dirname(sys.executable)), os.path.basename(sys.executable))
+_FILE = os.path.join(os.path.dirname(os.path.realpath(boot.__file__)), "upgraded.py")
 _PATH = [os.path.realpath(entry) for entry in sys.path if entry]
 """Where this program comes from: the master imports this file at its start, and links may point elsewhere later."""
 
@@ -356,6 +357,7 @@ def _way_back(command: Command, directory: str) -> dict[str, Any]:
     """
     return {
         "words": [_INTERPRETER, *launch.own_options()],
+        "file": _FILE,
         "environment": {**_environment(command), "PYTHONPATH": os.pathsep.join(_PATH)},
         "target": command.target,
         "directory": directory,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,69 +16,14 @@ import pytest
 
 import zdworker
 from tests.harness import control_client, processes
-from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import wait_for
-from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
-from tests.harness.virtual_environments import add_interpreter, site_packages, virtual_environment
+from tests.harness.releases import TIMEOUT_S, Releases
+from tests.harness.server import BOOT_TIMEOUT_S
+from tests.harness.virtual_environments import add_interpreter
 
-TIMEOUT_S = 5
 IN_THE_REHEARSAL = "import os, sys\nif 'zdworker.upgraded' in sys.orig_argv and os.getpid() != {master}:\n    {code}\n"
 BEHIND_EXECVE = "import os, sys\nif 'zdworker.upgraded' in sys.orig_argv and os.getpid() == {master}:\n    {code}\n"
-
-
-class Releases:
-    """Releases of one site, each a directory; the server runs by the link."""
-
-    def __init__(self, site: Site, server: Server) -> None:
-        self.site, self.server = site, server
-
-    def path(self, version: str) -> Path:
-        return self.site.directory / "releases" / version
-
-    def add(self, version: str, configuration: str = "") -> Path:
-        """Add one with all packages, and have the link point to it."""
-        self.site.release(version)
-        virtual_environment(self.path(version) / "venv")
-        self.configure(version, configuration)
-        return self.path(version)
-
-    def configure(self, version: str, code: str) -> None:
-        """Write a release's configuration; ``code`` stands at its end."""
-        text = (self.site.directory / "gunicorn.conf.py").read_text()
-        (self.path(version) / "gunicorn.conf.py").write_text(text + code.format(master=self.server.master))
-
-    def own_packages(self, version: str) -> Path:
-        """Have a release's packages in a directory of its own, each a link; return that."""
-        packages = site_packages(self.path(version) / "venv")
-        packages.unlink()
-        packages.mkdir()
-        for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            (packages / entry.name).symlink_to(entry)
-        return packages
-
-    def own_package(self, version: str, package: Path) -> Path:
-        """Have a package of a release be a copy; return that."""
-        packages = self.own_packages(version)
-        copy = packages / package.name
-        copy.unlink(missing_ok=True)
-        for finder in packages.glob("*zdworker*"):  # an editable installation
-            finder.unlink()
-        return Path(shutil.copytree(package, copy))
-
-
-@pytest.fixture
-def releases(make_server: Start, site: Site) -> Releases:
-    """A server that runs by the link, and whose release is called "one"."""
-    server = make_server(zd_boot_timeout=TIMEOUT_S)
-    made = Releases(site, server)
-    server.configure()
-    made.add("one")
-    link = str(site.directory / "current")
-    words = ["venv/bin/python", "-m", "gunicorn", "-c", "gunicorn.conf.py", "app:app"]
-    server.words = ["sh", "-c", 'cd "$0" && exec "$@"', link, *words]
-    server.launch_as_is().wait_full()
-    return made
 
 
 def remove_interpreter(releases: Releases) -> None:
@@ -154,7 +98,7 @@ BROKEN: dict[Callable[[Releases], None], str] = {
     break_the_configuration: "exited with 1",
     crash: "signal 11",
     exit_early: "exited with code 0",
-    hang: "has not answered within 5 s",
+    hang: f"has not answered within {TIMEOUT_S} s",
     lose_the_interpreter: "which does not exist, now: order it again",
 }
 
@@ -192,7 +136,7 @@ def test_the_old_program_goes_on_where_the_new_one_is_broken(
     [
         ("raise ValueError('no such thing')", "no such thing"),
         ("sys.exit(3)", "exited with 3"),
-        ("import time; time.sleep(600)", "within 5 s"),
+        ("import time; time.sleep(600)", f"within {TIMEOUT_S} s"),
     ],
 )
 @pytest.mark.parametrize("is_in_place", [False, True], ids=["in the new release", "in the only one"])
@@ -216,5 +160,25 @@ def test_behind_execve_the_way_leads_back(releases: Releases, code: str, expecte
     releases.add("three")
     server.signal(signal.SIGUSR2)
     server.wait_only("three", BOOT_TIMEOUT_S)
+    assert control_client.upgrade(server).result == "done"
+    assert server.stop() == 0
+
+
+def test_without_a_way_back_the_new_program_goes_on_without_hooks(releases: Releases) -> None:
+    server = releases.server
+    workers = server.workers()
+    releases.add("two")
+    server.signal(signal.SIGUSR2)
+    server.wait_only("two")
+    shutil.rmtree(releases.path("one"))
+    workers = server.workers()
+    releases.configure("two", BEHIND_EXECVE.replace("{code}", "raise ValueError('no such thing')"))
+    outcome = control_client.upgrade(server)
+    assert outcome.result == "failed"
+    assert "no such thing" in outcome.error
+    assert server.workers() == workers
+    releases.configure("two", "")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: control_client.status(server)["generation"] == 3, BOOT_TIMEOUT_S, "the reload is done")
     assert control_client.upgrade(server).result == "done"
     assert server.stop() == 0

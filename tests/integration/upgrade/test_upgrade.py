@@ -8,12 +8,16 @@ import signal
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from tests.harness import control_client, processes
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load
 from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
+
+GROWTH_BYTES = 2 << 20
+"""Bytes by which the master's memory may differ: it has answered for longer."""
 
 PAUSE = 0.02
 """Seconds between a client's requests: the new program shall get a share of two cores."""
@@ -62,21 +66,25 @@ def test_a_reload_a_crash_and_the_end_work_afterwards(server: Server) -> None:
     server.wait_nothing_left(5)
 
 
-def test_many_upgrades_lose_no_request_and_no_connection(server: Server, full: bool) -> None:
-    workers = server.workers()
+def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: bool) -> None:
+    server = start(workers=4, keepalive=30)
+    workers, began = server.workers(), started_at(server.master)
     with (
         Load(server.address, "new", clients=4, pause=PAUSE) as new,
         Load(server.address, "kept", clients=4, pause=PAUSE) as kept,
         Load(server.address, "slow", clients=4) as slow,
         contextlib.closing(Client(server.address)) as idle,
+        connect("ws://%s:%s/websocket" % server.address, proxy=None) as websocket,
     ):
-        assert idle.ask("GET", "/").status == 200
-        assert control_client.upgrade(server).result == "done"
-        descriptors = len(processes.descriptors(server.master))
-        for _ in range(19 if full else 3):
+        for number in range(20 if full else 4):
             assert control_client.upgrade(server).result == "done"
+            websocket.send(f"{number}")
+            assert websocket.recv(10) == f"{number}"
+            if number == 0:
+                descriptors, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
         assert len(processes.descriptors(server.master)) <= descriptors
-        assert server.workers() == workers
+        assert processes.memory(server.master) < memory + GROWTH_BYTES
+        assert (server.workers(), started_at(server.master)) == (workers, began)
         assert idle.ask("GET", "/").status == 200
     for load in (new, kept, slow):
         results = load.stop()
@@ -84,3 +92,8 @@ def test_many_upgrades_lose_no_request_and_no_connection(server: Server, full: b
         assert (results.reopened, results.told_to_close) == (0, 0)
         assert {answer.pid for answer in results.answers} <= set(workers)
     server.reload("two")
+    killed = server.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: killed not in server.workers(), 10, "the worker is gone")
+    server.wait_full()
+    assert server.stop() == 0
