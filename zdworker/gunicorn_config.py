@@ -259,14 +259,14 @@ def refuse_patching() -> None:
 
 
 def refuse_new_logger(before: Any, cfg: Any) -> None:
-    """Refuse another ``logger_class``, because the master cannot replace its own logger.
+    """Refuse another ``logger_class``, because the master cannot replace its own logger before its next program.
 
     :param before: the configuration in force.
     :param cfg: the new one.
     :raises GenerationError: the class is another one.
     """
     if _class_name(before.settings["logger_class"].value) != _class_name(cfg.settings["logger_class"].value):
-        raise GenerationError("logger_class has changed: that needs a restart")
+        raise GenerationError("logger_class has changed: zdworker upgrade has the master use it, then reload again")
 
 
 def _class_name(setting: Any) -> str:

@@ -210,10 +210,11 @@ def test_fork_servers_and_workers(reactors: Callable[[], Reactor], stack: contex
 def test_listening_sockets_with_their_slots(stack: contextlib.ExitStack, tmp_path: Path) -> None:
     path = str(tmp_path / "app.sock")
     listeners, first = Listeners(LOG), []
-    cfg: Any = SimpleNamespace(backlog=64, is_ssl=False, certfile=None, keyfile=None, umask=0)
-    cfg.uid, cfg.gid = os.geteuid(), os.getegid()
+    common = {"backlog": 64, "is_ssl": False, "certfile": None, "keyfile": None, "umask": 0}
+    cfg: Any = None
     for address, reuse_port in ((("127.0.0.1", 0), True), (path, False)):
-        cfg.address, cfg.reuse_port = [address], reuse_port
+        own = {"address": [address], "reuse_port": reuse_port, "uid": os.geteuid(), "gid": os.getegid()}
+        cfg = SimpleNamespace(**common, **own)
         first += create_sockets(cfg, LOG)
         listeners.take(first[-1:], places(cfg, str(tmp_path)), socket_per_slot=reuse_port)
     listeners.of_slot(1, first)

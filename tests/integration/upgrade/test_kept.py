@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -214,3 +215,43 @@ def test_a_worker_that_is_draining_meanwhile(start: Start, site: Site) -> None:
         assert client.reply().status == 200
     wait_for(lambda: held not in server.workers(), 15, "it has ended")
     server.wait_full()
+
+
+def test_another_logger_class_comes_with_an_upgrade(start: Start, site: Site) -> None:
+    server = start()
+    site.write("own_log.py", "from gunicorn.glogging import Logger\n\nclass Own(Logger):\n    pass\n")
+    server.configure(logger_class="own_log.Own")
+    assert "zdworker upgrade" in str(control_client.reload_error(server))
+    assert control_client.upgrade(server).result == "done"
+    assert control_client.reload_error(server) is None
+
+
+def test_a_logger_that_is_not_read_refuses_the_upgrade_and_holds_up_nothing(start: Start, site: Site) -> None:
+    reader, writer = os.pipe()
+    server = start(errorlog=f"/proc/{os.getpid()}/fd/{writer}")
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    outcome = control_client.upgrade(server)
+    assert outcome.result == "failed"
+    assert "log" in outcome.error
+    os.set_blocking(reader, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.read(reader, 65536):
+            pass
+    assert control_client.upgrade(server).result == "done"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_rollback_to_a_generation_from_before(start: Start, site: Site) -> None:
+    server = start(preload_app=True, zd_rollback_window=600, graceful_timeout=5)
+    site.deploy("two")
+    server.configure(graceful_timeout=7)
+    assert control_client.order_and_wait(server, "reload").result == "done"
+    assert control_client.upgrade(server).result == "done"
+    assert control_client.order_and_wait(server, "rollback").result == "done"
+    server.wait_only("one")
+    assert control_client.upgrade(server).result == "done"
+    server.reload("three")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 from pathlib import Path
 
+import gunicorn
 import pytest
 from websockets.sync.client import connect
 
@@ -14,7 +16,8 @@ from tests.harness import control_client, processes
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from zdworker.command import cli
 
 GROWTH_BYTES = 2 << 20
 """Bytes by which the master's memory may differ: it has answered for longer."""
@@ -76,12 +79,12 @@ def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: boo
         contextlib.closing(Client(server.address)) as idle,
         connect("ws://%s:%s/websocket" % server.address, proxy=None) as websocket,
     ):
-        for number in range(20 if full else 4):
+        assert control_client.upgrade(server).result == "done"
+        descriptors, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
+        for number in range(19 if full else 3):
             assert control_client.upgrade(server).result == "done"
             websocket.send(f"{number}")
             assert websocket.recv(10) == f"{number}"
-            if number == 0:
-                descriptors, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
         assert len(processes.descriptors(server.master)) <= descriptors
         assert processes.memory(server.master) < memory + GROWTH_BYTES
         assert (server.workers(), started_at(server.master)) == (workers, began)
@@ -97,3 +100,29 @@ def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: boo
     wait_for(lambda: killed not in server.workers(), 10, "the worker is gone")
     server.wait_full()
     assert server.stop() == 0
+
+
+def test_the_command_prints_versions(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    name = ["--socket", control_client.control_socket(server)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["upgrade", *name])
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    assert f"gunicorn {gunicorn.__version__}" in printed.out
+    assert printed.err.splitlines() == ["upgrade: rehearsing", "upgrade: replacing"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["upgrade", "--json", *name])
+    assert ended.value.code == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert list(outcome) == ["result", "duration_s", "before", "after", "error", "traceback"]
+    assert outcome["result"] == "done"
+    with pytest.raises(SystemExit):
+        cli.main(["upgrade", "--no-wait", *name])
+    assert capsys.readouterr().out == "upgrade ordered\n"
+    wait_for(lambda: _upgrades(server) == 3, BOOT_TIMEOUT_S, "the master is upgraded")
+
+
+def _upgrades(server: Server) -> int:
+    with contextlib.suppress(OSError):
+        return int(control_client.status(server)["upgrades"])
+    return 0
