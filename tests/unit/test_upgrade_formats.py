@@ -1,8 +1,8 @@
 """A written-out state of each format is read, and a master could go on from it.
 
 ``states/<number>.json`` is what a master with two workers and a generation that is kept for a rollback has written,
-with other paths and without its environment. For a new format: have a configuration write ``zdworker.boot.current.data``
-to a file in the rehearsal of an upgrade.
+with other paths and without its environment. For a new format: have a configuration write
+``zdworker.boot.current.data`` to a file in the rehearsal of an upgrade.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from zdworker.core.rollout import Rollout
 STATES = {int(path.stem): path for path in (Path(__file__).parent / "states").glob("*.json")}
 
 IN_PLACE = """
-import os, socket, sys
+import fcntl, os, socket, sys
 
-# The descriptors of the state, by other ones of their kind, under their numbers: above those that are open here.
+# In the place of the descriptors others of their kind, under the same numbers: made first, moved out of the way.
+state, answer = (fcntl.fcntl(number, fcntl.F_DUPFD, 300) for number in ({state}, {answer}))
+made = {{}}
 for name, number in {descriptors!r}.items():
-    if name.startswith("listener"):
-        made = socket.create_server(("127.0.0.1", 0))
-    else:
-        made, _other = socket.socketpair()
-    os.dup2(made.detach(), number)
-os.dup2({state}, 900)
-os.dup2({answer}, 901)
-os.execv(sys.executable, [sys.executable, "-m", "zdworker.upgraded", "900", "901", "--", "-m", "gunicorn", *{words!r}])
+    listens = name.startswith("listener")
+    ends = [socket.create_server(("127.0.0.1", 0))] if listens else socket.socketpair()
+    made[fcntl.fcntl(ends[0].fileno(), fcntl.F_DUPFD, 300)] = number
+    for end in ends:
+        end.close()
+for source, number in made.items():
+    os.dup2(source, number)
+words = [str(state), str(answer), "--", "-m", "gunicorn", *{words!r}]
+os.execv(sys.executable, [sys.executable, "-m", "zdworker.upgraded", *words])
 """
 
 
@@ -61,9 +64,9 @@ def test_a_master_could_go_on_from_it(number: int, tmp_path: Path) -> None:
     memory = os.memfd_create("state")
     os.write(memory, json.dumps(state).encode())
     reading, answer = os.pipe()
-    facts = {"descriptors": state["descriptors"], "state": 800, "answer": 801}
+    facts = {"descriptors": state["descriptors"], "state": memory, "answer": answer}
     words = ["-c", "gunicorn.conf.py", "app:app"]
-    code = f"import os; os.dup2({memory}, 800); os.dup2({answer}, 801)\n" + IN_PLACE.format(**facts, words=words)
+    code = IN_PLACE.format(**facts, words=words)
     try:
         ended = subprocess.run(
             [sys.executable, "-c", code],

@@ -252,6 +252,8 @@ def test_a_rollback_to_a_generation_from_before(start: Start, site: Site) -> Non
     assert control_client.order_and_wait(server, "reload").result == "done"
     assert control_client.upgrade(server).result == "done"
     assert control_client.order_and_wait(server, "rollback").result == "done"
-    server.wait_only("one")
+    assert set(server.versions().values()) == {"one"}
     assert control_client.upgrade(server).result == "done"
-    server.reload("three")
+    site.deploy("three")
+    assert control_client.order_and_wait(server, "reload").result == "done"
+    assert set(server.versions().values()) == {"three"}
