@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from zdworker.errors import OrderRefused
 
 HOOKS = """
 import os
@@ -257,3 +259,41 @@ def test_a_rollback_to_a_generation_from_before(start: Start, site: Site) -> Non
     site.deploy("three")
     assert control_client.order_and_wait(server, "reload").result == "done"
     assert set(server.versions().values()) == {"three"}
+
+
+ACTIVATE = """
+import os, sys
+
+number = int(sys.argv[1])
+if number != 3:
+    os.dup2(number, 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""What systemd does between fork and exec."""
+
+
+def test_a_socket_of_systemd_is_taken_once(make_server: Start, site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.fileno()
+        words = [sys.executable, "-c", ACTIVATE, str(number), sys.executable, "-m", "gunicorn"]
+        server = make_server(command=words, pass_fds=[number], workers=1)
+        server.address = listener.getsockname()
+        server.start()
+        assert control_client.upgrade(server).result == "done"
+        assert control_client.upgrade(server).result == "done"
+        assert set(processes.ports(server.master)) == {server.address[1]}
+        server.reload("two")
+        assert server.get()["version"] == "two"
+        assert set(processes.ports(server.master)) == {server.address[1]}
+
+
+def test_a_master_that_forks_its_workers_itself_needs_a_restart(make_server: Start, site: Site) -> None:
+    site.write("launch.py", "from gunicorn.app.wsgiapp import run\nrun()\n")
+    server = make_server(command=["sh", "-c", 'exec "$0" - "$@" < launch.py', sys.executable]).start()
+    with pytest.raises(OrderRefused) as refused:
+        control_client.begin_upgrade(server)
+    assert "that needs a restart" in str(refused.value)
+    server.signal(signal.SIGTERM)
+    server.wait_nothing_left(10)
