@@ -202,6 +202,10 @@ STATUS = {
     "generations[].answers.latency": "how many took at most 5, 10, 25, 50, 100, 250, 500 ms, 1, 2.5, 5 and 10 s, and "
     "more than that; each is counted once",
     "generations[].answers.newest_failures": "the newest three, the newest one last: method, path, status or exception",
+    "generations[].versions": "of what it runs; null until it is loaded, and where there is no fork server",
+    "generations[].versions.python": "",
+    "generations[].versions.gunicorn": "",
+    "generations[].versions.zdworker": "",
     "last_reload": "null before the first one",
     "last_reload.result": "`done`, `failed`, `superseded` by a newer one, `rolled_back` (a rollback has undone it), "
     "or null while it goes on",
@@ -220,6 +224,11 @@ STATUS = {
     "last_reload.closed_websockets": "WebSockets that were closed",
     "reloads": "how many there were, rollbacks included",
     "crashes": "how many workers died that were ready",
+    "upgrades": "how often the master's program was replaced (`zdworker upgrade`)",
+    "versions": "of what the master runs",
+    "versions.python": "",
+    "versions.gunicorn": "",
+    "versions.zdworker": "",
     "totals": "since the master's start, for metrics",
     "totals.boots": "workers that became ready",
     "totals.boot_duration_s": "seconds that they took for it, all together",
@@ -235,6 +244,7 @@ STATUS = {
     "settings": "all `zd_` settings in force; null is one that is not set",
 }
 
+EXAMPLE_VERSIONS = {"python": "3.13.1", "gunicorn": "27.0.1", "zdworker": "1.0.0"}
 EXAMPLE_PLACES = {
     "directory": {"/srv/current": "/srv/releases/2"},
     "interpreter": {"/srv/current/venv/bin/python": "/usr/bin/python3.12"},
@@ -257,13 +267,14 @@ OUTCOME = {
     "closed_websockets": "WebSockets that were closed",
     "label": "the version of the application, empty if nothing tells",
     "judgement": "with `zd_max_error_rate`, what was found of the answers, when it is done",
+    "note": "what is left to do (`zdworker upgrade`), empty if nothing is",
 }
 
 HISTORY = {
-    "kind": "`reload`, `rollback`, `crash` (a worker died that was ready), or `upgrade`, which is reserved",
+    "kind": "`reload`, `rollback`, `crash` (a worker died that was ready), or `upgrade` (of the master's program)",
     "at": "when it began: UTC, ISO 8601",
     "master": "the pid of the master then",
-    "generation": "the one that was loaded, or whose worker died",
+    "generation": "the one that was loaded, or whose worker died; for an upgrade the one that serves",
     "by": "a list of those that have asked for it, empty for a crash",
     "by[].signal": "`HUP` or `USR2`, whose sender is unknown; else null",
     "by[].uid": "the user of the process that has ordered it by the control socket, else null",
@@ -386,7 +397,7 @@ def _status() -> dict[str, Any]:
     reload = dataclasses.replace(Reload.begin(2), result=events.Outcome.DONE, duration=1.204, label="v1.4.2")
     log.reload_started(reload)
     log.reload_finished(reload, core.fleet)
-    log.generation_loaded(2, EXAMPLE_PLACES, "v1.4.2")
+    log.generation_loaded(2, EXAMPLE_PLACES, "v1.4.2", dict(EXAMPLE_VERSIONS))
     record: Any = SimpleNamespace(
         worker_id=2, slot=0, pid=0, has_pid=False, generation=2, ordered_at=0.0, connections=3, requests=120
     )
@@ -394,6 +405,7 @@ def _status() -> dict[str, Any]:
     site = Site("/srv/shop/current", "app:app", ["http://127.0.0.1:8000"])
     found = log.status(core.fleet, {2: record}, {2: server}, settings.Settings(), site)
     found.update(pid=4711, started_at="2026-11-20T18:03:41.012+00:00", age_s=47192.7)
+    found["versions"] = dict(EXAMPLE_VERSIONS)
     found["workers"][0].update(pid=4713, age_s=8.125, rss_bytes=48234496)
     found["totals"].update(boots=2, boot_duration_s=0.618, reload_duration_s=1.204)
     found["last_reload"].update(started_at="2026-11-21T07:10:12.345+00:00", duration_s=1.204)

@@ -113,6 +113,21 @@ def set_for_trial(cfg: Any) -> None:
     hook.value = hook.default
 
 
+def set_values(cfg: Any, values: Mapping[str, Any]) -> None:
+    """Set those of Gunicorn's settings that this version of Gunicorn has."""
+    for name, value in values.items():
+        if name in cfg.settings:
+            cfg.settings[name].value = value
+
+
+def with_values(cfg: Any, values: Mapping[str, Any]) -> Any:
+    """Return a copy of a configuration with other values; what is no plain data (hooks) it has in common with it."""
+    other = copy.copy(cfg)
+    other.settings = {name: setting.copy() for name, setting in cfg.settings.items()}
+    set_values(other, values)
+    return other
+
+
 def is_set(cfg: Any, hook: str) -> bool:
     """Return whether the configuration has a hook of its own, in the place of Gunicorn's, which does nothing."""
     setting = cfg.settings[hook]
@@ -190,9 +205,7 @@ def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mappin
     except Exception as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master: {texts.reason(error)}") from error
     cfg = evaluated.cfg
-    for name, value in values.items():
-        if name in cfg.settings:
-            cfg.settings[name].value = value
+    set_values(cfg, values)
     cfg.env_orig = dict(environment)
     cfg.zd_hooks = zd_hooks(cfg)
     refuse_missing_file(cfg, file)
@@ -268,14 +281,14 @@ def refuse_patching() -> None:
 
 
 def refuse_new_logger(before: Any, cfg: Any) -> None:
-    """Refuse another ``logger_class``, because the master cannot replace its own logger.
+    """Refuse another ``logger_class``, because the master cannot replace its own logger before its next program.
 
     :param before: the configuration in force.
     :param cfg: the new one.
     :raises GenerationError: the class is another one.
     """
     if _class_name(before.settings["logger_class"].value) != _class_name(cfg.settings["logger_class"].value):
-        raise GenerationError("logger_class has changed: that needs a restart")
+        raise GenerationError("logger_class has changed: zdworker upgrade has the master use it, then reload again")
 
 
 def _class_name(setting: Any) -> str:

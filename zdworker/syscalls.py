@@ -147,6 +147,15 @@ def was_forked() -> bool:
     return bool(flags & PF_FORKNOEXEC)
 
 
+def set_process_name(name: str) -> None:
+    """Set the kernel's name of this process (see :func:`process_name`); ``execve`` makes it that of the program."""
+    try:
+        with open("/proc/self/comm", "wb") as file:
+            file.write(os.fsencode(name))
+    except OSError:
+        pass
+
+
 def open_standard_streams() -> None:
     """Open ``/dev/null`` in the place of each of the descriptors 0, 1 and 2 that is closed.
 

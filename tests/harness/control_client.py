@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from typing import Any
 
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server
 from zdworker.command import client, finder
+from zdworker.ipc import messages
 
 ANSWER_TIMEOUT_S = 10.0
 """Seconds that a master may take to answer."""
@@ -82,3 +84,45 @@ def reload(server: Server) -> dict[str, Any]:
         return last if last.get("generation") != before and last.get("result") is not None else {}
 
     return wait_for(ended, BOOT_TIMEOUT_S, "the reload has ended")
+
+
+# -- orders ------------------------------------------------------------------------------------------------------
+
+
+def begin_upgrade(server: Server) -> client.Connection:
+    """Order an upgrade as soon as nothing else is under way, and return the connection on which its end is told."""
+    wait_for(lambda: status(server)["state"] != "rolling", BOOT_TIMEOUT_S, "no reload is under way")
+    connection = client.Connection(control_socket(server))
+    try:
+        first = connection.order(messages.Order("upgrade", wait=True))
+        assert isinstance(first, messages.UpgradeStep), first
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def upgrade_ended(connection: client.Connection, deadline: float = BOOT_TIMEOUT_S) -> messages.Upgraded:
+    """Return how an upgrade has ended; see :func:`begin_upgrade`."""
+    end = time.monotonic() + deadline
+    with connection:
+        answer: messages.Message = messages.UpgradeStep("")
+        while isinstance(answer, messages.UpgradeStep):
+            answer = connection.receive(end)
+    assert isinstance(answer, messages.Upgraded), answer
+    return answer
+
+
+def upgrade(server: Server) -> messages.Upgraded:
+    """Order an upgrade and return how it has ended."""
+    return upgrade_ended(begin_upgrade(server))
+
+
+def order_and_wait(server: Server, command: str) -> messages.Outcome:
+    """Order a reload or a rollback and return how it has ended."""
+    with client.Connection(control_socket(server)) as connection:
+        answer = connection.order(messages.Order(command, wait=True))
+        while isinstance(answer, messages.Progress):
+            answer = connection.receive(time.monotonic() + BOOT_TIMEOUT_S)
+    assert isinstance(answer, messages.Outcome), answer
+    return answer

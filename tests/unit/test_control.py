@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from zdworker.core.events import Outcome, Policy
-from zdworker.core.fleet import Fleet, Phase
-from zdworker.core.history import Requester
-from zdworker.errors import ControlError, GenerationError
+from tests.harness.control_orders import Orders
+from zdworker.core.events import Outcome
+from zdworker.errors import ControlError
 from zdworker.ipc import messages
 from zdworker.ipc.control_directory import directories_of, directory_of
 from zdworker.ipc.messages import Order, decode, encode
@@ -184,39 +183,6 @@ def test_links_to_masters_that_were_killed_are_removed(server: Control, runtime:
     server.configuration_changed(settings(tmp_path / "own.sock"))
     default_path(3)
     assert own.is_symlink(), "a process listens there"
-
-
-class Orders:
-    """A master that takes every order, and leaves its end to the test."""
-
-    fleet = Fleet(Policy(workers=1), 1, Phase.STEADY, current=[1], last_generation=1)
-
-    def status(self) -> dict[str, Any]:
-        return {"state": "steady"}
-
-    def __init__(self) -> None:
-        self.asked: list[Requester] = []
-
-    def resume(self) -> None:
-        pass
-
-    def history(self) -> list[dict[str, Any]]:
-        return [{"kind": "reload"}]
-
-    def probe(self) -> tuple[int, socket.socket]:
-        raise GenerationError("no canary is held")
-
-    def reload(self, who: Requester, hold: float | None = None) -> None:
-        self.asked.append(who)
-
-    def roll_back(self, who: Requester) -> None:
-        self.asked.append(who)
-
-    def waiting(self) -> None:
-        return None
-
-    def scale(self, workers: int) -> None:
-        self.fleet.size = workers
 
 
 @pytest.fixture

@@ -57,6 +57,46 @@ def test_all_that_have_asked_before_a_load_begins_are_its_reason(history: Histor
     assert [(entry.by, entry.result) for entry in history.entries] == [([USR2, DEPLOY], "superseded"), ([DEPLOY], None)]
 
 
+def test_an_upgrade_is_an_entry_that_the_next_program_ends(history: History) -> None:
+    history.upgrade_started(DEPLOY, 2, "v2", AT)
+    assert history.entries == [Entry("upgrade", AT, 10, 2, [DEPLOY], "v2")]
+    again = History(master=10)
+    again.adopt(history.entries)
+    again.upgrade_ended(End("done", 1.5))
+    assert again.entries == [Entry("upgrade", AT, 10, 2, [DEPLOY], "v2", "done", 1.5)]
+
+
+def test_a_failed_upgrade_says_why_and_leaves_the_others_alone(history: History) -> None:
+    history.upgrade_started(DEPLOY, 2, None, AT)
+    history.upgrade_ended(End("failed", 0.5, "no"))
+    history.upgrade_started(USR2, 2, None, AT)
+    history.crashed(death(), AT, now=1.0)
+    history.upgrade_ended(End("done", 1.5))
+    history.upgrade_ended(End("done", 2.5))
+    assert [(entry.kind, entry.result, entry.duration_s, entry.error) for entry in history.entries] == [
+        ("upgrade", "failed", 0.5, "no"),
+        ("upgrade", "done", 1.5, None),
+        ("crash", None, 0.0, "was killed by SIGKILL"),
+    ]
+
+
+def test_what_was_under_way_is_ended_by_the_next_program(history: History) -> None:
+    history.started(Kind.RELOAD, 2, AT)
+    history.finished(2, End("failed", 1.0))
+    history.started(Kind.ROLLBACK, 1, AT)
+    history.crashed(death(), AT, now=1.0)
+    again = History(master=10)
+    again.adopt(history.entries)
+    again.crashed(death(), AT, now=3.0)
+    again.finished(2, End("done", 2.0))
+    again.finished(1, End("done", 3.0))
+    assert [(entry.kind, entry.result, entry.times) for entry in again.entries] == [
+        ("reload", "failed", 1),
+        ("rollback", "done", 1),
+        ("crash", None, 2),
+    ]
+
+
 def test_a_storm_of_requests_does_not_grow(history: History) -> None:
     for pid in range(100):
         history.requested(Kind.RELOAD, Requester(uid=0, pid=pid))

@@ -8,7 +8,6 @@ all goes well, and the fleet must converge, or halt when it was stopped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -41,9 +40,10 @@ from zdworker.core.events import (
     WorkerReady,
     WorkerReplacementRequested,
 )
-from zdworker.core.fleet import Fleet, GenerationState, Phase
+from zdworker.core.fleet import GenerationState, Phase
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
+from zdworker.plain import decode, encode
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,8 +89,8 @@ def policies(draw: st.DrawFn) -> Policy:
     )
 
 
-def plain(stage: Stage) -> str:
-    return json.dumps(stage.fleet.to_plain(), sort_keys=True)
+def written(stage: Stage) -> bytes:
+    return encode(stage.fleet)
 
 
 class FleetMachine(RuleBasedStateMachine):
@@ -235,20 +235,20 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule()
     def master_is_replaced(self) -> None:
-        """All facts go through text, and another core goes on with them."""
-        text = plain(self.stage)
-        self.stage.core = Rollout(Fleet.from_plain(json.loads(text)), lambda: 0.0)
-        assert plain(self.stage) == text
+        """All facts go through the state of an upgrade, and another core goes on with them."""
+        before = self.stage.fleet
+        self.stage.core = Rollout(decode(encode(before)), lambda: 0.0)
+        assert self.stage.fleet == before
 
     @rule(event=events)
     def nonsense(self, event: Event) -> None:
         """What is illegal changes nothing; what is legal is told by the rules above."""
-        before = plain(self.stage)
-        trial = Rollout(Fleet.from_plain(json.loads(before)), lambda: 0.0)
+        before = written(self.stage)
+        trial = Rollout(decode(before), lambda: 0.0)
         try:
             trial.handle(event, self.stage.now)
         except IllegalEvent:
-            assert json.dumps(trial.fleet.to_plain(), sort_keys=True) == before
+            assert encode(trial.fleet) == before
             assert trial.handle(Tick(), self.stage.now) == self.stage.tell(Tick())
 
     @invariant()

@@ -40,7 +40,11 @@ DEBUGGING = "tests/unit/test_debugging_page.py::test_a_fork_server_is_started_by
 STATE = "tests/integration/recipes/test_state.py::"
 MACHINES = "tests/integration/recipes/test_several_machines.py::"
 
+UPGRADE = "tests/integration/upgrade/"
+
 SHOWN = {
+    ("docs/upgrade.md", "zdworker upgrade"): f"{UPGRADE}test_upgrade.py::test_the_command_prints_versions",
+    ("docs/upgrade.md", "zdworker reload --upgrade"): f"{UPGRADE}test_versions.py::test_reload_and_upgrade_in_one",
     ("README.md", "$ .venv/bin/python example_app/demo.py"): DEMO,
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install -q -e '.[demo]'"): DEMO,
     (

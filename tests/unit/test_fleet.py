@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 
 import pytest
 from hypothesis import assume, given
@@ -54,6 +53,7 @@ from zdworker.core.fleet import (
 )
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
+from zdworker.plain import decode, encode
 
 WORKER_EVENTS: dict[WorkerCause, Event] = {
     WorkerCause.FORKED: WorkerForked(1),
@@ -74,17 +74,17 @@ PHASE_EVENTS: dict[PhaseCause, Event] = {PhaseCause.START: Start(), PhaseCause.S
 
 def tell(fleet: Fleet, event: Event, legal: bool) -> None:
     """Tell it; what is illegal must raise and change nothing."""
-    before = fleet.to_plain()
+    before = encode(fleet)
     core = Rollout(fleet, lambda: 0.0)
     if legal:
         core.handle(event, 100.0)
         return
     with pytest.raises(IllegalEvent):
         core.handle(event, 100.0)
-    assert fleet.to_plain() == before
-    assert core.handle(Scale(fleet.size), 0.0) == Rollout(Fleet.from_plain(before), lambda: 0.0).handle(
-        Scale(fleet.size), 0.0
-    ), "an order was left behind"
+    assert encode(fleet) == before
+    assert core.handle(Scale(fleet.size), 0.0) == Rollout(decode(before), lambda: 0.0).handle(Scale(fleet.size), 0.0), (
+        "an order was left behind"
+    )
 
 
 @pytest.mark.parametrize(("state", "cause"), list(itertools.product(WorkerState, WORKER_EVENTS)))
@@ -148,10 +148,10 @@ def test_what_comes_too_late_is_nothing(event: Event) -> None:
     stage = steady(1).reload().boot().gone()
     assert 1 not in stage.fleet.workers
     assert 1 not in stage.fleet.generations
-    before = stage.fleet.to_plain()
+    before = encode(stage.fleet)
     undone = [RestoreConfiguration(2)] if isinstance(event, ConfigurationTaken) else []
     assert stage.tell(event) == undone
-    assert stage.fleet.to_plain() == before
+    assert encode(stage.fleet) == before
 
 
 def test_step_names_what_is_impossible() -> None:
@@ -196,10 +196,8 @@ STORIES = {
 @pytest.mark.parametrize("story", STORIES)
 def test_read_back_it_goes_on_identically(story: str) -> None:
     one, other = STORIES[story](), STORIES[story]()
-    text = json.dumps(other.fleet.to_plain())
-    other.core = Rollout(Fleet.from_plain(json.loads(text)), lambda: 0.0)
+    other.core = Rollout(decode(encode(other.fleet)), lambda: 0.0)
     assert other.fleet == one.fleet
-    assert json.dumps(other.fleet.to_plain()) == text
     for stage in (one, other):
         stage.log = []
         if stage.fleet.phase is Phase.NEW:
@@ -213,7 +211,7 @@ def test_read_back_it_goes_on_identically(story: str) -> None:
 
 def test_trouble_and_loading_are_read_back() -> None:
     fleet = Fleet(Policy(), size=1, loading=Loading(2, Purpose.RELOAD), failure=Trouble("why", "where"))
-    assert Fleet.from_plain(json.loads(json.dumps(fleet.to_plain()))) == fleet
+    assert decode(encode(fleet)) == fleet
 
 
 class TestState:

@@ -45,6 +45,7 @@ by_hint = {
     "list[dict[str, typing.Any]]": st.lists(st.dictionaries(st.text(), json_values)),
     "list[int]": st.lists(st.integers()),
     "dict[str, typing.Any]": st.dictionaries(st.text(), json_values),
+    "dict[str, str]": st.dictionaries(st.text(), st.text()),
     "dict[str, str | None]": st.dictionaries(st.text(), st.none() | st.text()),
     "dict[str, dict[str, str]]": st.dictionaries(st.text(), st.dictionaries(st.text(), st.text())),
     "dict[str, dict[str, typing.Any]]": st.dictionaries(st.text(), st.dictionaries(st.text(), json_values)),

@@ -41,7 +41,9 @@ from zdworker.master.parts import Parts
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
+from zdworker.master.state import Descriptors
 from zdworker.settings import Settings
+from zdworker.syscalls import STACK_SIGNAL
 
 log = logging.getLogger("test_receiver_and_effects")
 
@@ -97,6 +99,15 @@ class Gunicorn:
             withdraw=self.offered.discard,
         )
         self.zd_listeners: Any = SimpleNamespace(of_slot=lambda *_: [], slots=set, every=list)
+
+    def zd_state(self, descriptors: Descriptors) -> dict[str, Any]:
+        return {}
+
+    def zd_signals(self) -> list[int]:
+        return []
+
+    def zd_settle_log(self) -> bool:
+        return True
 
     def _evaluate(self, number: int) -> str:
         self.evaluated_by.append(threading.current_thread())
@@ -356,6 +367,27 @@ def test_a_worker_that_is_told_to_leave_gets_an_announcement_and_a_signal(bench:
         bench.executor.execute(events.Drain(1, quick=True))
         bench.executor.execute(events.Kill(1, KillReason.NOT_DRAINED))
     assert bench.gunicorn.killed == [(4711, signal.SIGTERM), (4711, signal.SIGQUIT), (4711, signal.SIGKILL)]
+
+
+def test_a_kill_that_waits_for_a_stack_is_carried_out_by_the_next_program(bench: Bench) -> None:
+    _record, theirs = bench.worker(pid=4711)
+    with theirs:
+        bench.executor.execute(events.Kill(1, KillReason.NOT_READY))
+        assert bench.gunicorn.killed == [(4711, STACK_SIGNAL)]
+        known = bench.fleet.workers[1]
+        known.state, known.killed = WorkerState.DYING, True
+        bench.executor.resume()
+        assert bench.gunicorn.killed[1:] == [(4711, signal.SIGKILL)]
+
+
+def test_a_worker_that_was_killed_is_not_killed_again_by_the_next_program(bench: Bench) -> None:
+    """Its descendants were listed before, and cannot be found any more."""
+    record, theirs = bench.worker(pid=4711)
+    with theirs:
+        record.descendants = []
+        bench.fleet.workers[1].killed = True
+        bench.executor.resume()
+    assert bench.gunicorn.killed == []
 
 
 def test_a_worker_without_a_process_is_called_off(bench: Bench) -> None:

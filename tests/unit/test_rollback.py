@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.harness.core_stage import Stage, roll_on, steady
@@ -17,9 +15,9 @@ from zdworker.core.events import (
     Rollback,
     TakeConfiguration,
 )
-from zdworker.core.fleet import Fleet
 from zdworker.core.rollout import Rollout
 from zdworker.errors import IllegalEvent
+from zdworker.plain import decode, encode
 
 WINDOW = 100.0
 
@@ -228,8 +226,7 @@ def test_before_the_first_generation_serves_and_at_the_end_there_is_none() -> No
 
 def test_it_is_written_out_with_the_facts() -> None:
     stage = deployed()
-    text = json.dumps(stage.fleet.to_plain())
-    again = Rollout(Fleet.from_plain(json.loads(text)), lambda: 0.0)
+    again = Rollout(decode(encode(stage.fleet)), lambda: 0.0)
     assert again.fleet == stage.fleet
     assert again.rollback_refusal() == ""
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.harness.core_stage import Stage, steady
 from zdworker.core.events import Drain, Halt, Policy, Reload, Rollback, Start
-from zdworker.core.fleet import Fleet
 from zdworker.errors import IllegalEvent
+from zdworker.plain import decode, encode
 
 DELAY = 10.0
 
@@ -65,5 +63,4 @@ def test_before_the_start_either() -> None:
 
 
 def test_it_is_among_the_facts() -> None:
-    plain = json.loads(json.dumps(told().fleet.to_plain()))
-    assert Fleet.from_plain(plain).stopping
+    assert decode(encode(told().fleet)).stopping

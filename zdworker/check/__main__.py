@@ -27,8 +27,7 @@ from zdworker.check.findings import Findings
 from zdworker.check.trial import TrialArbiter
 from zdworker.descendants import end_own_descendants
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn, ZdError
-from zdworker.forkserver import worker_boot
-from zdworker.forkserver.server import run_command
+from zdworker.forkserver import rerun, worker_boot
 from zdworker.ipc.channel import Channel
 from zdworker.settings import GENERATION_VARIABLE, SPECS, Settings
 
@@ -81,7 +80,7 @@ class Program:
         findings.begin("configuration", _boot_timeout())
         self._redirect_arbiter()
         try:
-            run_command(self._arguments, safe_path=self._safe_path)
+            rerun.run(self._arguments, safe_path=self._safe_path)
             if not self._started:
                 findings.error(f"{self._name()} has ended without starting Gunicorn", printed=True)
         except CheckEnded:

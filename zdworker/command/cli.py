@@ -1,4 +1,4 @@
-"""The ``zdworker`` command: check, reload, resume, rollback, scale, status, history, list, metrics.
+"""The ``zdworker`` command: check, reload, resume, rollback, upgrade, scale, status, history, list, metrics.
 
 Rules:
 
@@ -38,6 +38,9 @@ from zdworker.ipc import messages
 
 REFRESH_INTERVAL_S = 1.0
 """Seconds between two updates of ``status --watch``."""
+
+GOOD = ("done", "superseded", "held")
+"""The results of an order that ask for nothing more."""
 
 HOLD_S = 600.0
 """Seconds for which ``reload --hold`` waits by default."""
@@ -117,13 +120,18 @@ def main() -> None:
     metavar="[SECONDS]",
     help=f"Stop when the first new worker serves, for SECONDS ({HOLD_S:g}): then resume, or it is given up.",
 )
-def reload(hold: float | None, **options: Any) -> None:
+@click.option("--upgrade", "upgrades", is_flag=True, help="When that is done, replace the master's program, too.")
+def reload(hold: float | None, upgrades: bool, **options: Any) -> None:
     """Load the newest code and replace all workers, one after the other.
 
     With --hold it ends with 0 when the first new worker, the canary, serves beside all old ones. "zdworker resume" has
     the reload go on, "zdworker rollback" ends it; without either it is given up when the time is over.
     """
-    _send_order("reload", hold_s=hold or 0.0, **options)
+    if upgrades and options["no_wait"]:
+        raise click.UsageError("--upgrade comes after the reload, and --no-wait does not wait for it: give one of them")
+    if upgrades and hold:
+        raise click.UsageError("--upgrade comes after the reload, and --hold stops before its end: give one of them")
+    _send_order("reload", "upgrade" if upgrades else "", hold_s=hold or 0.0, **options)
 
 
 @main.command()
@@ -201,6 +209,14 @@ def rollback(**options: Any) -> None:
 
 @main.command()
 @_with_master_options
+@_with_wait_options
+def upgrade(**options: Any) -> None:
+    """Replace the master's own program (Python, Gunicorn, zdworker), under its pid; workers and connections stay."""
+    _send_order("upgrade", **options)
+
+
+@main.command()
+@_with_master_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--watch", is_flag=True, help="Look again every second, until interrupted.")
 @click.option("--check", is_flag=True, help="Exit with 1 unless it is steady with all its workers; print one line.")
@@ -231,7 +247,7 @@ def status(pid: int | None, pidfile: str | None, path: str | None, as_json: bool
 @_with_master_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show_history(pid: int | None, pidfile: str | None, path: str | None, as_json: bool) -> None:
-    """Show the last 50 reloads, rollbacks and crashes of a site: when, who asked, what came of it."""
+    """Show the last 50 reloads, rollbacks, crashes and upgrades of a site: when, who asked, what came of it."""
     with _exit_codes(as_json):
         found = _find(pid, pidfile, path)
         with client.Connection(found.path, None, found.users) as master:
@@ -324,6 +340,7 @@ def _status_of(master: finder.Master) -> dict[str, Any]:
 
 def _send_order(  # noqa: PLR0913  # one for each option
     command: str,
+    then: str = "",
     *,
     pid: int | None,
     pidfile: str | None,
@@ -342,19 +359,33 @@ def _send_order(  # noqa: PLR0913  # one for each option
             if isinstance(first, messages.Report):
                 _print_ordered(command, first.status, as_json)
                 return
-            outcome = _follow(master, first, deadline, quiet=as_json or quiet)
-        _print_outcome(command, outcome, as_json)
+            ended = {command: _follow(master, first, deadline, quiet=as_json or quiet)}
+            if then and ended[command].result in GOOD:
+                ended[then] = _follow(master, master.order(messages.Order(then, wait=True)), deadline, as_json or quiet)
+        if as_json:
+            further = {then: asdict(ended[then]) if then in ended else None} if then else {}
+            _print_json({**asdict(ended[command]), **further})
+        for name, outcome in ended.items() if not as_json else ():
+            _print_upgraded(outcome) if isinstance(outcome, messages.Upgraded) else _print_outcome(name, outcome)
+        if any(outcome.result not in GOOD for outcome in ended.values()):
+            raise SystemExit(Exit.FAILED)
 
 
 def _follow(
     master: client.Connection, answer: messages.Message, deadline: float | None, quiet: bool
-) -> messages.Outcome:
-    """Show the progress until the reload has ended, and return its outcome."""
+) -> messages.Outcome | messages.Upgraded:
+    """Show the progress until the reload or the upgrade has ended, and return its outcome."""
     console = Console(stderr=True, quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[ready]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task, printed = bar.add_task("", total=1, ready=""), ""
-        while isinstance(answer, messages.Progress):
+        while isinstance(answer, (messages.Progress, messages.UpgradeStep)):
+            if isinstance(answer, messages.UpgradeStep):
+                bar.update(task, description=f"upgrade: {_in_table(answer.step)}")
+                if not console.is_terminal and not quiet:
+                    console.print(f"upgrade: {_in_table(answer.step)}", soft_wrap=True)
+                answer = master.receive(deadline)
+                continue
             # A start replaces nothing, and while a reload goes on, "0 of 4 ready" would read as if nothing served.
             what = "ready" if answer.state == "starting" else "replaced"
             words = f"generation {answer.generation}", f"{answer.ready} of {answer.workers} {what}"
@@ -368,7 +399,7 @@ def _follow(
                 console.print(line + left, soft_wrap=True)
                 printed = line
             answer = master.receive(deadline)
-    if not isinstance(answer, messages.Outcome):
+    if not isinstance(answer, (messages.Outcome, messages.Upgraded)):
         raise MessageError(f"a strange answer: {answer!r}")
     return answer
 
@@ -380,15 +411,14 @@ def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{command} ordered")
 
 
-def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> None:
-    done = outcome.result in ("done", "superseded", "held")
-    if as_json:
-        _print_json(asdict(outcome))
-    elif outcome.result == "done":
+def _print_outcome(command: str, outcome: messages.Outcome) -> None:
+    if outcome.result == "done":
         label = f" ({texts.lines(outcome.label)})" if outcome.label else ""
         done_in = f"{command} done: generation {outcome.generation}{label} serves, after {outcome.duration_s:.1f} s"
         found = [texts.lines(outcome.judgement)] if outcome.judgement else []
         click.echo("; ".join([done_in, *found, *history.cost(asdict(outcome))]))
+        if outcome.note:
+            click.echo(texts.lines(outcome.note))
     elif outcome.result == "held":
         click.echo(
             f"{command} held: the canary of generation {outcome.generation} serves beside all workers of generation "
@@ -397,16 +427,32 @@ def _print_outcome(command: str, outcome: messages.Outcome, as_json: bool) -> No
     elif outcome.result == "superseded":
         click.echo(texts.lines(f"{command} superseded: {outcome.error}"))
     else:
-        if outcome.traceback:
-            _print_error(texts.screen(outcome.traceback))
-        result = outcome.result.replace("_", " ")
-        _print_error(texts.screen(f"{command} {result}: {outcome.error}", REASON_ROWS))
+        _print_failure(command, outcome)
         if outcome.result == "failed" and command == "reload":
             whole = "; the log has the whole traceback" if outcome.traceback else ""
             _print_error(f"mend that, and reload again{whole}")
         _print_error(f"generation {outcome.serving} serves on")
-    if not done:
-        raise SystemExit(Exit.FAILED)
+
+
+def _print_upgraded(outcome: messages.Upgraded) -> None:
+    if outcome.result == "done":
+        before = outcome.before
+        changed = {
+            name: f" (before: {before.get(name, '?')})"
+            for name, new in outcome.after.items()
+            if before.get(name) != new
+        }
+        runs = [f"{name} {new}{changed.get(name, '')}" for name, new in outcome.after.items()]
+        click.echo(texts.lines(f"upgrade done, after {outcome.duration_s:.1f} s: the master runs {', '.join(runs)}"))
+    else:
+        _print_failure("upgrade", outcome)
+        _print_error("the program that was running goes on")
+
+
+def _print_failure(command: str, outcome: messages.Outcome | messages.Upgraded) -> None:
+    if outcome.traceback:
+        _print_error(texts.screen(outcome.traceback))
+    _print_error(texts.screen(f"{command} {outcome.result.replace('_', ' ')}: {outcome.error}", REASON_ROWS))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from zdworker import texts
 
 INDENT = " " * 4
 
-NOTHING = "no reload, rollback or crash is known"
+NOTHING = "no reload, rollback, crash or upgrade is known"
 
 
 def lines(entries: list[dict[str, Any]], width: int) -> Iterator[str]:

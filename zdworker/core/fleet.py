@@ -2,8 +2,8 @@
 
 Rules:
 
-* Everything here is plain data; :meth:`Fleet.to_plain` writes it out and :meth:`Fleet.from_plain` reads it back, so
-  that a later master can take the fleet over.
+* Everything here is plain data, so that the master's next program can take the fleet over (``plain.py``). A field that
+  is added has a default: the fleet of an earlier version does not have it.
 * A state changes only through its table. What a table does not list is illegal: :func:`step` raises
   :class:`~zdworker.errors.IllegalEvent` before anything has changed.
 * Whatever is awaited has a deadline: a worker has one in every state but ``ready``, a generation until its
@@ -12,11 +12,10 @@ Rules:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from zdworker.core.events import Policy
 from zdworker.errors import IllegalEvent
@@ -445,28 +444,3 @@ class Fleet:
         """Return the numbers of the configurations in use, or to which the fleet may go back."""
         policies = [self.policy, self.fallback_policy, self.previous.policy if self.previous else None]
         return {policy.configuration for policy in policies if policy is not None}
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the facts as what JSON can hold."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Fleet:
-        """Return the fleet that :meth:`to_plain` (and JSON after it) wrote out."""
-        known = dict(plain)
-        known["policy"] = Policy(**known["policy"])
-        known["fallback_policy"] = Policy(**known["fallback_policy"]) if known["fallback_policy"] else None
-        known["phase"] = Phase(known["phase"])
-        known["workers"] = {
-            int(number): Worker(**{**w, "state": WorkerState(w["state"])}) for number, w in known["workers"].items()
-        }
-        known["generations"] = {
-            int(n): Generation(**{**g, "state": GenerationState(g["state"])}) for n, g in known["generations"].items()
-        }
-        known["slots"] = {int(n): Slot(**s) for n, s in known["slots"].items()}
-        loading, previous = known["loading"], known["previous"]
-        known["loading"] = Loading(**{**loading, "purpose": Purpose(loading["purpose"])}) if loading else None
-        known["previous"] = Previous(**{**previous, "policy": Policy(**previous["policy"])}) if previous else None
-        for name in ("failure", "degradation"):
-            known[name] = Trouble(**known[name]) if known[name] else None
-        return cls(**known)

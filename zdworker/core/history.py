@@ -8,6 +8,8 @@ Rules:
 * All requests that come before a load begins are the reasons for that one load, as the decisions have it.
 * A crash that is like the newest entry is counted there: a worker that dies again and again does not push out what came
   before.
+* An upgrade has no generation of its own: its entry has the one that serves. The master's next program goes on with
+  the entries, and ends that one.
 * A rollback that calls a reload off has no generation to load. It is an entry that is done at once.
 * What an earlier master has begun and not ended is ``unfinished``.
 """
@@ -38,7 +40,7 @@ class Kind(str, Enum):
     CRASH = "crash"
     """A worker died that was ready."""
     UPGRADE = "upgrade"
-    """Reserved: a new master takes over from this one."""
+    """The master's program was to be replaced, under its pid."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Requester:
 
 @dataclass(frozen=True)
 class End:
-    """How a reload or rollback has ended, after ``duration_s`` seconds; ``cost`` has what its drains have cost."""
+    """How a reload, rollback or upgrade has ended, after ``duration_s`` seconds, and what its drains have ``cost``."""
 
     result: str
     duration_s: float
@@ -218,6 +220,23 @@ class History:
         newest.label, newest.error, newest.slot, newest.pid = death.label, death.how, death.slot, death.pid
         newest.times += 1
         newest.duration_s = round(now - (newest.began or now), 3)
+
+    def upgrade_started(self, who: Requester, serving: int, label: str | None, at: str) -> None:
+        """Note that the master's program is about to be replaced, while this generation serves."""
+        self._add(Entry(Kind.UPGRADE.value, at, self._master, serving, [who], label))
+
+    def upgrade_ended(self, end: End) -> None:
+        """Note the end of the newest upgrade that is under way; the generation keeps its label."""
+        for entry in reversed(self.entries):
+            if entry.kind == Kind.UPGRADE.value and entry.result is None:
+                entry.result, entry.duration_s, entry.error = end.result, end.duration_s, end.error
+                return
+
+    def adopt(self, entries: list[Entry]) -> None:
+        """Go on with the entries of an earlier program of this master."""
+        self.entries = entries
+        going_on = (e for e in entries if e.result is None and e.kind in (Kind.RELOAD.value, Kind.ROLLBACK.value))
+        self._under_way = {entry.generation: entry for entry in going_on}
 
     def _requesters(self, kind: Kind) -> list[Requester]:
         found, self._asking[kind] = self._asking[kind], []

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 TERM_S = 2.0
 """Seconds between TERM and KILL."""
@@ -154,6 +154,14 @@ class Leftovers:
     def processes(self) -> list[Process]:
         """Return all processes that are to be ended, or were told to."""
         return [process for left in self._left for process in left.processes]
+
+    def to_state(self) -> dict[str, Any]:
+        """Return all that is known, for :meth:`adopt` in another program of the master's process (an upgrade)."""
+        return {"left": list(self._left), "known": set(self._known)}
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned. The next look is due at once."""
+        self._left, self._known = list(state["left"]), set(state["known"])
 
     def advance(self, seen: Seen, now: float) -> list[Action]:
         """Return what is to be done now."""

@@ -31,8 +31,6 @@ import faulthandler
 import functools
 import gc
 import os
-import pkgutil
-import runpy
 import select
 import signal
 import socket
@@ -46,7 +44,7 @@ from typing import Any, NoReturn
 from zdworker import gunicorn_config, log_files, roles, syscalls, texts, tracebacks
 from zdworker.descendants import end_own_descendants, own_descendants
 from zdworker.errors import GenerationError, ZdError
-from zdworker.forkserver import import_checks, preloading, randomness, worker_boot
+from zdworker.forkserver import import_checks, preloading, randomness, rerun, worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
 from zdworker.forkserver.places import Places
 from zdworker.forkserver.restart import Restart, first_message
@@ -56,6 +54,7 @@ from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import PROTOCOL, Forked, HookData, Init, Loaded, LoadFailed, NotForked, Place, Spawn
 from zdworker.printed import Printed, last_line
 from zdworker.settings import GENERATION_VARIABLE
+from zdworker.versions import versions
 
 UNUSABLE_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that a generation has started at import which cannot be used."""
@@ -93,7 +92,11 @@ def main() -> NoReturn:
         faulthandler.register(syscalls.STACK_SIGNAL, file=2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, syscalls.HELD_SIGNALS)
     places = Places(init.directory)
-    _set_paths(init, places)
+    places.enter()
+    with contextlib.suppress(OSError):
+        # Gunicorn trusts PWD (``util.getcwd``) and would put the link into sys.path.
+        os.environ["PWD"] = os.getcwd()
+    rerun.make_paths_physical(places, safe_path=init.safe_path)
     distrust_stale_bytecode(init.started)
     generation = Generation(channel, init, places, restart)
     generation.agents = agents
@@ -104,7 +107,7 @@ def main() -> NoReturn:
         _redirect_arbiter(generation)
         if command[0] not in ("-m", "-c"):
             places.note(Place.SCRIPT, command[0])
-        run_command(command, init.safe_path)
+        rerun.run(command, safe_path=init.safe_path)
         raise GenerationError("the command ended without starting Gunicorn")
     except BaseException as error:  # noqa: BLE001  # exits too: the master must know the reason of each
         generation.finish_worker()
@@ -134,42 +137,6 @@ def _first_message(channel: Channel, restarted: list[int]) -> Init:
 
 def _ignore_signal(signum: int, frame: FrameType | None) -> None:
     """Ignore a signal that is meant for the master. SIG_IGN would not do, because workers would inherit it."""
-
-
-def _set_paths(init: Init, places: Places) -> None:
-    """Enter the directory in which the master was started, and make all import paths physical."""
-    places.enter()
-    with contextlib.suppress(OSError):
-        # Gunicorn trusts PWD (``util.getcwd``) and would put the link into sys.path.
-        os.environ["PWD"] = os.getcwd()
-    if not init.safe_path:
-        os.environ.pop("PYTHONSAFEPATH", None)
-        if not getattr(sys.flags, "safe_path", False):
-            del sys.path[0]  # the working directory, which ``-m`` has put there: Python 3.10 has no safe path
-    places.resolve_import_path()
-    package = sys.modules["zdworker"]
-    package.__path__[:] = [os.path.realpath(path) for path in package.__path__]
-
-
-def run_command(command: list[str], safe_path: bool) -> None:
-    """Run a command as the interpreter would: ``-m module``, ``-c code`` or a script, with its arguments."""
-    if command[0] == "-m":
-        sys.argv = command[1:]
-        if not safe_path:
-            sys.path.insert(0, os.getcwd())
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    elif command[0] == "-c":
-        sys.argv = ["-c", *command[2:]]
-        if not safe_path:
-            sys.path.insert(0, os.getcwd())
-        code = compile(command[1], "<string>", "exec")
-        exec(code, {"__name__": "__main__"})  # noqa: S102  # it is the user's own command, which runs a second time
-    else:
-        sys.argv = command
-        # Not for a directory or an archive, which runpy puts there itself: a start does not look beside those.
-        if not safe_path and pkgutil.get_importer(command[0]) is None:
-            sys.path.insert(0, os.path.dirname(os.path.realpath(command[0])))
-        runpy.run_path(command[0], run_name="__main__")
 
 
 def _redirect_arbiter(generation: Generation) -> None:
@@ -384,6 +351,7 @@ class Generation:
             places=self._places.to_plain(),
             not_preloaded="" if self._preloads else self._not_preloaded,
             label=self.label,
+            versions=versions(),
         )
 
     def _restore_stderr(self) -> None:

@@ -256,7 +256,7 @@ def _report_failure(worker: Any, error: Exception, code: int) -> int:
 
 def _make_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[str, list[int]]) -> Any:
     cfg, log = generation.cfg, generation.log
-    sockets = [_listener(number, cfg, log) for number in descriptors.get("listener", [])]
+    sockets = [listener(number, cfg, log) for number in descriptors.get("listener", [])]
     worker = generation.worker_class(
         spawn.worker_id, generation.master, sockets, generation.app, cfg.timeout / 2.0, cfg, log
     )
@@ -277,16 +277,16 @@ def _make_worker(generation: LoadedGeneration, spawn: Spawn, descriptors: dict[s
     return worker
 
 
-def _listener(number: int, cfg: Any, log: Any) -> Any:
+def listener(number: int, cfg: Any, log: Any) -> Any:
     """Wrap a listening socket as Gunicorn does, without its constructor, which would bind it again."""
     from gunicorn import sock
 
     raw = socket.socket(fileno=number)
     raw.setblocking(False)
     kind: Any = sock._sock_type(raw.getsockname())
-    listener = kind.__new__(kind)
-    listener.sock, listener.cfg_addr, listener.conf, listener.log = raw, raw.getsockname(), cfg, log
-    return listener
+    wrapped = kind.__new__(kind)
+    wrapped.sock, wrapped.cfg_addr, wrapped.conf, wrapped.log = raw, raw.getsockname(), cfg, log
+    return wrapped
 
 
 def _server_for_hooks(generation: LoadedGeneration, spawn: Spawn, worker: Any) -> Any:

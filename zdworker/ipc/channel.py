@@ -11,8 +11,9 @@ import collections
 import contextlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from zdworker import syscalls
 from zdworker.errors import MessageError
@@ -83,6 +84,29 @@ class Channel:
         syscalls.pass_credentials(own)
         own.setblocking(False)
         return cls(own, accepts, credentials=True), other
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return it as :meth:`from_state` reads it, in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "socket": keep(self.fileno()),
+            "decoder": self._decoder.to_state(),
+            "unsent": [(rest.data, list(map(keep, rest.descriptors))) for rest in self._unsent],
+            "descriptors": list(map(keep, self.descriptors)),
+            "credentials": self._credentials,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], accepts: Mapping[type[Message], int]) -> Channel:
+        """Return the channel that :meth:`to_state` has written out."""
+        channel = cls(socket.socket(fileno=state["socket"]), accepts, credentials=state["credentials"])
+        channel._socket.setblocking(False)
+        channel._decoder.resume(state["decoder"])
+        channel._unsent.extend(_Unsent(data, list(descriptors)) for data, descriptors in state["unsent"])
+        channel.descriptors = list(state["descriptors"])
+        return channel
 
     def fileno(self) -> int:
         """Return the descriptor, -1 when closed."""

@@ -69,7 +69,8 @@ class Loaded:
     ``values`` are Gunicorn's settings that are plain data, ``settings`` those of zdworker (``Settings.to_plain``).
     ``warnings`` are lines for the log. ``places`` has for each kind of :class:`Place` what each name led to when it was
     used; what is unknown is left out. ``not_preloaded`` says why ``zd_preload = "auto"`` has left the import to the
-    workers, "" if it has not. ``label`` is the version of the application, "" if nothing tells.
+    workers, "" if it has not. ``label`` is the version of the application, "" if nothing tells, ``versions`` are those
+    of what the generation runs.
     """
 
     protocol: int
@@ -80,6 +81,7 @@ class Loaded:
     places: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
     not_preloaded: str = ""
     label: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,7 @@ class Order:
     hold_s: float = 0.0
 
 
-COMMANDS = ("status", "history", "reload", "rollback", "scale", "resume", "probe")
+COMMANDS = ("status", "history", "reload", "rollback", "scale", "resume", "probe", "upgrade")
 
 HOLD_MAX_S = 7 * 24 * 3600.0
 """Seconds for which a reload may be held: a canary that is forgotten is not to stay for ever."""
@@ -346,8 +348,9 @@ class Outcome:
     """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before.
 
     ``label`` is the version of the application, "" if nothing tells. The four before it are what the reload has cost,
-    see :class:`Drained`. ``judgement`` is what was found of the new code's answers. The result ``held`` means that the
-    canary serves, and that the reload waits for ``resume`` or ``rollback``.
+    see :class:`Drained`. ``judgement`` is what was found of the new code's answers, ``note`` what is left to do, both
+    "" if there is nothing. The result ``held`` means that the canary serves, and that the reload waits for ``resume``
+    or ``rollback``.
     """
 
     result: str
@@ -362,6 +365,7 @@ class Outcome:
     closed_websockets: int = 0
     label: str = ""
     judgement: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -370,6 +374,27 @@ class Probe:
 
     generation: int
     descriptors: list[str]
+
+
+@dataclass(frozen=True)
+class UpgradeStep:
+    """An upgrade goes on: ``rehearsing``, then ``replacing``."""
+
+    step: str
+
+
+@dataclass(frozen=True)
+class Upgraded:
+    """The end of an upgrade, ``done`` or ``failed``; after a failure the program before goes on. ``before`` and
+    ``after`` are the versions of what the master runs: ``python``, ``gunicorn`` and ``zdworker``.
+    """
+
+    result: str
+    duration_s: float
+    before: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+    traceback: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -432,6 +457,8 @@ Message = (
     | Progress
     | Outcome
     | Probe
+    | UpgradeStep
+    | Upgraded
     | Refused
     | Checking
     | Finding
@@ -539,6 +566,15 @@ class Decoder:
             0  # bytes of the rest that are known to have no newline, so that a long message is searched once
         )
         self._overlong = False
+
+    def to_state(self) -> tuple[bytes, bool]:
+        """Return what is read and not handed on yet, for another program of this process (an upgrade)."""
+        return bytes(self._rest), self._overlong
+
+    def resume(self, state: tuple[bytes, bool]) -> None:
+        """Go on from what :meth:`to_state` has returned."""
+        rest, self._overlong = state
+        self._rest = bytearray(rest)
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Take ``data`` and yield the messages that are complete.

@@ -21,6 +21,7 @@ from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.core.judgement import Judgement, Tally
 from zdworker.ipc.messages import LATENCY_BOUNDS_S, NEWEST_FAILURES, Answers
 from zdworker.master.observers import Crash, Observer, Reload
+from zdworker.plain import attributes, set_attributes
 from zdworker.settings import Settings
 
 ROUND_S = 0.5
@@ -96,6 +97,14 @@ class AnswerBook(Observer):
     def __init__(self) -> None:
         self.of_generation: dict[int, Figures] = {}
         self._reported: dict[int, Answers] = {}
+
+    def to_state(self) -> dict[str, Any]:
+        """Return all figures, for :meth:`adopt` in another program of this process (an upgrade)."""
+        return attributes(self)
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned: what workers report later is counted from there."""
+        set_attributes(self, state)
 
     def worker_answered(self, worker_id: int, generation: int, answers: Answers) -> None:
         """Add what a worker has answered since its last report."""

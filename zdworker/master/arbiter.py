@@ -18,16 +18,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from gunicorn import __version__, sock, systemd
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
+from gunicorn.pidfile import Pidfile
 from gunicorn.workers.workertmp import WorkerTmp
 
-from zdworker import gunicorn_config, log_files, syscalls, texts
+from zdworker import boot, gunicorn_config, log_files, syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.core.history import Requester
@@ -43,8 +44,10 @@ from zdworker.master.loaded_code import LoadedCode
 from zdworker.master.log_writer import LogWriter
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reconfiguration import Configuration
+from zdworker.master.state import Descriptors
 from zdworker.master.supervisor import Supervisor
 from zdworker.settings import GENERATION_VARIABLE, unknown_environment
+from zdworker.versions import versions
 
 # fmt: off
 NEEDED = (
@@ -72,6 +75,12 @@ LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
 
 
+CARRIED = (
+    *("systemd", "master_name", "dirty_arbiter_pid", "dirty_pidfile", "_stats", "_zd_usr2_at", "_zd_scale_request"),
+)
+"""Attributes of the arbiter that another program of the master's process goes on with."""
+
+
 class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no types
     """Gunicorn's arbiter with rolling, ready-gated reloads. Never constructed: a running ``Arbiter`` becomes one."""
 
@@ -89,8 +98,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """
         try:
             self.zd_take_over()
-        except (SettingError, UnsupportedGunicorn, GenerationError) as error:
-            refuse_start(str(error))
+        except BaseException as error:
+            if boot.current is not None:
+                boot.current.fail(error)
+            if isinstance(error, (SettingError, UnsupportedGunicorn, GenerationError)):
+                refuse_start(str(error))
+            raise
         try:
             stock_run(self)
         except BaseException as end:
@@ -118,12 +131,15 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         log_files.guard(self.log)
         self._zd_log_writer = LogWriter(self.log)
         distrust_stale_bytecode(time.time_ns() - launch.SAME_DEPLOY_NS)
-        self._zd_start_environment = dict(self.cfg.env_orig)
         os.environ[GENERATION_VARIABLE] = "0"
         self._zd_scale_request: int | None = None
         self._zd_halt_by = 0.0
         self._zd_usr2_at = -math.inf
         self._zd_leftovers_by: float | None = None
+        if boot.current is not None:
+            self._zd_adopt(boot.current)
+            return
+        self._zd_start_environment = dict(self.cfg.env_orig)
         self._zd_handed_over = self._zd_find_handed_over()
         self.zd_refuse_bind(addresses.places(self.cfg, os.getcwd()))
         self.zd_listeners = Listeners(self.log)
@@ -200,8 +216,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_scale_request = None
 
     def start(self) -> None:
-        """Start as Gunicorn does, then start the first generation."""
+        """Start as Gunicorn does, then start the first generation; or go on in the place of an earlier program."""
         os.register_at_fork(after_in_child=self._zd_in_forked_child)
+        if boot.current is not None:
+            self._zd_resume(boot.current)
+            return
         with self._zd_systemd_not_notified():
             super().start()
         if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
@@ -440,6 +459,90 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         if quick and self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGQUIT)
         self._zd.handle(events.Stop(quick=quick))
+
+    # -- an upgrade ----------------------------------------------------------------------------------------------
+
+    def zd_state(self, descriptors: Descriptors) -> dict[str, Any]:
+        """Return what another program of this process goes on from (:meth:`_zd_adopt`)."""
+        return {
+            "listeners": self.zd_listeners.to_state(descriptors.keeper("listener")),
+            "configuration": self.zd_configuration.to_state(),
+            "gunicorn": {
+                "facts": {name: getattr(self, name) for name in CARRIED if hasattr(self, name)},
+                "pidfile": self.pidfile.fname if self.pidfile is not None else None,
+                "start_environment": self._zd_start_environment,
+                "name": syscalls.process_name(self.pid) or "",
+            },
+        }
+
+    def zd_signals(self) -> list[int]:
+        """Return the signals that have come and are not handled yet; they stay in the queue."""
+        signals = []
+        while not self.SIG_QUEUE.empty():
+            signals.append(int(self.SIG_QUEUE.get_nowait()))
+        for number in signals:
+            self.SIG_QUEUE.put_nowait(number)
+        return signals
+
+    def zd_settle_log(self) -> bool:
+        """Write what the log has waiting; return False if the log does not take it."""
+        return self._zd_log_writer.settle()
+
+    def _zd_adopt(self, program: boot.Boot) -> None:
+        """Make everything that this program needs from the state of the one before, and have no effect by that.
+
+        :raises GenerationError: this program cannot go on from the state.
+        """
+        state, self.pid = program.known, program.master
+        self._zd_start_environment = dict(state["gunicorn"]["start_environment"])
+        if not syscalls.become_subreaper():
+            raise GenerationError("this system has no subreaper")
+        self.zd_listeners = Listeners(self.log)
+        self.zd_configuration = Configuration(self, self.zd_listeners)
+        sockets = self.zd_listeners.adopt(state["listeners"], self.cfg)
+        self.zd_configuration.adopt(state["configuration"], sockets)
+        self._zd = Supervisor(self, state["command"], _GunicornObserver(self), state["fleet"])
+        self._zd.adopt(state, lambda known: self._zd_record(known, sockets))
+        self.WORKERS = self._zd.children.workers_by_pid
+        for name, value in state["gunicorn"]["facts"].items():
+            setattr(self, name, value)
+        if state["gunicorn"]["pidfile"] is not None:
+            self.pidfile = Pidfile(state["gunicorn"]["pidfile"])
+            self.pidfile.pid = self.pid
+        if state["directory"] >= 0:
+            os.fchdir(state["directory"])
+
+    def _zd_record(self, known: dict[str, Any], sockets: Mapping[int, Any]) -> WorkerRecord:
+        """Return the record of a worker that the program before has ordered."""
+        cfg = self.cfg
+        own = [sockets[number] for number in known["sockets"] if number in sockets]
+        arguments = (known["worker_id"], self.pid, own, self.app, cfg.timeout / 2.0, cfg, self.log)
+        record = WorkerRecord(*arguments, slot=known["slot"], generation=known["generation"])
+        record.adopt(known)
+        return record
+
+    def _zd_resume(self, program: boot.Boot) -> None:
+        """Become the master: from here on this program has effects, and there is no way back."""
+        program.adopted({"versions": versions()})
+        syscalls.set_process_name(program.known["gunicorn"]["name"])
+        self.init_signals()
+        for number in program.signals:
+            self.SIG_QUEUE.put_nowait(number)
+        self.reap_workers()
+        ordered = program.known["upgrade"]
+        outcome = ordered.outcome("done")
+        if program.failure:
+            outcome = ordered.outcome("failed", f"the next program failed: {program.failure}")
+            self.log.error("Upgrade failed, the program that was running goes on: %s", program.failure)
+        if program.without_configuration:
+            text = f"the configuration cannot be evaluated, its hooks are missing: {program.without_configuration}"
+            outcome = ordered.outcome("failed", "; ".join(filter(None, [outcome.error, text])))
+            self.log.error("Upgrade: %s. Reload when it can be evaluated", text)
+        if outcome.result == "done":
+            self.log.info("Upgrade: done, %.1f s", outcome.duration_s)
+        self._zd.go_on(outcome)
+        if outcome.result == "done":
+            self.zd_hook("when_ready")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

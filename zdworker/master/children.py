@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,20 @@ from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
-from zdworker.ipc.messages import CountAnswers, Drained, HookData, Leave, Message, Spawn, Stopping
+from zdworker.ipc.messages import (
+    SERVER_REPORT_BYTES,
+    WORKER_REPORT_BYTES,
+    CountAnswers,
+    Drained,
+    HookData,
+    Leave,
+    Message,
+    Spawn,
+    Stopping,
+)
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
+from zdworker.plain import attributes, can_be_written, set_attributes
 
 KILLED_WAIT_S = 1.0
 """Seconds that the master waits at its end for the processes that it has killed."""
@@ -33,6 +45,16 @@ REAP_INTERVAL_S = 0.01
 
 STDERR_READS = 16
 """Reads at a time from a fork server's standard error: one that prints without end must not hold up the master."""
+
+
+_GIVEN_TO_SERVER = ("number", "pid", "channel", "stderr", "_log", "_show")
+"""Attributes of a fork server's record that its constructor is given."""
+
+_GIVEN_TO_WORKER = (
+    *("age", "worker_id", "slot", "generation", "ppid", "sockets", "app", "timeout", "cfg", "log"),
+    *("tmp", "channel", "probes", "report_rules", "_own_names"),
+)
+"""Attributes of a worker's record that its constructor is given, or that belong to this program alone."""
 
 
 class ForkServer:
@@ -60,6 +82,8 @@ class ForkServer:
         """Why ``zd_preload = "auto"`` has left the import to the workers, "" if it has not."""
         self.label = ""
         """The version of its application, once it has loaded; "" if nothing tells."""
+        self.versions: dict[str, str] = {}
+        """The versions of what it runs, once it has loaded."""
         self._log = log
         self._show = show
         self.printed_characters = 0
@@ -67,6 +91,34 @@ class ForkServer:
         self._tail = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._hook_data = HookData()
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return it as :meth:`from_state` reads it, in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "number": self.number,
+            "pid": self.pid,
+            "stderr": keep(self.stderr) if self.stderr >= 0 else -1,
+            "channel": self.channel.to_state(keep) if self.channel.fileno() >= 0 else None,
+            "decoder": self._decoder.getstate(),
+            "facts": attributes(self, but=(*_GIVEN_TO_SERVER, "_decoder")),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], log: Any, show: Callable[[str], None]) -> ForkServer:
+        """Return the fork server that :meth:`to_state` has written out."""
+        if state["channel"] is not None:
+            channel = Channel.from_state(state["channel"], SERVER_REPORT_BYTES)
+        else:  # it was killed, and only its standard error is read
+            channel, other = Channel.pair(SERVER_REPORT_BYTES)
+            channel.close()
+            other.close()
+        server = cls(state["number"], state["pid"], channel, state["stderr"], log, show)
+        set_attributes(server, state["facts"])
+        server._decoder.setstate(state["decoder"])
+        return server
 
     def send(self, message: Message, descriptors: list[int]) -> None:
         """Send a message, with descriptors. What it has no room for waits: it may be at a fork, which can take long.
@@ -203,9 +255,46 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         """How the log calls it."""
         return f"Worker (pid:{self.pid}, slot {self.slot}, generation {self.generation})"
 
+    def is_announced(self, kind: type[Stopping | Leave | CountAnswers]) -> bool:
+        """Return whether that was sent."""
+        return kind in self._announced
+
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""
         return {name: value for name, value in vars(self).items() if name not in self._own_names}
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return it for :meth:`adopt`, in another program of this process (an upgrade).
+
+        What hooks have set on it goes along as far as it is plain data.
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "worker_id": self.worker_id,
+            "slot": self.slot,
+            "generation": self.generation,
+            "sockets": [listener.fileno() for listener in self.sockets],
+            "heartbeat": keep(self.tmp.fileno()),
+            "channel": self.channel.to_state(keep) if self.channel is not None else None,
+            "probes": list(map(keep, self.probes.descriptors())) if self.probes is not None else [],
+            "rules": attributes(self.report_rules),
+            "facts": {n: v for n, v in attributes(self, but=_GIVEN_TO_WORKER).items() if n in self._own_names},
+            "hooked": {name: value for name, value in self.hook_attributes().items() if can_be_written(value)},
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on as what :meth:`to_state` has returned."""
+        self.tmp.close()
+        vars(self.tmp)["_tmp"] = os.fdopen(state["heartbeat"], "w+b", 0)
+        set_attributes(self, state["facts"])
+        set_attributes(self.report_rules, state["rules"])
+        if state["channel"] is not None:
+            self.channel = Channel.from_state(state["channel"], WORKER_REPORT_BYTES)
+        if state.get("probes"):
+            self.probes = HandOverQueue(*(socket.socket(fileno=number) for number in state["probes"]))
+        for name, value in state["hooked"].items():
+            setattr(self, name, value)
 
     def close(self) -> None:
         """Close its descriptors."""
@@ -232,13 +321,51 @@ class Children:
         self.killed_servers: dict[int, ForkServer] = {}
         """Fork servers that were killed and are not reaped yet, by pid."""
 
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return all records, for :meth:`adopt` in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "servers": [server.to_state(keep) for server in self.servers.values()],
+            "killed_servers": [server.to_state(keep) for server in self.killed_servers.values()],
+            "workers": [record.to_state(keep) for record in self.workers.values()],
+        }
+
+    def adopt_server(self, server: ForkServer, on_message: Callable[[ForkServer], None], *, killed: bool) -> None:
+        """Register a fork server that an earlier program of this process has started."""
+        if killed:
+            self.killed_servers[server.pid] = server
+        else:
+            self.servers[server.number] = server
+            self._reactor.add(server.channel.fileno(), lambda: on_message(server))
+        self.poll_stderr(server)
+
+    def resume(self) -> None:
+        """Send what an earlier program of this process could not send to the fork servers."""
+        for server in list(self.servers.values()):
+            self._flush(server)
+
+    def poll_stderr(self, server: ForkServer) -> None:
+        """Read what a fork server, or a process that it has started, writes to its standard error."""
+        if server.stderr >= 0:
+            self._reactor.add(server.stderr, lambda: self._read_stderr(server))
+
+    def adopt_worker(self, record: WorkerRecord, on_message: Callable[[WorkerRecord], None]) -> None:
+        """Register a worker that an earlier program of this process has ordered."""
+        self.workers[record.worker_id] = record
+        if record.has_pid:
+            self.workers_by_pid[record.pid] = record
+        if record.channel is not None:
+            self._reactor.add(record.channel.fileno(), lambda: on_message(record))
+
     # -- fork servers --------------------------------------------------------------------------------------------
 
     def add_server(self, server: ForkServer, on_message: Callable[[ForkServer], None]) -> None:
         """Register a fork server; ``on_message`` is called when its channel is readable or closed."""
         self.servers[server.number] = server
         self._reactor.add(server.channel.fileno(), lambda: on_message(server))
-        self._reactor.add(server.stderr, lambda: self._read_stderr(server))
+        self.poll_stderr(server)
         self._flush(server)
 
     def _read_stderr(self, server: ForkServer) -> None:

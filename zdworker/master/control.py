@@ -25,7 +25,9 @@ import os
 import socket
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,10 +50,13 @@ from zdworker.ipc.messages import (
     Progress,
     Refused,
     Report,
+    Upgraded,
+    UpgradeStep,
 )
 from zdworker.master.observers import Observer, Reload
 from zdworker.master.reactor import Reactor
 from zdworker.master.status import rolled_out, serving_generation
+from zdworker.plain import attributes, set_attributes
 from zdworker.settings import Settings
 
 MAX_CLIENTS = 64
@@ -74,6 +79,10 @@ ANSWERED_AT_ONCE = ("status", "history", "scale", "probe")
 
 CLIENT_BUFFER_BYTES = 1 << 20
 """Bytes of answers that the kernel holds for a client that does not read."""
+
+
+_ACCEPTED: dict[type[Message], int] = {Order: ORDER_MAX_BYTES}
+"""What a client may send."""
 
 
 class Orders(Protocol):
@@ -113,6 +122,12 @@ class Orders(Protocol):
     def scale(self, workers: int) -> None:
         """Ask for this number of workers."""
 
+    def upgrade(self, who: Requester) -> None:
+        """Begin to replace the master's program.
+
+        :raises GenerationError: that is impossible.
+        """
+
     def waiting(self) -> tuple[str, int] | None:
         """Return what a reload waits for, as a line for users, and the seconds left for it; None if for nothing."""
 
@@ -123,10 +138,10 @@ class Client:
 
     ``peer`` is its process, as far as the kernel tells. ``after`` is the newest generation before the client's order,
     None if the client does not wait. ``rolls_back`` means that it waits for a rollback, ``holds`` that it waits for a
-    canary. ``superseded`` is the generation that its own order has loaded, if a newer reload took its place.
-    ``progress`` is the message that was sent to it last. ``orders`` have come and are not answered yet.
-    After the last one the client is refused for ``error``, or dropped if it is ``leaving``. ``active_at`` is when it
-    came or its last order was answered, by ``time.monotonic()``.
+    canary, ``upgrades`` that it waits for an upgrade. ``superseded`` is the generation that its own order has loaded,
+    if a newer reload took its place. ``progress`` is the message that was sent to it last. ``orders`` have come and are
+    not answered yet. After the last one the client is refused for ``error``, or dropped if it is ``leaving``.
+    ``active_at`` is when it came or its last order was answered, by ``time.monotonic()``.
     """
 
     channel: Channel
@@ -134,6 +149,7 @@ class Client:
     after: int | None = None
     rolls_back: bool = False
     holds: bool = False
+    upgrades: bool = False
     superseded: int | None = None
     progress: Progress | None = None
     orders: collections.deque[Message] = field(default_factory=collections.deque)
@@ -206,6 +222,39 @@ class Control(Observer):
                 os.unlink(self._link)
             self._link = ""
 
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return the socket and the clients, for :meth:`adopt` in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "facts": {name: getattr(self, name) for name in ("path", "_inode", "_link", "_latest")},
+            "listener": keep(self._listener.fileno()) if self._listener is not None else None,
+            "clients": [
+                {"channel": client.channel.to_state(keep), "facts": attributes(client, but=("channel",))}
+                for client in self._clients.values()
+            ],
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned."""
+        set_attributes(self, state["facts"])
+        if state["listener"] is not None:
+            self._listener = socket.socket(fileno=state["listener"])
+            self._listener.setblocking(False)
+            self._reactor.add(self._listener.fileno(), self._accept)
+        for known in state["clients"]:
+            client = Client(Channel.from_state(known["channel"], _ACCEPTED))
+            set_attributes(client, known["facts"])
+            self._clients[client.channel.fileno()] = client
+            self._reactor.add(client.channel.fileno(), partial(self._receive, client))
+            if client.orders:
+                self._reactor.pause(client.channel.fileno())
+                self._with_orders.append(client)
+        if self._with_orders:
+            self._reactor.call_later(0.0, self._answer_next)
+        self._check_silence()
+
     def close(self) -> None:
         """Close the socket and the connections of all clients."""
         self._close_listener()
@@ -241,10 +290,13 @@ class Control(Observer):
             return
         connection.setblocking(False)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CLIENT_BUFFER_BYTES)
-        client = Client(Channel(connection, {Order: ORDER_MAX_BYTES}), peer)
+        client = Client(Channel(connection, _ACCEPTED), peer)
         self._clients[connection.fileno()] = client
         self._reactor.add(connection.fileno(), lambda: self._receive(client))
-        if not self._checks_silence:
+        self._check_silence()
+
+    def _check_silence(self) -> None:
+        if self._clients and not self._checks_silence:
             self._checks_silence = True
             self._reactor.call_later(SILENCE_CHECK_INTERVAL_S, self._drop_silent)
 
@@ -257,7 +309,8 @@ class Control(Observer):
         """
         since = time.monotonic() - ORDER_TIMEOUT_S
         for client in list(self._clients.values()):
-            if client.after is None and not client.orders and client.active_at <= since:
+            waits = client.after is not None or client.upgrades
+            if not waits and not client.orders and client.active_at <= since:
                 self._drop(client)
         self._checks_silence = bool(self._clients)
         if self._checks_silence:
@@ -308,7 +361,7 @@ class Control(Observer):
         if not isinstance(message, Order) or message.command not in COMMANDS:
             self._send(client, Refused(f"not an order: {message!r}; send {_USAGE}"))
             return
-        if client.after is not None and message.command not in ANSWERED_AT_ONCE:
+        if (client.after is not None or client.upgrades) and message.command not in ANSWERED_AT_ONCE:
             self._send(client, Refused(f"there can be no {message.command}: the order before it is not done yet"))
             return
         try:
@@ -317,7 +370,7 @@ class Control(Observer):
                 return
             self._carry_out(client, message)
         except GenerationError as error:
-            client.after = None
+            client.after, client.upgrades = None, False
             self._send(client, Refused(f"there can be no {message.command}: {error}"))
         else:
             if message.command == "history":
@@ -339,6 +392,10 @@ class Control(Observer):
             if not 0 <= order.workers <= SCALE_MAX:
                 raise GenerationError(f"{order.workers} is not a number of workers from 0 to {SCALE_MAX}")
             self._orders.scale(order.workers)
+            return
+        if order.command == "upgrade":
+            client.upgrades = order.wait
+            self._orders.upgrade(_process(client.peer))
             return
         client.superseded, client.rolls_back, client.holds = None, order.command == "rollback", order.hold_s > 0
         if order.command == "reload":
@@ -372,6 +429,17 @@ class Control(Observer):
             if progress != client.progress:
                 client.progress = progress
                 self._send(client, progress)
+
+    def upgrade_progress(self, step: str) -> None:
+        """Send to the clients that wait for an upgrade which step of it begins."""
+        for client in [client for client in self._clients.values() if client.upgrades]:
+            self._send(client, UpgradeStep(step))
+
+    def upgrade_ended(self, upgrade: Upgraded) -> None:
+        """Send the outcome of an upgrade to the clients that wait for it."""
+        for client in [client for client in self._clients.values() if client.upgrades]:
+            client.upgrades, client.active_at = False, time.monotonic()
+            self._send(client, upgrade)
 
     def reload_started(self, reload: Reload) -> None:
         """Remember the newest reload."""
@@ -430,8 +498,11 @@ def _outcome(reload: Reload, fleet: Fleet, client: Client) -> Outcome:
         reason = f"a newer reload took its place: its generation {reload.generation} serves"
         return Outcome(events.Outcome.SUPERSEDED.value, client.superseded, duration_s, serving, reason)
     result, words = reload.result or events.Outcome.FAILED, (reload.error or "", reload.traceback or "")
-    known = {**dataclasses.asdict(reload.cost), "label": reload.label, "judgement": reload.judgement}
-    return Outcome(result.value, reload.generation, duration_s, serving, *words, **known)
+    named = {
+        **dataclasses.asdict(reload.cost),
+        **{name: getattr(reload, name) for name in ("label", "judgement", "note")},
+    }
+    return Outcome(result.value, reload.generation, duration_s, serving, *words, **named)
 
 
 _USAGE = ", ".join(f'{{"type": "order", "command": "{command}"}}' for command in COMMANDS)

@@ -19,7 +19,7 @@ from typing import Any
 from zdworker import gunicorn_config, syscalls, texts
 from zdworker.core import events
 from zdworker.core.events import KillReason, Outcome
-from zdworker.core.fleet import Purpose
+from zdworker.core.fleet import Purpose, WorkerState
 from zdworker.core.history import Kind
 from zdworker.errors import GenerationError, SettingError
 from zdworker.exhaustive import assert_never
@@ -36,6 +36,7 @@ from zdworker.master.parts import Parts
 from zdworker.master.receiver import Receiver
 from zdworker.master.reconfiguration import Evaluated
 from zdworker.master.status import serving_generation
+from zdworker.versions import behind, versions
 
 HOOK_DATA_BYTES = 16 * 1024
 """Bytes that an attribute set by a hook may have as JSON: it is sent whenever a hook changes it."""
@@ -104,6 +105,16 @@ class Executor:
                 self._reactor.wake()
             case _:
                 assert_never(action)
+
+    def resume(self) -> None:
+        """Go on in the place of an earlier program of this process: what it had put off is put off once more."""
+        for record in list(self._children.workers.values()):
+            known = self._fleet.workers.get(record.worker_id)
+            if known is not None and known.killed and record.descendants is None:  # its stack was asked for
+                self._kill_if_there(record)
+            told = known is not None and known.told and known.state is WorkerState.DRAINING
+            if told and self._owns_a_socket_that_goes(record) and not record.is_announced(Leave):
+                self._drain_with_socket(record, time.monotonic())
 
     def give_up(self, action: events.Action, error: BaseException) -> None:
         """Let the core know that an action could not be carried out, where it waits for what would have come of it.
@@ -495,6 +506,9 @@ class Executor:
         reload.traceback = texts.lines(action.traceback) or None
         server = self._children.servers.get(action.generation)
         reload.label = server.label if server is not None else ""
+        older = behind(versions(), server.versions) if server is not None else ""
+        if older and action.outcome is Outcome.DONE:
+            reload.note = f"the master still runs {older}: zdworker upgrade"
         self._observers.notify(Observer.reload_finished, reload, self._fleet)
         if lost:
             self._log.error("Reload: generation %s: %s", action.generation, action.reason)
@@ -523,6 +537,8 @@ class Executor:
                     return
                 line, found = "Reload: generation %s%s: all workers are new, %.1f s%s", reload.judgement
                 self._log.info(line, generation, label, took_s, found and f"; {found}")
+                if reload.note:
+                    self._log.info("Reload: %s", reload.note)
             case Outcome.ROLLED_BACK:
                 self._log.info(
                     "Rollback: the reload to generation %s is undone after %.1f s; generation %s serves",

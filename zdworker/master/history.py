@@ -32,12 +32,14 @@ from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
 from zdworker.core.history import ENTRIES_MAX, Death, End, Entry, History, Kind, Requester
 from zdworker.errors import ControlError
+from zdworker.ipc.messages import Upgraded
 from zdworker.master.background import call_in_background
 from zdworker.master.control import own_directory
 from zdworker.master.observers import Crash, Observer, Reload, utc
 from zdworker.master.reactor import Reactor
 from zdworker.master.reconfiguration import Site
 from zdworker.master.status import serving_generation
+from zdworker.plain import set_attributes
 from zdworker.settings import Settings
 
 FILE_MAX_BYTES = 256 * 1024
@@ -70,6 +72,7 @@ class Recorder(Observer):
         self._label_of = label_of
         self._name: str | None = None
         self._has_file = False
+        self._is_read = False
         self._changed = False
         self._warned = False
         self._thread: threading.Thread | None = None
@@ -77,6 +80,18 @@ class Recorder(Observer):
     def to_plain(self) -> list[dict[str, Any]]:
         """Return the entries as data for JSON, the oldest first."""
         return [entry.to_plain() for entry in self.history.entries]
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the entries and the file's name, for :meth:`adopt` in another program of this process (an upgrade)."""
+        return {
+            "entries": self.history.entries,
+            "facts": {name: getattr(self, name) for name in ("_name", "_has_file", "_is_read", "_warned")},
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned. The file is left alone before :meth:`upgrade_ended`."""
+        self.history.adopt(state["entries"])
+        set_attributes(self, state["facts"])
 
     @property
     def busy(self) -> bool:
@@ -89,8 +104,8 @@ class Recorder(Observer):
         """Read the site's file once there may be one."""
         self._has_file = settings.control_socket != "none"
         if self._has_file and self._name is None:
-            self._name = name = file_name(self._site())
-            self._in_background(lambda: read(own_directory() / name), self._recall)
+            self._name = file_name(self._site())
+            self._read_if_due()
 
     def reload_requested(self, kind: Kind, who: Requester) -> None:
         """Remember who has asked, for what follows."""
@@ -110,6 +125,18 @@ class Recorder(Observer):
         if reload.result is Outcome.ROLLED_BACK:
             serving = serving_generation(fleet) or 0
             self.history.called_off(serving, self._label_of(serving), utc(time.time()))
+        self._save()
+
+    def upgrade_started(self, who: Requester, fleet: Fleet) -> None:
+        """Begin an entry."""
+        serving = serving_generation(fleet) or 0
+        self.history.upgrade_started(who, serving, self._label_of(serving), utc(time.time()))
+        self._save()
+
+    def upgrade_ended(self, upgrade: Upgraded) -> None:
+        """End the entry, and read the site's file if the program before has not done that."""
+        self.history.upgrade_ended(End(upgrade.result, upgrade.duration_s, texts.line(upgrade.error) or None))
+        self._read_if_due()  # first: what is written replaces the file
         self._save()
 
     def worker_crashed(self, crash: Crash) -> None:
@@ -137,7 +164,13 @@ class Recorder(Observer):
 
         self._thread = call_in_background(self._reactor, function, ended)
 
+    def _read_if_due(self) -> None:
+        name = self._name
+        if name is not None and not self._is_read and self._thread is None:
+            self._in_background(lambda: read(own_directory() / name), self._recall)
+
     def _recall(self, result: list[Entry] | BaseException) -> None:
+        self._is_read = True
         if isinstance(result, ControlError):
             return  # that there can be no control socket either has been said
         if isinstance(result, BaseException):

@@ -45,6 +45,18 @@ class HookEnvironment:
         # What a newer configuration has set differently since is that configuration's, in the generation too.
         return {name: value for name, value in self._hooked.items() if os.environ.get(name) == value}
 
+    def adopt(self, changes: dict[str, str | None], server_attributes: dict[str, Any]) -> None:
+        """Set what hooks have set in an earlier program of this process (an upgrade)."""
+        for name, value in changes.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._hooked = dict(changes)
+        self.pass_over()
+        for name, value in server_attributes.items():
+            setattr(self._server, name, value)
+
     def server_attributes(self) -> dict[str, Any]:
         """Return the attributes that hooks have set on ``server``."""
         return {

@@ -33,7 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from zdworker import syscalls
 from zdworker.errors import GenerationError
@@ -229,6 +229,11 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     raise GenerationError("this interpreter reads its program from standard input")
 
 
+def own_options() -> list[str]:
+    """Return the options with which this interpreter was started."""
+    return _split(list(sys.orig_argv[1:]))[0]
+
+
 def interpreter(command: Command) -> list[str]:
     """Return the interpreter for a generation that starts now, with its options.
 
@@ -374,16 +379,23 @@ def start_interpreter(
         os.close(before)
 
 
-def refuse_moved(command: Command, server: ForkServer) -> None:
+class Started(Protocol):
+    """An interpreter that was started here: by which path, and the places that it comes from."""
+
+    interpreter: str
+    places: dict[str, dict[str, str]]
+
+
+def refuse_moved(command: Command, server: Started, what: str = "the generation", remedy: str = "reload again") -> None:
     """Refuse a generation whose places are not those that a start at this moment would use.
 
+    :param what: what was started, and ``remedy`` what to do, for a reader.
     :raises GenerationError: one leads elsewhere now; the text has both, and what to do.
     """
     now = interpreter(command)[0]
     if now != server.interpreter:
         raise GenerationError(
-            f"the command's interpreter was {server.interpreter} when the generation started and is {now} now: "
-            "reload again"
+            f"the command's interpreter was {server.interpreter} when {what} started and is {now} now: {remedy}"
         )
     for names in server.places.values():
         for name, before in names.items():
@@ -391,6 +403,5 @@ def refuse_moved(command: Command, server: ForkServer) -> None:
             if os.path.isabs(name) and now != before:
                 missing = "" if os.path.exists(now) else ", which does not exist,"
                 raise GenerationError(
-                    f"{name} pointed to {before} when the generation started and points to {now}{missing} now: "
-                    "reload again"
+                    f"{name} pointed to {before} when {what} started and points to {now}{missing} now: {remedy}"
                 )

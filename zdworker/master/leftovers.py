@@ -19,7 +19,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from zdworker import descendants
@@ -53,6 +53,24 @@ class LeftoverProcesses:
         """Whether something is still to be ended."""
         servers = self._children.killed_servers.values()
         return bool(self._core.processes()) or any(server.descendants for server in servers)
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return what is to be ended, for :meth:`adopt` in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {**self._core.to_state(), "servers": [server.to_state(keep) for server in self._servers.values()]}
+
+    def adopt(self, state: dict[str, Any], servers: Iterable[ForkServer]) -> None:
+        """Go on from what :meth:`to_state` has returned.
+
+        :param servers: the fork servers in it.
+        """
+        self._core.adopt(state)
+        for server in servers:
+            self._servers[server.number] = server
+            self._children.poll_stderr(server)
+        self._begin()
 
     def look(self) -> None:
         """Note the master's children, unless that was done a moment ago; called in each turn of the loop."""

@@ -22,7 +22,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,10 @@ from gunicorn import sock
 
 from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.errors import GenerationError
+from zdworker.forkserver import worker_boot
 from zdworker.master.addresses import Key, Place, path_key
 from zdworker.master.observers import Observer
+from zdworker.plain import attributes, set_attributes
 
 HANDSHAKE_S = 0.25
 """Seconds for which the worker of a slot that goes away keeps accepting, at least: a handshake ends in the socket in
@@ -126,6 +128,44 @@ class Listeners(Observer):
             # Gunicorn makes them inheritable for its own re-exec, which is not used here; no fork server may get them.
             os.set_inheritable(listener.fileno(), False)
             self._groups.append(Group(listener, socket_per_slot and _can_have_socket_per_slot(listener), place))
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return the sockets, for :meth:`adopt` in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "live": self._live,
+            "groups": [
+                {
+                    "first": group.sockets.index(group.first),
+                    "socket_per_slot": group.socket_per_slot,
+                    "place": group.place,
+                    "sockets": [(keep(one.fileno()), one.cfg_addr) for one in group.sockets],
+                    "facts": attributes(group, but=("first", "socket_per_slot", "place", "sockets")),
+                }
+                for group in self._groups
+            ],
+        }
+
+    def adopt(self, state: dict[str, Any], cfg: Any) -> dict[int, Any]:
+        """Go on with the sockets that :meth:`to_state` has returned.
+
+        :param cfg: the configuration in force.
+        :return: Gunicorn's listener for each descriptor.
+        """
+        self._live = state["live"]
+        found: dict[int, Any] = {}
+        for known in state["groups"]:
+            for number, address in known["sockets"]:
+                found[number] = worker_boot.listener(number, cfg, self._log)
+                found[number].cfg_addr = address
+            first, _address = known["sockets"][known["first"]]
+            group = Group(found[first], known["socket_per_slot"], known["place"])
+            set_attributes(group, known["facts"])
+            group.sockets = [found[number] for number, _address in known["sockets"]]
+            self._groups.append(group)
+        return found
 
     def open(self, cfg: Any, places: Sequence[Place]) -> list[Any]:
         """Return the listeners for addresses: those that are open already, and new ones for new addresses.

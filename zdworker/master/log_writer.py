@@ -173,6 +173,16 @@ class LogWriter(logging.Filter):
         elif errors:
             raise errors[0]
 
+    def settle(self) -> bool:
+        """Have everything written that waits; return False if the log has not taken it within :data:`SETUP_WAIT_S`
+        seconds.
+        """
+        if self._is_direct():
+            return True
+        written = threading.Event()
+        self._items.put((0, written.set))
+        return written.wait(SETUP_WAIT_S)
+
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
 from zdworker.core.history import Kind, Requester
-from zdworker.ipc.messages import Answers, Drained
+from zdworker.ipc.messages import Answers, Drained, Upgraded
 from zdworker.settings import Settings
 
 
@@ -25,8 +25,8 @@ class Reload:
 
     ``started_at`` is in seconds since the epoch, ``began`` by ``time.monotonic()``, ``duration`` in seconds.
     ``cost`` is that of the drains in its time, ``label`` the version of its application, "" if nothing tells. ``kind``
-    says whether it goes back to an older generation, ``judgement`` what was found of the new code's answers, "" if
-    nothing was looked for.
+    says whether it goes back to an older generation, ``judgement`` what was found of the new code's answers, ``note``
+    what is left to do, both "" if there is nothing.
     """
 
     generation: int
@@ -40,6 +40,7 @@ class Reload:
     label: str = ""
     kind: Kind = Kind.RELOAD
     judgement: str = ""
+    note: str = ""
 
     @classmethod
     def begin(cls, generation: int, kind: Kind = Kind.RELOAD) -> Reload:
@@ -107,15 +108,23 @@ class Observer:
     def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
         """Handle that something is wrong for which no new code is to blame."""
 
+    def upgrade_started(self, who: Requester, fleet: Fleet) -> None:
+        """Handle that the master's program is about to be replaced; ``who`` has asked for it."""
+
+    def upgrade_ended(self, upgrade: Upgraded) -> None:
+        """Handle that it was replaced, in the new program, or that the one before goes on."""
+
     def configuration_changed(self, settings: Settings) -> None:
         """Handle that another configuration is in force, a new one or one that was restored."""
 
     def configuration_taken(self) -> None:
         """Handle that a reload or a rollback has taken its configuration over."""
 
-    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
+    def generation_loaded(
+        self, generation: int, places: dict[str, dict[str, str]], label: str, versions: dict[str, str] | None = None
+    ) -> None:
         """Handle that a generation is loaded, from these places (``messages.Place``), with this version of its
-        application.
+        application; ``versions`` are those of what it runs.
         """
 
     def worker_forked(self) -> None:

@@ -1,4 +1,4 @@
-"""What the parts of the supervisor share, and the seven things that they need of Gunicorn's arbiter.
+"""What the parts of the supervisor share, and what they need of Gunicorn's arbiter.
 
 Rules: only ``arbiter.py`` and ``reconfiguration.py`` know Gunicorn's private attributes. Everything else in the master
 is handed an object of the shape of :class:`Gunicorn`, so that it can be tested without Gunicorn.
@@ -18,6 +18,7 @@ from zdworker.master.observers import Observers
 from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.reconfiguration import Configuration
+from zdworker.master.state import Descriptors
 
 
 class Gunicorn(Protocol):
@@ -40,6 +41,15 @@ class Gunicorn(Protocol):
 
     def zd_print(self, text: str) -> None:
         """Write a text to the master's standard error, in its turn among the lines of the log."""
+
+    def zd_state(self, descriptors: Descriptors) -> dict[str, Any]:
+        """Return what Gunicorn's side goes on with in another program of this process (an upgrade)."""
+
+    def zd_signals(self) -> list[int]:
+        """Return the signals that have come and are not handled yet."""
+
+    def zd_settle_log(self) -> bool:
+        """Write what the log has waiting; return False if the log does not take it."""
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a signal to a worker; one that has just died is reaped as any other."""

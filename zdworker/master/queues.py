@@ -12,6 +12,8 @@ Rules:
 from __future__ import annotations
 
 import resource
+import socket
+from collections.abc import Callable
 from typing import Any
 
 from zdworker.core.fleet import Fleet
@@ -52,6 +54,18 @@ class Queues(Observer):
             except OSError:
                 return None
         return self._queues[slot]
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[int, list[int]]:
+        """Return the descriptors of each slot's queue, for :meth:`adopt` in another program of this process.
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {slot: list(map(keep, queue.descriptors())) for slot, queue in self._queues.items()}
+
+    def adopt(self, state: dict[int, list[int]]) -> None:
+        """Go on with the queues that :meth:`to_state` has returned."""
+        for slot, (giving, taking) in state.items():
+            self._queues[slot] = HandOverQueue(socket.socket(fileno=giving), socket.socket(fileno=taking))
 
     def every(self) -> list[HandOverQueue]:
         """Return all queues."""

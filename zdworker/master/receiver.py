@@ -74,6 +74,14 @@ class Receiver:
         self._publish = parts.publish
         self._leftovers = leftovers
 
+    def resume(self) -> None:
+        """Go on in the place of an earlier program of this process: what it had put off is put off once more."""
+        for record in list(self._children.workers.values()):
+            known = self._fleet.workers.get(record.worker_id)
+            closed = record.channel is None and record.has_pid and not record.called_off
+            if closed and known is not None and known.state is WorkerState.READY:
+                self._replace_later(record)
+
     def reaped(self, pid: int, code: int) -> bool:
         """Handle the end of a child; return False when it is not one of the registry (an orphan of the application).
 
@@ -152,14 +160,17 @@ class Receiver:
         if not record.has_pid:
             self.boot_failed(record, why)
         elif known is not None and known.state is WorkerState.READY:
-            wait = record.ordered_at + BROKEN_CHANNEL_REPLACEMENT_S - time.monotonic()
-            request = events.WorkerReplacementRequested(record.worker_id)
-            self._reactor.call_later(max(0.0, wait), lambda: self._publish(request))
+            self._replace_later(record)
         elif known is not None and known.state is WorkerState.BOOTING and not record.booted:
             self._publish(events.WorkerFailed(record.worker_id, f"it {why}"))
         elif (known is None or not known.leaving) and record.pid in self._children.workers_by_pid:
             # Its end is an event as any other worker's. One that leaves has its deadline, and requests until then.
             self._gunicorn.kill_worker(record.pid, signal.SIGKILL)
+
+    def _replace_later(self, record: WorkerRecord) -> None:
+        wait = record.ordered_at + BROKEN_CHANNEL_REPLACEMENT_S - time.monotonic()
+        request = events.WorkerReplacementRequested(record.worker_id)
+        self._reactor.call_later(max(0.0, wait), lambda: self._publish(request))
 
     def _handle_report(  # noqa: C901  # one line for each report
         self, record: WorkerRecord, message: WorkerReport, sender: int | None
@@ -326,7 +337,10 @@ class Receiver:
             return
         server.places = message.places
         server.label = texts.lines(message.label, texts.REASON_MAX)
-        self._observers.notify(Observer.generation_loaded, server.number, message.places, server.label)
+        server.versions = message.versions
+        self._observers.notify(
+            Observer.generation_loaded, server.number, message.places, server.label, message.versions
+        )
         configuration = self._gunicorn.zd_configuration
         import_path = list(message.places.get(Place.PATH, {}).values())
         configuration.offer(server.number, message.values, settings, import_path)

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,14 @@ from zdworker.master.listeners import Listeners
 from zdworker.master.loaded_code import LoadedCode
 from zdworker.master.module_cache import Imported, ModuleCache
 from zdworker.master.observers import Observer
+from zdworker.plain import can_be_written, set_attributes
 from zdworker.settings import Settings, amount
+
+_FACTS = (
+    *("_start_environment", "_start_directory", "_directory_at_start", "_file_at_start"),
+    *("_bind_is_used", "_bind_of_first_generation"),
+)
+"""Attributes of a configuration that another program of the master's process goes on with."""
 
 
 class Arbiter(Protocol):
@@ -233,6 +241,41 @@ class Configuration(Observer):
         file_now = syscalls.file_state(self.current.file)
         return file_now != self._file_at_start or values.get("chdir") != self._directory_at_start
 
+    # -- an upgrade ----------------------------------------------------------------------------------------------
+
+    def to_state(self) -> dict[str, Any]:
+        """Return the configurations, for :meth:`adopt` in another program of this process (an upgrade).
+
+        What is no plain data, the hooks above all, the other program evaluates itself.
+        """
+        self.hook_environment.note()
+        attributes = self.hook_environment.server_attributes()
+        return {
+            "facts": {name: getattr(self, name) for name in _FACTS},
+            "in_force": self._in_force,
+            "taken": {number: _taken_to_state(taken) for number, taken in self._taken.items()},
+            "offers": self._offers,
+            "environment": self.hook_environment.changes(),
+            "server_attributes": {name: value for name, value in attributes.items() if can_be_written(value)},
+        }
+
+    def adopt(self, state: dict[str, Any], listeners: Mapping[int, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned. The arbiter has the values of the configuration in force.
+
+        :param listeners: Gunicorn's listener for each descriptor.
+        """
+        set_attributes(self, state["facts"])
+        cfg, self._in_force = self.current.cfg, state["in_force"]
+        cfg.env_orig = dict(self._start_environment)
+        for number, known in state["taken"].items():
+            own = cfg if number == self._in_force else gunicorn_config.with_values(cfg, known["values"])
+            sockets = [listeners[descriptor] for descriptor in known["listeners"]]
+            self._taken[number] = Taken(own, known["settings"], known["file"], known["places"], sockets)
+        self._taken = {number: taken for number, taken in self._taken.items() if number in state["taken"]}
+        self.current = self._taken[self._in_force]
+        self._offers = dict(state["offers"])
+        self.hook_environment.adopt(state["environment"], state["server_attributes"])
+
     # -- what generations bring ----------------------------------------------------------------------------------
 
     def offer(
@@ -428,3 +471,13 @@ class Configuration(Observer):
         named = self.current.places if self._bind_is_used else []
         lost = [place for place in named if not self._sockets.listens(place)]
         return addresses.shown(lost) if lost else ""
+
+
+def _taken_to_state(taken: Taken) -> dict[str, Any]:
+    return {
+        "values": json.loads(json.dumps(gunicorn_config.plain_values(taken.cfg))),  # as a generation sends them
+        "settings": taken.settings,
+        "file": taken.file,
+        "places": taken.places,
+        "listeners": [listener.fileno() for listener in taken.listeners],
+    }

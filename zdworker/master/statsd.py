@@ -41,6 +41,14 @@ class Meter(Observer):
         self._sent: dict[str, int] = {}
         self._repeat_at = 0.0
 
+    def to_state(self) -> dict[str, Any]:
+        """Return what was sent last, for :meth:`adopt` in another program of this process (an upgrade)."""
+        return {"sent": self._sent, "counted": self._counted}
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned; all gauges are sent again, and no answer is counted twice."""
+        self._sent, self._counted = state["sent"], state["counted"]
+
     def reload_started(self, reload: Reload) -> None:
         """Count a reload, or a rollback."""
         self._send("increment", "zdworker.reloads", 1)

@@ -15,12 +15,14 @@ from typing import Any
 from zdworker import syscalls, texts
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet, WorkerState
-from zdworker.ipc.messages import Drained, Place
+from zdworker.ipc.messages import Drained, Place, Upgraded
 from zdworker.master.answers import AnswerBook
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.observers import Crash, Observer, Reload, utc
 from zdworker.master.reconfiguration import Site
+from zdworker.plain import attributes, set_attributes
 from zdworker.settings import Settings
+from zdworker.versions import versions
 
 STATES = {
     WorkerState.FORKING: "booting",
@@ -52,11 +54,24 @@ class Journal(Observer):
         self.last: Reload | None = None
         self._places: dict[int, dict[str, dict[str, str]]] = {}
         self._labels: dict[int, str] = {}
+        self._versions: dict[int, dict[str, str]] = {}
+        self.upgrades = 0
 
-    def generation_loaded(self, generation: int, places: dict[str, dict[str, str]], label: str) -> None:
-        """Remember the places that a generation comes from, and its version."""
+    def to_state(self) -> dict[str, Any]:
+        """Return all that is remembered, for :meth:`adopt` in another program of this process (an upgrade)."""
+        return attributes(self, but=("_book",))
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned."""
+        set_attributes(self, state)
+
+    def generation_loaded(
+        self, generation: int, places: dict[str, dict[str, str]], label: str, versions: dict[str, str] | None = None
+    ) -> None:
+        """Remember the places that a generation comes from, its version, and those of what it runs."""
         self._places[generation] = places
         self._labels[generation] = label
+        self._versions[generation] = versions or {}
 
     def label_of(self, generation: int) -> str | None:
         """Return the version of a generation's application, None if nothing tells."""
@@ -66,6 +81,7 @@ class Journal(Observer):
         """Drop what belongs to generations that are gone."""
         for number in self._places.keys() - fleet.generations.keys():
             del self._places[number], self._labels[number]
+            self._versions.pop(number, None)
 
     def reload_started(self, reload: Reload) -> None:
         """Count a reload; it is the last one from now on."""
@@ -82,6 +98,10 @@ class Journal(Observer):
         """Count a worker that became ready."""
         self.boots += 1
         self.boot_seconds += boot_s
+
+    def upgrade_ended(self, upgrade: Upgraded) -> None:
+        """Count an upgrade that was done."""
+        self.upgrades += upgrade.result == "done"
 
     def worker_crashed(self, crash: Crash) -> None:
         """Count a worker that died while it was ready."""
@@ -153,12 +173,15 @@ class Journal(Observer):
                     "answers": self._book.of_generation[number].to_plain()
                     if number in self._book.of_generation
                     else None,
+                    "versions": self._versions.get(number) or None,
                 }
                 for number in sorted(fleet.generations)
             ],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
+            "upgrades": self.upgrades,
+            "versions": versions(),
             "totals": self.totals(),
             "settings": {
                 # One form for all that are not set, whatever their kind.

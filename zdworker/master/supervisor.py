@@ -15,16 +15,18 @@ import os
 import random
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zdworker.core import events
-from zdworker.core.fleet import WorkerState
+from zdworker.core.fleet import Fleet, WorkerState
 from zdworker.core.history import Kind, Requester
-from zdworker.core.rollout import rollout
+from zdworker.core.rollout import Rollout, rollout
 from zdworker.errors import GenerationError
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
+from zdworker.ipc.messages import Upgraded
 from zdworker.master.answers import AnswerBook, Judge
-from zdworker.master.children import Children, WorkerRecord
+from zdworker.master.children import Children, ForkServer, WorkerRecord
 from zdworker.master.control import Control
 from zdworker.master.effects import Executor
 from zdworker.master.history import Recorder
@@ -36,9 +38,14 @@ from zdworker.master.queues import Queues
 from zdworker.master.reactor import Reactor
 from zdworker.master.receiver import Receiver
 from zdworker.master.reconfiguration import Site
+from zdworker.master.state import Descriptors
 from zdworker.master.statsd import Meter
 from zdworker.master.status import Journal, waiting
 from zdworker.master.systemd import Notifier
+from zdworker.master.upgrade import REPLACING, Upgrader
+
+WATCHDOG_LIMITS = 3
+"""How often an upgrade may use up its limit of time: in the next program, and twice in the one before."""
 
 
 class Supervisor:
@@ -47,32 +54,49 @@ class Supervisor:
     :param gunicorn: Gunicorn's side of the master.
     :param command: what a fork server runs, or None: workers are forked from the master.
     :param observer: Gunicorn's own observer, notified after all others.
+    :param fleet: the facts to go on from (an upgrade); None for a fleet that does not exist yet.
     """
 
-    def __init__(self, gunicorn: Gunicorn, command: Command | None, observer: Observer) -> None:
+    def __init__(
+        self, gunicorn: Gunicorn, command: Command | None, observer: Observer, fleet: Fleet | None = None
+    ) -> None:
         self.reactor = Reactor(gunicorn.log)
         self.children = Children(self.reactor)
         self.leftovers = LeftoverProcesses(gunicorn.log, self.reactor, self.children)
         self._gunicorn = gunicorn
         self._log: Any = gunicorn.log
-        self._core = rollout(gunicorn.zd_configuration.policy(), random.random)
+        self._core = (
+            rollout(gunicorn.zd_configuration.policy(), random.random)
+            if fleet is None
+            else Rollout(fleet, random.random)
+        )
         self.fleet = self._core.fleet
         """The facts."""
-        book = AnswerBook()
-        self._journal = Journal(book)
+        self._book = AnswerBook()
+        self._journal = Journal(self._book)
         self._notifier = Notifier(os.environ, self.waiting)
         self._control = Control(self, self.reactor, self._log)
         self._recorder = Recorder(self.reactor, self._log, self._site, self._journal.label_of)
-        judge = Judge(self.fleet, book, self._publish_later, lambda report: gunicorn.zd_hook("zd_judge", report))
-        first = [book, judge, gunicorn.zd_listeners, gunicorn.zd_configuration, self._journal, self._notifier]
-        queues = Queues(self._log)
-        others = [self._control, queues, self._recorder, Meter(self._log, book), observer]
+        self._queues, self._meter = Queues(self._log), Meter(self._log, self._book)
+        self._judge = Judge(
+            self.fleet, self._book, self._publish_later, lambda report: gunicorn.zd_hook("zd_judge", report)
+        )
+        first = [self._book, self._judge, gunicorn.zd_listeners, gunicorn.zd_configuration]
+        others = [self._journal, self._notifier, self._control, self._queues, self._recorder, self._meter, observer]
         self._observers = Observers(self._log, [*first, *others])
-        parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, queues, self.handle)
+        parts = Parts(gunicorn, self.fleet, self.reactor, self.children, self._observers, self._queues, self.handle)
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = False
+        self._upgrader = Upgrader(
+            command,
+            parts,
+            self.leftovers,
+            write=self._state,
+            progress=self._upgrade_progress,
+            ended=self._upgrade_ended,
+        )
 
     @property
     def halt(self) -> events.Halt | None:
@@ -106,6 +130,7 @@ class Supervisor:
             self.children.announce_stop()
         now = time.monotonic()
         self._observers.notify(Observer.observe, self.fleet, now)
+        self._upgrader.look()
 
     def _publish_later(self, event: events.Event) -> None:
         """Handle an event that an observer has found, once all observers are notified."""
@@ -133,7 +158,7 @@ class Supervisor:
         :param code: its exit code, negative for a signal.
         """
         try:
-            return self._receiver.reaped(pid, code)
+            return self._upgrader.reaped(pid, code) or self._receiver.reaped(pid, code)
         except BaseException:  # noqa: BLE001  # see above: the master goes on
             self._log.exception("zdworker: the end of a child (pid:%s) could not be handled", pid)
             return True
@@ -194,6 +219,17 @@ class Supervisor:
         """Ask for this number of workers; the next configuration that is taken over brings its own."""
         self._gunicorn.num_workers = workers
 
+    def upgrade(self, who: Requester) -> None:
+        """Begin to replace the master's program; ``who`` has asked for that.
+
+        :raises GenerationError: that is impossible; the text says why, and nothing has changed.
+        """
+        refusal = self._upgrader.refusal()
+        if refusal:
+            raise GenerationError(refusal)
+        self._observers.notify(Observer.upgrade_started, who, self.fleet)
+        self._upgrader.begin()
+
     def seen_by_hooks(self, but: WorkerRecord | None) -> dict[int, WorkerRecord]:
         """Return what hooks see as ``server.WORKERS`` (see :meth:`Children.seen_by_hooks`)."""
         return self.children.seen_by_hooks(self.fleet, but)
@@ -215,8 +251,68 @@ class Supervisor:
         """Return what a reload waits for (see :func:`zdworker.master.status.waiting`)."""
         return waiting(self.fleet, self.children.workers, time.monotonic())
 
+    # -- an upgrade ----------------------------------------------------------------------------------------------
+
+    def _state(self, descriptors: Descriptors) -> dict[str, Any]:
+        """Return what another program of this process goes on from (:meth:`adopt`)."""
+        return {
+            **self._gunicorn.zd_state(descriptors),
+            "fleet": self.fleet,
+            "children": self.children.to_state(descriptors.keeper("child")),
+            "leftovers": self.leftovers.to_state(descriptors.keeper("ended fork server")),
+            "queues": self._queues.to_state(descriptors.keeper("queue")),
+            "control": self._control.to_state(descriptors.keeper("control")),
+            "notifier": self._notifier.to_state(descriptors.keeper("systemd")),
+            "journal": self._journal.to_state(),
+            "answers": self._book.to_state(),
+            "history": self._recorder.to_state(),
+            "meter": self._meter.to_state(),
+        }
+
+    def adopt(self, state: dict[str, Any], worker: Callable[[dict[str, Any]], WorkerRecord]) -> None:
+        """Go on from the state of an earlier program. Nothing is read, sent or signalled here.
+
+        :param worker: makes a worker's record.
+        """
+        show, receiver = self._gunicorn.zd_print, self._receiver
+        for name, killed in (("servers", False), ("killed_servers", True)):
+            for known in state["children"][name]:
+                server = ForkServer.from_state(known, self._log, show)
+                self.children.adopt_server(server, receiver.receive_from_server, killed=killed)
+        for known in state["children"]["workers"]:
+            self.children.adopt_worker(worker(known), receiver.receive_from_worker)
+        ended = [ForkServer.from_state(known, self._log, show) for known in state["leftovers"]["servers"]]
+        self.leftovers.adopt(state["leftovers"], ended)
+        self._queues.adopt(state["queues"])
+        self._control.adopt(state["control"])
+        self._notifier.adopt(state["notifier"])
+        self._journal.adopt(state["journal"])
+        self._book.adopt(state["answers"])
+        self._recorder.adopt(state["history"])
+        self._meter.adopt(state["meter"])
+        self._judge.configuration_changed(self._gunicorn.zd_configuration.current.settings)
+
+    def go_on(self, upgrade: Upgraded) -> None:
+        """Begin to work in the place of an earlier program, and answer to those who have ordered that."""
+        self.children.resume()
+        self._receiver.resume()
+        self._executor.resume()
+        self.leftovers.look()
+        self._upgrade_ended(upgrade)
+        self.handle(events.Tick())
+
+    def _upgrade_progress(self, step: str) -> None:
+        if step == REPLACING:
+            self._notifier.suspend(WATCHDOG_LIMITS * self.fleet.policy.boot_timeout)
+        self._control.upgrade_progress(step)
+
+    def _upgrade_ended(self, upgrade: Upgraded) -> None:
+        self._notifier.resume()
+        self._observers.notify(Observer.upgrade_ended, upgrade)
+
     def end(self) -> None:
         """Kill whatever is left, and close what is open to the outside."""
+        self._upgrader.kill_rehearsal()
         left = self.children.end_all(self._gunicorn.kill_worker)
         if left:
             self._log.critical("Processes that cannot be killed are left behind (pids: %s)", ", ".join(map(str, left)))

@@ -20,12 +20,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
+from typing import Any
 
 from zdworker import texts
 from zdworker.core.fleet import Fleet, Phase, Purpose, WorkerState
 from zdworker.core.history import Kind, Requester
 from zdworker.master.observers import Observer
 from zdworker.master.status import rolled_out
+from zdworker.plain import attributes, set_attributes
 
 UNSENT_MAX = 100
 """Messages that may wait for room in the socket."""
@@ -107,6 +109,34 @@ class Notifier(Observer):
             self._next_heartbeat = now + self._heartbeat_interval_s
             self._send("WATCHDOG=1")
         self._flush()
+
+    def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
+        """Return what was sent last, for :meth:`adopt` in another program of this process (an upgrade).
+
+        :param keep: has a descriptor go along, and returns its number.
+        """
+        return {
+            "socket": keep(self._socket.fileno()) if self._socket is not None else None,
+            "facts": attributes(self, but=("_socket", "_heartbeat_interval_s", "_waiting")),
+        }
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_state` has returned. Nothing is sent before :meth:`resume`."""
+        self.close()
+        if state["socket"] is not None:
+            self._socket = socket.socket(fileno=state["socket"])
+        set_attributes(self, state["facts"])
+
+    def suspend(self, seconds: float) -> None:
+        """Have systemd's watchdog wait so long: the program is replaced (WATCHDOG_USEC in sd_notify(3))."""
+        if self._heartbeat_interval_s:
+            self._send(f"WATCHDOG_USEC={seconds * 1e6:.0f}\nWATCHDOG=1")
+
+    def resume(self) -> None:
+        """Have the watchdog wait as long as before; the next heartbeat is due at once."""
+        if self._heartbeat_interval_s:
+            self._send(f"WATCHDOG_USEC={self._heartbeat_interval_s * 2e6:.0f}")
+            self._next_heartbeat = 0.0
 
     def due_in(self) -> float:
         """Return the seconds until the watchdog's next heartbeat is due, infinity without a watchdog."""

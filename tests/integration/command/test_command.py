@@ -86,6 +86,7 @@ def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command
         *cost,
         "label",
         "judgement",
+        "note",
     ]
     assert (outcome["result"], outcome["generation"], outcome["serving"]) == ("done", 2, 2)
 

@@ -112,6 +112,8 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
         "last_reload",
         "reloads",
         "crashes",
+        "upgrades",
+        "versions",
         "totals",
         "settings",
     ]

@@ -57,7 +57,7 @@ def entries(server: Server, runtime: Path) -> list[dict[str, Any]]:
 
 
 def test_it_tells_who_has_asked_and_what_came_of_it(server: Server, site: Site, runtime: Path) -> None:
-    assert command(server, runtime, "history") == "no reload, rollback or crash is known\n"
+    assert command(server, runtime, "history") == "no reload, rollback, crash or upgrade is known\n"
     site.deploy("two")
     command(server, runtime, "reload")
     unique = site.break_("raise")
