@@ -103,7 +103,6 @@ def test_a_later_master_knows_what_happened_before(make_master: Make, directory:
 
 
 def test_what_happens_while_the_file_is_read_is_not_lost(make_master: Make, directory: Path) -> None:
-    make_master().start().reload(2)
     first = make_master().start()
     first.reload(2)
     first.rest()
