@@ -471,6 +471,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Become the master: from here on this program has effects, and there is no way back."""
         program.adopted({"versions": versions()})
         syscalls.set_process_name(program.known["gunicorn"]["name"])
+        if program.known["directory"] >= 0:
+            os.close(program.known["directory"])
         self.init_signals()
         for number in program.signals:
             self.SIG_QUEUE.put_nowait(number)
@@ -486,6 +488,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.log.error("Upgrade: %s. Reload when it can be evaluated", text)
         if outcome.result == "done":
             self.log.info("Upgrade: done, %.1f s", outcome.duration_s)
+        program.forget()
         self._zd.resume(outcome)
         if outcome.result == "done":
             self.zd_hook("when_ready")
