@@ -29,6 +29,10 @@ from zdworker.errors import MessageError
 PROTOCOL = 2
 """Version of the messages. The master refuses a generation of another version and gives the reason."""
 
+READABLE_PROTOCOLS = (PROTOCOL,)
+"""The versions that a master understands: this one and the one before, once there is one. After an upgrade its fork
+servers and workers are of an earlier zdworker, and a reload may go back to that."""
+
 MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 """Bytes that one message may have, many times the size of a configuration or a traceback."""
 

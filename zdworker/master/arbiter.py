@@ -488,10 +488,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.log.error("Upgrade: %s. Reload when it can be evaluated", text)
         if outcome.result == "done":
             self.log.info("Upgrade: done, %.1f s", outcome.duration_s)
+        self.zd_hook("when_ready")  # what a hook has running in the master has ended with the program before
         program.forget()
-        self._zd.resume(outcome)
-        if outcome.result == "done":
-            self.zd_hook("when_ready")
+        try:
+            self._zd.resume(outcome)
+        except Exception:  # the workers serve, whatever could not be taken up again
+            self.log.exception("zdworker: not everything goes on after the upgrade")
 
     # -- the end -------------------------------------------------------------------------------------------------
 
