@@ -135,6 +135,10 @@ class Boot:
         back = self._plain["back"]
         return not self.failure and os.access(back["words"][0], os.X_OK) and os.path.isfile(back["file"])
 
+    def forget(self) -> None:
+        """Drop the state, which is of no use to a master that has gone on from it."""
+        self.data, self.known, self._plain = b"", {}, {}
+
     def fail(self, error: BaseException) -> NoReturn:
         """Say why this program cannot be the master's, and go back to the one before, unless this is a rehearsal.
 

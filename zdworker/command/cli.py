@@ -556,7 +556,7 @@ def _title(status: dict[str, Any]) -> str:
 
 def _caption(status: dict[str, Any]) -> str:
     counts = f"{texts.counted(status['reloads'], 'reload')}, {texts.counted(status['crashes'], 'crash', 'crashes')}"
-    lines = [_in_table(finder.site(status)), counts]
+    lines = [_in_table(finder.site(status)), counts, *_versions(status)]
     if status.get("reason"):
         lines.append(f"{status['state']}: {_in_table(status['reason'])}")
     lines += [_figures(known) for known in status.get("generations", ()) if known.get("answers")]
@@ -585,6 +585,20 @@ def _figures(generation: dict[str, Any]) -> str:
     )
     answers = texts.counted(known["answers"], "answer")
     return f"generation {generation['generation']}: {answers}, {failed} failed, {latency}"
+
+
+def _versions(status: dict[str, Any]) -> list[str]:
+    """Return what the master runs, and each generation that runs something else; nothing of an older master."""
+    own = status.get("versions")
+    if not own:
+        return []
+    others = {str(found["generation"]): found.get("versions") or own for found in status["generations"]}
+    differing = {f"generation {number}": found for number, found in others.items() if found != own}
+    runs = {"the master": own, **differing} if differing else {"all": own}
+    return [
+        f"{who}: {', '.join(f'{_in_table(name)} {_in_table(found[name])}' for name in found)}"
+        for who, found in runs.items()
+    ]
 
 
 def _styled(state: str) -> str:

@@ -29,6 +29,10 @@ from zdworker.errors import MessageError
 PROTOCOL = 2
 """Version of the messages. The master refuses a generation of another version and gives the reason."""
 
+READABLE_PROTOCOLS = (PROTOCOL,)
+"""The versions that a master understands: this one and the one before, once there is one. After an upgrade its fork
+servers and workers are of an earlier zdworker, and a reload may go back to that."""
+
 LATENCY_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """The upper bounds of the buckets in which answers are counted by how long they took, those of Prometheus' client
 libraries for the most part; one more bucket has the rest."""

@@ -525,6 +525,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Become the master: from here on this program has effects, and there is no way back."""
         program.adopted({"versions": versions()})
         syscalls.set_process_name(program.known["gunicorn"]["name"])
+        if program.known["directory"] >= 0:
+            os.close(program.known["directory"])
         self.init_signals()
         for number in program.signals:
             self.SIG_QUEUE.put_nowait(number)
@@ -540,9 +542,12 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self.log.error("Upgrade: %s. Reload when it can be evaluated", text)
         if outcome.result == "done":
             self.log.info("Upgrade: done, %.1f s", outcome.duration_s)
-        self._zd.go_on(outcome)
-        if outcome.result == "done":
-            self.zd_hook("when_ready")
+        self.zd_hook("when_ready")  # what a hook has running in the master has ended with the program before
+        program.forget()
+        try:
+            self._zd.go_on(outcome)
+        except Exception:  # the workers serve, whatever could not be taken up again
+            self.log.exception("zdworker: not everything goes on after the upgrade")
 
     # -- the end -------------------------------------------------------------------------------------------------
 

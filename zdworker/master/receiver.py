@@ -27,6 +27,7 @@ from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
     PROTOCOL,
+    READABLE_PROTOCOLS,
     Answers,
     Counts,
     Drained,
@@ -327,7 +328,7 @@ class Receiver:
                 message.not_preloaded,
             )
         try:
-            if message.protocol != PROTOCOL:
+            if message.protocol not in READABLE_PROTOCOLS:
                 raise GenerationError(
                     f"the new zdworker speaks protocol {message.protocol}, this master {PROTOCOL}: a restart is needed"
                 )

@@ -10,8 +10,6 @@ import fcntl
 import os
 from collections.abc import Callable
 
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-
 
 class Descriptors:
     """The descriptors that go along."""
@@ -44,7 +42,9 @@ def sealed(data: bytes) -> int:
     try:
         while data:
             data = data[os.write(number, data) :]
-        fcntl.fcntl(number, fcntl.F_ADD_SEALS, _SEALS)
+        # Named here and not above, because there is none of it elsewhere than on Linux.
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, seals)
     except BaseException:
         os.close(number)
         raise

@@ -144,7 +144,7 @@ class Upgrader:
         self._progress(REHEARSING)
         try:
             self._rehearse()
-        except (OSError, ValueError, TypeError, GenerationError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client waits for an answer
             self._fail(f"the next program cannot be started: {_reason(error)}")
 
     def _refuse(self) -> Command:
@@ -281,7 +281,7 @@ class Upgrader:
                 raise GenerationError("what reads the master's log does not keep up, and lines of it would be lost")
             self._gunicorn.zd_hook("pre_exec")
             self._execute(command, launch.interpreter(command))
-        except (OSError, ValueError, TypeError, GenerationError) as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, the client waits for an answer
             self._fail(_reason(error))
 
     def _execute(self, command: Command, words: list[str]) -> None:
