@@ -281,8 +281,8 @@ HISTORY = {
     "by[].pid": "that process; null in another container",
     "by[].command": "its name, `zdworker` say; null if it had ended by then",
     "label": "the version of the application, or null",
-    "result": "`done`, `failed`, `superseded`, `unfinished` (the master ended before), or null: for a crash, and while "
-    "it is under way",
+    "result": "`done`, `failed`, `superseded`, `rolled_back` (by a rollback, which has an entry of its own), "
+    "`unfinished` (the master ended before), or null: for a crash, and while it is under way",
     "duration_s": "seconds that it took, null while it is under way; of several crashes, from the first to the last",
     "error": "a line, how the worker died say, or null",
     "slot": "that of the worker that died, or null",
