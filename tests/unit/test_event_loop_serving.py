@@ -388,3 +388,22 @@ def test_what_the_application_left_running_is_cancelled_and_not_waited_for() -> 
     task.cancel()
     loop.run_until_complete(asyncio.wait({task}))
     loop.close()
+
+
+def test_what_the_server_has_let_go_of_is_given_or_served_again() -> None:
+    async def scenario() -> None:
+        server = ListServer(Worker())
+        first, second = socket.socketpair()
+        with first, second:
+            moved = HandedOver(first, None)
+            server.hand_over(moved)
+            assert not server.zd_is_empty()
+            assert server.zd_give() == [moved]
+            assert server.zd_is_empty()
+            server.hand_over(moved)
+            server.zd_keep()  # no successor comes any more
+            assert server.zd_give() == []
+            await asyncio.sleep(0.01)
+            assert server.open == [moved]
+
+    run(scenario)

@@ -289,3 +289,16 @@ def test_hooks_are_functions_of_their_arguments() -> None:
 @pytest.mark.parametrize("bad", ["text", 1, lambda server: None, lambda server, worker, more: None])
 def test_anything_else_is_no_hook(bad: object) -> None:
     assert "zd_worker_ready must be a function of (server, worker)" in refusal({"zd_worker_ready": bad})
+
+
+@pytest.mark.parametrize(
+    ("value", "percentage"), [(None, None), ("", None), (0, 0.0), (2.5, 2.5), ("5", 5.0), ("5 %", 5.0)]
+)
+def test_an_error_rate_is_a_percentage(value: object, percentage: float | None) -> None:
+    assert read({"zd_max_error_rate": value}, {}).max_error_rate == percentage
+
+
+@pytest.mark.parametrize("value", [100, "100%", -1, True, "nan", "many", [5]])
+def test_what_is_no_error_rate_is_refused(value: object) -> None:
+    with pytest.raises(SettingError, match=r"zd_max_error_rate = .* it must be a percentage from 0 to below 100"):
+        read({"zd_max_error_rate": value}, {})

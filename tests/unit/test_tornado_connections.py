@@ -16,7 +16,16 @@ from tornado.web import Application, RequestHandler, stream_request_body
 from zdworker.ipc import hand_over
 from zdworker.workers.closing import ConnectionState
 from zdworker.workers.tornado import connections
-from zdworker.workers.tornado.connections import Request, Server, detach, end_with_responses, state_of, unread
+from zdworker.workers.tornado.connections import (
+    Request,
+    Server,
+    detach,
+    end_with_responses,
+    hand_over_with_responses,
+    keep_connections,
+    state_of,
+    unread,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -245,5 +254,45 @@ def test_behind_its_next_request_a_connection_that_moved_has_the_usual_time() ->
         await asyncio.sleep(0.05)
         await it.client.write(GET)
         assert await it.reply() == (200, "")
+
+    play(scenario)
+
+
+def test_a_busy_client_s_connection_moves_between_two_requests() -> None:
+    """Its next request comes in the turn of the loop in which its answer is written, and stays in the socket."""
+
+    async def scenario(it: Connection) -> None:
+        given: list[hand_over.Connection] = []
+        hand_over_with_responses(given.append)
+        try:
+            await it.client.write(GET)
+            assert await it.reply() == (200, "")
+            assert len(given) == 1
+            await it.client.write(GET)
+            await asyncio.sleep(0.01)
+            with given[0].sock as moved:
+                assert moved.recv(65536) == GET
+            assert given[0].idle_until == pytest.approx(time.monotonic() + TORNADOS_TIME_S, abs=10)
+            assert not it.server.connections
+            assert it.server.answered == 1
+        finally:
+            keep_connections()
+
+    play(scenario)
+
+
+def test_a_connection_whose_next_request_was_read_stays() -> None:
+    async def scenario(it: Connection) -> None:
+        given: list[hand_over.Connection] = []
+        hand_over_with_responses(given.append)
+        try:
+            await it.client.write(GET + GET)
+            assert await it.reply() == (200, "")
+            assert not given
+            assert await it.reply() == (200, "")
+            assert len(given) == 1
+            given[0].sock.close()
+        finally:
+            keep_connections()
 
     play(scenario)

@@ -100,7 +100,9 @@ def test_code_that_fails_a_fifth_of_its_requests_is_given_up(
         server.configure(zd_canary_seconds=2)
         ended = control_client.reload(server)
         assert ended["result"] == "done", ended
-        assert re.fullmatch(r"0 of \d+ answers of generation 3 failed, 0 of \d+ of generation 1", ended["judgement"])
+        # Which worker takes a connection the kernel decides, and it may leave a new one few of them.
+        judged_as = r"0 of \d+ answers of generation 3 failed, 0 of \d+ of generation 1|\d+ requests?: too few to judge"
+        assert re.fullmatch(judged_as, ended["judgement"]), ended["judgement"]
         results = running.stop()
     assert results.versions() == ["one", "two", "three"]
     assert statuses(results) == {"status 500"}, "nobody has lost a request but what the bad code has answered"

@@ -135,6 +135,7 @@ class Serving(abc.ABC):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._boot: asyncio.Task[Any] | None = None
         self._offered: dict[Any, None] = {}
+        self._detached: list[HandedOver] = []
         self._offer: asyncio.Future[None] | None = None
         self._watched_queue: HandOverQueue | None = None
         self._attaching: set[asyncio.Task[None]] = set()
@@ -351,7 +352,7 @@ class Serving(abc.ABC):
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is open and no call of the application runs."""
-        return not self.connections() and not self.running() and not self._attaching
+        return not (self.connections() or self.running() or self._attaching or self._detached)
 
     def zd_tend(self, now: float) -> None:
         """End the connections whose own time is over, and offer the others to the successor."""
@@ -371,12 +372,20 @@ class Serving(abc.ABC):
     def offer(self, connection: Any) -> None:
         """Have the drain look at once whether a connection can move."""
         self._offered[connection] = None
+        self._look_for_offers()
+
+    def hand_over(self, detached: HandedOver) -> None:
+        """Have the drain give a connection that the server has let go of."""
+        self._detached.append(detached)
+        self._look_for_offers()
+
+    def _look_for_offers(self) -> None:
         if self._offer is not None and not self._offer.done():
             self._offer.set_result(None)
 
     def zd_give(self) -> list[HandedOver]:
         """Return the connections that can move now."""
-        given: list[HandedOver] = []
+        given, self._detached = self._detached[:BATCH], self._detached[BATCH:]
         while self._offered and len(given) < BATCH:
             connection, _ = self._offered.popitem()
             detached = self.detach(connection)
@@ -387,6 +396,9 @@ class Serving(abc.ABC):
     def zd_keep(self) -> None:
         """Announce the end on each connection."""
         self._offered.clear()
+        detached, self._detached = self._detached, []
+        for connection in detached:
+            self.zd_take(connection)
         self.end_responses()
 
     def zd_cut(self) -> Iterable[float]:

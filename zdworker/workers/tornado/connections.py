@@ -43,6 +43,8 @@ class Request(HTTP1Connection):
     """Whether responses end their connections, in a drain; for all of them."""
     told_to_close: ClassVar[int] = 0
     """How many have done so."""
+    hand_over: ClassVar[Callable[[Connection], None]]
+    """What is called with a connection whose response is written, once :func:`hand_over_with_responses` was."""
 
     zd_ends = False
     """The client has asked for the end of the connection behind this request."""
@@ -79,6 +81,19 @@ class Request(HTTP1Connection):
                 return
         HTTP1Connection._finish_request(self, future)  # noqa: SLF001  # the base's
 
+    def zd_finish_and_let_go(self, future: Any) -> None:
+        """Let go of the connection when the response is written, in a drain that hands connections over.
+
+        Later would be too late for a client that never rests: Tornado watches the socket between two requests, too, so
+        the next turn of the loop reads the next one.
+        """
+        waits = self._read_finished and not self._disconnect_on_finish and not self.is_client
+        params: Any = self.params
+        _finish_request(self, future)
+        detached = _let_go(self.stream, time.monotonic() + params.header_timeout) if waits else None
+        if detached is not None:
+            Request.hand_over(detached)
+
     def _read_on(self) -> None:
         """Have the rest of the request read and dropped before the connection ends or is used again."""
         if self._request_start_line is not None and self._request_headers is not None:
@@ -104,6 +119,7 @@ _background: set[asyncio.Future[None]] = set()
 """Tasks that nothing awaits; the event loop itself keeps only weak references to them."""
 
 http1connection.HTTP1Connection = Request  # type: ignore[misc]
+_finish_request = Request._finish_request  # noqa: SLF001
 
 
 class Server(HTTPServer):
@@ -113,8 +129,6 @@ class Server(HTTPServer):
     """Requests answered since boot."""
     draining = False
     """Whether accepting has stopped."""
-    on_answer: Callable[[Any], None] | None = None
-    """Called with a connection whose response is complete, in a drain that hands connections over."""
 
     @property
     def connections(self) -> set[Any]:
@@ -143,8 +157,6 @@ class Server(HTTPServer):
             server_conn.zd_used = True
             if self.draining:
                 server_conn.zd_since = time.monotonic()
-                if self.on_answer is not None:
-                    self.on_answer(server_conn)
             if last.zd_ends:
                 server_conn.stream.close()
         return HTTPServer.start_request(self, server_conn, request_conn)
@@ -164,6 +176,17 @@ def end_with_responses() -> None:
     Request.write_headers = Request.zd_write_last_headers  # type: ignore[assignment, method-assign]
 
 
+def hand_over_with_responses(hand_over: Callable[[Connection], None]) -> None:
+    """Have ``hand_over`` called with each connection of this process whose response is written, if that can move."""
+    Request.hand_over = staticmethod(hand_over)
+    Request._finish_request = Request.zd_finish_and_let_go  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def keep_connections() -> None:
+    """Take :func:`hand_over_with_responses` back."""
+    Request._finish_request = _finish_request  # type: ignore[method-assign]  # noqa: SLF001
+
+
 def state_of(server_conn: Any) -> ConnectionState:
     """Return what a connection, a member of ``Server.connections``, is in the middle of."""
     request = getattr(server_conn, "zd_request", None)
@@ -175,21 +198,25 @@ def state_of(server_conn: Any) -> ConnectionState:
 
 
 def detach(server_conn: Any) -> Connection | None:
-    """Let go of a connection, if it is between two requests and its last response is written out.
+    """Let go of a connection, if it is between two requests and its last response is written out."""
+    if server_conn.stream.closed() or state_of(server_conn) not in (ConnectionState.IDLE, ConnectionState.UNUSED):
+        return None
+    return _let_go(server_conn.stream, getattr(server_conn, "zd_waits_until", None))
+
+
+def _let_go(stream: Any, idle_until: float | None) -> Connection | None:
+    """Let go of a connection of whose next request nothing was read, if its last response is written out.
 
     Tornado takes the end of its own descriptor for the client's.
     """
-    stream = server_conn.stream
-    if not can_move(server_conn) or stream.closed() or stream.writing():
-        return None
-    if state_of(server_conn) not in (ConnectionState.IDLE, ConnectionState.UNUSED):
+    if isinstance(stream, SSLIOStream) or stream.closed() or stream.writing() or _buffered(stream):
         return None
     try:
         sock = stream.socket.dup()
     except OSError:
         return None
     stream.close()
-    return Connection(sock, getattr(server_conn, "zd_waits_until", None))
+    return Connection(sock, idle_until)
 
 
 def can_move(server_conn: Any) -> bool:

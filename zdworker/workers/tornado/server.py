@@ -43,7 +43,17 @@ from zdworker.workers.closing import ConnectionState
 from zdworker.workers.drain import InFlight
 from zdworker.workers.event_loop.serving import CUT_S, HEARTBEAT_INTERVAL_S, ServedWorker, Serving, run_to_end
 from zdworker.workers.health import HealthWorker, is_health_path, tornado_with_health
-from zdworker.workers.tornado.connections import Request, Server, can_move, detach, end_with_responses, state_of, unread
+from zdworker.workers.tornado.connections import (
+    Request,
+    Server,
+    can_move,
+    detach,
+    end_with_responses,
+    hand_over_with_responses,
+    keep_connections,
+    state_of,
+    unread,
+)
 
 gtornado.TornadoWorker.setup()  # adds Gunicorn to the header ``Server``; called here so that it happens once
 
@@ -174,6 +184,7 @@ class TornadoServing(Serving):
     def end_responses(self) -> None:
         """Have Tornado's connections do that, too."""
         super().end_responses()
+        keep_connections()
         end_with_responses()
 
     def zd_stop_accepting(self) -> Iterable[float]:
@@ -192,7 +203,7 @@ class TornadoServing(Serving):
             self.end_responses()
         else:
             self.draining = True
-            self.server.on_answer = self.offer
+            hand_over_with_responses(self.hand_over)
             for connection in list(self.connections()):
                 self.offer(connection)
         open_now = list(self.websockets)
