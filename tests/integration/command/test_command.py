@@ -299,7 +299,14 @@ def test_the_command_finds_no_master(command: Command, words: tuple[str, ...]) -
 
 @pytest.mark.parametrize(
     "words",
-    [("relaod",), ("reload", "--timeout", "soon"), ("reload", "--pid", "x"), ("status", "now")],
+    [
+        ("relaod",),
+        ("reload", "--timeout", "soon"),
+        ("reload", "--pid", "x"),
+        ("reload", "--upgrade", "--no-wait"),
+        ("reload", "--upgrade", "--hold"),
+        ("status", "now"),
+    ],
     ids=" ".join,
 )
 def test_a_misused_command_prints_its_usage(command: Command, words: tuple[str, ...]) -> None:
