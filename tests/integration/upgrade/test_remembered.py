@@ -74,6 +74,24 @@ def test_new_code_is_judged_after_an_upgrade(start: Start, site: Site) -> None:
     assert "given up" in ended.error
 
 
+def test_the_hooks_of_the_judgement_are_called_in_the_next_program(start: Start, site: Site) -> None:
+    extra = """
+def zd_canary_ready(server, worker):
+    open("canary", "w").write(str(worker.pid))
+def zd_judge(server, report):
+    return "orders are down" if report["canary"] and report["answers"] > 5 else None
+"""
+    server = start(extra=extra, zd_count_answers=True, zd_canary_seconds=60.0)
+    before = server.workers()
+    assert control_client.upgrade(server).result == "done"
+    site.deploy("two")
+    with Load(server.address, "new", clients=4, pause=0.02) as running:
+        ended = control_client.order_and_wait(server, "reload")
+        assert running.stop().failures == []
+    assert (ended.result, ended.error) == ("failed", "given up: zd_judge: orders are down")
+    assert int((site.directory / "canary").read_text()) not in before
+
+
 def test_a_held_reload_comes_first_and_its_canary_goes_along(start: Start, site: Site) -> None:
     server = start()
     site.deploy("two")
