@@ -189,6 +189,10 @@ STORIES = {
     "verified": lambda: steady(3, surge=2).reload().boot(),
     "loading while rolling": lambda: steady(2).reload().born(),
     "failed": lambda: steady(2).reload().fail(),
+    "canary": lambda: steady(2, canary=20.0).reload().boot(),
+    "held": lambda: steady(2).reload(hold=600.0).boot(),
+    "resumed": lambda: steady(2).reload(hold=600.0).boot().resume(),
+    "given up": lambda: steady(2, canary=20.0).reload().boot().judge(),
     "stopping": lambda: steady(2).reload().stop(),
 }
 
