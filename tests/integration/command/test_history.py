@@ -118,7 +118,7 @@ def test_a_rollback_is_one(server: Server, site: Site, runtime: Path) -> None:
     wait_for(lambda: entries(server, runtime)[-1]["generation"] == 4, 30, "the reload is under way")
     command(server, runtime, "rollback")
     reload, rollback = entries(server, runtime)[-2:]
-    assert (reload["kind"], reload["result"], reload["generation"]) == ("reload", "failed", 4)
+    assert (reload["kind"], reload["result"], reload["generation"]) == ("reload", "rolled_back", 4)
     assert (rollback["kind"], rollback["result"], rollback["generation"]) == ("rollback", "done", 2)
     assert [who["uid"] for who in rollback["by"]] == [os.geteuid()]
 
