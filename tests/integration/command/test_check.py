@@ -381,7 +381,7 @@ def test_a_boot_that_hangs_is_told_with_its_stack(check: Check, site: Site, prel
     began = time.monotonic()
     error = check.error("-k", DEFAULT_CLASS, "app:app", ZD_PRELOAD=preload, ZD_BOOT_TIMEOUT=BOOT_S)
     assert time.monotonic() - began < HANG_LIMIT_S
-    assert error["text"].endswith("within 8 s (zd_boot_timeout)")
+    assert "within 8 s (zd_boot_timeout)" in error["text"]
     assert "in waits_for_ever" in error["details"] or "in blocks_in_startup" in error["details"]
 
 
@@ -398,7 +398,7 @@ def test_an_application_that_does_not_start(check: Check, site: Site, kind: Any)
 
 def test_a_warm_up_that_fails(check: Check) -> None:
     error = check.error("-k", DEFAULT_CLASS, "app:app", ZD_WARMUP="/no-such-path")
-    assert "warm-up failed: WarmupFailed: /no-such-path was answered with status 404" in error["text"]
+    assert "warm-up failed: /no-such-path was answered with status 404" in error["text"]
 
 
 def test_what_the_import_leaves_open_is_a_warning_with_preload(check: Check, site: Site) -> None:

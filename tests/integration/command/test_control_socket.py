@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import descriptors, wait_for
@@ -73,15 +74,21 @@ def path(site: Site) -> Path:
     return site.directory / "control.sock"
 
 
+def steady(server: Server) -> Server:
+    """Return a server when its start is done, which is a moment after all workers accept."""
+    wait_for(lambda: control_client.status(server)["state"] == "steady", BOOT_TIMEOUT_S, "the start is done")
+    return server
+
+
 @pytest.fixture
 def server(start: Start, path: Path) -> Server:
-    return start(preload_app=True, zd_control_socket=str(path))
+    return steady(start(preload_app=True, zd_control_socket=str(path)))
 
 
 @pytest.fixture
 def keeping(start: Start, path: Path) -> Server:
     """A server that keeps the generation before."""
-    return start(preload_app=True, zd_control_socket=str(path), zd_rollback_window=60)
+    return steady(start(preload_app=True, zd_control_socket=str(path), zd_rollback_window=60))
 
 
 @pytest.fixture
@@ -105,6 +112,7 @@ def test_status_shows_every_process(server: Server, operator: Operator) -> None:
         "label",
         "target_generation",
         "workers_wanted",
+        "canary",
         "retries",
         "workers",
         "fork_servers",
