@@ -74,6 +74,11 @@ def last_reload(server: Server) -> dict[str, Any]:
     return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
 
 
+def worker_states(server: Server) -> list[str]:
+    """Return the states of the workers as the master has them."""
+    return [worker["state"] for worker in client.status(finder.find(pid=server.master).path)["workers"]]
+
+
 def reload(server: Server) -> dict[str, Any]:
     """Order a reload and return how it ended."""
     before = last_reload(server).get("generation")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load, request
+from tests.harness.control_client import worker_states
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
@@ -182,6 +183,7 @@ def dead(pid: int) -> bool:
 def test_the_master_is_not_hurt_by_a_storm_of_kills(start: Start, site: Site, preload: bool) -> None:
     """Workers are killed as soon as they can be seen: before, in and after the protocol of their boot."""
     server = start(workers=1, preload_app=preload)
+    wait_for(lambda: worker_states(server) == ["ready"], 40, "the master knows that the first one has got ready")
     for _ in range(5):
         pid = wait_for(server.workers, 40, "a worker is there")[-1]
         os.kill(pid, signal.SIGKILL)

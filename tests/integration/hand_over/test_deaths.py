@@ -8,10 +8,9 @@ import signal
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
+from tests.harness.control_client import worker_states
 from tests.harness.processes import descriptors, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
-from zdworker.command import client as master
-from zdworker.command import finder
 
 KEEPALIVE_S = 300
 IDLE = 150
@@ -36,17 +35,12 @@ def connections_in_the_queue(start: Start) -> tuple[Server, list[Client], int]:
     os.kill(old, signal.SIGSTOP)  # it leaves when the new one is stopped
     server.site.deploy("two")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: "draining" in states(server), BOOT_TIMEOUT_S, "the master has told the old worker to leave")
+    wait_for(lambda: "draining" in worker_states(server), BOOT_TIMEOUT_S, "the master has told the old worker to leave")
     (new,) = set(server.workers()) - {old}
     os.kill(new, signal.SIGSTOP)
     os.kill(old, signal.SIGCONT)
     wait_for(lambda: old not in server.workers(), 20, "the old worker has given its connections, and ended")
     return server, clients, new
-
-
-def states(server: Server) -> list[str]:
-    """Return the states of the workers as the master has them."""
-    return [worker["state"] for worker in master.status(finder.find(pid=server.master).path)["workers"]]
 
 
 def assert_answered(clients: list[Client], version: str) -> None:

@@ -41,6 +41,7 @@ def test_a_reload_has_two_lines_for_each_worker(start_class: Start, site: Site, 
     assert typed(server, "reload").code == 0
     new = server.wait_full()
     wait_for(lambda: server.log.count(" has left, after ") == 2, 10, "the master has said of both that they have left")
+    wait_for(lambda: ": all workers are new, " in server.log, 10, "the log is written")
     log = server.log[before:]
     for pid in new:
         booting, ready = about(log, pid)
@@ -128,6 +129,7 @@ def test_a_rollback_is_told_as_one(kept: Server, site: Site) -> None:
     assert typed(kept, "reload").code == 0
     screen = typed(kept, "rollback")
     assert screen.lines[-1].startswith("rollback done: generation 1 serves, after ")
+    wait_for(lambda: "serves again" in kept.log, 10, "the log is written")
     said = [text for _pid, _level, text in lines(kept.log) if text.startswith(("Reload", "Rollback"))]
     assert said[2] == "Rollback: to generation 1"
     assert re.fullmatch(r"Rollback: generation 1( \(.*\))? serves again, \d+\.\d s", said[3])
@@ -164,5 +166,5 @@ def test_a_reload_that_a_rollback_undoes_has_not_failed(kept: Server, site: Site
     assert typed(kept, "status", "--check").code == 0, "nothing is wrong"
     assert "last reload: rolled back, generation 2" in typed(kept, "status").text
     assert counted(kept) == {"rolled_back": 1}
-    assert any(text.startswith("Rollback: the reload to generation 2 is undone") for _p, _l, text in lines(kept.log))
+    wait_for(lambda: "Rollback: the reload to generation 2 is undone" in kept.log, 10, "it is told")
     assert loud(kept.log) == []
