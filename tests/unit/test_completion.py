@@ -73,3 +73,12 @@ def test_masters_have_little_time_to_answer(monkeypatch: pytest.MonkeyPatch, mas
 
     monkeypatch.setattr(finder, "running", running)
     assert completed("status", "--pid", "4711")
+
+
+def test_the_worker_classes_behind_gunicorns_option() -> None:
+    assert completed("check", "-c", "conf.py", "-k", "zdworker.T") == [
+        ("plain", "zdworker.ThreadWorker", None),
+        ("plain", "zdworker.TornadoWorker", None),
+    ]
+    assert len(completed("check", "--worker-class", "")) == 7
+    assert completed("check", "-k", "zdworker.UvicornWorker", "ap") == [("file", "ap", None)]

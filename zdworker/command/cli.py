@@ -32,7 +32,7 @@ from rich.table import Table
 
 from zdworker import texts
 from zdworker.command import check, client, finder, history, output, probing
-from zdworker.command.completion import files, pids, sockets
+from zdworker.command.completion import files, gunicorns, pids, sockets
 from zdworker.errors import ContradictoryNames, MessageError, NoInstance, OrderRefused, SeveralInstances
 from zdworker.ipc import messages
 
@@ -292,7 +292,7 @@ def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--unit", default="", metavar="U", help="The systemd unit of the site, or its file, to look at as well.")
 @click.option("--launcher", is_flag=True, help="ARGUMENTS start a program that starts Gunicorn: serve.py, or -m site.")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, shell_complete=gunicorns)
 def check_site(as_json: bool, unit: str, launcher: bool, arguments: tuple[str, ...]) -> None:
     """Try, beside a running site, whether a site would start with gunicorn's own ARGUMENTS and GUNICORN_CMD_ARGS."""
     words = list(arguments) if launcher else [*check.gunicorn(), *arguments]

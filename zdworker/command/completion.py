@@ -1,4 +1,4 @@
-"""What a shell completes the values of options with: the masters that run, and files.
+"""What a shell completes the values of options with: the masters that run, the worker classes, and files.
 
 Rules: a TAB orders nothing, prints no error and does not wait for longer than :data:`SEARCH_S` seconds.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import click
 from click.shell_completion import CompletionItem
 
+import zdworker
 from zdworker import texts
 from zdworker.command import finder
 from zdworker.errors import NoInstance
@@ -32,6 +33,15 @@ def sockets(_context: click.Context, _parameter: click.Parameter, begun: str) ->
 def files(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
     """Have the shell complete a path."""
     return [CompletionItem(begun, type="file")]
+
+
+def gunicorns(context: click.Context, parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """Return what may follow in Gunicorn's own arguments: behind ``-k`` the worker classes, else files."""
+    words = context.params.get(parameter.name or "") or ("",)
+    if words[-1] not in ("-k", "--worker-class"):
+        return files(context, parameter, begun)
+    classes = (f"zdworker.{name}" for name in zdworker.__all__ if name.endswith("Worker"))
+    return [CompletionItem(name) for name in classes if name.startswith(begun)]
 
 
 def _masters(begun: str, name: Callable[[finder.Master], str]) -> list[CompletionItem]:
