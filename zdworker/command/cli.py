@@ -542,8 +542,7 @@ def _table(status: dict[str, Any]) -> Table:
             str(worker["requests"]),
         )
     for slot in status.get("retries", ()):
-        failed = f"failed {slot['failures']}×, next try in {slot['next_try_in_s']:.0f} s"
-        table.add_row(str(slot["slot"]), "-", "-", f"[red]{failed}[/]", "-", "-", "-", "-")
+        table.add_row(str(slot["slot"]), "-", "-", "[red]waiting[/]", "-", "-", "-", "-")
     return table
 
 
@@ -559,6 +558,9 @@ def _caption(status: dict[str, Any]) -> str:
     lines = [_in_table(finder.site(status)), counts, *_versions(status)]
     if status.get("reason"):
         lines.append(f"{status['state']}: {_in_table(status['reason'])}")
+    for slot in status.get("retries", ()):  # not in a cell, where 80 columns would break it over several rows
+        times = texts.counted(slot["failures"], "time")
+        lines.append(f"slot {slot['slot']} has failed {times}, next try in {slot['next_try_in_s']:.0f} s")
     lines += [_figures(known) for known in status.get("generations", ()) if known.get("answers")]
     canary = status.get("canary")
     if canary is not None:

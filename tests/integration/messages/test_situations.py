@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,8 +13,9 @@ import pytest
 
 from tests.harness import documents
 from tests.harness.application_site import Site
+from tests.harness.clients import Client
 from tests.harness.processes import wait_for
-from tests.harness.screens import begin, end, environment, typed
+from tests.harness.screens import Screen, begin, end, environment, typed
 from tests.harness.server import Server, Start
 
 DONE, FAILED, MISUSE, NO_INSTANCE = range(4)
@@ -99,6 +102,45 @@ def test_an_import_that_hangs(start: Start, site: Site, mode: dict[str, object],
     assert "mend that, and reload again" in screen.text
     assert screen.lines[-1] == "generation 2 serves on"
     assert "zd_boot_timeout" in typed(server, "status").text
+
+
+# -- what is wrong, and what it has cost ------------------------------------------------------------------------------
+
+
+def test_a_slot_that_waits_for_its_next_attempt(start: Start, site: Site) -> None:
+    """Code that was broken on disk without a reload, which a crash brings up."""
+    server = start(workers=2, zd_preload="never", environment=environment(site.directory))
+    unique = site.break_("raise")
+    os.kill(server.workers()[0], signal.SIGKILL)
+    waits = re.compile(r"^slot 0 has failed [1-9]\d* times?, next try in \d+ s", re.MULTILINE)
+
+    def waiting() -> Screen | None:
+        seen = typed(server, "status")
+        return seen if waits.search(seen.text) else None
+
+    screen = wait_for(waiting, 60, "a status in which a slot waits")
+    assert screen is not None
+    assert screen.lines[0].startswith(f"master {server.master}: degraded, generation 1")
+    assert f"degraded: a worker failed to boot: RuntimeError: broken {unique}" in " ".join(screen.text.split())
+    checked = typed(server, "status", "--check")
+    assert checked.code == FAILED
+    assert "degraded" in checked.text
+    site.deploy("two")
+    assert typed(server, "reload").code == DONE
+    assert typed(server, "status", "--check").code == DONE
+
+
+def test_a_request_that_was_cut(start: Start, site: Site) -> None:
+    server = start(workers=1, preload_app=True, graceful_timeout=1, environment=environment(site.directory))
+    with Client(server.address) as client:
+        client.send(b"GET /sleep?seconds=60 HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: site.marks("request"), 10, "the request has begun")
+        site.deploy("two")
+        screen = typed(server, "reload")
+    assert screen.code == DONE
+    assert screen.lines[-1].startswith("reload done: generation 2 serves")
+    assert "1 request cut at graceful_timeout" in screen.text, screen
+    assert re.search(r"waiting for worker \d+ \(slot 0\): 1 request, at most \d+ s more", screen.text), screen
 
 
 # -- reloads that meet -----------------------------------------------------------------------------------------------
