@@ -32,11 +32,25 @@ def status(server: Server) -> dict[str, Any]:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
         control.settimeout(ANSWER_TIMEOUT_S)
-        control.connect(control_socket(server))
+        _connect(control, control_socket(server))
         control.sendall(b'{"type": "order", "command": "status"}\n')
         found = json.loads(control.makefile().readline())["status"]
     assert isinstance(found, dict)
     return found
+
+
+def _connect(control: socket.socket, path: str) -> None:
+    """Connect when the master's queue has room: with a timeout, a full one is an error at once (connect(2), EAGAIN)."""
+    end = time.monotonic() + ANSWER_TIMEOUT_S
+    while True:
+        try:
+            control.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def ready(server: Server, generation: int) -> int:

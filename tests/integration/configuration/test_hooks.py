@@ -249,6 +249,7 @@ def test_zd_hooks_are_called(start: Start, site: Site, preload: bool) -> None:
         *cost,
         "label",
         "rollback",
+        "judgement",
     ]
     assert failed["result"] == "failed"
     assert unique in failed["traceback"]

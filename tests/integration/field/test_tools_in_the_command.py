@@ -179,7 +179,7 @@ def test_a_tool_that_cannot_run_twice_is_named(make_server: Start, site: Site) -
     server = make_server(command=(sys.executable, "-m", "tool", "-m", "gunicorn")).launch()
     assert server.wait_exit(30) == 1
     assert "tool is a part of the command, which was run once more to load generation 1" in server.log
-    assert "exit profile.bin exists" in server.log
+    assert f"(exit 1, at {site.directory}/tool.py, line 8): profile.bin exists" in server.log
 
 
 def test_a_tool_that_runs_once_in_each_process(make_server: Start, site: Site) -> None:

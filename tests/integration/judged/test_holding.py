@@ -93,7 +93,7 @@ def test_rollback_ends_a_hold(start: Start, site: Site) -> None:
     ended = command(server, "rollback")
     assert ended.returncode == 0, ended.stderr
     wait_for(lambda: server.workers() == before, 20, "the old workers alone are left")
-    assert control_client.last_reload(server)["result"] == "failed"
+    assert control_client.last_reload(server)["result"] == "rolled_back"
 
 
 def test_a_hold_ends_by_itself(start: Start, site: Site) -> None:

@@ -188,7 +188,7 @@ def test_code_that_fails_later_is_given_up_later(start: Start, site: Site, prelo
     settings = judged(UVICORN, zd_canary_seconds=1, zd_min_ready_seconds=4, preload_app=preload)
     server = start(**settings)
     with load(server) as running:
-        site.deploy("two", extra=failing("asgi", "time.monotonic() > begun + 3 and number % 2"))
+        site.deploy("two", extra=failing("asgi", "time.monotonic() > begun + 6 and number % 2"))
         ended = control_client.reload(server)
         assert ended["result"] == "failed"
         assert re.match(GIVEN_UP, ended["error"]), ended["error"]

@@ -30,7 +30,9 @@ def started(make_server: Start, site: Site, preload: bool, **settings: object) -
 
 
 def error_log(server: Server) -> str:
-    return (server.site.directory / "error.log").read_text()
+    """Return the error log: a file of its own, or standard error."""
+    log = server.site.directory / "error.log"
+    return log.read_text() if log.exists() else server.log
 
 
 def failed(server: Server) -> Screen:

@@ -79,9 +79,10 @@ def check(server: Server, file: str, function: str) -> None:
     assert lines[0] == "Stack (most recent call first):"
     assert lines[1] in {f"{frame}{number} in {function}", f"{frame}{number - 1} in {function}"}
     assert lines[-1] == "generation 1 serves on"
+    assert lines[-2].startswith("mend that, and reload again")
     reason = f"not loaded within {BOOT_TIMEOUT_S} s (zd_boot_timeout): it hangs at {path}, line "
-    assert lines[-2].startswith(f"reload failed: {reason}")
-    assert lines[-2].endswith(f", in {function}")
+    assert lines[-3].startswith(f"reload failed: {reason}")
+    assert lines[-3].endswith(f", in {function}")
     assert lines[1] in server.log.splitlines(), "as a line of the process, without a prefix"
     assert server.get()["version"] == "one"
 
