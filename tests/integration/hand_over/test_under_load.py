@@ -54,7 +54,7 @@ def test_a_thousand_connections_notice_nothing(start_class: Start, worker: Worke
 @for_each(KEEPING)
 def test_each_body_is_answered_through_reloads(start_class: Start, worker: WorkerClass, full: bool) -> None:
     server = start_class(worker, workers=2, keepalive=KEEPALIVE_S, preload_app=True)
-    requests = 100_000 if full else 10_000
+    requests = 100_000 if full else 4_000
     with Crowd(server.address, clients=50, least_s=0.0, most_s=0.01, bytes=2000, requests=requests) as crowd:
         reloads = 0
         while not crowd.is_over():
