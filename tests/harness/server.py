@@ -224,6 +224,11 @@ class Server:
     def zombies(self) -> list[int]:
         return [child.pid for child in processes.children(self.master) if not child.alive]
 
+    def descriptors(self) -> dict[int, str]:
+        """Return what the master has open, but for its history's file, which a thread has open for a moment."""
+        found = processes.descriptors(self.master)
+        return {number: target for number, target in found.items() if "/history-" not in target}
+
     def listeners(self) -> set[int]:
         """Return the inodes of the master's listening sockets; with ``reuse_port`` each worker has its own."""
         holders = self.workers() if self.settings.get("reuse_port") else [self.master]

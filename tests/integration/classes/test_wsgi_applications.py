@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 from tests.harness.worker_classes import GEVENT, THREAD, WSGI, WorkerClass, for_each
 
 WSGI_CLASSES = (THREAD, GEVENT, WSGI)
@@ -109,6 +109,7 @@ def test_work_behind_the_answer_is_finished(start_class: Start, site: Site, work
 def test_wsgi_classes_warm_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """Each worker answers the paths itself before it accepts; a later generation that cannot is given up."""
     server = start_class(worker, workers=1, zd_hand_over=False, zd_warmup=["/warm?a=1", "https://example.org/warm"])
+    wait_for(lambda: len(site.marks("warm")) == 2, BOOT_TIMEOUT_S, "both paths are answered")
     plain, url = site.marks("warm")
     assert plain["pid"] == url["pid"] == server.workers()[0]
     assert plain["query"] == {"a": "1"}

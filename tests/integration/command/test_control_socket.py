@@ -18,7 +18,7 @@ import pytest
 from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
-from tests.harness.processes import descriptors, wait_for
+from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.ipc.control_directory import directory_of
 
@@ -246,7 +246,7 @@ def test_unknown_orders_name_the_known_ones(operator: Operator) -> None:
 
 
 def test_a_crowd_an_endless_line_and_half_an_order_hurt_nobody(server: Server, path: Path) -> None:
-    before = len(descriptors(server.master))
+    before = len(server.descriptors())
     with contextlib.ExitStack() as stack, Load(server.address, "new", clients=2) as load:
         crowd: list[socket.socket] = []
         for _ in range(1000):
@@ -258,7 +258,7 @@ def test_a_crowd_an_endless_line_and_half_an_order_hurt_nobody(server: Server, p
                     client.send(b'{"type": "order", ')
             crowd.append(client)
         server.reload("two")
-        assert len(descriptors(server.master)) <= before + 70
+        assert len(server.descriptors()) <= before + 70
         assert load.stop().failures == []
     wait_for(lambda: _answered(path), 15, "an order is taken again")
 

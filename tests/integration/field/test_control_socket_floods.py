@@ -14,7 +14,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.heartbeats import STATUS, Heartbeats, processor_time_s, status
-from tests.harness.processes import descriptors, lowest_free_descriptor, memory, wait_for
+from tests.harness.processes import lowest_free_descriptor, memory, wait_for
 from tests.harness.server import Server, Start
 
 LOOP_TURN_S = 0.1
@@ -110,10 +110,10 @@ def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None
 
 
 def test_clients_that_come_and_go_leave_nothing(server: Server, path: Path) -> None:
-    held, took = len(descriptors(server.master)), memory(server.master)
+    held, took = len(server.descriptors()), memory(server.master)
     for _ in range(5000):
         connected(path).close()
-    wait_for(lambda: len(descriptors(server.master)) <= held, 15, "all of them are gone")
+    wait_for(lambda: len(server.descriptors()) <= held, 15, "all of them are gone")
     assert memory(server.master) < took + (4 << 20)
     assert status(path)["state"] == "steady"
 

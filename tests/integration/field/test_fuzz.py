@@ -163,7 +163,7 @@ def test_hostile_workers_of_a_real_master(start: Start, site: Site, full: bool) 
     extra = hostile_worker.HOOK
     server = start(workers=workers, extra=extra, preload_app=True, zd_control_socket=str(path), **privileges)
     chance = random.Random(12)
-    held, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
+    held, memory = len(server.descriptors()), processes.memory(server.master)
     with Heartbeats(server.master, path) as heartbeats, Load(server.address, "new", clients=1) as load:
         for number in range(rounds):
             for pid in server.workers():
@@ -185,7 +185,7 @@ def test_orders(start: Start, site: Site, number: int) -> None:
     path = site.directory / "control.sock"
     server = start(workers=1, zd_control_socket=str(path))
     chance, sent = random.Random(12), 0
-    held, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
+    held, memory = len(server.descriptors()), processes.memory(server.master)
     lines = mutations.messages(chance, [Order, *MESSAGE_TYPES.values()], 0.5)
     clients: list[socket.socket] = []
     with contextlib.ExitStack() as stack, Heartbeats(server.master, path) as heartbeats:
@@ -223,7 +223,7 @@ def healthy(server: Server, path: Path, held: int, memory: int) -> None:
     server.site.deploy("after")
     server.reload("after")
     processes.wait_for(lambda: status(path)["state"] == "steady", 20, "the fleet is steady")
-    processes.wait_for(lambda: len(processes.descriptors(server.master)) <= held + 1, 20, "nothing is left open")
+    processes.wait_for(lambda: len(server.descriptors()) <= held + 1, 20, "nothing is left open")
     assert processes.memory(server.master) < memory + (16 << 20)
     assert server.log_file.stat().st_size < 10 << 20
     assert resource.prlimit(server.master, resource.RLIMIT_NOFILE)

@@ -51,7 +51,7 @@ class Size:
 
 def size(server: Server) -> Size:
     master = server.master
-    return Size(len(processes.descriptors(master)), len(processes.children(master)), processes.threads(master))
+    return Size(len(server.descriptors()), len(processes.children(master)), processes.threads(master))
 
 
 def memory(server: Server) -> int:

@@ -13,7 +13,7 @@ import pytest
 from tests.harness import hostile_worker, processes
 from tests.harness.clients import Load
 from tests.harness.heartbeats import Heartbeats, status
-from tests.harness.processes import descriptors, wait_for
+from tests.harness.processes import wait_for
 from tests.harness.server import Server, Start
 
 LOOP_TURN_S = 0.1
@@ -93,11 +93,11 @@ def test_a_flood_of_reports(server: Server, path: Path, lines: str) -> None:
 
 def test_descriptors_come_along(server: Server, path: Path) -> None:
     """The hostile worker serves until its replacement is ready, and only it is replaced."""
-    before, held = server.workers(), len(descriptors(server.master))
+    before, held = server.workers(), len(server.descriptors())
     most = held
     hostile_worker.attack(server, before[0], DESCRIPTORS)
     while not any(event["pid"] == before[0] for event in server.site.events("attacked")):
-        most = max(most, len(descriptors(server.master)))
+        most = max(most, len(server.descriptors()))
         status(path)
     assert most <= held + 2, "the status order has a descriptor, and so does an accepted client"
     with Load(server.address, "new", clients=2) as load:

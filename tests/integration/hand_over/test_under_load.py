@@ -76,7 +76,7 @@ def test_hand_over_after_hand_over_leaks_no_descriptor(start_class: Start, full:
         assert not client.ask("POST", "/echo", b"first").last
 
     def counts() -> list[int]:
-        return [len(descriptors(server.master)), *sorted(len(descriptors(pid)) for pid in server.workers())]
+        return [len(server.descriptors()), *sorted(len(descriptors(pid)) for pid in server.workers())]
 
     server.reload("two")
     first = counts()

@@ -56,10 +56,10 @@ def test_each_line_is_written_once_through_reloads(server: Server, error_log: Pa
 def test_descriptors_do_not_grow_with_reloads(server: Server) -> None:
     server.start()
     server.reload("v0")
-    before = descriptors(server.master)
+    before = server.descriptors()
     for number in range(1, 4):
         server.reload(f"v{number}")
-    assert len(descriptors(server.master)) == len(before)
+    assert len(server.descriptors()) == len(before)
 
 
 def test_new_files_and_levels_come_with_a_reload(server: Server, site: Site, error_log: Path) -> None:

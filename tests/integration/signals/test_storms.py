@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.harness import processes
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.fleet_watcher import FleetWatcher
@@ -19,7 +18,7 @@ from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 def kinds(server: Server) -> Counter[str]:
     """Return how many descriptors of each kind the master holds, by what they are, not which."""
-    targets = processes.descriptors(server.master).values()
+    targets = server.descriptors().values()
     return Counter("heartbeat" if "/wgunicorn-" in target else target.partition(":[")[0] for target in targets)
 
 

@@ -80,12 +80,12 @@ def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: boo
         connect("ws://%s:%s/websocket" % server.address, proxy=None) as websocket,
     ):
         assert control_client.upgrade(server).result == "done"
-        descriptors, memory = len(processes.descriptors(server.master)), processes.memory(server.master)
+        descriptors, memory = len(server.descriptors()), processes.memory(server.master)
         for number in range(19 if full else 3):
             assert control_client.upgrade(server).result == "done"
             websocket.send(f"{number}")
             assert websocket.recv(10) == f"{number}"
-        assert len(processes.descriptors(server.master)) <= descriptors
+        assert len(server.descriptors()) <= descriptors
         assert processes.memory(server.master) < memory + GROWTH_BYTES
         assert (server.workers(), started_at(server.master)) == (workers, began)
         assert idle.ask("GET", "/").status == 200
