@@ -329,6 +329,32 @@ def test_half_an_empty_line_does_not_move(play: Play, before: bytes, held: bytes
     play(scenario)
 
 
+@pytest.mark.parametrize("moves", [True, False])
+def test_the_next_request_of_a_client_that_never_rests_stays_in_the_socket(play: Play, moves: bool) -> None:
+    """From its response on, though the application is not through with it, until the connection moves or reads on."""
+
+    async def scenario(stage: Stage) -> None:
+        stage.connection.zd_offer_when_answered(lambda: None)
+        stage.after.clear()
+        await stage.feed(HEAD)
+        assert b"200 OK" in await stage.answer()
+        await stage.feed(HEAD)
+        stage.after.set()
+        await stage.turn()
+        assert stage.finished == 1
+        if moves:
+            moved = stage.connection.zd_detach()
+            assert moved is not None
+            assert moved.sock.recv(65536) == HEAD
+            moved.sock.close()
+        else:
+            stage.connection.zd_read_on()
+            await stage.turn()
+            assert b"200 OK" in stage.got()
+
+    play(scenario)
+
+
 def test_the_call_goes_on_when_the_client_has_left_as_it_was_told(play: Play) -> None:
     async def scenario(stage: Stage) -> None:
         stage.cfg.set("asgi_disconnect_grace_period", 1)

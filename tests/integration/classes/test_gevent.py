@@ -47,6 +47,23 @@ ENDPOINTS["/stubborn"] = stubborn
 
 PATCHING = "\nfrom gevent import monkey\nmonkey.patch_all()\n"
 
+MANY = 200
+"""Requests that one client sends at once."""
+
+SPINNING = """
+
+def spin(environ, start_response, query):
+    mark("spin")
+    end = time.monotonic() + 0.02
+    while time.monotonic() < end:
+        pass
+    return answer(start_response)
+
+
+ENDPOINTS["/spin"] = spin
+"""
+"""Answers without a pause in which another greenlet would have its turn."""
+
 OWN_CLASS = """
 from zdworker import GeventWorker
 
@@ -188,3 +205,14 @@ def test_without_keep_alive_a_drain_ends_silent_connections_all_the_same(start: 
         silent.wait_end()
         assert time.monotonic() - told > 4.9
     wait_for(lambda: not alive(old), 2, "nothing holds the worker")
+
+
+def test_a_client_that_never_rests_leaves_room_for_others(start: Start, site: Site) -> None:
+    """Its next request has always arrived already; another client is answered meanwhile, and does not wait for all."""
+    site.deploy("one", extra=SPINNING)
+    server = serve(start)
+    with Client(server.address) as busy:
+        busy.send(request("GET", "/spin") * MANY)
+        wait_for(lambda: site.marks("spin"), 5, "the first of them is being answered")
+        assert server.get()["version"] == "one"
+        assert len(site.marks("spin")) < MANY

@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.load_tools import ENDLESS, PART, PROMISED, number, run_through_reloads
 from tests.harness.server import Server, Start
-from tests.harness.worker_classes import ALL, ASGI, WorkerClass, for_each
+from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 KEEP = 5
 """Seconds of ``keepalive``: more than these tools, busy with a thousand connections, leave an answer unread. With less
@@ -53,14 +53,7 @@ def ab(server: Server, full: bool, *options: str) -> None:
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 @for_each(ALL)
 def test_wrk_sees_no_socket_error(start_class: Start, worker: WorkerClass, full: bool) -> None:
-    """A thousand kept connections; WSGIWorker closes each after its answer.
-
-    ASGIWorker fails on a machine that is quick enough, so CI leaves it out: its base comes to the next request some
-    turns of the loop behind the response, when a client that never rests has sent that, and the connection is never
-    found between two requests. It has to stop reading while a response is under way.
-    """
-    if worker is ASGI and not full:
-        pytest.skip("known: connections of clients that never rest are cut at graceful_timeout")
+    """A thousand kept connections; WSGIWorker closes each after its answer."""
     server = start_class(worker, keepalive=KEEP)
     url = "http://%s:%s/fixed" % server.address
     words = ["wrk", "-c", "1000", "-t", "2", "-d", str(ENDLESS), "--timeout", "20", url]

@@ -175,6 +175,12 @@ class Serving(abc.ABC):
     def when_answered(self, connection: Any, offer: Callable[[], None]) -> None:  # noqa: B027  # as above
         """Have ``offer`` called when the response under way on a connection is complete, if there is one."""
 
+    def hold(self, connection: Any) -> None:  # noqa: B027  # as above
+        """Leave the next request of a connection that can move in its socket."""
+
+    def read_on(self, connection: Any) -> None:  # noqa: B027  # as above
+        """Undo :meth:`hold`."""
+
     @abc.abstractmethod
     def detach(self, connection: Any) -> HandedOver | None:
         """Let go of a connection, and return what is handed over; None if it cannot move at this moment."""
@@ -358,16 +364,20 @@ class Serving(abc.ABC):
         """End the connections whose own time is over, and offer the others to the successor."""
         for connection in list(self.connections()):
             self.tend(connection, now)
-            if self.drain.gives:
+            if self.drain.gives and self.can_move(connection):
                 self._offered[connection] = None
 
     def announce_or_offer(self, connection: Any) -> None:
         """Offer a connection to the successor, once it can move; or announce its end, if it cannot."""
         if self.drain.gives and self.can_move(connection):
-            self.when_answered(connection, partial(self.offer, connection))
+            self.when_answered(connection, partial(self._answered, connection))
             self.offer(connection)
         else:
             self.announce(connection)
+
+    def _answered(self, connection: Any) -> None:
+        self.hold(connection)  # or a client that never rests has sent its next request before the drain looks
+        self.offer(connection)
 
     def offer(self, connection: Any) -> None:
         """Have the drain look at once whether a connection can move."""
@@ -391,6 +401,8 @@ class Serving(abc.ABC):
             detached = self.detach(connection)
             if detached is not None:
                 given.append(detached)
+            elif self.can_move(connection):
+                self.read_on(connection)
         return given
 
     def zd_keep(self) -> None:
@@ -399,6 +411,8 @@ class Serving(abc.ABC):
         detached, self._detached = self._detached, []
         for connection in detached:
             self.zd_take(connection)
+        for connection in filter(self.can_move, list(self.connections())):
+            self.read_on(connection)
         self.end_responses()
 
     def zd_cut(self) -> Iterable[float]:

@@ -60,6 +60,23 @@ def take_out(transport: Any) -> socket.socket | None:
     return socket.socket(fileno=descriptor)
 
 
+def hold(transport: Any) -> None:
+    """Leave what comes next in the kernel, from the call on in which the response was written.
+
+    Any later would be too late for a client that never rests: uvloop polls between two turns of its callbacks.
+    """
+    if not transport.is_closing():
+        with contextlib.suppress(RuntimeError):  # an older uvloop raises it when reading was paused already
+            transport.pause_reading()
+
+
+def read_on(transport: Any) -> None:
+    """Undo :func:`hold`."""
+    if not transport.is_closing():
+        with contextlib.suppress(RuntimeError):  # an older uvloop raises it when reading was not paused
+            transport.resume_reading()
+
+
 def linger(protocol: Any, transport: Any) -> None:
     """Close the writing half, and all of it once the client has closed or :data:`LINGER_S` seconds have passed.
 

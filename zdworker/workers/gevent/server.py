@@ -191,6 +191,9 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
                 self._offered.set()
         if record.cut:
             raise StopIteration  # the greenlet was killed, which Gunicorn's method ignores
+        # A client that never rests has often sent its next request by now. This greenlet would find it without a turn
+        # of the loop, and leave none to the listeners, to the other clients and to the drain.
+        gevent.sleep(0)
 
     def handle_http2(self, listener: Any, client: Any, addr: Any, *args: Any, **kwargs: Any) -> None:
         """Handle an HTTP/2 connection."""

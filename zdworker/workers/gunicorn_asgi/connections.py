@@ -23,11 +23,11 @@ from typing import Any, Protocol
 from gunicorn.asgi.protocol import ASGIProtocol
 
 from zdworker.ipc.hand_over import Connection as HandedOver
-from zdworker.workers.applications import AsgiApplication
+from zdworker.workers.applications import AsgiApplication, Event, Receive, Scope, Send
 from zdworker.workers.bounded import done_within
 from zdworker.workers.closing import LINGER_S, ConnectionState, with_close
 from zdworker.workers.drain import Drain
-from zdworker.workers.event_loop.transports import linger, take_out, unread
+from zdworker.workers.event_loop.transports import hold, linger, read_on, take_out, unread
 from zdworker.workers.gunicorn_asgi.http2 import Http2Drain
 
 CARRIAGE_RETURN = ord("\r")
@@ -151,6 +151,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """Feed what came behind a request; its connection is not idle then."""
         if not self._zd_receiving and data.strip(b"\r\n"):
             self._zd_data_at = self.req_count + 1
+            self.zd_read_on()
         return ASGIProtocol._feed_callback_parser(self, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -174,7 +175,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def use(self, application: AsgiApplication) -> None:
         """Have further requests answered by ``application``; a WebSocket has its own for good."""
         if not self._zd_upgraded:
-            self.app = application
+            self.app = application if self.zd_offer is None else self._zd_holding(application)
 
     async def _handle_websocket(self, *args: Any) -> None:
         self._zd_upgraded = True
@@ -280,7 +281,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         if keepalive and not self._zd_ends() and not self._zd_body_has_arrived():
             await self._zd_drop_body()
         if self.zd_offer is not None:
-            self.zd_offer()
+            self.worker.loop.call_soon(self.zd_offer)  # when the base is done with the request
         return keepalive
 
     async def _zd_drop_body(self) -> None:
@@ -351,6 +352,34 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
 
         self.zd_offer = offer
         self._arm_keepalive_timer = arm_and_offer  # of this object alone
+        self.use(self.app)
+
+    def _zd_holding(self, application: AsgiApplication) -> AsgiApplication:
+        """Return ``application``, behind whose responses the next request is left in the socket.
+
+        The base comes to the next request some turns of the loop behind the response. A client that never rests has
+        sent it by then, and the connection would never be found between two requests.
+        """
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            async def send_and_hold(message: Event) -> None:
+                await send(message)
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    self.zd_hold()
+
+            await application(scope, receive, send_and_hold)
+
+        return answer
+
+    def zd_hold(self) -> None:
+        """Leave the next request in the socket, unless the rest of this one's body is still to come."""
+        if self.zd_can_move() and self._zd_body_has_arrived():
+            hold(self.transport)
+
+    def zd_read_on(self) -> None:
+        """Read the next request after all, unless the base has paused reading itself."""
+        if self.zd_offer is not None and self.zd_can_move() and not getattr(self, "_reading_paused", False):
+            read_on(self.transport)
 
     def _zd_ends(self) -> bool:
         """Return whether a response is to end the connection."""

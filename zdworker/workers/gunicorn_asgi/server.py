@@ -245,6 +245,14 @@ class AsgiServer(AsgiServing):
         """Have ``offer`` called with each response from now on."""
         connection.zd_offer_when_answered(offer)
 
+    def hold(self, connection: Connection) -> None:
+        """Leave the next request in the socket."""
+        connection.zd_hold()
+
+    def read_on(self, connection: Connection) -> None:
+        """Read the next request after all."""
+        connection.zd_read_on()
+
     def detach(self, connection: Connection) -> HandedOver | None:
         """Let go of a connection that can move now."""
         return connection.zd_detach()

@@ -33,6 +33,7 @@ from zdworker.workers.asgi.drain import AsgiDrain
 from zdworker.workers.base import BOOT_FAILURE
 from zdworker.workers.event_loop.asgi_serving import AsgiServing
 from zdworker.workers.event_loop.serving import CUT_S, HEARTBEAT_INTERVAL_S, ServedWorker, Serving, run_to_end, shares
+from zdworker.workers.event_loop.transports import hold, read_on
 from zdworker.workers.health import HealthWorker, asgi_with_health
 from zdworker.workers.requirements import refuse_missing
 from zdworker.workers.uvicorn.connections import (
@@ -252,6 +253,15 @@ class DrainingServer(AsgiServing, Server):
     def when_answered(self, connection: Any, offer: Callable[[], None]) -> None:
         """Have ``offer`` called when the response under way is complete."""
         when_answered(connection, offer)
+
+    def hold(self, connection: Any) -> None:
+        """Leave the next request in the socket."""
+        hold(connection.transport)
+
+    def read_on(self, connection: Any) -> None:
+        """Read the next request after all, unless uvicorn itself has paused reading."""
+        if not connection.flow.read_paused:
+            read_on(connection.transport)
 
     def detach(self, connection: Any) -> HandedOver | None:
         """Let go of a connection that can move now."""
