@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.http.errors import InvalidChunkSize
 
 from zdworker.ipc.messages import FAILURE_TEXT_MAX, LATENCY_BOUNDS_S, WORKER_REPORT_BYTES, Answers, encode
 from zdworker.settings import Settings
@@ -175,6 +176,7 @@ def response(status: int | None, sent: bool = True) -> Any:
         (response(200), ValueError("in the middle"), (1, 0, 0)),
         (response(None, sent=False), ConnectionRefusedError("its database"), (1, 0, 1)),
         (response(200, sent=False), BrokenPipeError("the client"), (0, 0, 0)),
+        (response(None, sent=False), InvalidChunkSize(b"the client"), (0, 0, 0)),
         (response(None, sent=False), SystemExit(1), (0, 0, 0)),
         (None, ValueError("in a hook of the user"), (0, 0, 0)),
     ],
@@ -227,17 +229,41 @@ def test_tornado_does_not_count_the_health_path(counter: AnswerCounter) -> None:
     assert counts(counter) == (1, 1, 0)
 
 
-def test_wsgi_applications_on_tornado_are_counted(counter: AnswerCounter) -> None:
+@pytest.mark.parametrize("late", [False, True])
+def test_wsgi_applications_on_tornado_are_counted(counter: AnswerCounter, late: bool) -> None:
     wsgi = pytest.importorskip("tornado.wsgi")
     from zdworker.workers.tornado.server import count_logged
 
+    def body() -> Any:
+        yield from dict[str, list[bytes]]()["no"]
+
     def app(environ: Any, start_response: Any) -> Any:
-        raise ValueError("no")
+        return body() if late else next(body())
 
     container = wsgi.WSGIContainer(app)
     container._log = lambda status, request: None  # noqa: SLF001  # what is replaced
+    container.environ = lambda request: {}
     count_logged(container, counter, tornado())
     container._log(500, request())  # noqa: SLF001
-    with pytest.raises(ValueError, match="no"):
-        container.wsgi_application({"REQUEST_METHOD": "GET", "PATH_INFO": "/"}, None)
+    with pytest.raises(KeyError, match="no"):
+        asyncio.run(container.handle_request(request()))
     assert counts(counter) == (2, 1, 1)
+
+
+def test_a_client_that_hangs_up_is_no_failure(counter: AnswerCounter) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.disconnect"
+        raise ValueError("the client has gone")  # as Starlette's ClientDisconnect
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        """Nothing."""
+
+    async def upload() -> None:
+        await asgi_counted(app, counter)({"type": "http", "method": "POST", "path": "/"}, receive, send)
+
+    with pytest.raises(ValueError, match="gone"):
+        asyncio.run(upload())
+    assert counts(counter) == (0, 0, 0)

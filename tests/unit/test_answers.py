@@ -88,6 +88,19 @@ def test_bad_code_is_given_up_with_figures_and_its_newest_failures() -> None:
     assert court.stage.reloads == {2: "failed"}
 
 
+@pytest.mark.parametrize("order", [GenerationJudged(2, "worse"), Rollback()])
+def test_the_figures_of_a_reload_that_has_failed_are_its_own(order: GenerationJudged | Rollback) -> None:
+    """When its end is told, the old generation is the current one again."""
+    court = Court(error_rate=50.0)
+    court.answer(1, 1000)  # long ago
+    court.reload()
+    court.answer(3, 30, 10)
+    court.answer(1, 100)
+    court.look()
+    court.stage.tell(order)
+    assert court.finish(Outcome.FAILED).judgement.startswith("10 of 30 answers of generation 2 failed, 0 of 100 of")
+
+
 def test_equal_code_is_not_given_up() -> None:
     court = Court()
     court.reload()

@@ -25,6 +25,16 @@ def wsgi(environ: Any, start_response: Any) -> list[bytes]:
     return []
 
 
+class Unbound:
+    """A proxy that has nothing behind it yet, as those of a context have."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"{name} of what?")
+
+    def __call__(self, *args: Any) -> Any:
+        """Nothing."""
+
+
 def wraps_asgi(scope: Any, receive: Any, send: Any) -> Any:
     return asgi(scope, receive, send)
 
@@ -90,6 +100,10 @@ class Middleware:
 )
 def test_the_kind_of_an_application(application: object, kind: str) -> None:
     assert kind_of(application) == kind
+
+
+def test_an_application_that_cannot_be_looked_at_is_of_no_kind() -> None:
+    assert kind_of(Unbound()) == ""
 
 
 def test_a_mismatch_names_a_class_that_would_do() -> None:

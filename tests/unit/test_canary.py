@@ -16,6 +16,7 @@ from zdworker.core.events import (
     ReloadFinished,
     Resume,
     Rollback,
+    Scale,
     Spawn,
     WorkerGone,
 )
@@ -166,6 +167,31 @@ def test_later_without_preloading_what_is_new_stays_and_what_is_old_too() -> Non
     roll_on(stage)
     assert [order.generation for order in stage.took(Spawn) if isinstance(order, Spawn)] == [1]
     assert 2 not in stage.servers
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 2), (2, 4)])
+def test_what_is_given_up_has_the_smaller_number_of_workers(old: int, new: int) -> None:
+    """A further worker of the old configuration would be made of the new code on disk."""
+    stage = steady(old).reload(policy=Policy(workers=new, canary=20.0)).boot()
+    stage.passes(20.0)
+    stage.gone().boot()
+    stage.took()
+    stage.judge("worse")
+    assert stage.fleet.trouble is not None
+    assert " of 2 workers are of it and stay, " in stage.fleet.trouble.reason
+    stage.all_goes_well()
+    assert len(stage.slots()) == 2
+    assert stage.took(Spawn) == []
+
+
+def test_what_is_given_up_keeps_the_number_that_was_asked_for_since() -> None:
+    stage = with_canary(2, canary=20.0)
+    stage.passes(20.0)
+    stage.gone().boot()
+    stage.tell(Scale(3))
+    stage.judge("worse")
+    stage.all_goes_well()
+    assert len(stage.slots()) == 3
 
 
 def test_a_new_worker_whose_old_one_is_still_there_does_not_stay() -> None:

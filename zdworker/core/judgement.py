@@ -3,7 +3,7 @@
 Rules:
 
 * What is compared is answers and failed answers of both generations *in the same time*. Time is cut into rounds of
-  about a second, and only within a round is one generation compared with the other: when a database is down for
+  half a second or more, and only within a round is one generation compared with the other: when a database is down for
   everybody, both fail, and no round tells them apart, however unequal their shares of the traffic are by then.
 * Within a round this is Fisher's exact test. Given how many answers each generation gave and how many failed in all,
   equal code puts the failures among the new answers by chance alone (the hypergeometric distribution). The *evidence*
@@ -15,7 +15,7 @@ Rules:
   Grünwald, Vovk and Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38, 2023,
   sections 2 and 3). A test at the level of 1 % that is made once a second fires within minutes instead.
 * That needs a round to end for another reason than that something has failed in it. So it ends when it has
-  :data:`ROUND_ANSWERS` answers of each generation, or with the judgement.
+  :data:`ROUND_ANSWERS` answers of each generation. What has come since the last round's end is never evidence.
 * Evidence alone does not give up code: its share of failed answers has to be above what the user allows, too.
 """
 
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 
 EVIDENCE_NEEDED = 200.0
 """The evidence from which code is given up. Equal code reaches it in at most one of so many deploys, 0.5 %: half of the
-1 % that is promised, and four failures in a row of a canary with a fifth of the traffic are enough (5 ** 4 = 625)."""
+1 % that is promised. Five failures in a row of a canary with a fifth of the traffic are enough."""
 
 RATIOS = (2.0, 5.0, 50.0)
 """How many times as high the odds of a failure are in bad code: a little worse, much worse, broken. Each has a third of
@@ -73,7 +73,7 @@ class Judgement:
     _possible: list[float] = field(default_factory=lambda: [0.0] * len(RATIOS))
 
     def count(self, new: Tally, old: Tally) -> None:
-        """Add what both generations have answered since the last call, about a second ago; end the round if it can."""
+        """Add what both generations have answered since the last call; end the round if it can."""
         self.new, self.old = self.new.plus(new), self.old.plus(old)
         self._round_new, self._round_old = self._round_new.plus(new), self._round_old.plus(old)
         if min(self._round_new.answers, self._round_old.answers) >= ROUND_ANSWERS:

@@ -370,6 +370,9 @@ class Rollout:
         if not fleet.newest_verified or self._has_way_back():
             self._steps.turn_back(event.reason, event.newest)
             return
+        # A slot that only the old configuration has would be filled with what is on disk now, the bad code.
+        if fleet.size == fleet.policy.workers:
+            fleet.size = fleet.fallback_size = min(fleet.size, fleet.fallback_size)
         new = self._steps.spare_where_old()
         reason = f"{event.reason}; {new} of {fleet.size} workers are of it and stay, {NO_WAY_BACK}"
         self._steps.turn_back(reason, event.newest, keep=True)

@@ -233,7 +233,7 @@ class Steps:
         """
         fleet, others = self.fleet, 0
         for workers in fleet.facts().slots.values():
-            for worker in (w for w in workers if w.generation in fleet.current):
+            for worker in (w for w in workers if w.generation in fleet.current and w.slot < fleet.size):
                 if any(w.generation in fleet.fallback for w in workers):
                     worker.replacement_requested = True
                 else:

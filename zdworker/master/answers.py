@@ -138,7 +138,8 @@ class Watch:
     """One reload under judgement.
 
     ``new`` and ``old`` are the generations that are compared, ``seen_new`` and ``seen_old`` what they had answered at
-    the last look, ``crashes_new`` and ``crashes_old`` their crashes since the first one.
+    the last look, ``of_new`` and ``of_old`` the generations that had answered it, ``crashes_new`` and ``crashes_old``
+    their crashes since the first one.
     """
 
     generation: int
@@ -147,6 +148,8 @@ class Watch:
     seen_new: Tally
     seen_old: Tally
     look_at: float
+    of_new: list[int]
+    of_old: list[int]
     crashes_new: int = 0
     crashes_old: int = 0
 
@@ -210,7 +213,8 @@ class Judge(Observer):
             return None  # a rollback: its code has served before, and whoever orders it has judged already
         judgement = Judgement((self._error_rate or 0.0) / 100)
         new, old = self._book.tally(fleet.current), self._book.tally(fleet.fallback)
-        return Watch(fleet.reloading, fleet.fallback[-1], judgement, new, old, now + ROUND_S)
+        of_new, of_old = list(fleet.current), list(fleet.fallback)
+        return Watch(fleet.reloading, fleet.fallback[-1], judgement, new, old, now + ROUND_S, of_new, of_old)
 
     def _look(self, watch: Watch, now: float) -> None:
         watch.look_at = now + ROUND_S
@@ -223,7 +227,9 @@ class Judge(Observer):
             self._give_up(watch, f"zd_judge: {veto}")
 
     def _count(self, watch: Watch) -> None:
-        new, old = self._book.tally(self._fleet.current), self._book.tally(self._fleet.fallback)
+        if self._fleet.reloading == watch.generation:  # else the reload has ended, and the fleet has moved on
+            watch.of_new, watch.of_old = list(self._fleet.current), list(self._fleet.fallback)
+        new, old = self._book.tally(watch.of_new), self._book.tally(watch.of_old)
         watch.judgement.count(_since(watch.seen_new, new), _since(watch.seen_old, old))
         watch.seen_new, watch.seen_old = new, old
 

@@ -21,12 +21,21 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Any
 
+from gunicorn.http import errors
+
 from zdworker import texts
 from zdworker.ipc.messages import FAILURE_TEXT_MAX, LATENCY_BOUNDS_S, NEWEST_FAILURES, Answers
 from zdworker.workers.applications import AsgiApplication, Environ, Event, Receive, Scope, Send, WsgiApplication
 
 REPORT_INTERVAL_S = 0.25
 """Seconds between two reports of what was answered."""
+
+BAD_BODY = tuple(
+    getattr(errors, name)
+    for name in ("InvalidChunkSize", "InvalidChunkExtension", "ChunkMissingTerminator", "NoMoreData")
+    if hasattr(errors, name)
+)
+"""What Gunicorn raises in the application that reads a body, because of what the client has sent, or has not."""
 
 FIRST_BOUND_S = LATENCY_BOUNDS_S[0]
 
@@ -79,7 +88,14 @@ def asgi_counted(application: AsgiApplication, counter: AnswerCounter) -> AsgiAp
     """Return ``application`` with its answers to HTTP requests counted (ASGI 3.0)."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        began, answered = monotonic(), False
+        began, answered, gone = monotonic(), False, False
+
+        async def received() -> Event:
+            nonlocal gone
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                gone = True
+            return message
 
         def sent(message: Event) -> Awaitable[None]:
             nonlocal answered
@@ -89,9 +105,9 @@ def asgi_counted(application: AsgiApplication, counter: AnswerCounter) -> AsgiAp
             return send(message)
 
         try:
-            await application(scope, receive, sent)
+            await application(scope, received, sent)
         except Exception as error:
-            if not answered:
+            if not answered and not gone:
                 counter.raised(error, monotonic() - began, scope["method"], scope["path"])
             raise
 
@@ -134,7 +150,8 @@ def post_request(counter: AnswerCounter, before: Callable[..., object]) -> Calla
 def _count_response(counter: AnswerCounter, response: Any, environ: Environ, seconds: float) -> None:
     error, method, path = sys.exc_info()[1], environ["REQUEST_METHOD"], environ["PATH_INFO"]
     # StopIteration is how Gunicorn ends a connection. An OSError behind the head is the client's, which has gone.
-    is_clients = isinstance(error, OSError) and response.status is not None
+    # So is a body that Gunicorn cannot parse, which the application has come upon.
+    is_clients = isinstance(error, BAD_BODY) or (isinstance(error, OSError) and response.status is not None)
     if error is None or isinstance(error, StopIteration) or response.headers_sent:
         counter.answered(response.status_code or 0, seconds, method, path)
     elif isinstance(error, Exception) and not is_clients:

@@ -32,7 +32,7 @@ def kind_of(application: object) -> str:
     """Return ``"wsgi"`` or ``"asgi"``, "" if that cannot be told."""
     try:
         signature = inspect.signature(application)  # type: ignore[arg-type]  # it raises for what is not callable
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001  # what is not callable; and a lazy object may raise anything when it is looked at
         return ""
     takes_two, takes_three = _takes(signature, 2), _takes(signature, 3)
     call = getattr(type(application), "__call__", None)  # noqa: B004  # it is looked at, not asked for

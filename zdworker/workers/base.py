@@ -196,8 +196,12 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         if self.zd_master_pid:
             # No worker leaves by itself: it asks for a replacement, and the master ends it when that is ready.
             self.zd_max_requests, self.max_requests = self.max_requests, sys.maxsize
-        if self.zd_settings.max_error_rate is not None and not self.zd_counts_answers:
-            self.log.warning("%s does not count its answers: zd_max_error_rate judges nothing", type(self).__name__)
+        if not self.zd_counts_answers:
+            name = type(self).__name__
+            if self.zd_settings.max_error_rate is not None:
+                self.log.warning("%s does not count its answers: zd_max_error_rate judges nothing", name)
+            elif self.zd_settings.count_answers:
+                self.log.warning("%s does not count its answers: zd_count_answers has no effect", name)
         if self.zd_settings.health_path and not self.zd_answers_health:
             self.log.warning("%s does not answer zd_health_path: the application has to", type(self).__name__)
         super().init_process()  # type: ignore[misc]

@@ -46,6 +46,8 @@ class Request(HTTP1Connection):
     hand_over: ClassVar[Callable[[Connection], None]]
     """What is called with a connection whose response is written, once :func:`hand_over_with_responses` was."""
 
+    zd_idle_s = 0.0
+    """For how many seconds the connection waits behind this request for the next one."""
     zd_ends = False
     """The client has asked for the end of the connection behind this request."""
 
@@ -88,9 +90,8 @@ class Request(HTTP1Connection):
         the next turn of the loop reads the next one.
         """
         waits = self._read_finished and not self._disconnect_on_finish and not self.is_client
-        params: Any = self.params
         _finish_request(self, future)
-        detached = _let_go(self.stream, time.monotonic() + params.header_timeout) if waits else None
+        detached = _let_go(self.stream, time.monotonic() + self.zd_idle_s) if waits else None
         if detached is not None:
             Request.hand_over(detached)
 
@@ -152,6 +153,7 @@ class Server(HTTPServer):
         server_conn.zd_request = request_conn
         server_conn.zd_waits_until = time.monotonic() + server_conn.params.header_timeout
         server_conn.params = self.conn_params  # those of the next request
+        request_conn.zd_idle_s = self.conn_params.header_timeout
         if last is not None:
             self.answered += 1
             server_conn.zd_used = True

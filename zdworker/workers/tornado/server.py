@@ -278,21 +278,21 @@ def count_logged(application: Any, counter: AnswerCounter, worker: HealthWorker)
     This changes the object, in the worker's own process only. A user's ``log_request`` is called as before.
     """
     if isinstance(application, WSGIContainer):
-        log, answer = application._log, application.wsgi_application  # noqa: SLF001  # it has no other place for that
+        log, handle = application._log, application.handle_request  # noqa: SLF001  # it has no other place for that
 
         def log_and_count(status: int, request: Any) -> None:
             _count(counter, worker, status, request)
             log(status, request)
 
-        def counted(environ: Any, start_response: Any) -> Any:
+        async def handle_and_count(request: Any) -> None:
             try:
-                return answer(environ, start_response)
+                await handle(request)  # calls the application and reads its whole response
             except Exception as error:
-                counter.raised(error, 0.0, environ["REQUEST_METHOD"], environ["PATH_INFO"])
+                counter.raised(error, request.request_time(), request.method, request.path)
                 raise
 
         application._log = log_and_count  # type: ignore[assignment, method-assign]  # noqa: SLF001
-        application.wsgi_application = counted
+        application.handle_request = handle_and_count  # type: ignore[method-assign]
         return
     log_request = application.log_request
 
