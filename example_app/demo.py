@@ -43,7 +43,23 @@ PAUSE = 0.02  # seconds between two requests of a client: a stream, not a flood
 TIMEOUT = 10.0  # seconds a client waits for an answer
 QUIET = 1.5  # seconds without an answer of older code after which a deploy counts as done
 SLOW = "slow, 1 s"
+BROKEN = "3.0"  # cannot be imported
+FAILING = "4.0"  # starts, and answers a fifth of the requests with 500
 COMPLAINT = "this deploy is broken"
+RAISES = f'raise RuntimeError("{COMPLAINT}")'
+FAILS = """
+sound = app
+
+
+async def app(scope, receive, send):
+    fails = scope["type"] == "http" and os.urandom(1)[0] < 51
+    await (Response(status_code=500, headers=HEADERS) if fails else sound)(scope, receive, send)
+"""
+JUDGED = """
+# Code that fails more than 5 % of the requests, and more than the code before, is given up.
+zd_canary_seconds = 2
+zd_max_error_rate = 5
+"""
 
 
 # -- what the clients see --------------------------------------------------------------------------
@@ -51,13 +67,29 @@ COMPLAINT = "this deploy is broken"
 
 @dataclass(frozen=True)
 class Answer:
-    """One request's fate; times are monotonic seconds, ``error`` is empty when it was answered well."""
+    """One request's fate; times are monotonic seconds, ``error`` is empty when it was answered well.
+
+    ``version`` is that of the code that answered, empty when none did.
+    """
 
     kind: str
     started: float
     ended: float
     version: str
     error: str
+
+    @property
+    def meant(self) -> bool:
+        """Whether this is the failing code's own answer, which a client gets until that code is given up."""
+        return self.version == FAILING and self.error == "status 500"
+
+
+class BadStatus(Exception):
+    """An answer with another status than 200."""
+
+    def __init__(self, version: str, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.version = version
 
 
 @dataclass
@@ -94,6 +126,8 @@ class Client(threading.Thread):
             version, error = "", ""
             try:
                 version = self.exchange()
+            except BadStatus as failure:
+                version, error = failure.version, str(failure)
             except (OSError, http.client.HTTPException, ValueError) as failure:
                 error = f"{type(failure).__name__}: {failure}"
                 self.connection.close()
@@ -117,9 +151,9 @@ class Client(threading.Thread):
         self.connection.request(method, path, body=body)
         response = self.connection.getresponse()
         content = response.read()
+        version = response.headers["x-version"] or ""
         if response.status != http.client.OK:
-            raise ValueError(f"status {response.status}")
-        version = response.headers["x-version"]
+            raise BadStatus(version, response.status)
         if (content != body) if body else (json.loads(content)["version"] != version):
             raise ValueError("the answer is not the right one")
         return version
@@ -156,6 +190,8 @@ class Server:
         self.port = free_port()
         shutil.copytree(HERE, self.app, ignore=shutil.ignore_patterns("__pycache__"))
         self.write("1.0")
+        with (self.app / "gunicorn.conf.py").open("a", encoding="utf-8") as configuration:
+            configuration.write(JUDGED)
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PWD": str(self.app),
@@ -273,9 +309,14 @@ class View:
 
 def counts(answers: list[Answer]) -> str:
     """Answers per version, and failures."""
-    versions = Counter(answer.version for answer in answers if not answer.error)
+    versions = Counter(answer.version for answer in answers if not answer.error or answer.meant)
     parts = [f"version {version}: {number:<5}" for version, number in sorted(versions.items())]
-    return "  ".join([*parts, f"failed: {sum(1 for answer in answers if answer.error)}"])
+    return "  ".join([*parts, f"failed: {len(failures(answers))}"])
+
+
+def failures(answers: list[Answer]) -> list[Answer]:
+    """The requests that failed, without those that the failing code itself has answered so."""
+    return [answer for answer in answers if answer.error and not answer.meant]
 
 
 # -- the story -------------------------------------------------------------------------------------
@@ -293,12 +334,12 @@ class Period:
 def only(board: Board, version: str) -> bool:
     """Whether for ``QUIET`` seconds all requests that began were answered by this version, and some were."""
     since = time.monotonic() - QUIET
-    recent = {answer.version for answer in board.taken()[-3000:] if answer.started > since and not answer.error}
+    recent = {answer.version for answer in board.taken()[-3000:] if answer.started > since and answer.version}
     return recent == {version}
 
 
 def story(server: Server, board: Board, view: View, signum: signal.Signals) -> list[Period]:
-    """Three deploys: changed code, broken code, mended code. Returns which version had to answer when."""
+    """Four deploys: changed, broken, failing and mended code. Returns which version had to answer when."""
     periods = []
 
     def serve(version: str, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
@@ -308,9 +349,9 @@ def story(server: Server, board: Board, view: View, signum: signal.Signals) -> l
         server.check()
         periods.append(Period(version, start, time.monotonic()))
 
-    def deploy(version: str, extra: str = "") -> None:
+    def deploy(version: str, extra: str = "", what: str = "") -> None:
         server.write(version, extra)
-        view.step(f"{'broken ' if extra else ''}{version} is on disk: {signum.name} to the master")
+        view.step(f"{version}{what} is on disk: {signum.name} to the master")
         server.process.send_signal(signum)
 
     def arrive(version: str) -> None:
@@ -325,24 +366,31 @@ def story(server: Server, board: Board, view: View, signum: signal.Signals) -> l
     serve("1.0", 1)
     deploy("2.0")
     arrive("2.0")
-    deploy("3.0", f'raise RuntimeError("{COMPLAINT}")')
+    deploy(BROKEN, RAISES, ", which cannot start,")
     serve("2.0", 15, lambda: server.said(COMPLAINT))
     if not server.said(COMPLAINT):
         raise DemoError("the broken code was not tried within 15 s")
     view.step("the broken code was tried and has failed")
     serve("2.0", 2)
-    view.step("2.0 serves on")
-    deploy("3.1")
-    arrive("3.1")
-    serve("3.1", 1)
+    view.step("2.0 still serves")
+    deploy(FAILING, FAILS, ", which fails a fifth of the requests,")
+    tried = f"{FAILING} did not answer within 15 s"
+    view.wait(lambda: any(answer.version == FAILING for answer in board.taken()[-3000:]), 15, tried)
+    view.step(f"{FAILING} answers its share")
+    view.wait(lambda: only(board, "2.0"), 15, f"{FAILING} was not given up within 15 s")
+    view.step(f"{FAILING} was given up: only 2.0 answers")
+    serve("2.0", 1)
+    deploy("4.1")
+    arrive("4.1")
+    serve("4.1", 1)
     return periods
 
 
 def wrong(answers: list[Answer], periods: list[Period]) -> list[str]:
     """What answered that should not have: broken code at any time, or another version than the period's."""
-    found = ["an answer from the broken version" for answer in answers if answer.version == "3.0"]
+    found = ["an answer from the broken version" for answer in answers if answer.version == BROKEN]
     for period in periods:
-        during = [a for a in answers if period.start < a.started < period.end and not a.error]
+        during = [a for a in answers if period.start < a.started < period.end and a.version]
         others = [answer.version for answer in during if answer.version != period.version]
         found += [f"an answer from {other} while {period.version} had to serve alone" for other in others]
     return found
@@ -356,22 +404,24 @@ def longest_gap(answers: list[Answer]) -> float:
 
 def summary(answers: list[Answer], periods: list[Period], masters: set[int], trouble: str) -> bool:
     """Print what happened; returns whether all was well."""
-    failures = [answer for answer in answers if answer.error]
+    failed, meant = failures(answers), sum(answer.meant for answer in answers)
     mistakes = wrong(answers, periods)
     print(f"\nrequests     {len(answers)} in {len(KINDS)} streams")
     for kind, number in sorted(Counter(answer.kind for answer in answers).items()):
         print(f"             {number:5}  {kind}")
     print(f"answered by  {counts(answers)}")
+    if meant:
+        print(f"hurt         {meant} requests, by {FAILING} until it was given up")
     print(f"longest gap  {longest_gap(answers) * 1000:.0f} ms without an answer")
     print(f"master PID   {'unchanged' if len(masters) == 1 and 0 not in masters else f'changed: {masters}'}")
-    for answer in failures[:5]:
+    for answer in failed[:5]:
         print(f"failed       {answer.kind}: {answer.error}")
     for mistake, number in Counter(mistakes).items():
         print(f"wrong        {mistake} ({number} times)")
     if trouble:
         print(f"trouble      {trouble}")
-    good = bool(answers) and not failures and not mistakes and not trouble and len(masters) == 1 and 0 not in masters
-    print("\nNo request failed." if good else "\nSomething failed.", flush=True)
+    good = bool(answers) and not failed and not mistakes and not trouble and len(masters) == 1 and 0 not in masters
+    print("\nNo other request failed." if good else "\nSomething failed.", flush=True)
     return good
 
 

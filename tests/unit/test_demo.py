@@ -25,14 +25,32 @@ def test_right_answers_pass() -> None:
         ([answer("1.0"), answer("", error="reset")], {7}, ""),
         ([answer("1.0"), answer("2.0")], {7}, ""),
         ([answer("1.0"), answer("3.0", 20.0)], {7}, ""),
+        ([answer("1.0"), answer("1.0", error="status 500")], {7}, ""),
+        ([answer("1.0"), answer("4.0", 20.0, error="reset")], {7}, ""),
+        ([answer("1.0"), answer("4.0", error="status 500")], {7}, ""),
         ([answer("1.0")], {7, 8}, ""),
         ([answer("1.0")], {0}, ""),
         ([answer("1.0")], {7}, "it hung"),
     ],
-    ids=["nothing", "failure", "wrong version", "broken code", "another master", "no master", "trouble"],
+    ids=[
+        "nothing",
+        "failure",
+        "wrong version",
+        "broken code",
+        "status 500",
+        "reset by the failing code",
+        "too late",
+        "another master",
+        "no master",
+        "trouble",
+    ],
 )
 def test_anything_else_fails(answers: list[Answer], masters: set[int], trouble: str) -> None:
     assert not summary(answers, STEADY, masters, trouble)
+
+
+def test_the_failing_code_s_own_answers_are_meant() -> None:
+    assert summary([answer("1.0"), answer("4.0", 20.0, error="status 500")], STEADY, {7}, "")
 
 
 def test_two_versions_are_right_between_the_periods() -> None:
