@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,16 @@ def test_names_that_are_nearly_settings() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90.0), ("1min 30s", 90.0), ("2min", 120.0), ("500ms", 0.5), ("1h", 3600.0), ("infinity", None), ("", None)],
+    [
+        ("90", 90.0),
+        ("1min 30s", 90.0),
+        ("2min", 120.0),
+        ("500ms", 0.5),
+        ("1h", 3600.0),
+        ("infinity", None),
+        ("0", None),
+        ("", None),
+    ],
 )
 def test_time_spans_of_systemd(text: str, seconds: float | None) -> None:
     assert systemd_unit.seconds(text) == seconds
@@ -190,3 +200,19 @@ def test_a_link_without_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert problem.text.endswith(f"add Environment=PWD={tmp_path}/current")
     known = systemd_unit.Unit("app.service", {**unit.properties, "Environment": f"PWD={tmp_path}/current"})
     assert list(systemd_unit.problems(known, 30.0, Settings())) == []
+
+
+def test_the_command_of_a_shell_is_whole_as_systemd_shows_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = (
+        "LoadState=loaded\nType=notify\nNotifyAccess=main\nKillMode=mixed\nTimeoutStopUSec=1min 30s\n"
+        "ExecStart={ path=/bin/sh ; argv[]=/bin/sh -c cd /srv; exec gunicorn app:app ; ignore_errors=no ; "
+        "start_time=[n/a] ; stop_time=[n/a] ; pid=0 ; code=(null) ; status=0/0 }"
+    )
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f"#!/bin/sh\ncat <<'EOF'\n{shown}\nEOF\n")
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    noted = Noted()
+    noted.about = "systemd"
+    systemd_unit.check("app", Config(), Settings(), noted)
+    assert "error" not in [found[0] for found in noted.found]

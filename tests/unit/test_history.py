@@ -121,6 +121,26 @@ def test_the_end_waits_for_the_file(make_master: Make, directory: Path) -> None:
     assert make_master().start().generations() == [2, 3]
 
 
+def test_an_end_while_the_file_is_read_keeps_it(make_master: Make, directory: Path) -> None:
+    first = make_master().start()
+    first.reload(2)
+    first.rest()
+    second = make_master()
+    second.recorder.configuration_changed(Settings())
+    second.reload(3)
+    second.recorder.close()  # what was read is not handled: the loop does not run any more
+    assert make_master().start().generations() == [2]
+
+
+def test_a_reload_that_wants_no_file_any_more_has_none_written(make_master: Make, directory: Path) -> None:
+    master = make_master().start()
+    master.reload(2)  # is being written
+    master.recorder.configuration_changed(Settings(control_socket="none"))
+    master.reload(3)
+    master.rest()
+    assert make_master().start().generations() == [2]
+
+
 def test_sites_have_files_of_their_own(make_master: Make, directory: Path) -> None:
     one, other = make_master(), make_master()
     other.site = Site("/srv/shop/current", "app:app", ["http://127.0.0.1:9000"])

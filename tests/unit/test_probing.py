@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from zdworker.command import cli, client
 from zdworker.command.probing import Answer, ask
 from zdworker.errors import NoInstance
 
@@ -53,3 +57,47 @@ def test_an_answer_that_does_not_come() -> None:
     ours, theirs = socket.socketpair()
     with theirs, pytest.raises(TimeoutError, match=r"the canary has not answered /cart within 0.05 s"):
         ask(ours, "GET", "/cart", {}, None, 0.05)
+
+
+def test_an_answer_without_end() -> None:
+    """Each part of it comes long before the time is over."""
+
+    def serve(connection: socket.socket, _request: bytes) -> None:
+        end = time.monotonic() + 10
+        with contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+            while time.monotonic() < end:
+                connection.sendall(b"data: 1\n\n")
+                time.sleep(0.01)
+
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"the canary has not answered /cart\?id=1 within 0.3 s"):
+        asked(serve, 0.3)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers"),
+    [
+        ("GET", "/caf\u00e9", {}),
+        ("GET", "/a b", {}),
+        ("GE T\n", "/", {}),
+        ("GET", "/", {"X": "\u20ac"}),
+        ("GET", "/", {"X": "a\nb"}),
+        ("GET", "/", {"": "a"}),
+    ],
+)
+def test_what_is_no_request(method: str, target: str, headers: dict[str, str]) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(ValueError, match=r"."):
+        ask(ours, method, target, headers, None, 5.0)
+
+
+def test_a_request_that_cannot_be_sent_is_misuse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(client.Connection, "__init__", lambda *_arguments: None)
+    monkeypatch.setattr(client.Connection, "close", lambda _self: None)
+    monkeypatch.setattr(client.Connection, "probe", lambda _self: (2, ours))
+    with theirs, pytest.raises(SystemExit) as end:
+        cli.main(["probe", "/caf\u00e9", "--socket", str(tmp_path / "control.sock")])
+    assert end.value.code == cli.Exit.MISUSE

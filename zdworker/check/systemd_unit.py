@@ -173,11 +173,11 @@ def _of_directory(unit: Unit) -> Iterator[Problem]:
 
 
 def seconds(text: str) -> float | None:
-    """Return the seconds of a time span (systemd.time(7)); None if it is infinite, or nothing that is known."""
+    """Return the seconds of a timeout (systemd.time(7)); None if it is infinite, as 0 is, or nothing that is known."""
     parts = re.findall(r"([0-9.]+)\s*([a-z]*)", text)
     if not parts or any(unit not in _SECONDS for _, unit in parts):
         return None
-    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts) or None
 
 
 # -- where the unit is ---------------------------------------------------------------------------------------------
@@ -236,7 +236,8 @@ def _asked(name: str, scope: list[str]) -> Unit | None:
     if answer.returncode != 0 or known.get("LoadState") != "loaded":
         return None
     known["TimeoutStopSec"] = known.get("TimeoutStopUSec", "")
-    command = re.search(r"argv\[\]=([^;]*);", known.get("ExecStart", ""))
+    # A shell's command may have semicolons of its own.
+    command = re.search(r"argv\[\]=(.*?) ; ignore_errors=", known.get("ExecStart", ""))
     known["ExecStart"] = command[1].strip() if command else ""
     return Unit(name, {key: known.get(key) or default for key, default in PROPERTIES.items()})
 

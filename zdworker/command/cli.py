@@ -167,7 +167,11 @@ def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool,
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header; may be repeated.")
 @click.option("--data", metavar="TEXT", help="The body of the request.")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), default=30.0, metavar="S", help="Seconds to wait for the answer."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    metavar="S",
+    help="Seconds to wait for the answer.",
 )
 @click.argument("target", metavar="PATH")
 def probe(  # noqa: PLR0913  # one for each option
@@ -191,7 +195,10 @@ def probe(  # noqa: PLR0913  # one for each option
         with client.Connection(found.path, None, found.users) as master:
             _generation, connection = master.probe()
         named = {name.strip(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
-        answer = probing.ask(connection, method, target, named, data, timeout)
+        try:
+            answer = probing.ask(connection, method, target, named, data, timeout)
+        except ValueError as error:
+            _exit_with(Exit.MISUSE, f"this is no request of HTTP/1.1: {error}", as_json=False)
         click.echo(texts.lines(answer.head), err=True)
         click.echo(answer.body, nl=False)
         _require_output()
@@ -360,13 +367,15 @@ def _send_order(  # noqa: PLR0913  # one for each option
                 _print_ordered(command, first.status, as_json)
                 return
             ended = {command: _follow(master, first, deadline, quiet=as_json or quiet)}
+            if not as_json:
+                _print_ended(command, ended[command])  # also if what comes then is refused
             if then and ended[command].result in GOOD:
                 ended[then] = _follow(master, master.order(messages.Order(then, wait=True)), deadline, as_json or quiet)
+                if not as_json:
+                    _print_ended(then, ended[then])
         if as_json:
             further = {then: asdict(ended[then]) if then in ended else None} if then else {}
             _print_json({**asdict(ended[command]), **further})
-        for name, outcome in ended.items() if not as_json else ():
-            _print_upgraded(outcome) if isinstance(outcome, messages.Upgraded) else _print_outcome(name, outcome)
         if any(outcome.result not in GOOD for outcome in ended.values()):
             raise SystemExit(Exit.FAILED)
 
@@ -409,6 +418,10 @@ def _print_ordered(command: str, status: dict[str, Any], as_json: bool) -> None:
         _print_json({"result": None, "state": status["state"], "generation": status["target_generation"]})
     else:
         click.echo(f"{command} ordered")
+
+
+def _print_ended(command: str, outcome: messages.Outcome | messages.Upgraded) -> None:
+    _print_upgraded(outcome) if isinstance(outcome, messages.Upgraded) else _print_outcome(command, outcome)
 
 
 def _print_outcome(command: str, outcome: messages.Outcome) -> None:

@@ -55,8 +55,8 @@ def status(path: str, deadline: float | None = None, users: frozenset[int] | Non
 class Connection:
     """A connection to a master.
 
-    :param deadline: when to give up connecting and ordering, by ``time.monotonic()``; at the latest after
-        :data:`ANSWER_TIMEOUT_S` seconds.
+    :param deadline: when to give up connecting and ordering, by ``time.monotonic()``. Connecting, and each order, is
+        given up after :data:`ANSWER_TIMEOUT_S` seconds at the latest.
     :param users: the users that are trusted to be the master's; :func:`trusted_users` by default.
     :raises NoInstance: no process listens there, this user may not connect, or another user listens there.
     :raises TimeoutError: the master does not accept the connection in time.
@@ -65,7 +65,7 @@ class Connection:
     def __init__(self, path: str, deadline: float | None = None, users: frozenset[int] | None = None) -> None:
         self._path = path
         self._users = trusted_users() if users is None else users
-        self._deadline = min(time.monotonic() + ANSWER_TIMEOUT_S, math.inf if deadline is None else deadline)
+        self._deadline = math.inf if deadline is None else deadline
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._rest = b""
         try:
@@ -88,14 +88,18 @@ class Connection:
                 "that user, or as root with --pid or --socket"
             )
 
+    def _answer_deadline(self) -> float:
+        return min(time.monotonic() + ANSWER_TIMEOUT_S, self._deadline)
+
     def _connect(self) -> None:
+        deadline = self._answer_deadline()
         self._socket.setblocking(False)  # with a timeout, a full queue is an error at once, too (connect(2))
         while True:
             try:
                 self._socket.connect(self._path)
                 return
             except BlockingIOError:
-                if time.monotonic() >= self._deadline:
+                if time.monotonic() >= deadline:
                     text = f"the master on {self._path} accepts no connection: it is stopped, or has too much to do"
                     raise TimeoutError(text) from None
                 time.sleep(CONNECT_RETRY_S)
@@ -125,11 +129,12 @@ class Connection:
         :raises MessageError: the answer is not a message.
         :raises TimeoutError: there is none in time.
         """
-        self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
+        deadline = self._answer_deadline()
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
         with contextlib.suppress(ConnectionError):  # the master has closed the connection: receive() raises for that
             self._socket.sendall(encode(order))
         try:
-            return self.receive(self._deadline)
+            return self.receive(deadline)
         except TimeoutError:
             if order.command != "status":
                 raise
@@ -141,7 +146,8 @@ class Connection:
 
         :raises NoInstance, OrderRefused, MessageError, TimeoutError: as :meth:`order` does.
         """
-        self._socket.settimeout(max(0.001, self._deadline - time.monotonic()))
+        deadline = self._answer_deadline()
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
         descriptors: list[int] = []
         try:
             self._socket.sendall(encode(Order("probe")))
@@ -153,7 +159,7 @@ class Connection:
                     raise NoInstance(f"the master on {self._path} has closed the connection: it has ended")
         except ConnectionError as error:
             raise NoInstance(f"the master on {self._path} has ended: {error}") from None
-        answer = self.receive(self._deadline)
+        answer = self.receive(deadline)
         if not isinstance(answer, Probe) or len(descriptors) != 1:
             raise MessageError(f"a strange answer: {answer!r}")
         return answer.generation, socket.socket(fileno=descriptors[0])

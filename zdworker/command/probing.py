@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,23 +27,46 @@ def ask(  # one for each part of a request
     """Send a request, and return the whole answer.
 
     :raises NoInstance: the canary has closed the connection instead, or has answered something else than HTTP.
-    :raises TimeoutError: there was no answer in time.
+    :raises TimeoutError: there was no whole answer in time.
+    :raises ValueError: no such request can be sent in HTTP/1.1.
     """
+    deadline = time.monotonic() + timeout_s
     connection.settimeout(timeout_s)
     client = http.client.HTTPConnection("localhost")
     client.sock = connection
     try:
-        body = None if data is None else data.encode()
+        body = None if data is None else os.fsencode(data)  # the bytes of the command line
         client.request(method, target, body, {"User-Agent": "zdworker-probe", "Connection": "close", **headers})
-        answer = client.getresponse()
-        lines = [
-            f"HTTP/1.1 {answer.status} {answer.reason}",
-            *(f"{name}: {value}" for name, value in answer.getheaders()),
-        ]
-        return Answer(answer.status, "\n".join(lines) + "\n", answer.read())
+        with client.getresponse() as answer:
+            lines = [
+                f"HTTP/1.1 {answer.status} {answer.reason}",
+                *(f"{name}: {value}" for name, value in answer.getheaders()),
+            ]
+            return Answer(answer.status, "\n".join(lines) + "\n", _whole_body(connection, answer, deadline))
     except TimeoutError:
         raise TimeoutError(f"the canary has not answered {target} within {timeout_s:g} s") from None
+    except http.client.InvalidURL as error:
+        raise ValueError(str(error)) from None
     except (OSError, http.client.HTTPException) as error:
         raise NoInstance(f"the canary has not answered: {type(error).__name__}: {error}") from None
     finally:
         client.close()
+
+
+def _whole_body(connection: socket.socket, answer: http.client.HTTPResponse, deadline: float) -> bytes:
+    """Read the body in parts, because the time of a socket begins again with each: a stream may have no end.
+
+    :raises TimeoutError: it has not ended in time.
+    """
+    parts: list[bytes] = []
+    while True:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        connection.settimeout(left_s)
+        part = answer.read1()
+        if not part:
+            if answer.length:
+                raise http.client.IncompleteRead(b"".join(parts), answer.length)
+            return b"".join(parts)
+        parts.append(part)

@@ -151,7 +151,8 @@ class Recorder(Observer):
         """Have what is not written yet written, if that is soon done."""
         if self._thread is not None:
             self._thread.join(END_WAIT_S)
-            if self._changed and not self._thread.is_alive():
+            # What was read and not handled yet would be lost from a file that is written now.
+            if self._changed and self._has_file and self._is_read and not self._thread.is_alive():
                 self._write()
                 self._thread.join(END_WAIT_S)
 
@@ -159,7 +160,7 @@ class Recorder(Observer):
         def ended(result: Any) -> None:
             self._thread = None
             done(result)
-            if self._changed and not self._warned:
+            if self._changed and self._has_file and not self._warned:
                 self._write()
 
         self._thread = call_in_background(self._reactor, function, ended)
