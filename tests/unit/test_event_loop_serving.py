@@ -407,3 +407,45 @@ def test_what_the_server_has_let_go_of_is_given_or_served_again() -> None:
             assert server.open == [moved]
 
     run(scenario)
+
+
+class HoldingServer(ListServer):
+    """Notes which connections are held."""
+
+    movable = True
+
+    def __init__(self, worker: Worker) -> None:
+        super().__init__(worker)
+        self.held: set[Any] = set()
+        self.answered_calls: list[Callable[[], None]] = []
+
+    def can_move(self, connection: Any) -> bool:
+        return self.movable
+
+    def when_answered(self, connection: Any, offer: Callable[[], None]) -> None:
+        self.answered_calls.append(offer)
+
+    def hold(self, connection: Any) -> None:
+        self.held.add(connection)
+
+    def read_on(self, connection: Any) -> None:
+        self.held.discard(connection)
+
+
+@pytest.mark.parametrize("change", ["none", "upgraded", "kept"])
+def test_no_connection_is_held_that_nothing_would_read_on(change: str) -> None:
+    async def scenario() -> None:
+        server = HoldingServer(Worker())
+        server.open.append("connection")
+        server.drain.gives = True
+        server.announce_or_offer("connection")
+        if change == "upgraded":
+            server.movable = False
+        elif change == "kept":
+            server.drain.gives = False
+            server.zd_keep()
+        (answered,) = server.answered_calls
+        answered()
+        assert server.held == ({"connection"} if change == "none" else set())
+
+    run(scenario)

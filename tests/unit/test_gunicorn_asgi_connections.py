@@ -334,6 +334,7 @@ def test_the_next_request_of_a_client_that_never_rests_stays_in_the_socket(play:
     """From its response on, though the application is not through with it, until the connection moves or reads on."""
 
     async def scenario(stage: Stage) -> None:
+        stage.drain.gives = True
         stage.connection.zd_offer_when_answered(lambda: None)
         stage.after.clear()
         await stage.feed(HEAD)
@@ -351,6 +352,21 @@ def test_the_next_request_of_a_client_that_never_rests_stays_in_the_socket(play:
             stage.connection.zd_read_on()
             await stage.turn()
             assert b"200 OK" in stage.got()
+
+    play(scenario)
+
+
+def test_the_next_request_is_read_once_no_successor_comes(play: Play) -> None:
+    """The head was written before that was known, so the response does not end the connection."""
+
+    async def scenario(stage: Stage) -> None:
+        stage.drain.gives = True
+        stage.connection.zd_offer_when_answered(lambda: None)
+        await stage.feed(HEAD)
+        stage.drain.gives = False
+        assert b"200 OK" in await stage.answer()
+        await stage.feed(HEAD)
+        assert b"200 OK" in stage.got()
 
     play(scenario)
 

@@ -32,6 +32,7 @@ from zdworker.workers.uvicorn.connections import (
     drainable,
     may_close,
     state_of,
+    when_answered,
 )
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -516,3 +517,19 @@ def test_http2_that_is_never_used_ends_with_its_time(streams: tuple[Http2Protoco
     assert not protocol.goaways
     reaper.check(protocol, 10.0, TIMES)
     assert protocol.goaways == [True]
+
+
+def test_a_response_that_is_awaited_often_offers_once_and_is_known(play: Callable[[Scenario], None]) -> None:
+    """Of pipelined requests each asks again for the last one's end; each level of calls would take from the stack."""
+
+    async def scenario(c: Connection) -> None:
+        offers: list[None] = []
+        await c.feed(HEAD)
+        for _ in range(2000):
+            when_answered(c.protocol, lambda: offers.append(None))
+        assert cycle_of(c.sends[0]) == (c.protocol.cycle, c.protocol)
+        await c.answer()
+        assert len(offers) == 1
+        assert c.state() is ConnectionState.IDLE
+
+    play(scenario)

@@ -376,8 +376,10 @@ class Serving(abc.ABC):
             self.announce(connection)
 
     def _answered(self, connection: Any) -> None:
-        self.hold(connection)  # or a client that never rests has sent its next request before the drain looks
-        self.offer(connection)
+        # It may have become a WebSocket; and once there is no successor, nothing would read on again.
+        if self.drain.gives and self.can_move(connection):
+            self.hold(connection)  # or a client that never rests has sent its next request before the drain looks
+            self.offer(connection)
 
     def offer(self, connection: Any) -> None:
         """Have the drain look at once whether a connection can move."""

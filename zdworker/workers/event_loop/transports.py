@@ -55,7 +55,7 @@ def take_out(transport: Any) -> socket.socket | None:
         descriptor = os.dup(transport.get_extra_info("socket").fileno())
     except OSError:
         return None
-    transport.pause_reading()
+    hold(transport)
     transport.abort()
     return socket.socket(fileno=descriptor)
 

@@ -189,11 +189,11 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
             record.requests += 1
             if self._drain.gives:
                 self._offered.set()
-        if record.cut:
-            raise StopIteration  # the greenlet was killed, which Gunicorn's method ignores
         # A client that never rests has often sent its next request by now. This greenlet would find it without a turn
         # of the loop, and leave none to the listeners, to the other clients and to the drain.
         gevent.sleep(0)
+        if record.cut:
+            raise StopIteration  # the greenlet was killed, which Gunicorn's method ignores; or the drain has ended
 
     def handle_http2(self, listener: Any, client: Any, addr: Any, *args: Any, **kwargs: Any) -> None:
         """Handle an HTTP/2 connection."""

@@ -372,8 +372,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         return answer
 
     def zd_hold(self) -> None:
-        """Leave the next request in the socket, unless the rest of this one's body is still to come."""
-        if self.zd_can_move() and self._zd_body_has_arrived():
+        """Leave the next request in the socket, unless none moves or more of this one's body is to come."""
+        if self._zd_server.drain.gives and self.zd_can_move() and self._zd_body_has_arrived():
             hold(self.transport)
 
     def zd_read_on(self) -> None:

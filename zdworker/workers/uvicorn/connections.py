@@ -255,15 +255,21 @@ def can_move(protocol: Any) -> bool:
 def when_answered(protocol: Any, offer: Callable[[], None]) -> None:
     """Have ``offer`` called when the response under way is complete."""
     cycle = protocol.cycle
-    if cycle is None or cycle.response_complete:
-        return
-    on_response = cycle.on_response
+    if cycle is not None and not cycle.response_complete and not isinstance(cycle.on_response, _OfferWhenAnswered):
+        cycle.on_response = _OfferWhenAnswered(protocol, cycle.on_response, offer)
 
-    def complete() -> None:
-        on_response()
-        offer()
 
-    cycle.on_response = complete
+class _OfferWhenAnswered:
+    """What a cycle calls when its response is complete, in a drain that hands connections over."""
+
+    def __init__(self, protocol: Any, on_response: Callable[[], None], offer: Callable[[], None]) -> None:
+        self.__self__ = protocol  # as a bound method has it: cycle_of() finds the protocol by it
+        self._on_response = on_response
+        self._offer = offer
+
+    def __call__(self) -> None:
+        self._on_response()
+        self._offer()
 
 
 def detach(protocol: Any) -> Connection | None:
