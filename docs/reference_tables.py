@@ -113,7 +113,7 @@ def worker_signals() -> str:
     rows.append(
         (_names(quiet[1]), "Nothing, so that a signal to the whole process group is an order to the master alone.")
     )
-    rows.append(("`USR1`", "It opens its log files anew."))
+    rows.append(("`USR1`", "It reopens its log files."))
     return _table(("signal", "what a worker does"), rows)
 
 
