@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from zdworker import descendants, syscalls
 from zdworker.descendants import Descendant, end_own_descendants, own_descendants
+from zdworker.master.arbiter import ZeroDowntimeArbiter
 
 pytestmark = pytest.mark.linux
 
@@ -118,6 +121,17 @@ def test_what_has_ended_before_it_was_killed_is_told_from_what_has_no_children(b
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert descendants.before_kill(process.pid) is None
+
+
+def test_a_second_kill_forgets_nothing_of_the_first(begin: StartProcess) -> None:
+    """Gunicorn's timeout kills again while the worker is not reaped; who killed it, and what was below it, stay known."""
+    process = begin("sleep", "60")
+    record = SimpleNamespace(descendants=None)
+    master: Any = SimpleNamespace(WORKERS={process.pid: record}, _zd_count=lambda _name: None)
+    for _ in range(2):
+        ZeroDowntimeArbiter.kill_worker(master, process.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert record.descendants == []
 
 
 def test_a_process_with_another_name_is_the_same_one(begin: StartProcess, tmp_path: Path) -> None:

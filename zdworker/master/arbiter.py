@@ -337,7 +337,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Send ``sig`` to a worker; one that has just died is reaped as any other."""
         record = self.WORKERS.get(pid)
         if sig == signal.SIGKILL and record is not None:
-            record.descendants = before_kill(pid)
+            found = before_kill(pid)
+            if found is not None:  # a second time it may be a zombie, of which the first time has told more
+                record.descendants = found
         try:
             os.kill(pid, sig)
         except ProcessLookupError:
