@@ -124,7 +124,7 @@ def test_what_has_ended_before_it_was_killed_is_told_from_what_has_no_children(b
 
 
 def test_a_second_kill_forgets_nothing_of_the_first(begin: StartProcess) -> None:
-    """Gunicorn's timeout kills again while the worker is not reaped; who killed it, and what was below it, stay known."""
+    """Gunicorn's timeout kills again while the worker is not reaped: what is known of it stays known."""
     process = begin("sleep", "60")
     record = SimpleNamespace(descendants=None)
     master: Any = SimpleNamespace(WORKERS={process.pid: record}, _zd_count=lambda _name: None)
