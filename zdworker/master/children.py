@@ -274,7 +274,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
             "worker_id": self.worker_id,
             "slot": self.slot,
             "generation": self.generation,
-            "sockets": [listener.fileno() for listener in self.sockets],
+            # A reload may have closed the address of one that drains: Gunicorn's listener has no socket then.
+            "sockets": [listener.fileno() for listener in self.sockets if listener.sock is not None],
             "heartbeat": keep(self.tmp.fileno()),
             "channel": self.channel.to_state(keep) if self.channel is not None else None,
             "probes": list(map(keep, self.probes.descriptors())) if self.probes is not None else [],

@@ -256,7 +256,8 @@ class Upgrader:
             answer = json.loads(rehearsal.said)
         except ValueError:
             answer = {}
-        if answer.get("can") and code == 0 and not rehearsal.why_given_up:
+        answer = answer if isinstance(answer, dict) else {}
+        if answer.get("can") and "places" in answer and code == 0 and not rehearsal.why_given_up:
             rehearsal.places = answer["places"]
             self._reactor.call_later(0.0, lambda: self._replace(rehearsal))
             return True
