@@ -185,6 +185,15 @@ current: Boot | None = None
 """The upgrade by which this program has become the master's; None in a master that was started."""
 
 
+def leave_signals_to_main_thread() -> None:
+    """Block :data:`HELD` in a thread of the master, and in the threads and processes that it starts.
+
+    The kernel gives a signal to any thread that does not block it, and Python only notes it there. What is noted while
+    the main thread replaces the program would be lost.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+
+
 def begin(state: int, answer: int) -> Boot:
     """Take what was handed over to this program; see :class:`Boot`."""
     global current

@@ -102,13 +102,19 @@ def test_a_later_master_knows_what_happened_before(make_master: Make, directory:
     ]
 
 
-def test_what_happens_while_the_file_is_read_is_not_lost(make_master: Make, directory: Path) -> None:
+def while_it_reads(make_master: Make) -> Master:
+    """Return a second master, to which something has happened (generation 3) while it reads the file of the first."""
     first = make_master().start()
     first.reload(2)
     first.rest()
     second = make_master()
     second.recorder.configuration_changed(Settings())
     second.reload(3)
+    return second
+
+
+def test_what_happens_while_the_file_is_read_is_not_lost(make_master: Make, directory: Path) -> None:
+    second = while_it_reads(make_master)
     assert second.rest().generations() == [2, 3]
     assert make_master().start().generations() == [2, 3]
 
@@ -122,12 +128,7 @@ def test_the_end_waits_for_the_file(make_master: Make, directory: Path) -> None:
 
 
 def test_an_end_while_the_file_is_read_keeps_it(make_master: Make, directory: Path) -> None:
-    first = make_master().start()
-    first.reload(2)
-    first.rest()
-    second = make_master()
-    second.recorder.configuration_changed(Settings())
-    second.reload(3)
+    second = while_it_reads(make_master)
     second.recorder.close()  # what was read is not handled: the loop does not run any more
     assert make_master().start().generations() == [2]
 

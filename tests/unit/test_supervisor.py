@@ -20,7 +20,7 @@ from zdworker.core import events
 from zdworker.core.fleet import Phase
 from zdworker.core.history import Requester
 from zdworker.ipc.channel import Channel
-from zdworker.ipc.messages import PROTOCOL, SERVER_REPORT_BYTES, Loaded, encode
+from zdworker.ipc.messages import PROTOCOL, SERVER_REPORT_BYTES, Loaded, Upgraded, encode
 from zdworker.master import launch
 from zdworker.master.children import ForkServer
 from zdworker.master.control import Control
@@ -202,6 +202,18 @@ def test_a_callback_that_raises_ends_nothing(error: BaseException) -> None:
     reactor.close_in_child()
     os.close(reader)
     os.close(writer)
+
+
+def test_who_has_ordered_an_upgrade_gets_an_answer_whatever_raises(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Upgraded] = []
+    monkeypatch.setattr(supervisor.children, "resume", raising(ValueError("no")))
+    monkeypatch.setattr(supervisor, "_upgrade_ended", ended.append)
+    upgrade = Upgraded("done", 1.0, {}, {})
+    with pytest.raises(ValueError, match="no"):
+        supervisor.go_on(upgrade)
+    assert ended == [upgrade]
 
 
 def test_the_actions_that_the_core_waits_for_are_known() -> None:

@@ -217,6 +217,19 @@ def test_fork_servers_and_workers(reactors: Callable[[], Reactor], stack: contex
     theirs.close()
 
 
+def test_a_worker_that_drains_from_an_address_that_a_reload_has_removed() -> None:
+    """The master has closed it, and Gunicorn's object has no socket then."""
+    own = {"address": [("127.0.0.1", 0)], "reuse_port": False, "uid": os.geteuid(), "gid": os.getegid()}
+    cfg: Any = SimpleNamespace(backlog=64, is_ssl=False, certfile=None, keyfile=None, umask=0, **own)
+    closed, kept = create_sockets(cfg, LOG) + create_sockets(cfg, LOG)
+    worker = record(1)
+    worker.sockets = [closed, kept]
+    closed.close()
+    assert worker.to_state(os.dup)["sockets"] == [kept.fileno()]
+    kept.close()
+    worker.close()
+
+
 def test_a_worker_that_was_a_canary_and_drains(stack: contextlib.ExitStack) -> None:
     before, again = record(1), record(1)
     before.channel = one_end(stack, WORKER_REPORT_BYTES)

@@ -18,6 +18,7 @@ from zdworker.forkserver.worker_boot import exit_code
 from zdworker.ipc import report
 from zdworker.ipc.messages import Counts, Decoder, Draining, Failed, Message, Ready, ReplacementRequested
 from zdworker.ipc.report import Reporter
+from zdworker.settings import Settings
 from zdworker.workers import base
 from zdworker.workers.base import ZeroDowntime
 
@@ -272,6 +273,25 @@ def test_a_worker_whose_master_died_before_the_death_signal_was_set_ends(monkeyp
     with pytest.raises(SystemExit) as ended:
         worker.zd_on_privileges()
     assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings(count_answers=True), ["Worker does not count its answers: zd_count_answers has no effect"]),
+        (
+            Settings(max_error_rate=5.0, count_answers=True),
+            ["Worker does not count its answers: zd_max_error_rate judges nothing"],
+        ),
+        (Settings(), []),
+    ],
+)
+def test_a_class_that_does_not_count_says_what_is_in_vain(
+    settings: Settings, expected: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Worker, "zd_settings", settings)
+    Worker().init_process()
+    assert [record.getMessage() for record in caplog.records] == expected
 
 
 def test_what_a_subclass_defines_in_vain_is_named() -> None:

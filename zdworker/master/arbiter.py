@@ -264,7 +264,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             if obstacle:
                 self.log.info("gunicornc will not reach this master: %s: %s (control_socket)", directory, obstacle)
                 return
-        super()._start_control_server()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, boot.HELD)  # which its thread inherits (see boot.py)
+        try:
+            super()._start_control_server()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def init_signals(self) -> None:
         """Set Gunicorn's handlers, and have signals wake the poll."""

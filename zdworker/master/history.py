@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zdworker import texts
+from zdworker import boot, texts
 from zdworker.core.events import Outcome
 from zdworker.core.fleet import Fleet
 from zdworker.core.history import ENTRIES_MAX, Death, End, Entry, History, Kind, Requester
@@ -163,7 +163,11 @@ class Recorder(Observer):
             if self._changed and self._has_file and not self._warned:
                 self._write()
 
-        self._thread = call_in_background(self._reactor, function, ended)
+        def undisturbed() -> Any:
+            boot.leave_signals_to_main_thread()
+            return function()
+
+        self._thread = call_in_background(self._reactor, undisturbed, ended)
 
     def _read_if_due(self) -> None:
         name = self._name

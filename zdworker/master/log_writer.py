@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from zdworker import log_files, texts
+from zdworker import boot, log_files, texts
 
 QUEUE_BYTES = 4 * 1024 * 1024
 """Bytes that may wait to be written, about: some four thousand lines."""
@@ -186,6 +186,7 @@ class LogWriter(logging.Filter):
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        boot.leave_signals_to_main_thread()
         while True:
             size, call = self._items.get()
             if size < 0:

@@ -294,11 +294,13 @@ class Supervisor:
 
     def go_on(self, upgrade: Upgraded) -> None:
         """Begin to work in the place of an earlier program, and answer to those who have ordered that."""
-        self.children.resume()
-        self._receiver.resume()
-        self._executor.resume()
-        self.leftovers.look()
-        self._upgrade_ended(upgrade)
+        try:
+            self.children.resume()
+            self._receiver.resume()
+            self._executor.resume()
+            self.leftovers.look()
+        finally:
+            self._upgrade_ended(upgrade)
         self.handle(events.Tick())
 
     def _upgrade_progress(self, step: str) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from zdworker import boot, plain, syscalls, texts
 from zdworker.core.fleet import Fleet, Phase
+from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError
 from zdworker.ipc.messages import Place, Upgraded
 from zdworker.master import launch
@@ -49,7 +50,10 @@ _PATH = [os.path.realpath(entry) for entry in sys.path if entry]
 """Where this program comes from: the master imports this file at its start, and links may point elsewhere later."""
 
 BLOCKED = (*boot.HELD, signal.SIGCHLD)
-"""The signals that wait while the state is written and the program replaced."""
+"""The signals that wait while the state is written and the program replaced: in this thread, and the others of the
+master block :data:`zdworker.boot.HELD` all their life, or the kernel would give the signals to them."""
+
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
 
 def under_way(fleet: Fleet) -> str:
@@ -231,8 +235,11 @@ class Upgrader:
     def kill_rehearsal(self) -> None:
         """Kill the rehearsal, if there is one."""
         if self._rehearsal is not None and self._rehearsal.pid:
+            started = before_kill(self._rehearsal.pid) or []  # by its configuration; one that ends by itself ends them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._rehearsal.pid, signal.SIGKILL)
+            for process in started:
+                process.send(signal.SIGKILL)
 
     def _forget_rehearsal(self) -> None:
         rehearsal, self._rehearsal = self._rehearsal, None
@@ -275,28 +282,42 @@ class Upgrader:
     # -- the replacement -----------------------------------------------------------------------------------------
 
     def _replace(self, rehearsal: _Rehearsal) -> None:
+        hooks_have_stopped = False
         try:
             command = self._refuse()
             launch.refuse_moved(command, rehearsal, "the rehearsal", "order it again")
-            if not self._gunicorn.zd_settle_log():
-                raise GenerationError("what reads the master's log does not keep up, and lines of it would be lost")
+            self._settle_log()
+            hooks_have_stopped = True
             self._gunicorn.zd_hook("pre_exec")
             self._execute(command, launch.interpreter(command))
         except Exception as error:  # noqa: BLE001  # whatever it is, the client waits for an answer
+            if hooks_have_stopped:
+                self._gunicorn.zd_hook("when_ready")  # where they start again what pre_exec has ended
             self._fail(_reason(error))
+
+    def _settle_log(self) -> None:
+        """Have the log written.
+
+        :raises GenerationError: it is not read.
+        """
+        if not self._gunicorn.zd_settle_log():
+            raise GenerationError("what reads the master's log does not keep up, and lines of it would be lost")
 
     def _execute(self, command: Command, words: list[str]) -> None:
         """Replace the program; this returns only by an exception.
 
         :raises OSError: the kernel refuses it, and everything is as before.
+        :raises GenerationError: the log is not read.
         """
         self._log.info("Upgrade: replacing the program, by %s", words[0])
         self._progress(REPLACING)
-        self._gunicorn.zd_settle_log()
+        self._settle_log()
         descriptors = Descriptors()
         directory = os.open(".", syscalls.OPEN_DIRECTORY)
         descriptors.named["directory"] = directory
         state, mask = -1, signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+        # Timers outlive execve(2), the handlers of their signals do not, and those signals end a process.
+        timers = {timer: signal.setitimer(timer, 0.0) for timer in _TIMERS}
         try:
             state = sealed(self._state(command, descriptors))
             descriptors.named["state"] = state
@@ -308,6 +329,8 @@ class Upgrader:
         finally:
             os.fchdir(directory)
             descriptors.set_inheritable(False)
+            for timer, (left_s, interval_s) in timers.items():
+                signal.setitimer(timer, left_s, interval_s)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for number in (directory, state):
                 if number >= 0:

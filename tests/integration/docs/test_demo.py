@@ -15,5 +15,4 @@ def test_the_demo_loses_no_request() -> None:
     words = [sys.executable, "example_app/demo.py"]
     run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "4.0 was given up: only 2.0 answers" in run.stdout
     assert run.stdout.rstrip().endswith("No other request failed.")

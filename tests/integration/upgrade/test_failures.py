@@ -80,7 +80,14 @@ def exit_early(releases: Releases) -> None:
 
 
 def hang(releases: Releases) -> None:
-    releases.add("two", IN_THE_REHEARSAL.replace("{code}", "import time; time.sleep(600)"))
+    """What it has started meanwhile has to end, too."""
+    code = "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
+    releases.add("two", IN_THE_REHEARSAL.replace("{code}", code))
+
+
+def answer_strangely(releases: Releases) -> None:
+    code = "from zdworker import boot; os.write(boot.current._answer, b'[]'); os._exit(0)"
+    releases.add("two", IN_THE_REHEARSAL.replace("{code}", code))
 
 
 def lose_the_interpreter(releases: Releases) -> None:
@@ -98,6 +105,7 @@ BROKEN: dict[Callable[[Releases], None], str] = {
     break_the_configuration: "exited with 1",
     crash: "signal 11",
     exit_early: "exited with code 0",
+    answer_strangely: "exited with code 0",
     hang: f"has not answered within {TIMEOUT_S} s",
     lose_the_interpreter: "which does not exist, now: order it again",
 }
@@ -164,6 +172,20 @@ def test_behind_execve_the_way_leads_back(releases: Releases, code: str, expecte
     server.wait_only("three", BOOT_TIMEOUT_S)
     assert control_client.upgrade(server).result == "done"
     assert server.stop() == 0
+
+
+def test_hooks_start_again_what_they_have_ended_if_the_program_stays(releases: Releases) -> None:
+    """The interpreter is lost behind the last look at it, when ``pre_exec`` has been called."""
+    server, interpreters = releases.server, releases.path("two") / "venv" / "bin"
+    rename = f"os.rename({str(interpreters)!r}, {str(interpreters)!r} + ' gone')"
+    releases.configure("one", f"\nimport os\n\ndef pre_exec(server):\n    {rename}\n")
+    control_client.order_and_wait(server, "reload")
+    workers = server.workers()
+    releases.add("two")
+    outcome = control_client.upgrade(server)
+    assert (outcome.result, outcome.after) == ("failed", outcome.before)
+    assert len(releases.site.events("when_ready")) == 2
+    assert_unchanged(releases, workers)
 
 
 def test_without_a_way_back_the_new_program_goes_on_without_hooks(releases: Releases) -> None:

@@ -20,6 +20,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from zdworker import boot
 from zdworker.errors import OrderRefused
 
 HOOKS = """
@@ -41,6 +42,23 @@ def when_ready(server):
 def nworkers_changed(server, new, old):
     _note("nworkers_changed", new=new, old=old)
 """
+
+
+TIMER = """
+import signal, sys
+
+def when_ready(server):
+    if "zdworker.upgraded" not in sys.orig_argv:
+        signal.signal(signal.SIGVTALRM, lambda signum, frame: None)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0.001, 0.001)
+"""
+
+
+def blocked(pid: int, thread: int) -> int:
+    """Return the signals that a thread blocks, a bit each (proc_pid_status(5))."""
+    status = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+    (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return int(mask, 16)
 
 
 @pytest.fixture
@@ -131,6 +149,23 @@ def test_what_hooks_have_set_and_which_of_them_are_called(start: Start, site: Si
     assert len(site.events("nworkers_changed")) == counted
     server.reload("two")
     assert server.get("/environment?name=SET_BY_A_HOOK")["value"] == "yes"
+
+
+def test_a_timer_that_a_hook_has_started_ends(start: Start) -> None:
+    """It outlives execve(2), its handler does not, and its signal would end the next program (setitimer(2))."""
+    server = start(extra=TIMER)
+    assert control_client.upgrade(server).result == "done"
+    assert server.stop() == 0
+
+
+def test_no_other_thread_takes_the_masters_signals(start: Start) -> None:
+    """One that it took while the program is replaced would be lost."""
+    server = start()
+    server.reload("two")
+    threads = [int(name) for name in os.listdir(f"/proc/{server.master}/task") if int(name) != server.master]
+    assert threads
+    held = sum(1 << (signum - 1) for signum in boot.HELD)
+    assert [blocked(server.master, thread) & held for thread in threads] == [held] * len(threads)
 
 
 def test_a_reload_that_is_waited_for_by_a_client_before_and_after(start: Start, site: Site) -> None:
