@@ -55,6 +55,7 @@ class Stage:
         self.drain: Any = SimpleNamespace(gives=False, told_to_close=0)
         self.websocket_app = self.asgi
         self.open: set[Any] = set()
+        self.offered: list[Any] = []
         self.reads = True
         self.go = asyncio.Event()
         self.after = asyncio.Event()
@@ -74,6 +75,9 @@ class Stage:
         await send({"type": "http.response.body", "body": b"ok"})
         await self.after.wait()
         self.finished += 1
+
+    def announce_or_offer(self, connection: Any) -> None:
+        self.offered.append(connection)
 
     def begin_drain(self) -> None:
         self.draining = True
@@ -367,6 +371,22 @@ def test_the_next_request_is_read_once_no_successor_comes(play: Play) -> None:
         assert b"200 OK" in await stage.answer()
         await stage.feed(HEAD)
         assert b"200 OK" in stage.got()
+
+    play(scenario)
+
+
+def test_a_connection_that_the_loop_tells_of_behind_the_listeners_close_moves_too(play: Play) -> None:
+    """A client that never rests would stay with the old worker for ever, and be cut at the deadline."""
+
+    async def scenario(stage: Stage) -> None:
+        stage.draining = stage.drain.gives = True
+        late = Connection(stage, stage)
+        ours, theirs = socket.socketpair()
+        transport, _ = await stage.loop.create_unix_connection(lambda: late, sock=ours)
+        await stage.turn()
+        assert stage.offered == [late]
+        transport.abort()
+        theirs.close()
 
     play(scenario)
 

@@ -71,6 +71,9 @@ class ConnectionServer(Protocol):
     def websocket_app(self) -> AsgiApplication:
         """The application as WebSockets call it."""
 
+    def announce_or_offer(self, connection: Any) -> None:
+        """Have the connection moved to the successor, or ended by its response."""
+
 
 class _LastRequest:
     """Gunicorn's configuration for a connection that ends with the present response."""
@@ -120,8 +123,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """Register, then do as the base does."""
         self._zd_server.open.add(self)
         super().connection_made(transport)
-        if self._zd_ends():
-            self.zd_end_responses()
+        if self._zd_server.draining:  # a loop tells of what it has accepted only after the listeners are closed
+            self._zd_server.announce_or_offer(self)
 
     def data_received(self, data: bytes) -> None:
         """Note that something came, then do as the base does."""
