@@ -55,13 +55,15 @@ the same run. Only the ratios and differences mean something elsewhere; take you
   requests is subtracted. System calls are counted, what the kernel does for them is not.
 * Connections: some end as they should, some in the middle of a request, some unused, some with a reset.
 
-## Reload, replacement, memory
+## Reload, start, replacement, memory
 
 {table(figures)}
 
 * Reload: the application's import is one second of work; from the signal until the last old worker is gone.
 * Reload with kept connections: each client rests a tenth of a second to a second between two requests (some 2,000
   requests a second); an import is measured right before each reload.
+* Reload of many workers: a small application; what the kernel does for the master is in its time.
+* Start: a small application without `--preload`, asked every 5 ms; stock and zdworker in turns.
 * Replacement: one worker, so that nobody else can answer; from `kill -9` to the end of the new one's answer.
 * Memory: proportional set size (`/proc/<pid>/smaps_rollup`) of the master and all its descendants, an
   application with Starlette and some 60 MB of objects, after requests to every worker; the bare interpreter

@@ -25,7 +25,10 @@ import psutil
 from tests.benchmarks.figures import Figure, Sample
 from tests.benchmarks.kept import reload_kept
 from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, serve, until
-from tests.benchmarks.trees import pss
+from tests.benchmarks.trees import cpu, pss
+
+MANY = 200
+"""Workers, as on a large machine."""
 
 
 def reload(quick: bool) -> Figure:
@@ -48,6 +51,40 @@ def reload(quick: bool) -> Figure:
     parts = {"reload, s": Sample(reloads).text(), "import in a fresh interpreter, s": Sample(imports).text()}
     name = "reload of 8 workers with --preload, seconds above one import"
     return Figure(name, "at most 1.5", excess.text(), excess.median <= 1.5, parts)
+
+
+def reload_many(quick: bool) -> Figure:
+    """The master's own processor time for each of 200 workers that a reload replaces, ``--preload``."""
+    workers = 20 if quick else MANY
+    with serve(OURS, workers, "", "--preload") as server:
+        master, spent, took = server.process.pid, [], []
+        for number in range(1 if quick else 3):
+            server.workers(workers)
+            old = set(server.tree()) - {master}
+            server.deploy(f"r{number}")
+            before, began = cpu([master], children=False), time.monotonic()
+            server.process.send_signal(signal.SIGUSR2)
+            _gone(old)
+            took.append(time.monotonic() - began)
+            spent.append((cpu([master], children=False) - before) / workers * 1000)
+    each = Sample(spent)
+    parts = {"reload, s": Sample(took).text(1)}
+    name = f"reload of {workers} workers with --preload, the master's processor time for each of them, ms"
+    return Figure(name, "at most 5", each.text(), each.median <= 5, parts)
+
+
+def start(quick: bool) -> Figure:
+    """From the command to the first answer, against stock's, 4 workers."""
+    times: dict[str, list[float]] = {STOCK: [], OURS: []}
+    for _ in range(2 if quick else 10):
+        for worker_class, taken in times.items():
+            began = time.monotonic()
+            with serve(worker_class, 4):
+                taken.append(time.monotonic() - began)
+    excess = Sample([our - stock for our, stock in zip(times[OURS], times[STOCK], strict=True)])
+    parts = {"stock, s": Sample(times[STOCK]).text(), "zdworker, s": Sample(times[OURS]).text()}
+    name = "start of 4 workers, from the command to the first answer, seconds more than stock"
+    return Figure(name, "at most 0.15", excess.text(), excess.median <= 0.15, parts)
 
 
 def respawn(quick: bool) -> Figure:
@@ -92,6 +129,8 @@ def memory(quick: bool, options: tuple[str, ...] = ("--preload",)) -> Figure:
 MEASURES: dict[str, Callable[[bool], Figure]] = {
     "reload": reload,
     "reload-kept": reload_kept,
+    "reload-many": reload_many,
+    "start": start,
     "respawn": respawn,
     "memory": memory,
     "memory-no-preload": functools.partial(memory, options=()),

@@ -165,7 +165,7 @@ def serve(
         port = free_port()
         server = Server(_start(directory, port, worker_class, workers, options, under), directory, port, kind)
         try:
-            until(lambda: _answers(server), 300 if under else 60, "the server answers")
+            until(lambda: _answers(server), 300 if under else 60, "the server answers", 0.005)
             yield server
         except BaseException:
             print(server.log()[-3000:], file=sys.stderr)
@@ -190,6 +190,7 @@ def _start(
     command += ["--bind", f"127.0.0.1:{port}", "application:app"]
     # The control socket must not stand in the place of a real server's.
     environment = os.environ | {"XDG_RUNTIME_DIR": str(directory), "PWD": str(directory)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
     if under:
         environment["PYTHONHASHSEED"] = "0"
     if "--preload" not in options:

@@ -265,15 +265,18 @@ class Facts:
     """The facts of one moment, as the plan's questions need them; see :meth:`Fleet.facts`.
 
     ``slots`` has the workers of each slot that are not leaving, ``fresh`` the ids of those that may stay, ``forking``
-    the number of orders that each generation's fork server has yet to carry out. ``source`` and ``fallback_source`` are
-    the generations that can be spawned from. ``room`` is how many more processes may exist, ``must_serve`` how many
-    verified workers have to go on when one is told to leave.
+    the number of orders that each generation's fork server has yet to carry out. ``serving`` is the number of ready
+    workers that are verified; ``only_verified`` means that no worker leaves and each is verified. ``source`` and
+    ``fallback_source`` are the generations that can be spawned from. ``room`` is how many more processes may exist,
+    ``must_serve`` how many verified workers have to go on when one is told to leave.
     """
 
     fleet: Fleet
     slots: dict[int, list[Worker]]
     fresh: set[int]
     forking: dict[int, int]
+    serving: int
+    only_verified: bool
     source: int | None
     fallback_source: int | None
     room: int
@@ -422,9 +425,14 @@ class Fleet:
         slots: dict[int, list[Worker]] = {}
         fresh: set[int] = set()
         forking: dict[int, int] = {}
+        serving, only_verified = 0, True
         for worker in self.workers.values():
             if worker.state is WorkerState.FORKING:
                 forking[worker.generation] = forking.get(worker.generation, 0) + 1
+            if worker.leaving or not worker.verified:
+                only_verified = False
+            elif worker.state is WorkerState.READY:
+                serving += 1
             if not worker.leaving:
                 slots.setdefault(worker.slot, []).append(worker)
                 if self.fresh(worker):
@@ -434,6 +442,8 @@ class Fleet:
             slots=slots,
             fresh=fresh,
             forking=forking,
+            serving=serving,
+            only_verified=only_verified,
             source=self.source(self.current),
             fallback_source=self.source(self.fallback),
             room=self.size + self.surge - len(self.workers),

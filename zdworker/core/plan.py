@@ -85,8 +85,7 @@ def _may_leave_first(facts: Facts, worker: Worker) -> bool:
     if fleet.newest_verified and facts.must_serve < fleet.size and not worker.replacement_requested:
         return True
     # Otherwise only where nothing but the end of a worker that serves can make room.
-    staying = [w for workers in facts.slots.values() for w in workers]
-    return len(staying) == len(fleet.workers) and all(w.verified for w in staying)
+    return facts.only_verified
 
 
 def _availability_allows(facts: Facts, worker: Worker) -> bool:
@@ -96,9 +95,7 @@ def _availability_allows(facts: Facts, worker: Worker) -> bool:
     """
     if worker.state is not WorkerState.READY:
         return True
-    staying = (w for workers in facts.slots.values() for w in workers)
-    others = sum(w.state is WorkerState.READY and w.verified for w in staying if w is not worker)
-    return others >= facts.must_serve
+    return facts.serving - worker.verified >= facts.must_serve
 
 
 def next_to_fill(facts: Facts, now: float) -> tuple[int, int] | None:

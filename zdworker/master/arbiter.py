@@ -71,6 +71,9 @@ HOOKS_IN_THE_MASTER = ("on_starting", "when_ready", "pre_fork")
 OLD_SCRIPT_S = 600.0
 """Seconds after USR2 in which WINCH and QUIT are taken for the rest of a script that was written for stock Gunicorn."""
 
+HEARTBEATS_S = 0.5
+"""Seconds between two looks at the workers' heartbeats, at least."""
+
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
 
@@ -133,7 +136,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         distrust_stale_bytecode(time.time_ns() - launch.SAME_DEPLOY_NS)
         os.environ[GENERATION_VARIABLE] = "0"
         self._zd_scale_request: int | None = None
-        self._zd_halt_by = 0.0
+        self._zd_halt_by = self._zd_heartbeats_at = 0.0
         self._zd_usr2_at = -math.inf
         self._zd_leftovers_by: float | None = None
         if boot.current is not None:
@@ -283,6 +286,15 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         while not self.SIG_QUEUE.empty():
             signals.append(self.SIG_QUEUE.get_nowait())
         return [number for number in signals if number in self.SIG_NAMES]
+
+    def murder_workers(self) -> None:
+        """Look for workers that have lost their heartbeat, about as often as Gunicorn's own loop: this one takes a turn
+        with each event, and the look costs a system call for each worker.
+        """
+        now = time.monotonic()
+        if now >= self._zd_heartbeats_at:
+            self._zd_heartbeats_at = now + HEARTBEATS_S
+            super().murder_workers()
 
     def _zd_end_if_halted(self) -> None:
         halt, now = self._zd.halt, time.monotonic()
