@@ -137,7 +137,7 @@ def command_pages() -> str:
 def _command(name: str, command: click.Command) -> str:
     context = click.Context(command, info_name=name)
     usage = " ".join(["zdworker", name, *command.collect_usage_pieces(context)])
-    parts = [f"### `zdworker {name}`", (command.help or "").strip(), f"    {usage}"]
+    parts = [f"### `zdworker {name}`", inspect.cleandoc(command.help or ""), f"    {usage}"]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     rows = [(f"`{' '.join([*option.opts, option.metavar or '']).strip()}`", option.help or "") for option in options]
     return "\n\n".join([*parts, *([_table(("option", ""), rows)] if rows else [])])
