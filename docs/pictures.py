@@ -99,6 +99,8 @@ class Picture:
 
 LEFT, UNIT, RIGHT = 150, 78, 890
 """Where a timeline begins, what one unit of its time is, where it ends."""
+PHONE = 480
+"""The width of the pictures in the README: shrunk to a phone's 360 pixels their text can still be read."""
 
 
 def _at(time: float) -> float:
@@ -114,8 +116,7 @@ def _mark(picture: Picture, time: float, top: float, bottom: float, words: str) 
     picture.text(_at(time), top - 6, words, "note middle")
 
 
-def _key(picture: Picture, y: float, entries: list[tuple[str, str]]) -> None:
-    x = LEFT
+def _key(picture: Picture, y: float, entries: list[tuple[str, str]], x: float = LEFT) -> None:
     for kind, words in entries:
         picture.bar(x, y, 22, 12, kind)
         picture.text(x + 28, y + 11, words, "note")
@@ -185,25 +186,31 @@ def failed() -> Picture:
 
 
 def given_up() -> Picture:
-    """Draw a reload whose code answers a part of its requests with 500, as dots."""
-    picture = Picture(910, 290, "A reload whose canary fails a fifth of its requests, and is given up")
-    end, ready, over, gone = 9.4, 2.2, 4.6, 5.1
+    """Draw a reload whose code answers a part of its requests with 500, as dots; narrow, to be read on a phone."""
+    picture = Picture(PHONE, 324, "A reload whose canary fails a fifth of its requests, and is given up")
+    left, unit = 118, 37
+
+    def at(time: float) -> float:
+        return left + time * unit
+
+    end, asked, ready, over, gone = 9.4, 1.0, 3.2, 6.2, 6.8
     picture.text(14, 53, "fork servers")
-    _span(picture, 0, end, 34, "old")
-    _span(picture, 1, over, 54, "bad")
+    picture.bar(at(0), 34, at(end) - at(0), 16, "old")
+    picture.bar(at(asked), 54, at(over) - at(asked), 16, "bad")
     rows = [(f"worker, slot {slot}", 86 + 34 * slot, 0.0, end, "old") for slot in range(4)]
     rows.insert(1, ("canary, slot 0", 86 + 34 * 4, ready, over, "bad"))
     for words, y, begin, until, kind in rows:
         picture.text(14, y + 13, words)
-        _span(picture, begin, until, y, kind)
+        picture.bar(at(begin), y, at(until) - at(begin), 16, kind)
         answered = until if kind == "old" else gone
-        for number in range(int((answered - begin) * 8)):
+        for number in range(int((answered - begin) * 5)):
             failed_one = kind == "bad" and number % 5 == 4
-            picture.dot(_at(begin + 0.1 + number / 8), y + 24, "failed" if failed_one else "answered")
-    _mark(picture, 1, 28, 254, "reload")
-    _mark(picture, ready, 28, 254, "the canary serves")
-    _mark(picture, over, 28, 254, "given up: exit code 1")
-    _key(picture, 268, [("old", "old code"), ("bad", "new code"), ("failed", "a failed request (dots: answers)")])
+            picture.dot(at(begin + 0.1 + number / 5), y + 24, "failed" if failed_one else "answered")
+    for time, words in ((asked, "reload"), (ready, "canary serves"), (over, "given up: exit code 1")):
+        picture.path(f"M{at(time):g} 28 V254", "mark")
+        picture.text(at(time), 22, words, "note middle")
+    _key(picture, 268, [("old", "old code"), ("bad", "new code")], 14)
+    _key(picture, 294, [("answered", "a request that was answered"), ("failed", "one that failed")], 14)
     return picture
 
 
@@ -240,8 +247,8 @@ COMPARED = {
     "gunicorn-uvicorn_worker-hup": "Gunicorn, HUP",
     "zdworker-UvicornWorker-preload": "zdworker, --preload",
 }
-EDGE, PANEL, ROOM, BELOW = 64, 150, 84, 34
-"""Where the time begins, the height of a panel, and how high its bars for answers and how deep its others reach."""
+EDGE, FAR, PANEL, ROOM, BELOW = 44, PHONE - 14, 170, 84, 34
+"""Where the time begins and ends, the height of a panel, and how high its answers and how deep its others reach."""
 LEAD = 0.15
 """Imports before the signal that are shown."""
 DECADES, CEILING = (1, 10, 100), 1000
@@ -249,29 +256,24 @@ DECADES, CEILING = (1, 10, 100), 1000
 
 
 def crowd() -> Picture:
-    """Draw a deploy under a thousand kept connections, with Gunicorn's own reload and with zdworker, on one time axis.
+    """Draw a deploy under a thousand keep-alive connections, with Gunicorn's own reload and with zdworker.
 
-    Its unit is an import, since the machine had other work: how long one takes was measured right before each deploy.
+    Both are on one time axis. Its unit is an import, since the machine had other work: how long one takes was measured
+    right before each deploy.
     """
     known = json.loads(MEASURED.read_text(encoding="utf-8"))["contenders"]
     found = {words: known[name]["loads"]["crowd"] for name, words in COMPARED.items()}
     last = max(loaded["turns"][0]["seconds"] / loaded["work_s"] for loaded in found.values()) + 0.1
-    picture = Picture(910, PANEL * len(found) + 62, "A deploy under a thousand kept connections")
-    width = (RIGHT - EDGE) / (LEAD + last)
+    picture = Picture(PHONE, PANEL * len(found) + 88, "A deploy under a thousand keep-alive connections")
+    width = (FAR - EDGE) / (LEAD + last)
     for number, (words, loaded) in enumerate(found.items()):
         _panel(picture, PANEL * number + 8, words, loaded, width)
     foot = PANEL * len(found) + 22
     for number in range(math.floor(last) + 1):
         words = ("the signal", "one import", f"{number} imports")[min(number, 2)]
-        picture.path(f"M{EDGE + (LEAD + number) * width:g} 30 V{foot - 16:g}", "mark")
         picture.text(EDGE + (LEAD + number) * width, foot, words, "note middle")
-    kinds = [
-        ("old", "answers: old version"),
-        ("new", "new version"),
-        ("bad", "failed"),
-        ("load", "connections made anew"),
-    ]
-    _key(picture, foot + 16, kinds)
+    _key(picture, foot + 16, [("old", "answered: old code"), ("new", "answered: new code")], 14)
+    _key(picture, foot + 42, [("bad", "failed"), ("load", "connections opened again")], 14)
     return picture
 
 
@@ -279,15 +281,18 @@ def _panel(picture: Picture, top: float, words: str, loaded: dict[str, Any], wid
     """Draw what came of the requests: answers go up from the axis, failures and new connections go down from it."""
     (turn,), work_s, axis = loaded["turns"], loaded["work_s"], top + PANEL - BELOW - 6
     failed = sum(turn["span"]["failures"].values())
-    facts = f"{failed:,} failed, {loaded['reconnects']:,} connections made anew"
-    picture.text(EDGE, top + 16, f"{words}: {facts}, longest gap {turn['span']['gap'] / work_s:.2g} imports")
+    facts = f"{failed:,} requests failed, {loaded['reconnects']:,} connections had to be opened again"
+    picture.text(14, top + 16, f"{words}: longest gap {turn['span']['gap'] / work_s:.2g} imports")
+    picture.text(14, top + 33, facts, "note")
     for value in DECADES:
         y = axis - _height(value, ROOM)
-        picture.path(f"M{EDGE} {y:g} H{RIGHT}", "mark")
+        picture.path(f"M{EDGE} {y:g} H{FAR}", "mark")
         picture.text(EDGE - 6, y + 4, str(value), "note end")
+    for number in range(math.floor((FAR - EDGE) / width - LEAD) + 1):
+        picture.path(f"M{EDGE + (LEAD + number) * width:g} {axis - ROOM:g} V{axis + BELOW:g}", "mark")
     for begin, old, new, broken, opened in loaded["course"]:
         x, right = (EDGE + (LEAD + second / work_s) * width for second in (begin, begin + 0.1))
-        if x < EDGE or right > RIGHT:
+        if x < EDGE or right > FAR:
             continue
         height = _height(old + new, ROOM)
         share = height * old / max(old + new, 1)
@@ -297,7 +302,10 @@ def _panel(picture: Picture, top: float, words: str, loaded: dict[str, Any], wid
         for y, size, kind in bars:
             if size:
                 picture.bar(x, y, right - x, size, kind)
-    picture.path(f"M{EDGE} {axis:g} H{RIGHT}")
+    end = EDGE + (LEAD + loaded["course"][-1][0] / work_s) * width
+    picture.path(f"M{EDGE} {axis:g} H{min(end, FAR):g}")
+    if end < FAR - 100:
+        picture.text(end + 8, axis + 4, "the deploy is over", "note")
 
 
 def _height(count: int, room: float) -> float:
