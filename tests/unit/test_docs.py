@@ -45,6 +45,10 @@ UPGRADE = "tests/integration/upgrade/"
 SHOWN = {
     ("docs/upgrade.md", "zdworker upgrade"): f"{UPGRADE}test_upgrade.py::test_the_command_prints_versions",
     ("docs/upgrade.md", "zdworker reload --upgrade"): f"{UPGRADE}test_versions.py::test_reload_and_upgrade_in_one",
+    ("README.md", "gunicorn -k zdworker.UvicornWorker app:app   # start it once"): (
+        "tests/integration/docs/test_pages.py::test_a_documentation_page_can_be_followed"  # that is first-deploy.md
+    ),
+    ("README.md", "zd_canary_seconds = 30"): f"{JUDGED}test_code_that_fails_a_fifth_of_its_requests_is_given_up",
     ("README.md", "$ .venv/bin/python example_app/demo.py"): DEMO,
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install -q -e '.[demo]'"): DEMO,
     (

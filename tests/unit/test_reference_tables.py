@@ -1,8 +1,7 @@
-"""The reference is that of the code, and the README's tables say the same."""
+"""The reference is that of the code."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import ModuleType
 
@@ -10,8 +9,6 @@ import pytest
 
 from tests.harness import documents
 from zdworker import settings
-
-README = (documents.ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +56,3 @@ def test_everything_is_there(script: ModuleType) -> None:
         assert f"`{name}" in written
     for name in ("`USR2`", "### `zdworker rollback`", "`--no-wait`", "`rss_bytes`", "130"):
         assert name in written
-
-
-# -- the README ----------------------------------------------------------------------------------------------------
-
-
-def readme_rows(heading: str) -> dict[str, list[str]]:
-    """Return the first table below a heading of the README: the other cells, by the first."""
-    section = README.partition(f"\n{heading}\n")[2]
-    table = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)
-    assert table, heading
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[0].splitlines()[2:]]
-    return {row[0]: row[1:] for row in rows}
-
-
-def test_the_readme_says_the_same_of_the_settings() -> None:
-    rows = readme_rows("## Settings")
-    assert list(rows) == [f"`{name}`" for name in settings.SPECS]
-    assert {name: cells[-1] for name, cells in rows.items()} == {
-        f"`{name}`": spec.meaning for name, spec in settings.SPECS.items()
-    }
-
-
-def test_the_readme_says_the_same_of_the_hooks() -> None:
-    rows = readme_rows("Server hooks, beside Gunicorn's; one that raises is logged and hurts nothing:")
-    assert {name: cells[-1] for name, cells in rows.items()} == {
-        f"`{name}{hook.arguments}`": hook.meaning for name, hook in settings.HOOKS.items()
-    }
