@@ -174,14 +174,14 @@ def failed() -> Picture:
     picture.text(14, 53, "fork servers")
     _span(picture, 0, end, 34, "old")
     _span(picture, 1, over, 54, "bad", "ImportError")
-    picture.text(_at(over) + 8, 67, "the traceback goes to the log, to status, and to whoever said reload", "note")
+    picture.text(_at(over) + 8, 67, "the log, zdworker status and zdworker reload show the traceback", "note")
     for slot in range(4):
         y = 86 + 20 * slot
         picture.text(14, y + 13, f"worker, slot {slot}")
         _span(picture, 0, end, y, "old")
     _mark(picture, 1, 28, 168, "reload")
     _mark(picture, over, 28, 168, "failed: exit code 1")
-    _key(picture, 176, [("old", "old code, serves on"), ("bad", "new code")])
+    _key(picture, 176, [("old", "old code, still serving"), ("bad", "new code")])
     return picture
 
 
@@ -216,27 +216,28 @@ def given_up() -> Picture:
 
 def drain() -> Picture:
     """Draw what a draining worker does with its connections."""
-    picture = Picture(910, 320, "The connections of a worker that drains")
-    told, kept, over = 1.0, 4.0, 8.2
+    picture = Picture(910, 352, "The connections of a worker that drains")
+    begun, kept, over = 1.0, 6.6, 8.2
     rows: list[tuple[str, list[tuple[float, float, str]], str]] = [
-        ("request in flight", [(0.2, 2.2, "new")], "answered, told to close"),
-        ("half a body", [(0.6, 3.1, "new")], "read to its end, answered"),
-        ("kept, used again", [(0, 2.5, "boot"), (2.5, 3.0, "new")], "answered, told to close"),
-        ("kept, left alone", [(0, kept, "boot")], "closed when keepalive is over"),
-        ("connecting now", [], "another worker's"),
+        ("idle", [(0, begun, "boot")], "handed over at once"),
+        ("request in flight", [(0.2, 2.2, "new")], "answered, then handed over"),
+        ("half a body", [(0.6, 3.1, "new")], "read to its end, answered, handed over"),
+        ("TLS, used again", [(0, 2.5, "boot"), (2.5, 3.0, "new")], "answered with Connection: close"),
+        ("TLS, left alone", [(0, kept, "boot")], "closed"),
+        ("connecting now", [], "accepted by another worker"),
         ("WebSocket", [(0, 1.9, "new")], "closed with 1012, one after the other"),
-        ("too slow", [(0.8, over, "new")], "cut"),
+        ("too long", [(0.8, over, "new")], "cut"),
     ]
-    _mark(picture, told, 28, 268, "told to leave")
-    _mark(picture, kept, 28, 268, "keepalive")
-    _mark(picture, over, 28, 268, "graceful_timeout")
+    _mark(picture, begun, 28, 300, "the drain begins")
+    _mark(picture, kept, 28, 300, "keepalive")
+    _mark(picture, over, 28, 300, "graceful_timeout")
     for number, (name, bars, words) in enumerate(rows):
         y = 40 + 32 * number
         picture.text(14, y + 13, name)
         for begin, stop, kind in bars:
             _span(picture, begin, stop, y, kind)
-        picture.text(_at(bars[-1][1] if bars else told) + 8, y + 13, words, "note")
-    _key(picture, 292, [("new", "a request, or a WebSocket"), ("boot", "open and idle")])
+        picture.text(_at(bars[-1][1] if bars else begun) + 8, y + 13, words, "note")
+    _key(picture, 324, [("new", "a request, or a WebSocket"), ("boot", "open and idle")])
     return picture
 
 
@@ -321,7 +322,7 @@ def processes() -> Picture:
     picture = Picture(910, 250, "The processes in the middle of a reload")
     picture.bar(300, 18, 310, 48, "box")
     picture.text(455, 38, "gunicorn master", "middle")
-    picture.text(455, 57, "one PID for life; has the sockets; no application", "small middle")
+    picture.text(455, 57, "keeps its PID; has the sockets; no application", "small middle")
     children = [
         ("fork server", "generation 1", "old", 14),
         ("fork server", "generation 2", "new", 164),
@@ -339,7 +340,7 @@ def processes() -> Picture:
         picture.text(x + 68, 157, words, "small middle")
     picture.path("M232 168 C232 204 402 204 402 170", "boot")
     picture.path("M82 168 C82 236 686 236 686 170", "boot")
-    picture.text(14, 240, "dashed: who was forked from where; the master became the parent", "note")
+    picture.text(14, 240, "dashed: from which fork server a worker was forked; the master became its parent", "note")
     return picture
 
 

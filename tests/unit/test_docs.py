@@ -33,7 +33,6 @@ PAGES = documents.pages()
 OUTPUT = ("text", "json", "mermaid")
 
 DEMO = "tests/integration/docs/test_demo.py::test_the_demo_loses_no_request"
-PROXIES = "tests/integration/load/test_behind_proxies.py::test_fifty_thousand_requests_through_ten_reloads"
 DRAWING = "not run: a drawing"
 JUDGED = "tests/integration/judged/test_judged_deploys.py::"
 DEBUGGING = "tests/unit/test_debugging_page.py::test_a_fork_server_is_started_by_hand"
@@ -85,11 +84,8 @@ SHOWN = {
     ("docs/state.md", "import multiprocessing"): f"{STATE}test_values_that_workers_share",
     ("docs/state.md", "import os"): f"{STATE}test_a_device_for_each_worker",  # and the next one
     ("docs/state.md", "import metrics"): f"{STATE}test_metrics_by_slot",
-    ("docs/draining.md", "# gunicorn.conf.py"): PROXIES,
-    ("docs/draining.md", "map $http_upgrade $upstream_connection"): PROXIES,
-    ("docs/draining.md", "backend gunicorn"): PROXIES,
     (
-        "docs/draining.md",
+        "docs/own-worker-class.md",
         "# my_worker.py",
     ): "tests/integration/classes/test_third_party.py::test_third_party_class_reloads_under_load",
     (

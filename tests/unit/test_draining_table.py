@@ -1,4 +1,4 @@
-"""The table of docs/draining.md and the tests behind it: none of its cells says what no test shows.
+"""The table of docs/reference/worker-classes.md and the tests behind it: none of its cells says what no test shows.
 
 Rules:
 
@@ -21,7 +21,7 @@ import pytest
 from tests.harness import worker_classes as classes
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "draining.md").read_text()
+TEXT = (ROOT / "docs" / "reference" / "worker-classes.md").read_text()
 LISTED = {int(number): name for number, name in re.findall(r"^(\d+)\. `([\w./]+::\w+)`$", TEXT, re.MULTILINE)}
 NOTHING = "-"
 """The class does not have such connections."""

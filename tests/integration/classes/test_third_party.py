@@ -15,7 +15,7 @@ from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Start
 
-DOCS = ROOT / "docs" / "draining.md"
+DOCS = ROOT / "docs" / "own-worker-class.md"
 (CODE,) = re.findall(r"```python\n(# my_worker\.py\n.*?)```", DOCS.read_text(), re.DOTALL)
 CLASS = "my_worker.MyWorker"
 
