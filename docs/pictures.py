@@ -56,7 +56,7 @@ PATTERN = (
 class Picture:
     """An SVG under construction; lengths are in its units, pixels at full size.
 
-    :param title: what a reader is told who cannot see it.
+    :param title: what a reader hears who cannot see it.
     """
 
     width: int
@@ -97,10 +97,10 @@ class Picture:
 
 # -- timelines -----------------------------------------------------------------------------------------------------
 
-LEFT, UNIT, RIGHT = 150, 78, 890
-"""Where a timeline begins, what one unit of its time is, where it ends."""
 PHONE = 480
-"""The width of the pictures in the README: shrunk to a phone's 360 pixels their text can still be read."""
+"""The width of timelines: shrunk to a phone's 360 pixels their text can still be read."""
+LEFT, UNIT, END = 118, 37, 9.4
+"""Where a timeline begins, what one unit of its time is, and how many units it has."""
 
 
 def _at(time: float) -> float:
@@ -116,21 +116,22 @@ def _mark(picture: Picture, time: float, top: float, bottom: float, words: str) 
     picture.text(_at(time), top - 6, words, "note middle")
 
 
-def _key(picture: Picture, y: float, entries: list[tuple[str, str]], x: float = LEFT) -> None:
+def _key(picture: Picture, y: float, entries: list[tuple[str, str]]) -> None:
+    x = 14
     for kind, words in entries:
         picture.bar(x, y, 22, 12, kind)
         picture.text(x + 28, y + 11, words, "note")
         x += 50 + 7 * len(words)
 
 
-TURNS = [(2.2 + 1.5 * slot, 2.6 + 1.5 * slot, 3.7 + 1.5 * slot) for slot in range(4)]
+TURNS = [(2.5 + 1.5 * slot, 2.9 + 1.5 * slot, 4.0 + 1.5 * slot) for slot in range(4)]
 """Of each slot: when its new worker begins to boot, when that is ready, when the old one is gone."""
 
 
 def reload() -> Picture:
     """Draw a reload that goes well."""
-    picture = Picture(910, 372, "A reload of four workers with zd_max_surge = 1")
-    end, last = 9.4, TURNS[-1][2]
+    picture = Picture(PHONE, 398, "A reload of four workers with zd_max_surge = 1")
+    end, last = END, TURNS[-1][2]
     picture.text(14, 53, "fork servers")
     _span(picture, 0, last, 34, "old")
     _span(picture, 1, TURNS[0][0], 54, "load", "loads")
@@ -145,14 +146,8 @@ def reload() -> Picture:
     _counts(picture, end)
     for time, words in ((1, "reload"), (TURNS[0][0], "loaded"), (last, "done")):
         _mark(picture, time, 28, 326, words)
-    kinds = [
-        ("old", "old code"),
-        ("drains", "drains"),
-        ("load", "new code loads"),
-        ("boot", "boots"),
-        ("new", "new code"),
-    ]
-    _key(picture, 346, kinds)
+    _key(picture, 346, [("old", "old code"), ("drains", "old code, drains"), ("new", "new code")])
+    _key(picture, 372, [("load", "new code loads"), ("boot", "a new worker boots")])
     return picture
 
 
@@ -162,19 +157,19 @@ def _counts(picture: Picture, end: float) -> None:
     picture.path(f"M{_at(0):g} 296 H{more:g} V282 H{again:g} V296 H{_at(end):g}")
     picture.text(_at(end) + 4, 301, "4", "note")
     picture.text(_at(TURNS[0][0]) + 4, 279, "5", "note")
-    picture.text(14, 321, "ready, at least")
+    picture.text(14, 321, "ready")
     picture.path(f"M{_at(0):g} 316 H{_at(end):g}")
     picture.text(_at(end) + 4, 321, "4", "note")
 
 
 def failed() -> Picture:
     """Draw a reload whose code raises."""
-    picture = Picture(910, 196, "A reload that fails while the new code is loaded")
-    end, over = 9.4, 2.4
+    picture = Picture(PHONE, 196, "A reload that fails while the new code is loaded")
+    end, over = END, 3.6
     picture.text(14, 53, "fork servers")
     _span(picture, 0, end, 34, "old")
     _span(picture, 1, over, 54, "bad", "ImportError")
-    picture.text(_at(over) + 8, 67, "the log, zdworker status and zdworker reload show the traceback", "note")
+    picture.text(_at(over) + 8, 67, "the traceback is in the log", "note")
     for slot in range(4):
         y = 86 + 20 * slot
         picture.text(14, y + 13, f"worker, slot {slot}")
@@ -186,50 +181,43 @@ def failed() -> Picture:
 
 
 def given_up() -> Picture:
-    """Draw a reload whose code answers a part of its requests with 500, as dots; narrow, to be read on a phone."""
+    """Draw a reload whose code answers a part of its requests with 500, as dots."""
     picture = Picture(PHONE, 324, "A reload whose canary fails a fifth of its requests, and is given up")
-    left, unit = 118, 37
-
-    def at(time: float) -> float:
-        return left + time * unit
-
-    end, asked, ready, over, gone = 9.4, 1.0, 3.2, 6.2, 6.8
+    end, asked, ready, over, gone = END, 1.0, 3.2, 6.2, 6.8
     picture.text(14, 53, "fork servers")
-    picture.bar(at(0), 34, at(end) - at(0), 16, "old")
-    picture.bar(at(asked), 54, at(over) - at(asked), 16, "bad")
+    _span(picture, 0, end, 34, "old")
+    _span(picture, asked, over, 54, "bad")
     rows = [(f"worker, slot {slot}", 86 + 34 * slot, 0.0, end, "old") for slot in range(4)]
     rows.insert(1, ("canary, slot 0", 86 + 34 * 4, ready, over, "bad"))
     for words, y, begin, until, kind in rows:
         picture.text(14, y + 13, words)
-        picture.bar(at(begin), y, at(until) - at(begin), 16, kind)
+        _span(picture, begin, until, y, kind)
         answered = until if kind == "old" else gone
         for number in range(int((answered - begin) * 5)):
             failed_one = kind == "bad" and number % 5 == 4
-            picture.dot(at(begin + 0.1 + number / 5), y + 24, "failed" if failed_one else "answered")
+            picture.dot(_at(begin + 0.1 + number / 5), y + 24, "failed" if failed_one else "answered")
     for time, words in ((asked, "reload"), (ready, "canary serves"), (over, "given up: exit code 1")):
-        picture.path(f"M{at(time):g} 28 V254", "mark")
-        picture.text(at(time), 22, words, "note middle")
-    _key(picture, 268, [("old", "old code"), ("bad", "new code")], 14)
-    _key(picture, 294, [("answered", "a request that was answered"), ("failed", "one that failed")], 14)
+        _mark(picture, time, 28, 254, words)
+    _key(picture, 268, [("old", "old code"), ("bad", "new code")])
+    _key(picture, 294, [("answered", "a request that was answered"), ("failed", "one that failed")])
     return picture
 
 
 def drain() -> Picture:
     """Draw what a draining worker does with its connections."""
-    picture = Picture(910, 352, "The connections of a worker that drains")
-    begun, kept, over = 1.0, 6.6, 8.2
+    picture = Picture(PHONE, 352, "The connections of a worker that drains")
+    begun, over = 1.0, 8.2
     rows: list[tuple[str, list[tuple[float, float, str]], str]] = [
         ("idle", [(0, begun, "boot")], "handed over at once"),
-        ("request in flight", [(0.2, 2.2, "new")], "answered, then handed over"),
-        ("half a body", [(0.6, 3.1, "new")], "read to its end, answered, handed over"),
-        ("TLS, used again", [(0, 2.5, "boot"), (2.5, 3.0, "new")], "answered with Connection: close"),
-        ("TLS, left alone", [(0, kept, "boot")], "closed"),
-        ("connecting now", [], "accepted by another worker"),
-        ("WebSocket", [(0, 1.9, "new")], "closed with 1012, one after the other"),
+        ("request", [(0.2, 2.2, "new")], "answered, then handed over"),
+        ("half a body", [(0.6, 2.4, "new")], "read, answered, handed over"),
+        ("TLS, in use", [(0, 1.8, "boot"), (1.8, 2.3, "new")], "answered, Connection: close"),
+        ("TLS, idle", [(0, 4.0, "boot")], "closed after keepalive"),
+        ("connecting", [], "accepted by another worker"),
+        ("WebSocket", [(0, 1.9, "new")], "closed with 1012, one by one"),
         ("too long", [(0.8, over, "new")], "cut"),
     ]
     _mark(picture, begun, 28, 300, "the drain begins")
-    _mark(picture, kept, 28, 300, "keepalive")
     _mark(picture, over, 28, 300, "graceful_timeout")
     for number, (name, bars, words) in enumerate(rows):
         y = 40 + 32 * number
@@ -273,8 +261,8 @@ def crowd() -> Picture:
     for number in range(math.floor(last) + 1):
         words = ("the signal", "one import", f"{number} imports")[min(number, 2)]
         picture.text(EDGE + (LEAD + number) * width, foot, words, "note middle")
-    _key(picture, foot + 16, [("old", "answered: old code"), ("new", "answered: new code")], 14)
-    _key(picture, foot + 42, [("bad", "failed"), ("load", "connections opened again")], 14)
+    _key(picture, foot + 16, [("old", "answered: old code"), ("new", "answered: new code")])
+    _key(picture, foot + 42, [("bad", "failed"), ("load", "connections opened again")])
     return picture
 
 
