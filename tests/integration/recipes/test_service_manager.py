@@ -19,6 +19,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import children, command, wait_for
 from tests.harness.recipes import DEPLOY, EXAMPLE, adapted, changed, commands, path_with, run, versions
+from tests.harness.server import script
 
 PAGE = "systemd.md"
 SYSTEMD = "/lib/systemd/systemd"
@@ -176,6 +177,45 @@ def test_a_service_under_systemd(manager: Manager, site: Site) -> None:
         assert load.stop().failures == []
     manager.must("stop", "app.service", "app.socket")
     assert (manager.fact("Result"), manager.fact("ExecMainStatus")) == ("success", "0")
+
+
+def test_the_master_is_replaced_in_its_service(manager: Manager, site: Site) -> None:
+    """systemd sees the same process go on: it neither ends the service nor starts another."""
+    manager.must("start", "app.socket", "app.service")
+    master, since = manager.fact("MainPID"), manager.fact("ExecMainStartTimestampMonotonic")
+    socket = manager.runtime / "app" / "control.sock"
+    upgrade = ["nsenter", f"--target={manager.pid()}", "--pid", "--mount", "--wd=/", script("zdworker"), "upgrade"]
+    with Load(manager.socket, "kept", clients=4, pause=0.01) as load:
+        for version in ("two", "three"):
+            done = run([*upgrade, "--socket", str(socket)], manager.place)
+            assert done.returncode == 0, f"{done.stdout}\n{manager.report()}"
+            assert manager.fact("MainPID") == master
+            assert manager.fact("ExecMainStartTimestampMonotonic") == since
+            assert manager.fact("NRestarts") == "0"
+            assert (manager.fact("ActiveState"), manager.fact("SubState")) == ("active", "running")
+            assert manager.fact("StatusText").startswith("steady: 2 of 2 workers ready")
+            site.deploy(version)
+            manager.must("reload", "app.service")
+            assert versions(manager.socket) == {version}
+        assert load.stop().failures == []
+    manager.must("stop", "app.service", "app.socket")
+    assert (manager.fact("Result"), manager.fact("ExecMainStatus")) == ("success", "0")
+
+
+def test_the_watchdog_watches_the_program_in_the_master_s_place(manager: Manager) -> None:
+    manager.change({"WatchdogSec=30": "WatchdogSec=1"})
+    manager.must("start", "app.socket", "app.service")
+    master = manager.fact("MainPID")
+    socket = manager.runtime / "app" / "control.sock"
+    enter = ["nsenter", f"--target={manager.pid()}", "--pid", "--mount", "--wd=/"]
+    done = run([*enter, script("zdworker"), "upgrade", "--socket", str(socket)], manager.place)
+    assert done.returncode == 0, f"{done.stdout}\n{manager.report()}"
+    fed = manager.fact("WatchdogTimestampMonotonic")
+    wait_for(lambda: manager.fact("WatchdogTimestampMonotonic") != fed, 10, "the new program notifies the watchdog")
+    assert manager.fact("MainPID") == master
+    manager.must("kill", "--kill-who=main", "--signal=STOP", "app.service")
+    wait_for(lambda: manager.fact("MainPID") not in ("0", master), 30, "systemd has started another")
+    assert versions(manager.socket) == {"one"}
 
 
 def test_a_reload_may_take_longer_than_systemd_waits(manager: Manager, site: Site) -> None:
