@@ -134,6 +134,7 @@ def test_time_is_asked_for_while_something_goes_on(
         notifier.observe(fleet(Phase.STOPPING), time.monotonic())
     said = heard(ear)
     assert said[0].startswith("STOPPING=1\n")
+    assert said[0].endswith("\nEXTEND_TIMEOUT_USEC=15000000"), "before the unit's own time is over"
     assert said[1:] == ["EXTEND_TIMEOUT_USEC=15000000"] * 2
 
 

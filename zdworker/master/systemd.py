@@ -32,8 +32,8 @@ from zdworker.plain import attributes, set_attributes
 UNSENT_MAX = 100
 """Messages that may wait for room in the socket."""
 
-EXTENSION_S = 15.0
-"""Seconds by which one request extends systemd's timeout. All that the master waits for has a deadline of its own."""
+EXTENSION = "EXTEND_TIMEOUT_USEC=15000000"
+"""Extends systemd's timeout to 15 s from now. All that the master waits for has a deadline of its own."""
 
 EXTENSION_INTERVAL_S = 5.0
 """Seconds between two such requests."""
@@ -104,7 +104,7 @@ class Notifier(Observer):
         self._send_changes(stage_of(fleet), status_of(fleet, self._waiting()), now)
         if self._stage is not Stage.READY and now >= self._next_extension:
             self._next_extension = now + EXTENSION_INTERVAL_S
-            self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1e6:.0f}")
+            self._send(EXTENSION)
         if self._heartbeat_interval_s and now >= self._next_heartbeat:
             self._next_heartbeat = now + self._heartbeat_interval_s
             self._send("WATCHDOG=1")
@@ -164,6 +164,8 @@ class Notifier(Observer):
         if stage is not self._stage:
             self._next_extension = now + EXTENSION_INTERVAL_S
             lines = [*_announcement(stage), *lines]
+            if stage is not Stage.READY:  # it has to come before the unit's own time is over
+                lines.append(EXTENSION)
         self._stage, self._status = stage, status
         self._send("\n".join(lines))
 

@@ -180,7 +180,7 @@ def test_a_service_under_systemd(manager: Manager, site: Site) -> None:
 
 
 def test_the_master_is_replaced_in_its_service(manager: Manager, site: Site) -> None:
-    """systemd sees the same process go on: it neither ends the service nor starts another."""
+    """The process that systemd sees stays the same: it neither ends the service nor starts another."""
     manager.must("start", "app.socket", "app.service")
     master, since = manager.fact("MainPID"), manager.fact("ExecMainStartTimestampMonotonic")
     socket = manager.runtime / "app" / "control.sock"
