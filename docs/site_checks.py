@@ -19,7 +19,7 @@ LOADED = re.compile(r"""<(?:script|img|iframe|source|link(?=[^>]*rel="?(?:styles
 
 PROSE_MIN = 40
 """Characters of a cell from which on its table is one of prose."""
-NAME_MIN = 24
+NAME_MIN = 26
 """Characters of code within a sentence or a table from which on a line may end within it, behind a ``_``, a ``/``…"""
 
 
@@ -45,9 +45,9 @@ def _labelled(table: str) -> str:
     """Return a table of prose with the heading of its column in each cell; a phone shows that there (``site.css``)."""
     headings = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<th[^>]*>(.*?)</th>", table, re.DOTALL)]
     cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", table, re.DOTALL)]
-    if len(headings) < 3 or max(map(len, cells)) < PROSE_MIN:
+    if len(headings) < 3 or max(map(len, cells), default=0) < PROSE_MIN:
         return table
-    columns = iter(headings * len(cells))
+    columns = iter([heading.replace('"', "&quot;") for heading in headings] * len(cells))
     return re.sub(r"<td", lambda _: f'<td data-column="{next(columns)}"', table)
 
 

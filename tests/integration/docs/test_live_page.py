@@ -228,6 +228,11 @@ def test_a_canary_and_what_was_handed_over_are_shown(site: Site, make_server: St
     assert (label, workers, errors) == ("first", "2 ready", "0")
     assert re.fullmatch(r"rolling: generation 2 is the canary, held, \d+ s left", page.text("state"))
 
+    for width in (375, 1280):
+        browser.resize(width, 900)
+        room = browser.evaluate("document.scrollingElement.clientWidth")
+        assert browser.evaluate("document.scrollingElement.scrollWidth") <= room, "the page fits"
+
     typed = example.type("zdworker rollback")
     assert typed.returncode == 0, typed
     wait_for(lambda: "2 (2.0)" not in generations(page) and page.text("state") == "steady", 10, "the canary is gone")
