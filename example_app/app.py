@@ -58,7 +58,7 @@ async def last(request: Request) -> Response:
 
 
 async def status(request: Request) -> Response:
-    """What the master says of the deploy, null without one; each worker asks at most once in ``FRESH`` seconds."""
+    """What the master reports of the deploy, null without one; each worker asks at most once in ``FRESH`` seconds."""
     seen = request.app.state.seen
     async with seen["lock"]:
         if time.monotonic() > seen["at"] + FRESH:
@@ -101,19 +101,19 @@ def _ask_master() -> dict[str, Any] | None:
     deadline = time.monotonic() + FRESH
     try:
         master = finder.find(pid=os.getppid(), deadline=deadline)  # a worker's parent is the master
-        told = client.status(master.path, deadline, master.users)
+        report = client.status(master.path, deadline, master.users)
     except (ZdError, TimeoutError):
         return None  # it is stopped, or ends, or has no control socket
     return {
-        "state": told["state"],
-        "canary": _part(told["canary"], "generation", "held", "left_s"),
-        "workers": [_part(worker, "generation", "pid", "state") for worker in told["workers"]],
+        "state": report["state"],
+        "canary": _part(report["canary"], "generation", "held", "left_s"),
+        "workers": [_part(worker, "generation", "pid", "state") for worker in report["workers"]],
         "generations": [
             {**_part(one, "generation", "label"), "answers": _part(one["answers"], "answers", "errors", "exceptions")}
-            for one in told["generations"]
+            for one in report["generations"]
         ],
-        "last_reload": _part(told["last_reload"], "generation", "started_at", "result", *COUNTED),
-        "totals": _part(told["totals"], *COUNTED),
+        "last_reload": _part(report["last_reload"], "generation", "started_at", "result", *COUNTED),
+        "totals": _part(report["totals"], *COUNTED),
     }
 
 

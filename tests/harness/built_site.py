@@ -3,8 +3,8 @@
 Rules: the site is built as ``tox -e docs`` builds it. Its pages are those that the build has written, whatever their
 names are.
 
-``python -m tests.harness.built_site DIRECTORY`` (``tox -e screenshots``) writes a picture of each page there, for a
-phone and for a desktop, light and dark (two minutes; needs Chromium).
+``python -m tests.harness.built_site DIRECTORY`` writes a picture of each page there, for a phone and for a desktop,
+light and dark (a minute; needs Chromium).
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def test_colours_can_be_told_from_the_ground(colours: dict[str, str]) -> None:
     assert {name for name in colours if name[0] == "v" and contrast(colours[name], colours["ground"]) < 3} == set()
 
 
-# -- what the master says ------------------------------------------------------------------------------------------
+# -- what the master reports ------------------------------------------------------------------------------------------
 
 
 def generations(page: LivePage) -> dict[str, list[str]]:
@@ -197,7 +197,7 @@ def overtaken(example: Example) -> bool:
 
 
 def asked(example: Example) -> Any:
-    """Return what the master says, as the page gets it."""
+    """Return what the master reports, as the page gets it."""
     return httpx.get(f"{example.url}status", timeout=30, trust_env=False).json()
 
 
