@@ -370,7 +370,7 @@ def _arc(picture: Picture, first: int, last: int, depth: int, names: list[str]) 
     begin, end = 36 + ROW * first + shift, 36 + ROW * last - shift
     picture.path(f"M{edge} {begin} C{reach} {begin} {reach} {end} {edge + side} {end}", tip=True)
     # The middle of the curve: three quarters of the way from the edge to where it aims at.
-    x, y = edge + 0.75 * (reach - edge) + side * 5, (begin + end) / 2 + 4 - 7 * (len(names) - 1)
+    x, y = edge + 0.75 * (reach - edge) + side * 5, (begin + end) / 2 + 4 - 14 * (len(names) - 1)
     for number, name in enumerate(names):
         picture.text(x, y + 14 * number, name, "note" if side > 0 else "note end")
 

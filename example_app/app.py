@@ -20,16 +20,22 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from zdworker.command import client, finder
+from zdworker.errors import ZdError
+
 VERSION = "1.0"
 HEADERS = {"x-version": VERSION}
 PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8").replace("{{ version }}", VERSION)
 LONGEST = 60.0  # seconds; nobody may hold a request longer than that by asking for it
+FRESH = 1.0  # seconds for which a status is kept, and that the master has for its answer
+COUNTED = ("handed_over", "told_to_close", "cut_requests")  # what became of the connections of workers that left
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Runs in each worker; with ``--preload`` the lines above run once, for all of them."""
     app.state.started = time.time()
+    app.state.seen = {"lock": asyncio.Lock(), "at": -FRESH, "status": None}
     yield
 
 
@@ -49,6 +55,16 @@ async def version(request: Request) -> Response:
 async def last(request: Request) -> Response:
     """The last answer on its connection: a browser has no other way to ask for a new one."""
     return JSONResponse(who(request), headers=HEADERS | {"connection": "close"})
+
+
+async def status(request: Request) -> Response:
+    """What the master reports of the deploy, null without one; each worker asks at most once in ``FRESH`` seconds."""
+    seen = request.app.state.seen
+    async with seen["lock"]:
+        if time.monotonic() > seen["at"] + FRESH:
+            seen["status"] = await asyncio.to_thread(_ask_master)  # the loop must not wait for another process
+            seen["at"] = time.monotonic()
+    return JSONResponse(seen["status"], headers=HEADERS)
 
 
 async def echo(request: Request) -> Response:
@@ -78,6 +94,33 @@ async def _ticks(seconds: float) -> AsyncIterator[str]:
     yield "end\n"
 
 
+def _ask_master() -> dict[str, Any] | None:
+    """What the page shows of ``zdworker status --json``: anybody may see it, so it has no path and no traceback."""
+    if "ZD_GENERATION" not in os.environ:
+        return None  # plain uvicorn, say
+    deadline = time.monotonic() + FRESH
+    try:
+        master = finder.find(pid=os.getppid(), deadline=deadline)  # a worker's parent is the master
+        report = client.status(master.path, deadline, master.users)
+    except (ZdError, TimeoutError):
+        return None  # it is stopped, or ends, or has no control socket
+    return {
+        "state": report["state"],
+        "canary": _part(report["canary"], "generation", "held", "left_s"),
+        "workers": [_part(worker, "generation", "pid", "state") for worker in report["workers"]],
+        "generations": [
+            {**_part(one, "generation", "label"), "answers": _part(one["answers"], "answers", "errors", "exceptions")}
+            for one in report["generations"]
+        ],
+        "last_reload": _part(report["last_reload"], "generation", "started_at", "result", *COUNTED),
+        "totals": _part(report["totals"], *COUNTED),
+    }
+
+
+def _part(facts: Any, *names: str) -> Any:
+    return facts and {name: facts[name] for name in names}
+
+
 def _seconds(request: Request) -> float:
     """The query's ``s`` (seconds), 1 when it is missing or no sensible number."""
     try:
@@ -93,6 +136,7 @@ app = Starlette(
         Route("/", page),
         Route("/version", version),
         Route("/last", last),
+        Route("/status", status),
         Route("/echo", echo, methods=["POST"]),
         Route("/slow", slow),
         Route("/stream", stream),

@@ -16,3 +16,6 @@ graceful_timeout = 20
 
 # Seconds an idle connection is kept. A reload hands it over to the next worker, with the time that is left.
 keepalive = 5
+
+# Count what each deploy answers, and how often it fails: for the page, `zdworker status` and `zdworker metrics`.
+zd_count_answers = True

@@ -64,7 +64,7 @@ class Browser:
     """
 
     def __init__(self, width: int = 1120, height: int = 900) -> None:
-        self.size = {"width": width, "height": height}
+        self.size = (width, height)
         self.complaints: list[str] = []
         self._numbers = itertools.count(1)
 
@@ -77,7 +77,7 @@ class Browser:
             self._socket = stack.enter_context(connect(url, proxy=None, max_size=None, compression=None))
             for domain in ("Page", "Runtime", "Log"):
                 self.call(f"{domain}.enable")
-            self.call("Emulation.setDeviceMetricsOverride", **self.size, deviceScaleFactor=1, mobile=False)
+            self.resize(*self.size)
             self._stack = stack.pop_all()
         return self
 
@@ -130,9 +130,20 @@ class Browser:
         """Let the page know that the user likes it ``light``, or ``dark``."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self) -> bytes:
-        """Return a picture of the page, PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+    def resize(self, width: int, height: int, *, mobile: bool = False) -> None:
+        """Give the page another size, in CSS pixels; a mobile browser's scrollbars take no room."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+
+    def screenshot(self, tallest: int = 0) -> bytes:
+        """Return a picture of the page, PNG.
+
+        :param tallest: show that many pixels of the page's height, not only those in the window.
+        """
+        if not tallest:
+            return base64.b64decode(self.call("Page.captureScreenshot")["data"])
+        width, height = self.evaluate("[innerWidth, document.scrollingElement.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, tallest), "scale": 1}
+        return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"])
 
     def _note(self, event: str, facts: dict[str, Any]) -> None:
         if event == "Runtime.exceptionThrown":

@@ -67,6 +67,11 @@ class Example:
         self.server.launch_as_is()
         self.server.wait_full()
 
+    def label(self, label: str) -> None:
+        """Set the label of the generations that are loaded from now on."""
+        with (self.directory / "gunicorn.conf.py").open("a", encoding="utf-8") as configuration:
+            configuration.write(f"zd_version = {label!r}\n")
+
     def type(self, commands: str) -> subprocess.CompletedProcess[str]:
         """Do what the README says, in a shell; the exit code is the last command's."""
         return subprocess.run(
@@ -120,12 +125,14 @@ def take_picture() -> None:
         site = Site()
         stack.callback(site.remove)
         example = Example(site, lambda **settings: stack.enter_context(Server(site, **settings)), 4, SLOW_MOTION)
+        example.label("v1.0")
         example.start()
-        browser = stack.enter_context(Browser(1000, 750))
+        browser = stack.enter_context(Browser(1000, 1030))
         browser.prefer("light")
         browser.call("Emulation.setScrollbarsHidden", hidden=True)
         page = LivePage(browser, example.url)
         time.sleep(30)
+        example.label("v2.0")
         typed = example.type(DEPLOY)
         assert typed.returncode == 0, typed
         page.wait_settled("2.0")

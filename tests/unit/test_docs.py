@@ -340,3 +340,29 @@ def test_a_page_that_loads_from_elsewhere_is_warned_of(
     page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
     documents.script("site_checks").on_post_page(output, page)
     assert bool(caplog.records) is warns
+
+
+def test_a_table_of_prose_has_its_headings_in_its_cells() -> None:
+    """A phone shows such a table as a list; figures, and tables of two columns, it shows as they are."""
+    checks = documents.script("site_checks")
+
+    def table(*headings: str, long: str) -> str:
+        cells = "".join("<td>1</td>" for _ in headings[1:])
+        return (
+            f"<table><tr>{''.join(f'<th>{one}</th>' for one in headings)}</tr><tr>{cells}<td>{long}</td></tr></table>"
+        )
+
+    found = checks.on_page_content(table("a", "<em>b</em>", 'the "c"', long="word " * 20))
+    assert re.findall('<td data-column="([^"]*)">', found) == ["a", "b", "the &quot;c&quot;"]
+    for kept in (table("a", "b", "c", long="12"), table("a", "b", long="word " * 20)):
+        assert checks.on_page_content(kept) == kept
+
+
+def test_a_line_ends_within_long_names_only() -> None:
+    checks = documents.script("site_checks")
+    assert checks.on_page_content("<code>zd_max_surge</code>") == '<code class="whole">zd_max_surge</code>'
+    assert checks.on_page_content("<code>reload/test_broken_deploys:test_it</code>") == (
+        "<code>reload/<wbr>test_<wbr>broken_<wbr>deploys:<wbr>test_<wbr>it</code>"
+    )
+    block = "<pre><code>zdworker reload\n</code></pre>"
+    assert checks.on_page_content(block) == block

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.client
+import json
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 
+from example_app import demo
 from tests.harness import browser as chromium
 from tests.harness.application_site import Site
 from tests.harness.browser import Browser
@@ -30,6 +38,8 @@ BAR = """(() => {
 """The colours that the WebSocket's bar is painted with, by its middle line."""
 ORIGINS = "[...new Set(performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin))]"
 """Where anything was loaded from."""
+IDLE = 4
+"""Keep-alive connections that are handed over."""
 
 
 @pytest.fixture
@@ -43,10 +53,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def example(site: Site, make_server: Start) -> Example:
     """Two workers, replaced slowly, that leave quickly."""
-    made = Example(site, make_server, 2, {"ZD_WEBSOCKET_DRAIN": "1", **SLOW_MOTION})
+    made = unstarted(site, make_server)
     made.server.environment["GUNICORN_CMD_ARGS"] += " --keep-alive 1"
     made.start()
     return made
+
+
+def unstarted(site: Site, make_server: Start, workers: int = 2) -> Example:
+    return Example(site, make_server, workers, {"ZD_WEBSOCKET_DRAIN": "1", **SLOW_MOTION})
 
 
 def palettes() -> list[dict[str, str]]:
@@ -148,3 +162,124 @@ def test_colours_can_be_told_from_the_ground(colours: dict[str, str]) -> None:
     """What WCAG 2.2 asks of text (1.4.3), and of what is no text (1.4.11)."""
     assert {name for name in ("text", "quiet", "failed") if contrast(colours[name], colours["ground"]) < 4.5} == set()
     assert {name for name in colours if name[0] == "v" and contrast(colours[name], colours["ground"]) < 3} == set()
+
+
+# -- what the master reports ------------------------------------------------------------------------------------------
+
+
+def generations(page: LivePage) -> dict[str, list[str]]:
+    """Return the table of generations: by the first cell of each row the others."""
+    rows = "[...document.getElementById('generations').rows]"
+    cells = page.browser.evaluate(f"{rows}.map((row) => [...row.cells].map((cell) => cell.innerText))")
+    return {name: others for name, *others in cells}
+
+
+def _answers(example: Example) -> bool:
+    try:
+        return httpx.get(f"{example.url}version", timeout=30, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
+
+
+def overtaken(example: Example) -> bool:
+    """Whether another request is answered while the worker waits for the master."""
+
+    async def both() -> bool:
+        async with httpx.AsyncClient(base_url=example.url, timeout=30, trust_env=False) as client:
+            status = asyncio.create_task(client.get("status"))
+            await asyncio.sleep(0.1)
+            assert (await client.get("version")).is_success
+            first = not status.done()
+            assert (await status).json() is None
+            return first
+
+    return asyncio.run(both())
+
+
+def asked(example: Example) -> Any:
+    """Return what the master reports, as the page gets it."""
+    return httpx.get(f"{example.url}status", timeout=30, trust_env=False).json()
+
+
+def test_a_canary_and_what_was_handed_over_are_shown(site: Site, make_server: Start, browser: Browser) -> None:
+    example = unstarted(site, make_server)
+    example.server.environment["GUNICORN_CMD_ARGS"] += " --keep-alive 20"
+    example.label("first")
+    example.start()
+    page = LivePage(browser, example.url)
+    page.wait_settled("1.0")
+    shown = wait_for(lambda: generations(page).get("1 (1.0)", []), 10, "the generation is shown")
+    assert shown[:2] == ["first", "2 ready"]
+    assert page.text("state") == "steady"
+
+    code = example.directory / "app.py"
+    sound = code.read_text(encoding="utf-8").replace('VERSION = "1.0"', 'VERSION = "2.0"')
+    code.write_text(sound + demo.FAILS, encoding="utf-8")
+    example.label("second")
+    typed = example.type("zdworker reload --hold 120")
+    assert typed.returncode == 0, typed
+
+    def failed() -> bool:
+        label, workers, _answers, errors = generations(page).get("2 (2.0)", [""] * 4)
+        return (label, workers) == ("second", "1 ready") and errors.isdecimal() and int(errors) > 0
+
+    wait_for(failed, 30, "the canary's label and errors are shown")
+    label, workers, _answers, errors = generations(page)["1 (1.0)"]
+    assert (label, workers, errors) == ("first", "2 ready", "0")
+    assert re.fullmatch(r"rolling: generation 2 is the canary, held, \d+ s left", page.text("state"))
+
+    for width in (375, 1280):
+        browser.resize(width, 900)
+        room = browser.evaluate("document.scrollingElement.clientWidth")
+        assert browser.evaluate("document.scrollingElement.scrollWidth") <= room, "the page fits"
+
+    typed = example.type("zdworker rollback")
+    assert typed.returncode == 0, typed
+    wait_for(lambda: "2 (2.0)" not in generations(page) and page.text("state") == "steady", 10, "the canary is gone")
+    code.write_text(sound, encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            connection = http.client.HTTPConnection(httpx.URL(example.url).netloc.decode(), timeout=30)
+            stack.callback(connection.close)
+            connection.request("GET", "/version")
+            connection.getresponse().read()
+        typed = example.type("zdworker reload --json")
+        assert typed.returncode == 0, typed
+        handed_over = json.loads(typed.stdout)["handed_over"]
+        assert handed_over >= IDLE
+        wait_for(lambda: int(page.text("handed-over")) >= handed_over, 10, "what was handed over is shown")
+    wait_for(lambda: f"done; connections handed over: {handed_over}," in page.text("events"), 10, "the reload is told")
+    wait_for(lambda: generations(page).get("3 (2.0)", [""])[0] == "second", 10, "the new generation is shown")
+    assert [complaint for complaint in browser.complaints if "status of 500" not in complaint] == []
+
+
+def test_without_a_master_the_page_goes_on(site: Site, make_server: Start, browser: Browser) -> None:
+    example = unstarted(site, make_server)
+    example.server.words = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(httpx.URL(example.url).port)]
+    example.server.launch_as_is()
+    wait_for(lambda: _answers(example), 30, "uvicorn answers")
+    page = LivePage(browser, example.url)
+    page.wait_settled("1.0")
+    assert wait_for(lambda: "there is none" in page.text("state"), 10, "no master")
+    assert asked(example) is None
+    assert page.seen()["failures"] == 0
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("worker_class", ["UvicornWorker", "UvicornH11Worker", "ASGIWorker"])
+def test_the_status_is_bounded_and_holds_up_nothing(site: Site, make_server: Start, worker_class: str) -> None:
+    example = unstarted(site, make_server, workers=1)
+    example.server.words[example.server.words.index("-k") + 1] = f"zdworker.{worker_class}"
+    example.start()
+    wait_for(lambda: asked(example)["state"] == "steady", 20, "the master answers")
+    typed = example.type("zdworker upgrade")
+    assert typed.returncode == 0, typed
+    wait_for(lambda: (asked(example) or {}).get("state") == "steady", 20, "the master's next program answers")
+
+    example.server.signal(signal.SIGSTOP)
+    try:
+        wait_for(lambda: asked(example) is None, 20, "a master that is stopped is not waited for")
+        wait_for(lambda: overtaken(example), 20, "a request is answered meanwhile")
+    finally:
+        example.server.signal(signal.SIGCONT)
+    wait_for(lambda: asked(example), 20, "it answers again")
