@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.harness import control_client
 from tests.harness.application_site import BROKEN
 from tests.harness.processes import alive, descriptors, lowest_free_descriptor, wait_for
 from tests.harness.server import Server
+from zdworker.command import client
+from zdworker.ipc.messages import Order
 
 SETTLED = 90.0
 """Seconds that any operation may take on a busy machine."""
@@ -59,7 +62,7 @@ class Fleet:
         return status
 
     def settled(self) -> bool:
-        """Whether nothing goes on, and everything is as it shall be."""
+        """Whether nothing goes on, and everything is as it has to be."""
         status = self.status()
         workers = status["workers"]
         return (
@@ -199,7 +202,7 @@ def kill_worker(fleet: Fleet) -> str:
 
 
 def kill_fork_server(fleet: Fleet) -> str:
-    """The fork server's end: the workers serve on, a fresh one comes."""
+    """The fork server's end: the workers keep serving, a fresh one comes."""
     fleet.heal_disk()
     (server,) = fleet.status()["fork_servers"]
     _kill(fleet, server["pid"])
@@ -296,6 +299,8 @@ def change_configuration(fleet: Fleet) -> str:
         "workers": fleet.configured,
         "zd_max_surge": fleet.chance.choice([1, 2, "100%"]),
         "zd_min_ready_seconds": fleet.chance.choice([0, 0.3]),
+        "zd_canary_seconds": fleet.chance.choice([0, 0.5]),
+        "zd_count_answers": fleet.chance.choice([False, True]),
         "keepalive": fleet.chance.choice([1, 2]),
     }
     fleet.server.configure(**changes)
@@ -303,12 +308,60 @@ def change_configuration(fleet: Fleet) -> str:
     return str(changes)
 
 
+def held_deploy(fleet: Fleet) -> str:
+    """A reload that is held at its canary, and then goes on or is given up."""
+    version, before = fleet.next_version(), fleet.reloads()
+    fleet.server.site.deploy(version)
+    _order(fleet, Order("reload", hold_s=SETTLED))
+    wait_for(lambda: (fleet.status()["canary"] or {}).get("held"), SETTLED, "the canary is held")
+    assert fleet.serving in {fleet.server.get()["version"] for _ in range(20)}, "the old workers are still serving"
+    command = fleet.chance.choice(["resume", "rollback"])
+    _order(fleet, Order(command))
+    result = fleet.await_reload(before)
+    assert (result == "done") is (command == "resume"), result
+    if command == "resume":
+        fleet.serving = version
+    fleet.heal_disk()
+    return f"{version}, {command}"
+
+
+def take_back(fleet: Fleet) -> str:
+    """A deploy, and a rollback behind it."""
+    version, old = fleet.next_version(), fleet.serving
+    fleet.server.configure(zd_rollback_window=SETTLED)
+    fleet.server.site.deploy(version)
+    assert control_client.order_and_wait(fleet.server, "reload").result == "done"
+    assert {fleet.server.get()["version"] for _ in range(5)} == {version}
+    assert control_client.order_and_wait(fleet.server, "rollback").result == "done"
+    assert {fleet.server.get()["version"] for _ in range(5)} == {old}
+    fleet.heal_disk()
+    fleet.server.configure(zd_rollback_window=0)
+    assert fleet.reload() == "done"
+    return version
+
+
+def upgrade(fleet: Fleet) -> str:
+    """The master's program is replaced, and no worker is."""
+    fleet.heal_disk()
+    workers = {worker["pid"] for worker in fleet.status()["workers"]}
+    upgraded = control_client.upgrade(fleet.server)
+    assert upgraded.result == "done", upgraded
+    fleet.settle()
+    assert {worker["pid"] for worker in fleet.status()["workers"]} == workers
+    return f"{upgraded.duration_s:.1f} s"
+
+
+def _order(fleet: Fleet, order: Order) -> None:
+    with client.Connection(control_client.control_socket(fleet.server)) as connection:
+        connection.order(order)
+
+
 def rotate_logs(fleet: Fleet) -> str:
     """logrotate: rename, then USR1."""
     log = fleet.server.site.directory / "error.log"
     os.replace(log, log.with_suffix(".1"))
     fleet.server.signal(signal.SIGUSR1)
-    wait_for(log.exists, SETTLED, "the log is opened anew")
+    wait_for(log.exists, SETTLED, "the log is opened again")
     return ""
 
 
@@ -335,6 +388,9 @@ OPERATIONS: dict[Operation, int] = {
     exhaust_descriptors: 1,
     fill_disk: 1,
     change_configuration: 2,
+    held_deploy: 2,
+    take_back: 1,
+    upgrade: 2,
     rotate_logs: 1,
 }
 """Each with its weight."""

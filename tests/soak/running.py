@@ -14,11 +14,15 @@ from typing import Any
 from tests.harness import processes
 from tests.harness.application_site import Site
 from tests.harness.server import Server
+from tests.harness.worker_classes import ALL
 from tests.soak.operations import OPERATIONS, Fleet
 from tests.soak.watching import Watch
 
 DESCRIPTORS_PER_WORKER = 4
 """Of the master: heartbeat and report channel, and the two ends of its slot's queue."""
+
+WEBSOCKETS = 4
+"""Of the clients, where the class knows WebSockets."""
 
 WARM = 40
 """Operations after which the master's memory is what it is."""
@@ -32,6 +36,7 @@ class Figures:
     """What a soak has shown."""
 
     seed: int
+    worker: str
     preload: bool
     operations: int = 0
     seconds: float = 0.0
@@ -56,7 +61,8 @@ class Soak:
         self.limit = limit
         self.seconds = seconds
         self.preload = self.chance.random() < 0.7
-        self.figures = Figures(seed, self.preload)
+        self.worker = self.chance.choice(ALL)
+        self.figures = Figures(seed, self.worker.name, self.preload)
 
     def run(self) -> Figures:
         """Do it.
@@ -66,6 +72,8 @@ class Soak:
         site = Site()
         site.deploy("v0")
         options: dict[str, Any] = {
+            **self.worker.settings,
+            "worker_class": self.worker.path,
             "workers": 3,
             "preload_app": self.preload,
             "graceful_timeout": 10,
@@ -74,7 +82,8 @@ class Soak:
             "zd_websocket_drain": 0.5,
             "zd_boot_timeout": 5,
         }
-        print(f"seed {self.figures.seed}, {'preloaded' if self.preload else 'not preloaded'}", flush=True)
+        kind = "preloaded" if self.preload else "not preloaded"
+        print(f"seed {self.figures.seed}: {self.worker}, {kind}", flush=True)
         try:
             with Server(site, **options) as server:
                 self._run_on(server.start())
@@ -87,7 +96,7 @@ class Soak:
         fleet.settle()
         begun = time.monotonic()
         try:
-            with Watch(server.address) as watch:
+            with Watch(server.address, WEBSOCKETS if self.worker.websockets else 0) as watch:
                 watch.kills = fleet.kills
                 while self.figures.operations < self.limit and time.monotonic() - begun < self.seconds:
                     self._step(fleet)

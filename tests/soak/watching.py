@@ -27,7 +27,7 @@ class Sockets:
     """WebSockets that talk all the time and come back when they are closed."""
 
     address: Address
-    clients: int = 4
+    clients: int
     restarts: int = 0
     failures: list[Failure] = field(default_factory=list)
 
@@ -62,7 +62,8 @@ class Sockets:
                 self._note(begun, repr(error))
 
     def _talk(self) -> None:
-        with connect("ws://%s:%s/" % (self.address[0], self.address[1]), open_timeout=30, close_timeout=10) as socket:
+        url = "ws://%s:%s/websocket" % (self.address[0], self.address[1])
+        with connect(url, open_timeout=30, close_timeout=10) as socket:
             number = 0
             while not self._over.wait(0.2):
                 number += 1
@@ -79,14 +80,14 @@ class Sockets:
 class Watch:
     """All clients of a soak. ``kills`` are the moments at which a process was killed that may have had requests."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, websockets: int) -> None:
         self.kills: list[float] = []
         self._loads = [
             Load(address, "new", clients=3, pause=0.03),
             Load(address, "kept", clients=3, think=0.2),
             Load(address, "slow", clients=1),
         ]
-        self._sockets = Sockets(address)
+        self._sockets = Sockets(address, websockets)
         self.answers = 0
 
     def __enter__(self) -> Watch:

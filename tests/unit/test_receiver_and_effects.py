@@ -19,6 +19,7 @@ from zdworker.core.events import Event, KillReason, Outcome, Policy
 from zdworker.core.fleet import Fleet, Generation, GenerationState, Worker, WorkerState
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
+from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import (
     SERVER_REPORT_BYTES,
     WORKER_REPORT_BYTES,
@@ -527,6 +528,13 @@ def test_a_reload_is_not_done_while_an_address_is_not_listened_on(bench: Bench) 
     (reload,) = bench.seen.reloads
     assert reload.result is Outcome.FAILED
     assert bench.gunicorn.lost in str(reload.error)
+
+
+def test_a_worker_cannot_be_probed_once_its_reload_is_over(bench: Bench) -> None:
+    record, _ = bench.worker()
+    record.probes = HandOverQueue.open()
+    bench.executor.execute(events.ReloadFinished(2, Outcome.DONE))
+    assert record.probes is None, "its descriptors are closed: a canary that stays may live for weeks"
 
 
 def test_the_halt_is_what_the_loop_asks_for(bench: Bench) -> None:

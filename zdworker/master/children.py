@@ -301,10 +301,15 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         """Close its descriptors."""
         if self.channel is not None:
             self.channel.close()
-        if self.probes is not None:
-            self.probes.close()
+        self.close_probes()
         with contextlib.suppress(OSError):
             self.tmp.close()
+
+    def close_probes(self) -> None:
+        """Close the queue by which a canary is probed, once the worker is none any more."""
+        if self.probes is not None:
+            self.probes.close()
+            self.probes = None
 
 
 class Children:
