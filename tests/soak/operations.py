@@ -326,7 +326,9 @@ def held_deploy(fleet: Fleet) -> str:
 
 
 def take_back(fleet: Fleet) -> str:
-    """A deploy, and a rollback behind it."""
+    """A deploy, and a rollback behind it; without preloading there is nothing to go back to."""
+    if not fleet.preload:
+        return good_deploy(fleet)
     version, old = fleet.next_version(), fleet.serving
     fleet.server.configure(zd_rollback_window=SETTLED)
     fleet.server.site.deploy(version)

@@ -531,7 +531,8 @@ def test_a_reload_is_not_done_while_an_address_is_not_listened_on(bench: Bench) 
 
 
 def test_a_worker_cannot_be_probed_once_its_reload_is_over(bench: Bench) -> None:
-    record, _ = bench.worker()
+    record, theirs = bench.worker()
+    theirs.close()
     record.probes = HandOverQueue.open()
     bench.executor.execute(events.ReloadFinished(2, Outcome.DONE))
     assert record.probes is None, "its descriptors are closed: a canary that stays may live for weeks"
