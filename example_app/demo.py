@@ -3,8 +3,8 @@
 Rules:
 
 * Real things only: the Procfile's own command in a copy of this directory, real sockets, real signals.
-* The clients are honest: no request is tried twice, and every answer must be whole and right. A kept
-  connection obeys ``Connection: close`` and looks for end of file before it sends, as clients do.
+* The clients are honest: no request is tried twice, and every answer must be whole and right. A
+  keep-alive connection obeys ``Connection: close`` and looks for end of file before it sends, as clients do.
 * Verdicts come from the answers alone. The one line looked for in the log is our own broken code's.
 * Everything has a deadline, and everything started here is stopped here. Standard library only.
 
@@ -339,7 +339,7 @@ def only(board: Board, version: str) -> bool:
 
 
 def story(server: Server, board: Board, view: View, signum: signal.Signals) -> list[Period]:
-    """Four deploys: changed, broken, failing and mended code. Returns which version had to answer when."""
+    """Four deploys: changed, broken, failing and fixed code. Returns which version had to answer when."""
     periods = []
 
     def serve(version: str, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:

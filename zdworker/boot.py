@@ -4,7 +4,7 @@ Rules:
 
 * Whatever goes wrong in the next program before :meth:`Boot.adopted` leads back: the program before is executed again,
   with the same state. All that this takes is imported here, and it is next to nothing.
-* Signals are blocked from before ``execve`` on. They are let in when there are handlers that note them, so that what
+* Signals are blocked from before ``execve`` on. They are unblocked when there are handlers that note them, so that what
   the configuration starts does not inherit the block. The master handles them when it is adopted.
 * A program that hangs is ended by an alarm, which leads back, too.
 * Until it is adopted a program reads nothing from a descriptor that goes along, sends nothing, and signals no process.

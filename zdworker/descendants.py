@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 _sleep = time.sleep
 
 LOOK_INTERVAL_S = 0.01
-"""Seconds between two looks for the processes that were told to end."""
+"""Seconds between two looks for the processes that have got the signal to end."""
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,8 @@ TRIAL = {
     "syslog": False,
     "reload": False,
 }
-"""What a trial sets: it writes into no log file of the site (which would belong to whoever tries), sends no metrics of
-its own, and fails where a development server would show a traceback."""
+"""What a trial sets: it writes into no log file of the site (which would belong to the user who tries), sends no
+metrics of its own, and fails where a development server would show a traceback."""
 
 
 def set_for_trial(cfg: Any) -> None:

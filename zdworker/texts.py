@@ -4,7 +4,7 @@ Rules:
 
 * Such a text may hold anything: lone surrogates (``os.fsdecode`` makes them), sequences that control a terminal, NULs,
   megabytes. It passes through one of these functions where it leaves a process.
-* For a reader it becomes printable and bounded: what controls something is written out (``\x1b``), and a text that is
+* For a reader it becomes printable and bounded. What controls something is written out (``\x1b``), and a text that is
   too long loses its middle, because the cause stands at the end of a traceback and the place at its beginning.
 * For a program it becomes valid JSON: lone surrogates are written out, everything else is the program's affair.
 * None of these functions raises.

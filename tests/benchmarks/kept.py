@@ -1,4 +1,4 @@
-"""A reload under a thousand kept connections: seconds above one import, and how long requests wait meanwhile.
+"""A reload under a thousand keep-alive connections: seconds above one import, and how long requests wait meanwhile.
 
 Rules: an import in a fresh interpreter is measured right before each reload, and the requests of a reload are compared
 with those of as many seconds before it, so that whatever else the machine does hurts both sides.

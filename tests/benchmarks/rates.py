@@ -5,7 +5,7 @@ Rules:
 * One worker each, the same application, the same command but for the class.
 * Only ratios of neighbouring runs are judged: A B, B A, …, so that whatever else the machine does hurts both. The
   processor time of a request is given beside, because it hardly depends on what else the machine does.
-* A run in which a single request failed is none: of ours it ends the measurement, of stock's it is done again (some of
+* A run in which a single request failed is none: zdworker's ends the measurement, stock's is done again (some of
   the stock classes reset connections when a thousand come at once).
 """
 
@@ -30,7 +30,7 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class Contest:
-    """A class of ours and the one whose place it takes, with options that both need."""
+    """A class of zdworker and the one whose place it takes, with options that both need."""
 
     name: str
     stock: str
@@ -60,7 +60,7 @@ class Effort:
 
 
 # wrk keeps its connections, and some of the stock classes take seconds until they have accepted a thousand (uvloop: one
-# in a turn of the loop): a short run would set ours, with all of them, against stock with a few, which is less work.
+# in a turn of the loop). A short run would set ours, with all of them, against stock with a few, which is less work.
 THOROUGH = {
     "wrk": Effort(rounds=4, pairs=2, seconds=12, requests=0),
     "ab": Effort(rounds=4, pairs=5, seconds=0, requests=8_000),

@@ -5,7 +5,7 @@ Rules:
 * No registry of images is needed: the base is Debian's own Python under the name that the Dockerfile begins with.
 * The packages are put into the base beforehand, so the build itself needs no network; zdworker is the wheel of this
   tree.
-* What cannot be had here (root, a program, Debian's archive) skips the tests, and says what it is.
+* Where something is not available (root, a program, Debian's archive), the tests are skipped and say what it is.
 """
 
 from __future__ import annotations

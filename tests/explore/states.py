@@ -19,9 +19,9 @@
   only through their workers; they never come back (state table). Whether the fork server is still there matters only
   for workers that it has yet to fork, and for those of a generation of which the canary is not verified.
 * Of a worker that leaves all but whether its generation is current, or the fallback, and whether it leaves by itself
-  and has yet to be told: it leaves until it is gone, and whatever it reports changes nothing (state table). Whether it
-  was killed decides only, while the master ends, if its next deadline removes it; so the first event of the end is
-  tried with any number of them killed before.
+  and has yet to get the order. It leaves until it is gone, and whatever it reports changes nothing (state table).
+  Whether it was killed decides only, while the master ends, if its next deadline removes it; so the first event of the
+  end is tried with any number of them killed before.
 * Steady or rolling: the table leads from both to the same states by the same causes. Reasons and tracebacks, which are
   only shown. Whether a reload is rolled out: that is so whenever there is a fallback policy.
 * How long until a lost fork server is replaced, while there is another one: each loss writes it again, unless a

@@ -5,7 +5,7 @@ Rules:
 * A deploy is atomic (``os.replace``) and its time differs from the one before by seconds, so that stale
   bytecode is never what a test sees by accident.
 * Marks (by the application) and events (by the hooks of gunicorn.conf.py) are lines of JSON with the time of
-  ``time.monotonic()``, which all processes share: order and distance can be told across processes.
+  ``time.monotonic()``, which all processes share: order and distance hold across processes.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Site:
         self._deployed: tuple[str, str] | None = None
 
     def serve(self, kind: Kind) -> None:
-        """From now on the application is of this kind; what is deployed already is deployed anew."""
+        """From now on the application is of this kind; what is deployed already is deployed again."""
         if kind != self.kind:
             self.kind = kind
             if self._deployed is not None:

@@ -30,7 +30,7 @@ from tests.harness import processes
 from tests.harness.processes import wait_for
 
 BROWSER_TIMEOUT_S = 30.0
-"""Seconds for anything the browser is told, on a machine with other work to do."""
+"""Seconds for each order to the browser, on a machine with other work to do."""
 SWITCHES = (
     "--headless",
     "--no-sandbox",  # as root, and in containers, there is none; the only page is our own

@@ -4,7 +4,7 @@ Rules:
 
 * Standard library only: this file is also the program of the load (its own process, so
   that neither the tests nor the watcher wait for it).
-* A kept connection is used as a careful client does: it looks for end of file before it sends, and obeys
+* A keep-alive connection is used as a careful client does: it looks for end of file before it sends, and obeys
   ``Connection: close``. Everything else that goes wrong is a failure; nothing is tried again.
 * Times are ``time.monotonic()``, the same clock in all processes.
 """
@@ -41,7 +41,7 @@ FAILURE_NAMES: dict[type[OSError], str] = {
 
 
 class Broken(Exception):
-    """A request failed; the text says how, in a word: "reset", "closed", "cut", "timeout", "refused"."""
+    """A request failed; the text says how, with one word: "reset", "closed", "cut", "timeout", "refused"."""
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ class Failure:
 class Results:
     """What the load saw.
 
-    ``reopened`` counts kept connections that had ended when the client looked, ``told_to_close`` those of which the
-    server said with a response that they end.
+    ``reopened`` counts keep-alive connections that had ended when the client looked, ``told_to_close`` those of which
+    the server said with a response that they end.
     """
 
     answers: list[Answer]
@@ -308,9 +308,13 @@ class Results:
 class Plan:
     """What the clients do.
 
-    ``style`` is "new" (a connection per request), "kept" (POSTs on one connection as long as it lasts), "slow"
-    (requests that take a second, each on a new connection) or "upload" (a body of a megabyte, in pieces over a second,
-    of a length that was not told before, each on a new connection).
+    ``style`` is one of these:
+
+    * "new": a connection per request.
+    * "kept": POSTs on one connection as long as it lasts.
+    * "slow": requests that take a second, each on a new connection.
+    * "upload": a body of a megabyte, in pieces over a second, without a length in its head, each on a new connection.
+
     ``pause`` is the seconds that a client rests between requests, ``think`` the most that it adds to that at random.
     """
 

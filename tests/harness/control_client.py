@@ -109,7 +109,7 @@ def reload(server: Server) -> dict[str, Any]:
 
 
 def begin_upgrade(server: Server) -> client.Connection:
-    """Order an upgrade as soon as nothing else is under way, and return the connection on which its end is told."""
+    """Order an upgrade as soon as nothing else is under way, and return the connection on which its end is reported."""
     busy = ("starting", "rolling")
     wait_for(lambda: status(server)["state"] not in busy, BOOT_TIMEOUT_S, "nothing else is under way")
     connection = client.Connection(control_socket(server))

@@ -294,13 +294,13 @@ class Stage:
         return self.load(preloaded, policy)
 
     def born(self) -> Stage:
-        """Let every worker that was ordered be born."""
+        """Let the fork of every ordered worker be reported."""
         for worker_id in [a for a, state in self.processes.items() if state == UNBORN]:
             self.tell(WorkerForked(worker_id))
         return self
 
     def boot(self) -> Stage:
-        """Let every worker that was ordered be born and get ready (not those ordered thereupon)."""
+        """Let every ordered worker be forked and get ready (not those that this makes the core order)."""
         coming = [a for a, state in self.processes.items() if state in (UNBORN, BOOTING) and not self.leaves(a)]
         for worker_id in coming:
             if self.processes.get(worker_id) == UNBORN:
@@ -310,7 +310,7 @@ class Stage:
         return self
 
     def leaves(self, worker_id: int) -> bool:
-        """Whether a worker was told to leave, or is gone."""
+        """Whether a worker has the order to leave, or is gone."""
         return worker_id not in self.fleet.workers or self.fleet.workers[worker_id].leaving
 
     def gone(self) -> Stage:
@@ -343,7 +343,7 @@ class Stage:
         return self
 
     def leave(self, slot: int) -> Stage:
-        """Let the worker of a slot leave without having been told to by the core."""
+        """Let the worker of a slot leave without an order of the core."""
         self.tell(WorkerLeaving(in_slot(self.fleet, slot)[0].worker_id))
         return self
 

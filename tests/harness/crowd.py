@@ -47,7 +47,7 @@ class Plan:
     :param least_s: seconds that a client rests behind an answer, at least.
     :param most_s: and at most.
     :param bytes: size of a body.
-    :param requests: after so many in all the load is over; 0: when it is told to stop.
+    :param requests: after so many in all the load is over; 0: when :meth:`stop` is called.
     :param obeys: whether the clients obey ``Connection: close`` and look for the end of their connections.
     """
 

@@ -4,7 +4,7 @@ Rules:
 
 * Everything here is a look, never an action; a process that is gone in the middle of a look is simply not
   there.
-* A worker is told from a fork server by the kernel: a process that was forked and never called ``exec``
+* The kernel tells a worker from a fork server: a process that was forked and never called ``exec``
   carries the flag ``PF_FORKNOEXEC`` (include/linux/sched.h). A fork server was spawned, a worker was forked.
 * A worker *accepts* when one of its epoll descriptors watches a listening socket of the master; that is what
   "ready" means to a client, and the kernel tells it in ``/proc/<pid>/fdinfo`` (proc(5), "epoll"). Of a worker that

@@ -4,8 +4,8 @@ Rules:
 
 * A test that is for all classes is parametrized with one of the lists below; its id is the class's name.
 * Where a class cannot do what the others do, that is a fact with a name here, and a test says what happens instead.
-* With ``--stock`` the tests run Gunicorn's own class in the place of ours. They must fail then: that is how it is seen
-  that they notice a lost request.
+* With ``--stock`` the tests run Gunicorn's own class in the place of zdworker's. They must fail then, which shows that
+  they notice a lost request.
 """
 
 from __future__ import annotations

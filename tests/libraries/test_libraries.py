@@ -1,4 +1,4 @@
-"""Each stand-in with ``zd_preload`` "auto" and "never": the same answers, and no word of what is not there."""
+"""Each stand-in with ``zd_preload`` "auto" and "never": the same answers, and no complaint of a missing service."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Rules:
 
 * An operation returns when its consequence is there: a fact, with a deadline.
-* What is on disk, what serves and how many workers there shall be is kept in :class:`Fleet`; a respawn of code that is
+* What is on disk, what serves and how many workers there should be is kept in :class:`Fleet`; a respawn of code that is
   not preloaded reads the disk, so before a kill the disk holds what serves.
 * All chance comes from one generator: the same seed does the same things.
 """
@@ -86,7 +86,7 @@ class Fleet:
         return f"v{self.number}"
 
     def heal_disk(self) -> None:
-        """Put what serves on disk."""
+        """Deploy the code that is serving, so that the disk has it."""
         self.server.site.deploy(self.serving)
 
     def reload(self, signum: signal.Signals = signal.SIGUSR2) -> str:

@@ -1,6 +1,6 @@
 """One soak: operations drawn from a seed, checks after each, figures at the end.
 
-Rules: a check is a fact that must hold whenever nothing goes on. What only shows in the long run (descriptors, threads,
+Rules: a check is a fact that must hold whenever nothing goes on. What only shows after hours (descriptors, threads,
 memory of the master) is compared with what it was once everything had happened a few times.
 """
 

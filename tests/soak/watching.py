@@ -119,7 +119,7 @@ class Watch:
         return sum(self._explained(failure) for failure in failures)
 
     def restarts(self) -> int:
-        """Return how many WebSockets were told of a restart."""
+        """Return how many WebSockets were closed with 1012."""
         return self._sockets.restarts
 
     def _explained(self, failure: Failure) -> bool:

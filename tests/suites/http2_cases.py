@@ -1,4 +1,4 @@
-"""Cases for HTTP/2 servers, by the sections of RFC 9113, as h2spec has them (which is no package that can be had).
+"""Cases for HTTP/2 servers, by the sections of RFC 9113, as h2spec has them (which is no package of PyPI or Debian).
 
 Rules: a case is what a client sends behind its TLS handshake, in raw frames. Names begin with the section.
 """

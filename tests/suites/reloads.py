@@ -22,7 +22,7 @@ class Answers:
 
 
 def ask(server: Server, answers: Answers, path: str, body: bytes | None) -> None:
-    """Send one request after the other on kept connections, until the server says that one ends."""
+    """Send one request after the other on keep-alive connections, until the server says that one ends."""
     with Client(server.address) as client:
         for _ in range(20):
             if client.ended():

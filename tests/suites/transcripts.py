@@ -6,7 +6,7 @@ Rules:
   what comes then counts too.
 * A reset is an end like any other: whether one comes depends on what was read when the socket was closed.
 * What differs by nature is made equal: dates. In a drain the fields that speak of the connection are left out, since
-  saying that it ends is what a drain is for, and all of a refusal but its status: its words depend on the pieces in
+  saying that it ends is what a drain is for. Of a refusal only the status is kept: its words depend on the pieces in
   which a request came.
 """
 

@@ -90,7 +90,7 @@ def test_bad_code_is_given_up_with_figures_and_its_newest_failures() -> None:
 
 @pytest.mark.parametrize("order", [GenerationJudged(2, "worse"), Rollback()])
 def test_the_figures_of_a_reload_that_has_failed_are_its_own(order: GenerationJudged | Rollback) -> None:
-    """When its end is told, the old generation is the current one again."""
+    """When its end is reported, the old generation is the current one again."""
     court = Court(error_rate=50.0)
     court.answer(1, 1000)  # long ago
     court.reload()
@@ -202,7 +202,7 @@ def test_nothing_is_looked_at_before_the_first_new_worker_is_ready() -> None:
 
 
 def test_a_rollback_is_not_judged() -> None:
-    """Whoever orders it has judged already."""
+    """Who orders it has judged already."""
     court = Court(canary=0.0)
     court.stage = steady(2, preloaded=True, rollback_window=300.0)
     court.judge = Judge(court.stage.fleet, court.book, court.verdicts.append, court.ask)

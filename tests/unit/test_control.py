@@ -1,4 +1,4 @@
-"""Where the control socket is, what may stand in its place, and what its clients are told."""
+"""Where the control socket is, what may stand in its place, and which answers its clients get."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class FleetMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.stage.fleet.generations)
     @rule(data=st.data())
     def fork_server_dies(self, data: st.DataObject) -> None:
-        """Also one that was ended: its death is told, too."""
+        """Also one that was ended: its death is reported, too."""
         self.stage.tell(GenerationGone(self.pick(data, list(self.stage.fleet.generations))))
 
     @precondition(lambda self: self.stage.fleet.generations)
@@ -242,7 +242,7 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(event=events)
     def nonsense(self, event: Event) -> None:
-        """What is illegal changes nothing; what is legal is told by the rules above."""
+        """What is illegal changes nothing; the rules above say what is legal."""
         before = written(self.stage)
         trial = Rollout(decode(before), lambda: 0.0)
         try:

@@ -2,8 +2,8 @@
 
 Rules:
 
-* A block of code counts as run when a test takes it out of its page: the pages in ``FOLLOWED`` are followed from top to
-  bottom by ``tests/integration/docs/test_pages.py``, and those of the recipes are asked for the block that begins with
+* A block of code counts as run when a test takes it out of its page. ``tests/integration/docs/test_pages.py`` follows
+  the pages in ``FOLLOWED`` from top to bottom; other tests ask those of the recipes for the block that begins with
   some words (``commands(page, "some words")``). Else its text has to stand, word for word, in a file of
   ``example_app/``, which other tests run; or each of its lines in a block that is run.
 * What is left stands in ``SHOWN``, with the test that runs the same, or with the reason for which none does.

@@ -34,7 +34,7 @@ class Log(logging.Logger):
 
 
 class Stage:
-    """One connection, its client's end, and an application that answers when it is told to.
+    """One connection, its client's end, and an application that answers when the test says so.
 
     It stands for the server and the worker too.
     """
@@ -376,7 +376,7 @@ def test_the_next_request_is_read_once_no_successor_comes(play: Play) -> None:
 
 
 def test_a_connection_that_the_loop_tells_of_behind_the_listeners_close_moves_too(play: Play) -> None:
-    """A client that never rests would stay with the old worker for ever, and be cut at the deadline."""
+    """A client that never rests would stay with the old worker forever, and be cut at the deadline."""
 
     async def scenario(stage: Stage) -> None:
         stage.draining = stage.drain.gives = True

@@ -1,6 +1,6 @@
 """A connection that moves from worker to worker at any moment: each request is answered, once, in order and whole.
 
-The workers are uvicorn's real protocols on a real event loop, the client is the other end of a socket pair, and what
+The workers are uvicorn's real protocols on a real event loop, the client is the other end of a socket pair. What
 happens when is Hypothesis's choice: pieces of requests arrive, the loop turns, the application answers, the connection
 is handed over.
 """
@@ -33,7 +33,7 @@ Step = tuple[str, int]
 
 
 class Stage:
-    """A client, the connection in one worker after the other, and an application that answers when it is told to."""
+    """A client, the connection in one worker after the other, and an application that answers when the test says so."""
 
     def __init__(self, http: str) -> None:
         self._answers = asyncio.Semaphore(0)

@@ -191,7 +191,7 @@ def test_only_the_command_needs_the_commands_libraries() -> None:
 
 @pytest.mark.parametrize("name", zdworker.__all__)
 def test_the_master_stays_light(name: str) -> None:
-    """The master imports a worker class by its public name; what serves is loaded where a worker is born."""
+    """The master imports a worker class by its public name; what serves is loaded where a worker boots."""
     heavy = {"asyncio", "gevent", "h2", "starlette", "tornado", "uvicorn", "uvloop"}
     code = f"import sys, zdworker; zdworker.{name}; print(*{heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

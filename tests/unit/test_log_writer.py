@@ -229,7 +229,7 @@ def test_after_its_end_each_line_is_written_where_it_is_logged(log: Any, gate: G
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for each process with threads
 def test_a_forked_process_writes_its_lines_itself(log: Any, gate: Gate, writer: LogWriter, tmp_path: Path) -> None:
-    """A fork while the thread writes, whose locks the child would have for ever, waits for it only so long."""
+    """A fork while the thread writes, whose locks the child would have forever, waits for it only so long."""
     path = tmp_path / "child"
     shut(gate, log)
     log.info("of the parent alone")

@@ -41,7 +41,7 @@ def leaver(facts: Fleet) -> int | None:
 
 
 class TestLeaving:
-    """Who is told to leave."""
+    """Which workers get the order to leave."""
 
     def test_nobody_when_all_is_well(self) -> None:
         assert leaver(fleet(*old(0, 1, 2, 3))) is None

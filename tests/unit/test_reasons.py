@@ -170,7 +170,7 @@ def test_a_fleet_that_is_degraded(story: Callable[[], Stage], reason: str, slot:
 
 @pytest.mark.parametrize(("said", "exit_code"), [(3, 3), (4, 4), (1, 3)])
 def test_a_start_that_failed(said: int, exit_code: int) -> None:
-    """Whoever boots beside it is not waited for."""
+    """A worker that boots beside it is not waited for."""
     stage = started(workers=2).born()
     first, second = sorted(stage.processes)
     stage.tell(WorkerFailed(first, "lifespan failed", TRACEBACK, said))

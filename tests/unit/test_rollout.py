@@ -239,7 +239,7 @@ class TestReload:
         assert stage.passes(1.0).going() == [(0, 1)]
 
     def test_within_the_soak_time_of_the_old_workers(self) -> None:
-        """They serve, so they leave as any others: when the new one has proved itself."""
+        """They serve, so they leave as any others: when the new one is verified."""
         stage = started(workers=2, min_ready=10.0).boot().passes(3.0)
         stage.reload().boot()
         assert stage.going() == []

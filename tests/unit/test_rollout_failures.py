@@ -248,7 +248,7 @@ class TestLaterWorkerFails:
 
 
 class TestForkServerLost:
-    """The workers serve on; a fresh fork server is started."""
+    """The workers keep serving; a fresh fork server is started."""
 
     def test_while_steady(self) -> None:
         stage = steady(2).lose_server(1)

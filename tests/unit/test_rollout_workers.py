@@ -132,7 +132,7 @@ class TestCrash:
         assert roll_on(stage).slots() == [2, 2, 2]
 
     def test_of_the_only_worker_and_its_code_during_the_trial(self) -> None:
-        """Nothing is left to go back to: what is on disk is loaded afresh."""
+        """Nothing is left to go back to: what is on disk is loaded."""
         stage = steady(1).reload().born().lose_server(1).crash(0)
         stage.fail()
         assert stage.reloads == {2: "failed"}

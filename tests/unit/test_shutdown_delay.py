@@ -1,4 +1,4 @@
-"""TERM with ``zd_shutdown_delay``: the master says that it ends, serves on, and then ends."""
+"""TERM with ``zd_shutdown_delay``: the master says that it ends, keeps serving, and then ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DELAY = 10.0
 
 
 def told(window: float = 0.0) -> Stage:
-    """A fleet that was told to end just now."""
+    """A fleet that got the order to end just now."""
     stage = steady(workers=2, shutdown_delay=DELAY, rollback_window=window).stop()
     assert stage.fleet.state == "stopping"
     return stage

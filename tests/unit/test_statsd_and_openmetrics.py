@@ -1,4 +1,4 @@
-"""What is counted, what a statsd is told, and what ``zdworker metrics`` makes of a status."""
+"""What is counted, what a statsd gets, and what ``zdworker metrics`` makes of a status."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def fleet(phase: Phase = Phase.STEADY) -> Fleet:
         (Phase.NEW, Stage.STARTING),
         (Phase.STARTING, Stage.STARTING),
         (Phase.STEADY, Stage.READY),
-        (Phase.ROLLING, Stage.READY),  # a crash is being mended
+        (Phase.ROLLING, Stage.READY),  # a crashed worker is being replaced
         (Phase.STOPPING, Stage.STOPPING),
         (Phase.STOPPED, Stage.STOPPING),
     ],

@@ -43,7 +43,7 @@ class Plain(RequestHandler):
 
 
 class Slow(RequestHandler):
-    """Answers when it is told to."""
+    """Answers when the test says so."""
 
     async def get(self) -> None:
         await self.application.settings["go_on"].wait()

@@ -98,7 +98,7 @@ class Transport(asyncio.Transport):
 
 
 class Connection:
-    """A protocol of uvicorn with an application that answers when it is told to."""
+    """A protocol of uvicorn with an application that answers when the test says so."""
 
     def __init__(self, http: str, ours: socket.socket, theirs: socket.socket) -> None:
         self.go = asyncio.Event()

@@ -4,8 +4,8 @@ Rules:
 
 * A unit is asked of systemd (``systemctl show``), which knows its defaults and drop-ins. Where no systemd runs, in an
   image that is built say, its file is read (systemd.unit(5)).
-* Without a name the unit is looked for that starts Gunicorn in the present directory. One that cannot be told is no
-  error: what is not checked is said.
+* Without a name the unit is looked for that starts Gunicorn in the present directory. It is no error if none is found:
+  the result says that the unit was not checked.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The trial of a generation: Gunicorn's arbiter becomes the master as in a start, but opens nothing, and ends.
 
 Rules: the master's own code decides and acts. Only what reaches outside is left out: addresses, control socket, hooks
-in the master, notifications. One worker boots, with a listening socket that nobody can reach, and is told to leave when
-it is ready.
+in the master, notifications. One worker boots, with a listening socket that nobody can reach, and gets the order to
+leave when it is ready.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class TrialArbiter(ZeroDowntimeArbiter):
         return dataclasses.replace(found, safe_path=self.zd_safe_path, trial=True)
 
     def zd_refuse_bind(self, places: list[addresses.Place]) -> None:
-        """Refuse addresses of which it can be told that they cannot be listened on, without a try.
+        """Refuse the addresses that certainly cannot be listened on, without a try.
 
         :raises GenerationError: there are such.
         """

@@ -50,7 +50,7 @@ def _masters(begun: str, name: Callable[[finder.Master], str]) -> list[Completio
     except NoInstance:
         return []
     found = {name(master): master for master in masters}
-    # A name that a shell cannot be told in a line is left out.
+    # A name that does not fit in a line for the shell is skipped.
     return [
         CompletionItem(value, help=_site(master))
         for value, master in sorted(found.items())

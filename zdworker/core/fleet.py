@@ -100,7 +100,7 @@ _P, _PC = Phase, PhaseCause
 PHASES: Mapping[tuple[Phase, PhaseCause], Phase] = {
     (_P.NEW, _PC.START): _P.STARTING,
     (_P.NEW, _PC.STOP): _P.STOPPING,
-    (_P.STARTING, _PC.ROLL): _P.ROLLING,  # some workers serve and the others fail to boot: newer code may mend that
+    (_P.STARTING, _PC.ROLL): _P.ROLLING,  # some workers serve and the others fail to boot: newer code may fix that
     (_P.STARTING, _PC.CONVERGED): _P.STEADY,
     (_P.STARTING, _PC.STOP): _P.STOPPING,
     (_P.STEADY, _PC.ROLL): _P.ROLLING,
@@ -131,7 +131,7 @@ WORKERS: Mapping[tuple[WorkerState, WorkerCause], WorkerState] = {
     (_W.READY, _WC.LEAVING): _W.DRAINING,
     (_W.READY, _WC.EXPIRE): _W.READY,  # it has stayed ready for zd_min_ready_seconds
     (_W.READY, _WC.GONE): _W.DYING,
-    # A report that was under way when the worker was told to leave changes nothing.
+    # A report that was under way when the worker got the order to leave changes nothing.
     (_W.DRAINING, _WC.READY): _W.DRAINING,
     (_W.DRAINING, _WC.FAILED): _W.DRAINING,
     (_W.DRAINING, _WC.REPLACEMENT_REQUESTED): _W.DRAINING,
@@ -188,9 +188,9 @@ def step(table: Mapping[tuple[State, Cause], State], state: State, cause: Cause)
 class Worker:
     """One worker process. ``worker_id`` counts all workers of the master, as Gunicorn's ``age`` does.
 
-    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds, ``told``
-    that the order to tell it to leave was given, ``killed`` that the order to kill it was, ``takes`` that it takes over
-    the connections of others in its slot.
+    Times are those of ``now``. ``verified`` means that it has stayed ready for ``Policy.min_ready`` seconds. ``told``
+    means that the order to leave was given, ``killed`` that the order to kill it was, ``takes`` that it takes over the
+    connections of others in its slot.
     """
 
     worker_id: int
@@ -268,7 +268,7 @@ class Facts:
     the number of orders that each generation's fork server has yet to carry out. ``serving`` is the number of ready
     workers that are verified; ``only_verified`` means that no worker leaves and each is verified. ``source`` and
     ``fallback_source`` are the generations that can be spawned from. ``room`` is how many more processes may exist,
-    ``must_serve`` how many verified workers have to go on when one is told to leave.
+    ``must_serve`` how many verified workers have to stay when one leaves.
     """
 
     fleet: Fleet
@@ -362,7 +362,7 @@ class Fleet:
 
     @property
     def ending(self) -> bool:
-        """Whether the workers have been told to leave because the master ends."""
+        """Whether the workers have the order to leave because the master ends."""
         return self.phase in (Phase.STOPPING, Phase.STOPPED)
 
     @property

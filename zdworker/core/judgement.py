@@ -3,17 +3,17 @@
 Rules:
 
 * What is compared is answers and failed answers of both generations *in the same time*. Time is cut into rounds of
-  half a second or more, and only within a round is one generation compared with the other: when a database is down for
+  half a second or more, and only within a round is one generation compared with the other. When a database is down for
   everybody, both fail, and no round tells them apart, however unequal their shares of the traffic are by then.
 * Within a round this is Fisher's exact test. Given how many answers each generation gave and how many failed in all,
   equal code puts the failures among the new answers by chance alone (the hypergeometric distribution). The *evidence*
   of a round is how many times more probable its outcome is if the odds of a failure are ``ratio`` times as high in the
   new code (Fisher's noncentral hypergeometric distribution). The evidence of several rounds is multiplied, and what
   comes of several ratios is averaged, because nobody knows beforehand how much worse bad code is.
-* Every look counts, and there may be any number of them: with equal code the expected evidence is 1 at every moment, so
-  the chance that it *ever* reaches :data:`EVIDENCE_NEEDED` is at most one in that many (Ville's inequality; Ramdas,
-  Grünwald, Vovk and Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38, 2023,
-  sections 2 and 3). A test at the level of 1 % that is made once a second fires within minutes instead.
+* Every look counts, and there may be any number of them. With equal code the expected evidence is 1 at every moment, so
+  the chance that it *ever* reaches :data:`EVIDENCE_NEEDED` is at most one in that many. That is Ville's inequality
+  (Ramdas, Grünwald, Vovk and Shafer, "Game-theoretic statistics and safe anytime-valid inference", Statistical Science
+  38, 2023, sections 2 and 3). A test at the level of 1 % that is made once a second fires within minutes instead.
 * That needs a round to end for another reason than that something has failed in it. So it ends when it has
   :data:`ROUND_ANSWERS` answers of each generation. What has come since the last round's end is never evidence.
 * Evidence alone does not give up code: its share of failed answers has to be above what the user allows, too.

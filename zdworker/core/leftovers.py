@@ -98,7 +98,7 @@ class _Left:
     processes: list[Process]
     generation: int | None
     next_at: float | None = None
-    """When the next thing is done to it; None until it was told to end."""
+    """When the next thing is done to it; None before the first signal that ends it."""
     killed: bool = False
 
 
@@ -130,7 +130,7 @@ class Leftovers:
         self._known |= set(children)
 
     def newcomers(self, children: Iterable[int], fork_servers: Collection[int]) -> list[int]:
-        """Return those of the master's children that something has left which has just ended, as far as can be told."""
+        """Return the master's new children: as far as is known, a process that has just ended has left them."""
         new = [pid for pid in children if pid not in self._known and pid not in fork_servers]
         self._known.update(new)
         return new
@@ -152,7 +152,7 @@ class Leftovers:
         return bool(self._left)
 
     def processes(self) -> list[Process]:
-        """Return all processes that are to be ended, or were told to."""
+        """Return all processes that are to be ended, those that have got a signal included."""
         return [process for left in self._left for process in left.processes]
 
     def to_state(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Rules, all of them parts of the invariant:
 
 * Not more than ``size + surge`` worker processes exist, those that boot or drain included.
-* A worker that serves is told to leave only if ``size - unavailable`` others are ready and verified.
+* A worker that serves gets the order to leave only if ``size - unavailable`` others are ready and verified.
 * Slots go in order. A worker leaves when its slot has a verified one that may stay. Before that it leaves only to make
   room, where ``unavailable`` allows it and the new generation is verified, or where nothing else would make any.
 * One that serves waits for a successor that boots, to hand its connections over.

@@ -378,7 +378,7 @@ class Rollout:
         self._steps.turn_back(reason, event.newest, keep=True)
 
     def _has_way_back(self) -> bool:
-        """Return whether the code before is in memory, so that it can be had back in slots that are new already."""
+        """Return whether the code before is in memory, so that slots that are new already can go back to it."""
         back = self.fleet.source(self.fleet.fallback)
         return back is not None and self.fleet.generations[back].preloaded
 
@@ -541,7 +541,7 @@ class Rollout:
         return self.fleet.is_canary(worker) and bool(self.fleet.canary_s) and stable_at <= now
 
     def _canary_crashed_too(self, worker: Worker, event: WorkerGone, now: float) -> None:
-        """Try another canary, because workers of the code before have died meanwhile as well; not for ever."""
+        """Try another canary, because workers of the code before have died meanwhile as well; not forever."""
         self._steps.count_failure(worker, now)
         self._steps.count_roll_failure(now)
         if self.fleet.roll_failures >= ROLL_ATTEMPTS:

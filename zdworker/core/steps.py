@@ -187,7 +187,7 @@ class Steps:
         fleet.size = max(fleet.size, before)
         number = loaded.generation
         fleet.current, fleet.newest_verified, fleet.reloading = [number], fleet.size == 0, number
-        # Code that served before is not tried out again: whoever rolls back wants it now.
+        # Code that served before is not tried out again: who orders a rollback wants it now.
         fleet.canary_s = 0.0 if loaded.purpose is Purpose.ROLLBACK else policy.canary
         fleet.held, fleet.old_crashed = loaded.hold is not None, False
         if loaded.hold is not None:
@@ -211,7 +211,7 @@ class Steps:
         """Give the newest generation up for good and go back to what served before it.
 
         :param slot: the one whose worker has failed.
-        :param keep: the workers that it has by now stay, because what served before cannot be had back in their slots.
+        :param keep: the workers that it has by now stay, because the code before is not in memory.
         """
         fleet = self.fleet
         self.call_off_restore()
@@ -271,7 +271,7 @@ class Steps:
         fleet.fallback, fleet.fallback_policy = [], None
         self._end_canary()
         self.finish_reload(Outcome.DONE)
-        # A failed reload is remembered until the next one; a mended fleet is not degraded any more.
+        # A failed reload is remembered until the next one; a fleet that is complete is not degraded any more.
         if facts.source is not None:
             fleet.degradation = None
 
@@ -335,7 +335,7 @@ class Steps:
                 worker.deadline = now + FORK_TIMEOUT_S
 
     def drain(self, worker: Worker, now: float) -> None:
-        """Tell a worker to leave; one that has served for long has mended its slot."""
+        """Tell a worker to leave; if it has served for long, the failures of its slot do not count any more."""
         if _stable(worker.ready_at, now):
             self.fleet.slot(worker.slot).failures = 0
         self.tell(worker, now)

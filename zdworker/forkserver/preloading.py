@@ -3,7 +3,7 @@
 Rules: ``preload_app`` (``--preload``) decides by word, and so does ``zd_preload = "never"``. With ``"auto"`` the fork
 server imports the application, unless that import would differ from one in a worker: something of the configuration
 runs in the worker before it, or makes the worker another user. Nor does it where a tool runs Gunicorn, because the fork
-server could not start once more. What cannot be told before the import is left to
+server could not start once more. What only the import shows is left to
 :mod:`zdworker.forkserver.import_checks`.
 """
 

@@ -9,9 +9,9 @@ Rules, in the order of the boot:
 3. It sets its death signal and then checks its parent, because the kernel sends no signal for a parent that has ended
    before.
 4. From here on it does what the child does in Gunicorn's ``Arbiter.spawn_worker``, with the hooks in the same places.
-5. At its end it does what Python does at its own exit, within bounds: the command's frames are left, as Gunicorn's
-   workers leave them (a tool that runs Gunicorn, such as ``coverage run``, saves there what it has found in this
-   process), executors are stopped, and ``atexit`` functions run. Then it ends the processes that the application has
+5. At its end it does what Python does at its own exit, within bounds. The command's frames are left, as Gunicorn's
+   workers leave them: a tool that runs Gunicorn, such as ``coverage run``, saves there what it has found in this
+   process. Executors are stopped, and ``atexit`` functions run. Then it ends the processes that the application has
    started, and then the process without Python's exit: no thread and no process of the application can keep it.
 """
 
@@ -402,7 +402,7 @@ def run_exit_functions() -> None:
 def stop_executors(limit_s: float) -> None:
     """Stop executors: call what Python calls at its exit before it joins threads (``threading._register_atexit``).
 
-    That waits for work that has begun, which may take for ever. So it runs in a thread that is waited for only so long.
+    That waits for work that has begun, which may take forever. So it runs in a thread that is waited for only so long.
     """
     functions = list(getattr(threading, "_threading_atexits", ()))
     if not functions:

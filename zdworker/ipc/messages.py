@@ -190,7 +190,7 @@ class Hello:
 class Ready:
     """The worker accepts connections; ``takes`` means that it also takes over those of others in its slot.
 
-    ``mismatch`` says why its class can hardly serve this application, "" if it can, or if that cannot be told.
+    ``mismatch`` says why its class can hardly serve this application, "" if it can, or if that is not known.
     """
 
     takes: bool = False
@@ -204,8 +204,8 @@ class Draining:
 
 @dataclass(frozen=True)
 class Drained:
-    """The worker's drain is over: connections that were handed over to its successor and such as were told to close,
-    requests that were cut at ``graceful_timeout``, and WebSockets that were closed.
+    """The worker's drain is over: connections that it has handed over to its successor or announced to close, requests
+    that were cut at ``graceful_timeout``, and WebSockets that were closed.
     """
 
     handed_over: int = 0
@@ -308,7 +308,7 @@ class Order:
 COMMANDS = ("status", "history", "reload", "rollback", "scale", "resume", "probe", "upgrade")
 
 HOLD_MAX_S = 7 * 24 * 3600.0
-"""Seconds for which a reload may be held: a canary that is forgotten is not to stay for ever."""
+"""Seconds for which a reload may be held: a canary that is forgotten is not to stay forever."""
 
 SCALE_MAX = 10_000
 """Workers that can be asked for: more than a machine has processes for is a slip of the finger."""
@@ -426,7 +426,7 @@ class Checking:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the check has found: ``level`` is one of :data:`LEVELS`, ``about`` what it is about, in a word or two.
+    """What the check has found: ``level`` is one of :data:`LEVELS`, ``about`` a word or two on what it is about.
 
     ``text`` is for a reader, and says what to do where something is to be done. ``details`` is a traceback, or what was
     printed. Where an error has none, the command takes what was printed meanwhile if ``printed`` is set.

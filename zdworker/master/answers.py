@@ -210,7 +210,7 @@ class Judge(Observer):
         if not serves or fleet.reloading is None or not fleet.fallback:
             return None
         if fleet.reloading < fleet.fallback[-1]:
-            return None  # a rollback: its code has served before, and whoever orders it has judged already
+            return None  # a rollback: its code has served before, and who orders it has judged already
         judgement = Judgement((self._error_rate or 0.0) / 100)
         new, old = self._book.tally(fleet.current), self._book.tally(fleet.fallback)
         of_new, of_old = list(fleet.current), list(fleet.fallback)

@@ -633,7 +633,7 @@ class _GunicornObserver(Observer):
             )
 
     def observe(self, fleet: Fleet, now: float) -> None:
-        """Close the listening sockets once the workers have been told to leave.
+        """Close the listening sockets once the workers have the order to leave.
 
         A client that connects from then on has to be refused, and not be kept waiting.
         """

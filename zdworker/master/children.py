@@ -196,9 +196,9 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     Its base is Gunicorn's base class and not the worker's own class, which would bring uvicorn and the like into the
     master. ``worker_id`` is what Gunicorn calls the worker's age. ``has_pid`` means that its process is known,
-    ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``,
-    ``called_off`` that it will get no start order, ``replacement_requested`` that it has asked for that before it was
-    ready. ``ordered_at`` and ``leaving_since``, when it has reported that it drains, are by ``time.monotonic()``.
+    ``forked`` that its fork server has reported it as a child of the master, ``greeted`` that it has sent ``Hello``.
+    ``called_off`` means that it will get no start order, ``replacement_requested`` that it has asked for that before it
+    was ready. ``ordered_at`` and ``leaving_since``, when it has reported that it drains, are by ``time.monotonic()``.
     ``drained`` is what that has cost. ``descendants`` are the processes below it when it was killed, None before.
     """
 

@@ -143,7 +143,7 @@ def _was_started_by_line(command: Command) -> bool:
 def _archive(environment: Mapping[str, str], script: str) -> str:
     """Return the file that a script was unpacked from by PEX, which has replaced itself with it then; else "".
 
-    The script lies in a directory that is named after the contents, so it stays as it is for ever.
+    The script lies in a directory that is named after the contents, so it never changes.
     """
     unpacked = os.path.exists(os.path.join(os.path.dirname(os.path.realpath(script)), "PEX-INFO"))
     return environment.get("PEX", "") if unpacked else ""

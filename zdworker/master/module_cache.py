@@ -107,9 +107,9 @@ class ModuleCache:
     def evaluate(self, function: Callable[[], Result], path: Sequence[str]) -> tuple[Result, Imported]:
         """Call ``function`` without the modules of the configuration in force.
 
-        If it fails, it is called once more: with the installed packages that are in the cache if it was called without
-        them, because some can be executed only once in a process and one may not fit the extension module that it
-        finds, and else without them.
+        If it fails, it is called once more: without the installed packages that are in the cache if it was called with
+        them, and with them if not. Some of them can be executed only once in a process, and one may not fit the
+        extension module that it finds.
 
         :param path: the generation's ``sys.path``; empty for that of the master.
         :return: what it has returned, and what it has imported. The cache is as before.
@@ -209,7 +209,7 @@ class ModuleCache:
             self._evaluation = _Evaluation(threading.get_ident(), before, shared)
             self.since = time.time_ns() - SAME_DEPLOY_NS
             self._extensions.handed_out.clear()
-            # Python makes these again; those of releases that are gone would stay for ever.
+            # Python makes these again; those of releases that are gone would stay forever.
             sys.path_importer_cache.clear()
             sys.path = composed(path, self.path)
             if not renew:

@@ -33,7 +33,7 @@ REPORTS_MAX = 1000
 """Reports that may come at once: those of a worker whose master was stopped until their channel was full, and more."""
 
 REPORTS_PER_S = 50.0
-"""Reports a second that may come for ever; a worker needs one, and four more where it counts its answers."""
+"""Reports a second that may come all the time; a worker needs one, and four more where it counts its answers."""
 
 COUNT_MAX = 1 << 53
 """The largest number that every reader of JSON can hold."""

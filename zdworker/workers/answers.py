@@ -150,7 +150,7 @@ def post_request(counter: AnswerCounter, before: Callable[..., object]) -> Calla
 def _count_response(counter: AnswerCounter, response: Any, environ: Environ, seconds: float) -> None:
     error, method, path = sys.exc_info()[1], environ["REQUEST_METHOD"], environ["PATH_INFO"]
     # StopIteration is how Gunicorn ends a connection. An OSError behind the head is the client's, which has gone.
-    # So is a body that Gunicorn cannot parse, which the application has come upon.
+    # So is a body that Gunicorn cannot parse when the application reads it.
     is_clients = isinstance(error, BAD_BODY) or (isinstance(error, OSError) and response.status is not None)
     if error is None or isinstance(error, StopIteration) or response.headers_sent:
         counter.answered(response.status_code or 0, seconds, method, path)

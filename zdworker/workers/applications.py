@@ -1,7 +1,7 @@
 """The types of WSGI and ASGI applications (PEP 3333; ASGI 3.0), as every worker class names them, and their kinds.
 
-Rules: the kind is told by the arguments that the application takes, because calling it would be a request. What takes
-any arguments is of no known kind, and is not complained about.
+Rules: the arguments that the application takes show its kind, because calling it would be a request. An application
+that takes any arguments is of no known kind, and leads to no complaint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INSTEAD = {
 
 
 def kind_of(application: object) -> str:
-    """Return ``"wsgi"`` or ``"asgi"``, "" if that cannot be told."""
+    """Return ``"wsgi"`` or ``"asgi"``, "" if neither is certain."""
     try:
         signature = inspect.signature(application)  # type: ignore[arg-type]  # it raises for what is not callable
     except Exception:  # noqa: BLE001  # what is not callable; and a lazy object may raise anything when it is looked at
@@ -51,7 +51,7 @@ def _takes(signature: inspect.Signature, number: int) -> bool:
 
 
 def mismatch(application: object, serves: Collection[str], class_name: str) -> str:
-    """Return why a worker class can hardly serve an application; "" if it can, or if that cannot be told.
+    """Return why a worker class can hardly serve an application; "" if it can, or if that is not known.
 
     :param serves: the kinds that the class serves; empty if that is not known.
     :param class_name: the name of the class, for the reader.

@@ -236,7 +236,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         self._report_once(Ready(takes=self.zd_takes, mismatch=self.zd_mismatch()))
 
     def zd_mismatch(self) -> str:
-        """Return why this class can hardly serve the application, "" if it can, or if that cannot be told."""
+        """Return why this class can hardly serve the application, "" if it can, or if that is not known."""
         try:
             application = self.app.wsgi()  # the object that was loaded, not what is wrapped around it
         except Exception:  # noqa: BLE001  # with ``reload`` a page takes its place
@@ -571,9 +571,9 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         """Handle SIGTERM: drain; while booting, end at once; if the master is dead, end soon."""
         # One that the master has not announced is for this worker alone, or for the whole process group. Then a worker
         # that can hand its connections over asks for a successor, and goes on until the master tells it to leave. A
-        # second one is an order. So is the first one if the master can announce nothing, having closed the channel; and
-        # where the application has a handler of its own, which has been called by now: what that has begun to end is
-        # not to get further requests.
+        # second one is an order. So is the first one if the master can announce nothing, having closed the channel. So
+        # is it where the application has a handler of its own, which has been called by now: what that has begun to end
+        # is not to get further requests.
         if not self.booted:
             if self.zd_parent_lost():
                 self.zd_end_orphaned()

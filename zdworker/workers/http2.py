@@ -2,7 +2,7 @@
 
 Rules:
 
-* GOAWAY goes out when no stream is open, and names the last stream that has come (RFC 9113 6.8): a client knows then
+* GOAWAY goes out when no stream is open, and names the last stream that has come (RFC 9113 6.8). A client knows then
   that all it had is answered, and that what it has sent since may be sent again elsewhere. The protocol allows an
   earlier one, but clients such as httpx let the streams that are open fail.
 * Until then new streams are answered. A connection on which streams overlap all the time gets the shutdown notice

@@ -35,10 +35,10 @@ class Contender:
     :param title: as in the tables.
     :param how: what one does after the new code is on disk.
     :param needs: "module NAME" or "program NAME", without which it is missing.
-    :param package: whose version is told.
+    :param package: the one whose version is shown.
     :param loads: those that its application and protocol know.
     :param keep: words of the command, before the last one, with which it keeps idle connections for
-        ``KEEPALIVE_S`` seconds; empty for one that is told by the environment (``KEEPALIVE``), or keeps none.
+        ``KEEPALIVE_S`` seconds; empty for one that reads it from the environment (``KEEPALIVE``), or keeps none.
     """
 
     name: str
@@ -198,7 +198,7 @@ UWSGI = Contender(
     needs=("program uwsgi",),
     package="uwsgi",
     loads=("new", "kept", "slow"),
-    # add-header: http-socket keeps no connection, and HTTP/1.1 clients have to be told so
+    # add-header: http-socket keeps no connection, and HTTP/1.1 clients have to know
     files={
         "uwsgi.ini": f"""\
 [uwsgi]

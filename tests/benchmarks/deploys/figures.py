@@ -1,4 +1,4 @@
-"""What is told of a contender, and how it is counted.
+"""What is measured of a contender, and how it is counted.
 
 Rules:
 
@@ -29,7 +29,7 @@ SHORT = 0.1
 
 @dataclass(frozen=True)
 class Deploy:
-    """One deploy: when it was told, and when it was over; None: not in time, ``lost`` says what was waited for."""
+    """One deploy: when it was ordered, and when it was over; None: not in time, ``lost`` says what was waited for."""
 
     version: str
     told: float
@@ -71,14 +71,16 @@ class Turn:
 
 Tenth = tuple[float, int, int, int, int]
 """A tenth of a second: when it began, from the signal on; the answers of older versions, those of the new one, requests
-that failed, connections that were made anew."""
+that failed, connections that clients had to make again."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A contender under one load; ``outside``: failures that belong to no deploy, by kind; ``reconnects``: how many
-    connections a crowd has made beside the first of each client, None under another load; ``course``: what came of its
-    requests around the first deploy; ``work_s``: seconds that a second of work took right before it.
+    """A contender under one load.
+
+    ``outside`` has the failures that belong to no deploy, by kind. ``reconnects`` is how many connections a crowd has
+    made beside the first of each client, None under another load. ``course`` is what came of its requests around the
+    first deploy, ``work_s`` the seconds that a second of work took right before it.
     """
 
     before: Span
@@ -203,7 +205,7 @@ def _least(answers: Iterable[Answer], begin: float, end: float) -> int:
         first[answer.pid] = min(first.get(answer.pid, math.inf), moment)
         last[answer.pid] = max(last.get(answer.pid, 0.0), moment)
     latest = max(last.values(), default=0.0)
-    # whoever answers at the end of the load would have gone on
+    # a worker that answers at the end of the load would have gone on
     steps = [(moment, 1) for moment in first.values()]
     steps += [(moment, -1) for moment in last.values() if moment < min(end, latest - 1)]
     steps.sort()

@@ -3,7 +3,7 @@
 Rules:
 
 * Each measurement has a server of its own, so that none inherits what another one broke.
-* What does not come about within its time is told as such, and the measuring goes on.
+* What does not come about within its time is reported as such, and the measuring goes on.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def loaded(contender: Contender, style: Style, size: Size) -> tuple[Loaded, Time
                 server.write(version, "import")
                 deploys.append(deploy(server, version, old, size.patience))
                 if deploys[-1].lost or number == number_of_deploys - 1:
-                    break  # the next one would be told to a server in an unknown state
+                    break  # the next one would go to a server in an unknown state
                 old = server.pids(version)
                 time.sleep(size.between)
         finally:

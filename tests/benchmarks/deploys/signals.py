@@ -1,4 +1,4 @@
-"""How each contender is told that there is new code on disk.
+"""How each contender learns that there is new code on disk.
 
 Rules:
 

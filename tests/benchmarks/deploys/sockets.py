@@ -2,9 +2,9 @@
 
 Rules:
 
-* No import of ours: this file is also the program of the load, a process of its own.
+* This file imports nothing of the project: it is also the program of the load, a process of its own.
 * A socket that the server ends with a close frame (RFC 6455, 5.5.1) was closed in order, unless a question waited for
-  its answer; all else that ends one is a failure, and so is a connection that does not come about.
+  its answer. All else that ends one is a failure, and so is a connection that does not come about.
 * Times are ``time.monotonic()``, the same clock in all processes.
 """
 

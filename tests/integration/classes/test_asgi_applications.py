@@ -1,6 +1,6 @@
 """What ASGI applications do beyond an answer, at a drain: background tasks, endless streams, threads, lifespan.
 
-The servers have one worker and are told to leave by a reload, which a test waits for: it goes on once the old worker
+The servers have one worker, which a reload ends. A test waits for that: it goes on once the old worker
 no longer accepts.
 """
 
@@ -117,7 +117,7 @@ def ask(server: Server, path: str, client: Client | None = None) -> Client:
 
 @for_each(CLASSES)
 def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerClass) -> None:
-    """The client has gone as it was told to: that is no reason to cancel what the application does after its answer."""
+    """The client has gone, as it should: that is no reason to cancel what the application does after its answer."""
     site.deploy("one", extra=BACKGROUND)
     server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=12)
     client = ask(server, "/background?held=answer")

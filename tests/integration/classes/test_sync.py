@@ -59,7 +59,7 @@ def app(environ, start_response):
 
 
 def test_told_to_leave_while_it_warms_up(start: Start, site: Site) -> None:
-    """It ends as it was told, and no error is made of it."""
+    """It ends as ordered, and no error is made of it."""
     server = start_one(start, zd_warmup=["/"])
     site.deploy("two", extra=SLOW_TO_ANSWER)
     server.signal(signal.SIGUSR2)
@@ -104,7 +104,7 @@ def test_sync_worker_ends_a_silent_connection_when_its_time_is_over(start: Start
 
 
 def test_sync_worker_ends_half_a_head_when_nothing_follows(start: Start) -> None:
-    """After ``timeout`` seconds without a byte: it holds up nobody, but it is not kept for ever."""
+    """After ``timeout`` seconds without a byte: it holds up nobody, but it is not kept forever."""
     server = start_one(start, timeout=3)
     client = Client(server.address)
     client.send(PLAIN[:10])

@@ -136,7 +136,7 @@ def test_idle_connections_are_kept_for_keepalive_from_the_drain_on(start: Start,
 
 
 def test_http10_clients_are_not_told_to_keep_a_connection_that_ends(start: Start, site: Site) -> None:
-    """Tornado says Keep-Alive to whoever asked for it, and closes: `ab -k` lost its next request by that."""
+    """Tornado says Keep-Alive to each client that asked for it, and closes: `ab -k` lost its next request by that."""
     server = serve(start, site)
     asked = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
     with Client(server.address) as client:

@@ -1,6 +1,6 @@
 """Gunicorn's dirty arbiter, which it forks from the master, works beside our workers.
 
-Rules: the dirty arbiter and its worker are known by their own hooks and by what they answer; Gunicorn keeps a file of
+Rules: the dirty arbiter and its worker are known by their own hooks and by what they answer. Gunicorn keeps a file of
 its pid in the directory for temporary files, so each server has a directory of its own for these.
 """
 

@@ -99,7 +99,7 @@ def test_fewer_and_more_workers_lose_nothing(start: Start) -> None:
 
 
 def test_a_long_queue_of_a_slot_that_goes_away(start_class: Start) -> None:
-    """Each worker has one request at a time and a queue of many: whoever was let into it is answered."""
+    """Each worker has one request at a time and a queue of many: each connection in it is answered."""
     server: Server = start_class(WSGI, reuse_port=True, graceful_timeout=20)
     server.configure(workers=2)
     server.reload("two")

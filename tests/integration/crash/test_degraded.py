@@ -65,7 +65,7 @@ def test_a_later_worker_that_never_boots_brings_the_old_code_back(start: Start, 
 
 
 def test_a_later_worker_that_never_boots_without_a_way_back(start: Start, site: Site) -> None:
-    """What served before cannot be had again: old and new workers serve on, until there is code that works."""
+    """The code before is not in memory: old and new workers keep serving until there is code that works."""
     server = begin(start, site)
     with Load(server.address, "new", clients=4, pause=0.01) as load:
         deploy_what_fails_later(server, "degraded")
@@ -78,7 +78,7 @@ def test_a_later_worker_that_never_boots_without_a_way_back(start: Start, site: 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_a_process_that_cannot_be_replaced_makes_the_state_degraded(start: Start, site: Site, preload: bool) -> None:
-    """A worker whose code is broken on disk by now, or the fork server that held it: degraded, until that is mended."""
+    """A worker whose code is broken on disk by now, or the fork server that held it: degraded, until that is fixed."""
     server = begin(start, site, preload_app=preload)
     site.break_("raise")
     os.kill(server.fork_servers()[0] if preload else server.workers()[0], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""When the machine has nothing left: the workers serve on, the reload says why it failed, later ones succeed."""
+"""When the machine has nothing left: the workers keep serving, the reload says why it failed, later ones succeed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_master_is_out_of_descriptors(server: Server, site: Site) -> None:
 
 
 def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site) -> None:
-    """The fork server stands, but no worker can be asked for: there is no heartbeat file and no channel to be had."""
+    """The fork server stands, but no worker can be ordered: no descriptor is left for a heartbeat file or a channel."""
     server = start(preload_app=True, zd_control_socket=str(site.directory / "control.sock"))
     before = server.workers()
     site.deploy("two", extra="\ntime.sleep(1)\n")

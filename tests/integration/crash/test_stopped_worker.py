@@ -1,4 +1,4 @@
-"""A worker that stands still, or spins: Gunicorn's timeout ends it, and no reload waits for it for ever."""
+"""A worker that stands still, or spins: Gunicorn's timeout ends it, and no reload waits for it forever."""
 
 from __future__ import annotations
 

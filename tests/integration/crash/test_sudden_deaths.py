@@ -114,7 +114,7 @@ def test_fork_server_killed(start: Start, site: Site, preload: bool) -> None:
 
 
 def test_fork_server_killed_while_the_files_are_broken(start: Start, site: Site) -> None:
-    """The workers serve on; a good deploy makes everything whole again."""
+    """The workers keep serving; a good deploy makes everything whole again."""
     server = start(workers=2, preload_app=True)
     workers = server.workers()
     (old,) = server.fork_servers()
@@ -151,7 +151,7 @@ def booting(server: Server, known: list[int]) -> int:
 
 
 def test_worker_killed_while_booting_in_a_reload(start: Start, site: Site) -> None:
-    """A failed boot of the first new worker: the old code serves on, and the next reload goes through."""
+    """A failed boot of the first new worker: the old code keeps serving, and the next reload goes through."""
     server = start(workers=2)
     old = server.workers()
     with Load(server.address, "new", clients=4, pause=0.01) as load:

@@ -1,8 +1,8 @@
-"""Every kind of connection, of every worker class, at the moment at which its worker is told to leave.
+"""Every kind of connection, of every worker class, at the moment at which its worker gets the order to leave.
 
-Connections are opened to workers of version "one", which are then all told to leave; the tests go on once none of them
-accepts any more: that is the moment at which every server we measured loses requests. WSGIWorker gets a worker for each
-connection, since it answers one at a time.
+Connections are opened to workers of version "one", which then all get the order to leave. The tests go on once none of
+them accepts any more: that is the moment at which every server we measured loses requests. WSGIWorker gets a worker for
+each connection, since it answers one at a time.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def test_body_that_comes_slowly(stage: Stage) -> Steps:
 
 @scenario.kind()
 def test_expect_continue_under_way(stage: Stage) -> Steps:
-    """The client was told to go on before the drain, and sends its body after."""
+    """The client gets 100 Continue before the drain, and sends its body after."""
     clients = stage.opened()
     for client in clients:
         expect_continue(stage, client)

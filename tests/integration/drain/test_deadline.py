@@ -1,4 +1,4 @@
-"""Clients and requests that would hold a worker for ever: the drain ends at its bound, in order, and hurts no other.
+"""Clients and requests that would hold a worker forever: the drain ends at its bound, in order, and hurts no other.
 
 The loads of ``test_connections.py`` are answered before the deadline; these cannot be.
 """

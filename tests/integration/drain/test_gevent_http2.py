@@ -1,4 +1,4 @@
-"""HTTP/2 on GeventWorker: what a client sees of its streams when its worker is told to leave.
+"""HTTP/2 on GeventWorker: what a client sees of its streams when its worker gets the order to leave.
 
 Gunicorn answers the streams of a connection one after the other, and by itself says GOAWAY to none of them.
 """
@@ -133,7 +133,7 @@ def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) ->
 
 
 def test_http2_streams_without_a_pause(server: Server) -> None:
-    """A connection that is never quiet is told so between two streams; a client of RFC 9113 asks elsewhere."""
+    """A connection that is never quiet gets GOAWAY between two streams; a client of RFC 9113 asks elsewhere."""
     with server.reload_at_the_end("two"):
         (client,) = connections(server, 1)
     streams = [client.request("GET", "/sleep?seconds=0.3")]

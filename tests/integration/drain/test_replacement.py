@@ -18,7 +18,7 @@ from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 WORKERS = 4
 LIMIT = "150M"
-"""More than a worker takes that has just booted, less than one takes that was told to allocate."""
+"""More than a worker takes that has just booted, less than one takes that has allocated as ordered."""
 
 
 def assert_nothing_lost(*loads: Load) -> None:
@@ -28,7 +28,7 @@ def assert_nothing_lost(*loads: Load) -> None:
 
 
 def loads(stack: ExitStack, server: Server, worker: WorkerClass, **plan: float) -> list[Load]:
-    """Start clients with new and with kept connections, fewer than workers that answer one at a time."""
+    """Start clients with new and with keep-alive connections, fewer than workers that answer one at a time."""
     clients = 6 if worker.concurrent else 2
     styles = ("new", "kept")
     return [stack.enter_context(Load(server.address, style, clients=clients, **plan)) for style in styles]

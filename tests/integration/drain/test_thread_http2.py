@@ -1,7 +1,7 @@
-"""HTTP/2 on ThreadWorker: what a client sees of its streams when its worker is told to leave.
+"""HTTP/2 on ThreadWorker: what a client sees of its streams when its worker gets the order to leave.
 
 Gunicorn answers the streams of a connection one after the other, in a thread that it has for as long as it lasts, and
-says GOAWAY only to a connection that is busy just then. Here an idle connection takes no thread, and all are told.
+says GOAWAY only to a connection that is busy just then. Here an idle connection takes no thread, and all get it.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def test_idle_http2_connections_get_goaway_when_their_time_is_over(server: Serve
 
 
 def test_http2_client_that_never_pauses_gets_goaway_between_two_requests(start: Start, site: Site) -> None:
-    """Its next request is there before the last one's answer is; after a while it is told all the same."""
+    """Its next request is there before the last one's answer is; after a while it gets GOAWAY all the same."""
     server = serve(start, site, keepalive=1)
     site.deploy("two")
     server.signal(signal.SIGUSR2)

@@ -1,4 +1,4 @@
-"""TLS connections of every worker class when its worker is told to leave; see test_connections.py."""
+"""TLS connections of every worker class when its worker gets the order to leave; see test_connections.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSockets when their worker is told to leave: each is closed with 1012, in its turn, and none is reset."""
+"""WebSockets when their worker gets the order to leave: each is closed with 1012, in its turn, and none is reset."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Talk:
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     code: int | None = None
     told: float = 0.0
-    """When the server was told to reload."""
+    """When the server got the order to reload."""
     ended: float = 0.0
     sent: list[str] = field(default_factory=list)
     received: list[str] = field(default_factory=list)

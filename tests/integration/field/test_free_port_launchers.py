@@ -80,7 +80,7 @@ def test_the_site_stays_on_its_port(make_server: Start, site: Site) -> None:
         assert ports(server.master) == [port]
         assert server.get()["version"] == "one"
 
-    # A launcher that was mended deploys; from then on its bind is believed.
+    # A fixed launcher deploys; from then on its bind is believed.
     launcher(server, port)
     assert reload(server, "two") is None
     assert server.get()["version"] == "two"

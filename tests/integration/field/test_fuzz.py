@@ -155,7 +155,7 @@ def test_reports(seed: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_hostile_workers_of_a_real_master(start: Start, site: Site, full: bool) -> None:
     """Generation after generation writes what it likes; the site is served and the master is as before.
 
-    But for ``draining``: a worker that says so and does not end is killed in time, with what it serves.
+    The exception is ``draining``: a worker that says so and does not end is killed in time, with what it serves.
     """
     workers, rounds = 4, 25 if full else 3
     path = site.directory / "control.sock"
@@ -219,7 +219,7 @@ def test_orders(start: Start, site: Site, number: int) -> None:
 
 
 def healthy(server: Server, path: Path, held: int, memory: int) -> None:
-    """Check that the master has what it had before, and does what it is told."""
+    """Check that the master has what it had before, and obeys orders."""
     server.site.deploy("after")
     server.reload("after")
     processes.wait_for(lambda: status(path)["state"] == "steady", 20, "the fleet is steady")

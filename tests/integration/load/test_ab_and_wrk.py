@@ -53,7 +53,7 @@ def ab(server: Server, full: bool, *options: str) -> None:
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 @for_each(ALL)
 def test_wrk_sees_no_socket_error(start_class: Start, worker: WorkerClass, full: bool) -> None:
-    """A thousand kept connections; WSGIWorker closes each after its answer."""
+    """A thousand keep-alive connections; WSGIWorker closes each after its answer."""
     server = start_class(worker, keepalive=KEEP)
     url = "http://%s:%s/fixed" % server.address
     words = ["wrk", "-c", "1000", "-t", "2", "-d", str(ENDLESS), "--timeout", "20", url]

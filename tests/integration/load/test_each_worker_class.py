@@ -1,7 +1,7 @@
 """Three reloads of each worker class under each kind of load: the promise of the whole project.
 
 The load is what a class can take: WSGIWorker answers one connection at a time and closes it, so it has more workers,
-and fewer clients than those, lest they only measure their queue.
+and fewer clients than those, so that the queue is not all they measure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_three_reloads_of_each_class_under_load(start_class: Start, site: Site, 
 
 @for_each(ALL)
 def test_silent_sockets_are_answered(start_class: Start, worker: WorkerClass) -> None:
-    """Twenty connections that say nothing until all the workers that have accepted them were told to leave."""
+    """Twenty connections that say nothing until all the workers that have accepted them have the order to leave."""
     server = start_class(worker, zd_max_surge="100%", graceful_timeout=15, zd_hand_over=False)
     silent = [Client(server.address) for _ in range(SILENT)]
     server.wait_taken()

@@ -132,7 +132,7 @@ def test_rotation_in_the_middle_of_a_reload(
 
 
 def test_a_rotation_into_a_directory_that_is_gone(make_server: Start, tmp_path: Path) -> None:
-    """Whoever cannot open the new file goes on with the old one: no log is worth the site."""
+    """A process that cannot open the new file goes on with the old one: no log is worth the site."""
     place = tmp_path / "logs"
     place.mkdir()
     server = make_server(errorlog=str(place / "error.log"), preload_app=True, workers=2).start()

@@ -1,4 +1,4 @@
-"""What systemd hears of a start, reloads good and bad, and the end: on a socket of ours in its place."""
+"""What systemd hears of a start, reloads good and bad, and the end: on a socket of the test in its place."""
 
 from __future__ import annotations
 

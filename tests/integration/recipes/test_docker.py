@@ -40,7 +40,7 @@ exec setpriv --no-new-privs "$@"
 """
 """What a container's runtime does: the code at its place, a root that is read-only but for /tmp, a user with no rights.
 
-But read: the interpreter of these tests may lie where only root may look."""
+Files are read from it: the interpreter of these tests may lie where only root may look."""
 
 
 READ = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]

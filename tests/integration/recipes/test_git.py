@@ -86,7 +86,7 @@ class Push:
         self.shell(f"git add -A && git commit -q -m {version}", self.work)
 
     def borrow_pip(self) -> None:
-        """From now on a new environment gets pip from that of these tests: to install it anew takes seconds."""
+        """From now on a new environment gets pip from that of these tests: to install it again takes seconds."""
         self.quick = self.site.directory / "quick"
         self.quick.mkdir()
         python = self.quick / "python3"
@@ -165,7 +165,7 @@ def test_pushes_deploy(push: Push) -> None:
     first, second = sorted(place.name for place in (push.root / "releases").iterdir())
     assert "reload done" in push.shell(way_back(push, first), push.root)
     assert versions(push.server.address) == {"one"}
-    # Whoever called it may go away.
+    # The process that called it may go away.
     push.shell(f"{way_back(push, second)} | true", push.root)
     assert os.readlink(push.root / "current") == f"releases/{second}"
     assert versions(push.server.address) == {"two"}

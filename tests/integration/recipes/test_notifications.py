@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
 
 class Receiver:
-    """An HTTP server that answers each request with a status, when it is let to."""
+    """An HTTP server that answers each request with a status, when the test allows it."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []

@@ -1,7 +1,7 @@
 """More than one machine: HAProxy in front of three instances, each on its own loopback address, and no request is lost.
 
-They are rolled one after the other with ``zdworker reload``, and, separately, each is ended with TERM and started anew,
-as when a machine is replaced: then ``zd_shutdown_delay`` gives HAProxy the time to look away.
+They are rolled one after the other with ``zdworker reload``. Separately, each is ended with TERM and started again, as
+when a machine is replaced: then ``zd_shutdown_delay`` gives HAProxy the time to look away.
 """
 
 from __future__ import annotations

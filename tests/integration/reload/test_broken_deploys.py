@@ -20,7 +20,7 @@ SILENT: tuple[BrokenKind, ...] = ("exit", "hang")
 """Kinds that leave no text of their own: nothing runs that could say something."""
 BOOT_TIMEOUT = 5
 PAUSE = 0.01
-"""Seconds between a client's requests: the boots shall get a share of two cores."""
+"""Seconds between a client's requests: the boots need a share of two cores."""
 
 
 @pytest.fixture(params=[False, True], ids=["no preload", "preload"])

@@ -107,7 +107,7 @@ def post_fork(server, worker):
 
 
 def test_logger_class_of_the_configuration_file(start: Start, site: Site) -> None:
-    """Each evaluation makes a class of its own; it is the same one to whoever reads the file."""
+    """Each evaluation makes a class of its own; to a reader of the file it is the same one."""
     server = start(extra=LOGGER)
     server.reload("two")
     server.reload("three")

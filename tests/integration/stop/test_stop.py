@@ -121,7 +121,7 @@ def test_int_makes_a_graceful_end_quick(start: Start) -> None:
 
 
 def test_kept_connections_are_served_to_the_end(start: Start) -> None:
-    """Kept connections lose nothing; what comes when nobody accepts any more is refused or reset by the kernel."""
+    """Keep-alive connections lose nothing; the kernel refuses or resets what comes when nobody accepts any more."""
     server = start(workers=2, pidfile="gunicorn.pid")
     with Load(server.address, "kept", clients=12) as load:
         server.signal(signal.SIGTERM)

@@ -23,7 +23,7 @@ GROWTH_BYTES = 2 << 20
 """Bytes by which the master's memory may differ: it has answered for longer."""
 
 PAUSE = 0.02
-"""Seconds between a client's requests: the new program shall get a share of two cores."""
+"""Seconds between a client's requests: the new program needs a share of two cores."""
 
 
 @pytest.fixture

@@ -443,7 +443,7 @@ def shares(sockets: Sequence[Any]) -> list[socket.socket]:
     """Return what the running loop listens on: ``sockets``, bare, and on uvloop :data:`UVLOOP_ACCEPTS` copies of each.
 
     libuv accepts one connection for each descriptor and turn (since 1.49), and with a thousand busy connections a turn
-    takes a tenth of a second: the hundreds that a draining worker sends away would wait for seconds in the others'
+    takes a tenth of a second. The hundreds that a draining worker sends away would wait for seconds in the others'
     queue. asyncio takes up to the whole queue in a turn.
     """
     bare = [getattr(sock, "sock", sock) for sock in sockets]  # Gunicorn wraps its sockets

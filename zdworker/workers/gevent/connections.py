@@ -41,7 +41,7 @@ class ConnectionRecord:
     cut = False
     """The drain's deadline is over: no further request is answered."""
     goaway_sent = False
-    """The client was told that no further stream is answered (HTTP/2)."""
+    """The client has a GOAWAY: no further stream is answered (HTTP/2)."""
     notice_sent = False
     """The client was asked to open no more streams (HTTP/2)."""
     http2: Any = None

@@ -160,7 +160,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def connection_lost(self, exc: Exception | None) -> None:
         """Do as the base does, and let its task see the end if it waits for a request.
 
-        The base leaves it waiting: until 26.1 for ever if the server has closed, in 27 for a grace period.
+        The base leaves it waiting: until 26.1 forever if the server has closed, in 27 for a grace period.
         """
         super().connection_lost(exc)
         ready = getattr(self, "_request_ready", None)

@@ -237,7 +237,7 @@ class TornadoServing(Serving):
         self.server.take(IOStream(connection.sock), connection)
 
     def zd_is_empty(self) -> bool:
-        """Return whether nothing is left; and count the connections that were told to close by now."""
+        """Return whether nothing is left; and count the connections whose clients know by now that they close."""
         self.drain.told_to_close = Request.told_to_close
         return super().zd_is_empty()
 

@@ -129,7 +129,7 @@ class WsgiDrain(ZeroDowntime):
 
 
 def _end_connections_in_drain(worker: WsgiDrain) -> None:
-    """Have responses end their connections once ``worker`` was told to leave.
+    """Have responses end their connections once ``worker`` has the order to leave.
 
     This changes Gunicorn's class, in the worker's own process only. A wrapper around the application could mark a
     response only when it begins, or would have to change an object with each request.

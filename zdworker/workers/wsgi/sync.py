@@ -5,7 +5,7 @@ Rules:
 * Gunicorn's loop and its handling of a request stay. The worker waits for a client only while a request's body or its
   response are on their way. Silent connections, half-read ones and lingering ones are parked: they are in the poll,
   beside the listeners.
-* When the worker is told to leave, it accepts no more and answers what it has accepted.
+* When the worker gets the order to leave, it accepts no more and answers what it has accepted.
 * At the deadline an alarm interrupts the application; if the application catches that, the next alarm comes soon. Code
   that does not return to Python is left to the master, which kills the worker a second later.
 """
