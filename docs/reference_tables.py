@@ -167,7 +167,7 @@ STATUS = {
     "state": "`starting` (until all workers are ready for the first time), `steady`, `rolling` (a reload), `failed` "
     "(the last reload; what ran before keeps serving), `degraded` (something is wrong for which no new code is to "
     "blame), or `stopping`",
-    "generation": "the newest one that has proved itself",
+    "generation": "the newest one that is verified",
     "target_generation": "the one that is loading or being rolled out, or null",
     "workers": "a list, by slot; the old and the new worker of a slot stand beside each other",
     "workers[].pid": "null while it is being forked",

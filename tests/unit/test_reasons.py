@@ -101,7 +101,7 @@ SLOTS: dict[Callable[[], Stage], int] = {
         (first_worker_that_fails, "the first new worker failed: lifespan failed", TRACEBACK),
         (
             first_worker_that_is_told_to_leave,
-            "the first new worker failed: it was told to leave before it had proved itself",
+            "the first new worker failed: it got the order to leave before it was verified",
             "",
         ),
         (first_worker_that_dies_too_soon, "the first new worker failed: was killed by SIGKILL too soon", ""),

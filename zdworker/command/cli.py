@@ -443,7 +443,7 @@ def _print_outcome(command: str, outcome: messages.Outcome) -> None:
         _print_failure(command, outcome)
         if outcome.result == "failed" and command == "reload":
             whole = "; the log has the whole traceback" if outcome.traceback else ""
-            _print_error(f"mend that, and reload again{whole}")
+            _print_error(f"fix that, and reload again{whole}")
         _print_error(f"generation {outcome.serving} serves on")
 
 

@@ -182,7 +182,7 @@ class Connection:
                 data = b""
             except TimeoutError:
                 if deadline is not None:
-                    raise TimeoutError("timed out waiting; what was ordered goes on") from None
+                    raise TimeoutError("timed out waiting; the master goes on with the order") from None
                 try:
                     status(self._path, users=self._users)
                 except TimeoutError as error:

@@ -469,7 +469,7 @@ class Rollout:
             if not self.fleet.policy.development:
                 self._steps.count_failure(worker, now)
         else:
-            reason = "it was told to leave before it had proved itself"
+            reason = "it got the order to leave before it was verified"
             self._boot_failed(worker, WorkerFailed(worker.worker_id, reason, exit_code=0), now)
 
     def _worker_failed(self, event: WorkerFailed, now: float) -> None:

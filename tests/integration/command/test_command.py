@@ -111,7 +111,7 @@ def test_not_waiting_returns_at_once(server: Server, site: Site, command: Comman
 def test_waiting_for_a_reload_has_an_end(server: Server, site: Site, command: Command) -> None:
     site.deploy("two", extra="\ntime.sleep(3)\n")
     timed_out = command("reload", "--timeout", "0.5", code=TIMED_OUT)
-    assert "what was ordered goes on" in timed_out.stderr
+    assert "the master goes on with the order" in timed_out.stderr
     server.wait_only("two")
 
 

@@ -41,7 +41,7 @@ def failed(server: Server) -> Screen:
     wait_for(lambda: re.search(r"Reload to generation \d+ failed, .*\n", error_log(server)), 10, "the log is written")
     assert screen.code == FAILED, screen
     assert screen.lines[-1] == "generation 1 serves on"
-    assert screen.lines[-2].startswith("mend that, and reload again")
+    assert screen.lines[-2].startswith("fix that, and reload again")
     return screen
 
 

@@ -79,7 +79,7 @@ def check(server: Server, file: str, function: str) -> None:
     assert lines[0] == "Stack (most recent call first):"
     assert lines[1] in {f"{frame}{number} in {function}", f"{frame}{number - 1} in {function}"}
     assert lines[-1] == "generation 1 serves on"
-    assert lines[-2].startswith("mend that, and reload again")
+    assert lines[-2].startswith("fix that, and reload again")
     reason = f"not loaded within {BOOT_TIMEOUT_S} s (zd_boot_timeout): it hangs at {path}, line "
     assert lines[-3].startswith(f"reload failed: {reason}")
     assert lines[-3].endswith(f", in {function}")
