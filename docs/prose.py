@@ -34,6 +34,9 @@ ROOT = Path(__file__).parents[1]
 RULES: dict[str, Any] = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli").loads(
     Path(__file__).with_suffix(".toml").read_text()
 )
+WORDS = {f"(?:{words})".replace(" ", r"\s+"): instead for words, instead in RULES["words"].items()}
+CheckRegistry().register_many((*proselints_own, Check(types.PreferredForms(WORDS), engine.Fancy(), "own", "write {}")))
+
 CODE = "§"
 """Stands in the prose where code or a quotation was: one word of the sentence."""
 
@@ -125,10 +128,6 @@ def findings(path: Path) -> Iterator[tuple[int, str]]:
 
 def main(names: list[str]) -> int:
     """Print what is found in the files, and return the exit status."""
-    words = {f"(?:{pattern})".replace(" ", r"\s+"): instead for pattern, instead in RULES["words"].items()}
-    registry = CheckRegistry()
-    registry.register_many(proselints_own)
-    registry.register(Check(types.PreferredForms(words), engine.Fancy(), "own", "write {}"))
     listed = sorted(path for glob in RULES["files"] for path in ROOT.glob(glob) if path.is_file())
     found = 0
     for path in [Path(name) for name in names] or [path for path in listed if path.suffix != ".pyc"]:
