@@ -119,7 +119,7 @@ def findings(path: Path) -> Iterator[tuple[int, str]]:
     for result, _ in LintFile(path.name, prose).lint({"max_errors": 1000, "checks": RULES["proselint"]}):
         start, end = (offset - 1 for offset in result.span)  # LintFile puts an empty line before the text
         yield line_at(start), " ".join(f"{prose[start:end]}: {result.message}".split())
-    for sentence in SENTENCE.finditer(prose):
+    for sentence in SENTENCE.finditer(prose) if read is not lines_of_comments else ():  # a list there has no marks
         words = sentence[0].split()
         if len(words) > RULES["longest_sentence"]:
             text = f"{' '.join(words[:6])} …: {len(words)} words in a sentence; write several, or a list"
