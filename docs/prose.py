@@ -43,7 +43,9 @@ CODE = "§"
 END = "¶"
 """The line after each paragraph, so that no phrase and no sentence goes on from one into the next."""
 
-QUOTED = re.compile(rf'"[^"{END}]*"')
+LITERAL = re.compile(rf'"[^"{END}]*"|https?://[^\s)]+')
+"""A quotation or an address: neither is prose."""
+
 CODE_IN_PYTHON = re.compile(r"(?::\w+:)?(`+)[^`]+\1")
 FOR_TOOLS = re.compile(r"^(?:noqa|type|fmt|ruff|mypy|pragma)\b:?[^(]*|^!.*")
 """The start of a comment that a tool reads; its reason, in parentheses, is prose."""
@@ -111,7 +113,7 @@ def findings(path: Path) -> Iterator[tuple[int, str]]:
         numbers.append(number)
         starts.append(len(prose))
         prose += line.strip() + "\n"
-    prose = QUOTED.sub(lambda quoted: re.sub(r"[^\n]", CODE, quoted[0]), prose)
+    prose = LITERAL.sub(lambda literal: re.sub(r"[^\n]", CODE, literal[0]), prose)
 
     def line_at(offset: int) -> int:
         return numbers[bisect(starts, offset) - 1]

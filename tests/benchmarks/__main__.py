@@ -30,8 +30,8 @@ def page(facts: dict[str, str], rates: list[Rate], counts: list[Figure], figures
     return f"""\
 # Benchmarks
 
-Written by `tox -e bench` (`tests/benchmarks/`); the same as data in `benchmarks.json`. Stock is the class that ours
-takes the place of (in the second table `uvicorn_worker.UvicornWorker`) under the same Gunicorn, measured in turns in
+Written by `tox -e bench` (`tests/benchmarks/`); the same as data in `benchmarks.json`. Stock is the class that
+zdworker's replaces (in the second table `uvicorn_worker.UvicornWorker`) under the same Gunicorn, measured in turns in
 the same run. Only the ratios and differences mean something elsewhere; take your own on your own machine.
 
 ## Requests per second
@@ -40,7 +40,7 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 
 * One worker each, a small application, {CONNECTIONS:,} connections: `wrk` keeps them where the class does (`sync` does
   not), `ab` makes a new one for each request. A run of stock's in which a
-  request failed was done again; none of ours failed.
+  request failed was done again; none of zdworker's failed.
 * Ratios: median (least to most) of neighbouring runs, {AB.rounds} pairs of servers with {WRK.pairs} pairs of
   runs of `wrk` ({WRK.seconds} s each) or {AB.pairs} of `ab`; more than 1: zdworker is the better one.
   Beside them the medians, stock → zdworker.
@@ -60,7 +60,7 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 {table(figures)}
 
 * Reload: the application's import is one second of work; from the signal until the last old worker is gone.
-* Reload with kept connections: each client rests a tenth of a second to a second between two requests (some 2,000
+* Reload with keep-alive connections: each client rests a tenth of a second to a second between two requests (some 2,000
   requests a second); an import is measured right before each reload.
 * Reload of many workers: a small application; what the kernel does for the master is in its time.
 * Start: a small application without `--preload`, asked every 5 ms; stock and zdworker in turns.
@@ -69,7 +69,9 @@ the same run. Only the ratios and differences mean something elsewhere; take you
   application with Starlette and some 60 MB of objects, after requests to every worker; the bare interpreter
   runs beside stock's tree.
 
-Taken on: {"; ".join(f"{name} {value}" for name, value in facts.items())}.
+Taken on:
+
+{chr(10).join(f"* {name} {value}" for name, value in facts.items())}
 """
 
 

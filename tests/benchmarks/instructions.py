@@ -180,7 +180,7 @@ def compare(contest: Contest, quick: bool) -> Figure:
         medians = [Sample([getattr(one, what) for one in side]).median for side in (stock, ours)]
         return " → ".join(f"{median:,.{digits}f}" for median in medians)
 
-    kind = "request on a kept connection" if contest.stock != "sync" else "request and connection"
+    kind = "request on a keep-alive connection" if contest.stock != "sync" else "request and connection"
     parts = {
         f"instructions, `{contest.stock}` → `{contest.name}`": row("instructions", 0),
         "system calls": row("calls", 2),

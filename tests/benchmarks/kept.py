@@ -26,7 +26,7 @@ MOST_S = 1.0
 
 
 def reload_kept(quick: bool) -> Figure:
-    """From USR2 until the last of 4 old workers is gone, ``--preload``, a thousand kept connections."""
+    """From USR2 until the last of 4 old workers is gone, ``--preload``, a thousand keep-alive connections."""
     clients = 200 if quick else CROWD["clients"]
     spans: list[tuple[float, float]] = []
     imports: list[float] = []
@@ -48,9 +48,10 @@ def reload_kept(quick: bool) -> Figure:
         "import in a fresh interpreter, s": Sample(imports).text(),
         "reload over import": Sample([each / its for each, its in zip(took, imports, strict=True)]).text(),
         "p99 of the requests, during a reload over before": Sample(waits).text(),
-        "requests that failed, connections that were made anew": f"{len(seen.failures)}, {len(seen.reconnects)}",
+        "requests that failed, connections that were made again": f"{len(seen.failures)}, {len(seen.reconnects)}",
     }
-    name = f"reload of {WORKERS} workers with --preload and {clients:,.0f} kept connections, seconds above one import"
+    kind = f"--preload and {clients:,.0f} keep-alive connections"
+    name = f"reload of {WORKERS} workers with {kind}, seconds above one import"
     return Figure(name, f"at most {GOAL_S}", excess.text(), excess.median <= GOAL_S, parts)
 
 

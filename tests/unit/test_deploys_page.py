@@ -61,7 +61,7 @@ def test_a_later_run_keeps_what_it_did_not_measure(tmp_path: Path) -> None:
 def test_connections_that_were_made_anew_stand_in_the_table(tmp_path: Path) -> None:
     crowd = replace(LOADED, turns=LOADED.turns[:1], reconnects=1234, course=[(0.0, 1, 1, 1, 2)], work_s=2.0)
     text = written(tmp_path, replace(MEASURED, loads={"crowd": crowd}))
-    assert "## A thousand kept connections" in text
+    assert "## A thousand keep-alive connections" in text
     assert "| uvicorn --workers | **3 reset** | **1,234** | 2 → 20 | 0.2 | 1.2 | 1.5 | 2.0 |" in text
 
 

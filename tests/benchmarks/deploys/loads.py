@@ -20,8 +20,8 @@ from tests.harness.crowd import Crowd
 
 TITLES: dict[Style, str] = {
     "new": "a connection for each request",
-    "kept": "kept connections, POST of 2 kB, think time",
-    "crowd": "a thousand kept connections",
+    "kept": "keep-alive connections, POST of 2 kB, think time",
+    "crowd": "a thousand keep-alive connections",
     "slow": "requests of 1 s",
     "websocket": "WebSockets",
 }

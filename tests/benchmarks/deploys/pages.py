@@ -2,7 +2,7 @@
 
 Rules:
 
-* The page is written anew from the JSON each time, but for what people have made of it (``found.md``).
+* Each run writes the whole page from the JSON, except for what people have made of it (``found.md``).
 * Who is missing stands in the table with the reason; what could not be measured stands below it.
 """
 
@@ -31,8 +31,8 @@ What a deploy does to those who are being served, with each server that can do o
 machine.
 
 * {workers} workers each. The application's import is one second of work; without load it also keeps 150 MB of objects.
-* {deploys} deploys per load, or one fewer, and one with a thousand kept connections; a figure is their median (least to
-  most), a number of failures is their sum.
+* {deploys} deploys per load, or one fewer, and one with a thousand keep-alive connections; a figure is their median
+  (least to most), a number of failures is their sum.
 * *During* is from the signal until a second after the deploy was over: only the new version answers, from all workers,
   and no old one is left. *Before* is the time until the first signal.
 * *Failed*: sent and not answered whole with 200, or no connection. A WebSocket that is closed with a close frame has
@@ -47,7 +47,7 @@ FOUND = Path(__file__).with_name("found.md")
 CROWD = """\
 Each client has one connection, on which it sends a POST of 2 kB, and rests from a tenth of a second to ten seconds
 between an answer and the next request. Every server that keeps connections keeps an idle one for {keepalive} s. One
-deploy; a connection is made anew when a client finds its own closed, was told that it ends, or lost a request on it.
+deploy. A client connects again when its connection is closed, when the server announces that, or when a request fails.
 uWSGI's `http-socket`, `sync` and `WSGIWorker` keep none.
 On {taken} the machine had much other work, so times are in imports: an import is a second of processor time, and the
 last column has how long that took right before the deploy.
@@ -115,8 +115,8 @@ def page(known: dict[str, Any]) -> str:
     parts.append(f"## Configurations\n\n{_configurations(reports)}\n")
     if problems := [f"* {report.title}: {problem}" for report in reports for problem in report.problems]:
         parts.append("## What could not be measured\n\n" + "\n".join(problems) + "\n")
-    taken = "; ".join(f"{name} {value}" for name, value in known["machine"].items())
-    return "\n".join([*parts, f"Taken on: {taken}.\n"])
+    taken = "\n".join(f"* {name} {value}" for name, value in known["machine"].items())
+    return "\n".join([*parts, f"Taken on:\n\n{taken}\n"])
 
 
 def table(heads: list[str], rows: Iterable[list[str]]) -> str:
@@ -171,7 +171,7 @@ def _crowd_section(reports: list[Report]) -> str:
     heads = [
         "",
         "failed",
-        "connections made anew",
+        "connections made again",
         "p99, ms: before → during",
         "longest gap",
         "last old answer",
@@ -181,9 +181,9 @@ def _crowd_section(reports: list[Report]) -> str:
     for report in reports:
         if (loaded := report.loads.get("crowd")) is None:
             continue
-        (turn,), anew, work_s = loaded.turns, loaded.reconnects or 0, loaded.work_s or 1.0
+        (turn,), again, work_s = loaded.turns, loaded.reconnects or 0, loaded.work_s or 1.0
         failed = kinds([turn.span.failures, loaded.outside])
-        row = [report.title, failed if failed == "0" else f"**{failed}**", f"**{anew:,}**" if anew else "0"]
+        row = [report.title, failed if failed == "0" else f"**{failed}**", f"**{again:,}**" if again else "0"]
         row.append(" → ".join(spread([one.p99], 0, 1000) for one in (loaded.before, turn.span)))
         row += [spread([each], 1, 1 / work_s) for each in (turn.span.gap, turn.last_old)]
         row.append(turn.lost or spread([turn.seconds], 1, 1 / work_s))
