@@ -253,9 +253,9 @@ EXAMPLE_PLACES = {
 }
 
 OUTCOME = {
-    "result": "`done`, `superseded` (a newer reload took its place, and is done), `rolled_back` (a rollback has undone "
-    "it), `held` (its canary serves, and it waits for `resume` or `rollback`), `failed`, or `degraded` (it goes on, "
-    "but without success, and there is no way back)",
+    "result": "`done`, `superseded` (a newer reload took its place), `rolled_back` (a rollback has undone it), "
+    "`held` (its canary serves, and it waits for `resume` or `rollback`), `failed`, or `degraded` (it goes on, but "
+    "without success, and there is no way back)",
     "generation": "the one that was loaded",
     "duration_s": "seconds",
     "serving": "the generation that serves now",
