@@ -442,7 +442,7 @@ SPECS: Mapping[str, Spec] = {
         _SECONDS,
         _seconds,
         "seconds between `TERM` (to the master, or to its whole process group, as on Heroku) and the end of accepting, "
-        "in which `zd_health_path` says 503, so that balancers turn away first; a platform's own timeout has to be "
+        "in which `zd_health_path` says 503, so that balancers turn away first. A platform's own timeout has to be "
         "longer than this and `graceful_timeout` together",
     ),
     "zd_rollback_window": Spec(
@@ -465,8 +465,8 @@ SPECS: Mapping[str, Spec] = {
         f"a text of at most {LABEL_MAX} printable characters, or a function without arguments that returns one",
         _label,
         "the version of the application, for the log, `status`, metrics, hooks and the application's environment "
-        "(`ZD_VERSION`); a text, or a function that returns one; by default the name of the release that the `current` "
-        "link leads to, else what `git describe` says",
+        "(`ZD_VERSION`): a text, or a function that returns one. By default it is the name of the release that the "
+        "`current` link leads to, else what `git describe` says",
     ),
     "zd_hand_over": Spec(
         'True or False (in the environment "true" or "false")',
@@ -483,8 +483,8 @@ SPECS: Mapping[str, Spec] = {
         'a percentage from 0 to below 100, such as 5 or "5%", or None',
         _percentage,
         "percentage of failed answers (status 500 and above, or none) above which new code is given up during its "
-        "reload, if that of the old code in the same time is lower with significance, or if its workers crash where "
-        "the old ones do not",
+        "reload, if that of the old code in the same time is lower with significance. New code is also given up if its "
+        "workers crash where the old ones do not",
     ),
     "zd_count_answers": Spec(
         'True or False (in the environment "true" or "false")',
