@@ -26,6 +26,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 from proselint.checks import __register__ as proselints_own
+from proselint.config import DEFAULT
 from proselint.registry import CheckRegistry
 from proselint.registry.checks import Check, engine, types
 from proselint.tools import LintFile
@@ -36,6 +37,9 @@ RULES: dict[str, Any] = import_module("tomllib" if sys.version_info >= (3, 11) e
 )
 WORDS = {f"(?:{words})".replace(" ", r"\s+"): instead for words, instead in RULES["words"].items()}
 CheckRegistry().register_many((*proselints_own, Check(types.PreferredForms(WORDS), engine.Fancy(), "own", "write {}")))
+OFF = dict.fromkeys(RULES["off"], False)
+CHECKS = {**OFF, **DEFAULT["checks"], **OFF, "own": True}
+"""Which checks are used. The first name that fits decides, so a single check stands before its group."""
 
 CODE = "§"
 """Stands in the prose where code or a quotation was: one word of the sentence."""
@@ -118,7 +122,7 @@ def findings(path: Path) -> Iterator[tuple[int, str]]:
     def line_at(offset: int) -> int:
         return numbers[bisect(starts, offset) - 1]
 
-    for result, _ in LintFile(path.name, prose).lint({"max_errors": 1000, "checks": RULES["proselint"]}):
+    for result, _ in LintFile(path.name, prose).lint({"max_errors": 1000, "checks": CHECKS}):
         start, end = (offset - 1 for offset in result.span)  # LintFile puts an empty line before the text
         yield line_at(start), " ".join(f"{prose[start:end]}: {result.message}".split())
     for sentence in SENTENCE.finditer(prose) if read is not lines_of_comments else ():  # a list there has no marks
