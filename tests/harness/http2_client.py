@@ -65,6 +65,8 @@ class Http2Client:
         self.streams: dict[int, Stream] = {}
         self.goaways: list[tuple[int, int]] = []
         """The last stream and the error code of each GOAWAY."""
+        self.acknowledging = True
+        """Whether what is read is acknowledged: settings and PING."""
         self._pending = b""
         self.flush()
 
@@ -132,7 +134,7 @@ class Http2Client:
                 continue
             for event in self.h2.receive_data(frame):
                 self._take(event)
-        if data:
+        if data and self.acknowledging:
             self.flush()
         return bool(data)
 

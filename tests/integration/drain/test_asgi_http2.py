@@ -199,8 +199,12 @@ def test_httpx_through_three_reloads(start: Start, site: Site, kind: str) -> Non
     async def main() -> None:
         over = asyncio.Event()
         clients = [asyncio.create_task(requests(over)) for _ in range(8)]
-        for version in ("two", "three", "four"):
-            await asyncio.to_thread(server.reload, version)
+        for version in ("one", "two", "three", "four"):
+            if version != "one":
+                await asyncio.to_thread(server.reload, version)
+            while not any(answered == version for _, answered in seen):
+                assert not any(protocol == "failed" for protocol, _ in seen), seen
+                await asyncio.sleep(0.01)
         over.set()
         await asyncio.gather(*clients)
 

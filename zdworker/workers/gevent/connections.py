@@ -46,6 +46,8 @@ class ConnectionRecord:
     """The client was asked to open no more streams (HTTP/2)."""
     http2: Any = None
     """True when it speaks HTTP/2, and Gunicorn's ``HTTP2ServerConnection`` as soon as that is known."""
+    liveness: Any = None
+    """The client's :class:`zdworker.workers.http2.Liveness`, as soon as its first request has come (HTTP/2)."""
     greenlet: Any = None
     """The greenlet that handles it."""
     movable = True

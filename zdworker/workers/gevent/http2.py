@@ -20,10 +20,7 @@ import gevent
 from zdworker.syscalls import unread
 from zdworker.workers.drain import Drain
 from zdworker.workers.gevent.connections import ConnectionRecord, end_input
-from zdworker.workers.http2 import GOAWAY_NOTICE, goaway_at, notice_is_due
-
-ANSWER_READ_S = 0.05
-"""Seconds that the client has to read its answer before GOAWAY, where there is no pause between its requests."""
+from zdworker.workers.http2 import GOAWAY_NOTICE, Liveness, goaway_at, name_last_stream, notice_is_due
 
 CLOSE_AFTER_GOAWAY_S = 1.0
 """Seconds that the client has at least to close the connection after GOAWAY."""
@@ -48,30 +45,43 @@ class Http2Drain:
             if not record.notice_sent and notice_is_due(self._drain, now, open_streams=1):  # or more
                 record.notice_sent = True
                 _send_notice(record.http2)
-        elif now >= self._goaway_at(record) and not unread(client):
+        elif (record.liveness.shown or now >= self._goaway_at(record)) and not unread(client):
             gevent.spawn(self._end, client)
 
     def _goaway_at(self, record: ConnectionRecord) -> float:
         answered_in_drain = record.since > self._drain.begun_at
-        return goaway_at(self._drain, idle_since=record.since, used=True, answered_in_drain=answered_in_drain)
+        asked_at = record.liveness.asked_at
+        return goaway_at(
+            self._drain, idle_since=record.since, used=True, answered_in_drain=answered_in_drain, asked_at=asked_at
+        )
 
     def _end(self, client: Any) -> None:
         record: ConnectionRecord = client.record
         if record.busy or record.goaway_sent or record.http2.streams:
             return  # a request has arrived in the meantime
+        if record.since > self._drain.begun_at and record.liveness.asked_at is None:
+            record.liveness.ask(client)
+            return
         record.goaway_sent = True
         record.http2.close()
         kept_until = max(record.since, self._drain.begun_at) + self._drain.keepalive_s
         gevent.sleep(max(CLOSE_AFTER_GOAWAY_S, kept_until - time.monotonic()))
         end_input(client)
 
-    def end_between_streams(self, record: ConnectionRecord) -> None:
+    def follow(self, record: ConnectionRecord, connection: Any) -> None:
+        """Note Gunicorn's ``HTTP2ServerConnection`` at its first request."""
+        record.http2 = connection
+        record.liveness = Liveness(connection.h2_conn)
+        name_last_stream(connection)
+
+    def end_between_streams(self, client: Any) -> None:
         """End a connection that never has a pause, behind an answer; a stream that has begun is answered first."""
+        record: ConnectionRecord = client.record
         if time.monotonic() < self._drain.unused_until or record.goaway_sent or len(record.http2.streams) > 1:
             return
-        gevent.sleep(ANSWER_READ_S)
-        record.goaway_sent = True
-        record.http2.close()
+        if record.liveness.drop_until_quiet(client):
+            record.goaway_sent = True
+            record.http2.close()
 
     def wait_for_close(self, client: Any) -> None:
         """Wait until the client has closed a connection that ended so, for :data:`CLOSE_AFTER_GOAWAY_S` at most."""

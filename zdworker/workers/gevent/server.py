@@ -36,7 +36,6 @@ from zdworker.workers.drain import CHECK_INTERVAL_S, UNUSED_CONNECTION_S, Drain,
 from zdworker.workers.gevent.connections import ConnectionRecord, Listener, detach, end_input, linger, taken
 from zdworker.workers.gevent.http2 import Http2Drain
 from zdworker.workers.gevent.schedule import BUCKET_S, Schedule
-from zdworker.workers.http2 import name_last_stream
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.request_heads import body_is_read
 from zdworker.workers.wsgi.taken import listening_name
@@ -207,15 +206,14 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         """Answer a request of an HTTP/2 connection."""
         record: ConnectionRecord = sock.record
         if record.http2 is not h2_conn:
-            record.http2 = h2_conn
-            name_last_stream(h2_conn)
+            self._http2_drain.follow(record, h2_conn)
         record.busy = True
         try:
             super().handle_http2_request(listener_name, req, sock, addr, h2_conn)
         finally:
             record.note_answered(more=False)
         if self._drain.has_begun:
-            self._http2_drain.end_between_streams(record)
+            self._http2_drain.end_between_streams(sock)
 
     def zd_tend(self, now: float) -> None:
         """End the connections whose time is over at ``now``, by ``time.monotonic()``; in the drain, which is short."""

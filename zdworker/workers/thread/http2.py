@@ -9,16 +9,10 @@ Rules:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-from zdworker.syscalls import unread
-from zdworker.workers.http2 import GOAWAY_DELAY_S
 from zdworker.workers.wsgi.request_heads import is_readable
-
-SETTLE_LIMIT_S = 2.0
-"""Seconds at most until a client sends no more when its requests are no longer read."""
 
 
 def open_streams(protocol: Any) -> int:
@@ -34,16 +28,6 @@ def open_streams(protocol: Any) -> int:
 def last_stream(protocol: Any) -> int:
     """Return the number of the last stream that the client has opened on such a connection, 0 if none."""
     return int(protocol.h2_conn.highest_inbound_stream_id)
-
-
-def wait_until_settled(sock: Any) -> None:
-    """Wait until the client sends no more before it gets an answer, for :data:`SETTLE_LIMIT_S` at most."""
-    end = time.monotonic() + SETTLE_LIMIT_S
-    while time.monotonic() < end:
-        before = unread(sock)
-        time.sleep(GOAWAY_DELAY_S)
-        if unread(sock) == before:
-            return
 
 
 def has_input(sock: Any) -> bool:

@@ -30,8 +30,8 @@ from zdworker import texts
 from zdworker.ipc.hand_over import BATCH, HandOverQueue
 from zdworker.ipc.hand_over import Connection as HandedOver
 from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
-from zdworker.workers.http2 import goaway_at
-from zdworker.workers.thread.http2 import has_input, last_stream, open_streams, wait_until_settled
+from zdworker.workers.http2 import Liveness, goaway_at
+from zdworker.workers.thread.http2 import has_input, last_stream, open_streams
 from zdworker.workers.wsgi import poller
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.parked import Parked
@@ -44,7 +44,8 @@ Connection = Any
 * ``zd_head``: what was read of its next request's head,
 * ``zd_request_seen``: whether the loop has seen that its request has arrived,
 * ``zd_goaway_due``: its time is over, and a thread has it to send GOAWAY (HTTP/2),
-* ``zd_last_stream``: the last stream that had come when it last was idle before the drain (HTTP/2).
+* ``zd_last_stream``: the last stream that had come when it last was idle before the drain (HTTP/2),
+* ``zd_liveness``: the :class:`zdworker.workers.http2.Liveness` of its client; None until a thread has it (HTTP/2).
 """
 
 
@@ -117,7 +118,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
 
     def enqueue_req(self, conn: Connection) -> None:
         """Give a new connection to a thread, or let it wait until its first request has arrived."""
-        conn.zd_goaway_due, conn.zd_last_stream = False, 0
+        conn.zd_goaway_due, conn.zd_last_stream, conn.zd_liveness = False, 0, None
         conn.zd_head = bytearray()
         conn.data_ready = True  # Gunicorn's thread need not wait
         if self._parked.has_request(conn):
@@ -173,7 +174,10 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
                 return now + (getattr(conn.parser, "idle_timeout", None) or math.inf)
             if last:
                 answered_in_drain = last > conn.zd_last_stream
-                return goaway_at(self._drain, idle_since=now, used=True, answered_in_drain=answered_in_drain)
+                asked_at = conn.zd_liveness.asked_at
+                return goaway_at(
+                    self._drain, idle_since=now, used=True, answered_in_drain=answered_in_drain, asked_at=asked_at
+                )
         return wait_until(self.cfg, self._parked.has_begun(conn), self._drain.unused_until)
 
     # -- connections whose time is over ------------------------------------------------------------------------------
@@ -242,6 +246,8 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
     def handle_http2(self, conn: Connection) -> Any:
         """Serve what has arrived on an HTTP/2 connection. Gunicorn would block here until the connection ends."""
         protocol = conn.parser
+        if conn.zd_liveness is None:
+            conn.zd_liveness = Liveness(protocol.h2_conn)
 
         def receive_data(data: bytes | None = None) -> Any:
             queued = getattr(protocol, "pending_requests", None) or getattr(protocol, "_deferred_events", None)
@@ -260,13 +266,18 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
 
         :raises ReturnToPoll: there is nothing to read, and GOAWAY is not due.
         """
-        protocol, quiet = conn.parser, not has_input(conn.sock)
+        protocol, liveness, quiet = conn.parser, conn.zd_liveness, not has_input(conn.sock)
         last = last_stream(protocol)
         if not open_streams(protocol):
-            busy = self._drain.has_begun and last > conn.zd_last_stream and time.monotonic() > self._drain.idle_until
-            if busy:  # it had its time, but there is always a request under way
-                wait_until_settled(conn.sock)
-            if busy or (quiet and conn.zd_goaway_due):
+            answered = self._drain.has_begun and last > conn.zd_last_stream
+            due = quiet and (conn.zd_goaway_due or liveness.shown)
+            if due and answered and liveness.asked_at is None:
+                liveness.ask(conn.sock)
+                due, conn.zd_goaway_due = False, False
+            elif not due and answered and time.monotonic() > self._drain.idle_until:
+                # It had its time, but there is always a request under way.
+                due = liveness.drop_until_quiet(conn.sock)
+            if due:
                 protocol.close(last_stream_id=last)
                 return True
         if quiet:
@@ -285,7 +296,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         """Serve a connection that another worker has handed over."""
         sock = connection.sock
         conn = gthread.TConn(self.cfg, sock, connection.client(), listening_name(sock, self._names))
-        conn.zd_goaway_due, conn.zd_last_stream = False, 0
+        conn.zd_goaway_due, conn.zd_last_stream, conn.zd_liveness = False, 0, None
         conn.zd_head, conn.data_ready = bytearray(), True
         if connection.requests:
             conn.parser = parser_for(self.cfg, connection, sock, conn.client)
