@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -28,17 +27,9 @@ from tests.harness.recipes import (
     versions,
 )
 from tests.harness.server import Server, Start
+from tests.harness.virtual_environments import lend_pip, packages_as_a_wheel
 
 PAGE = "git.md"
-QUICK = """\
-#!/bin/sh
-[ "$*" = "-m venv venv" ] || exit
-{python} -m venv --without-pip venv
-echo '#!/bin/sh\nexec {python} -m pip --python venv/bin/python "$@"' > venv/bin/pip
-chmod +x venv/bin/pip
-"""
-"""What is python3 for a release that borrows pip."""
-
 pytestmark = pytest.mark.skipif(find("git") is None, reason="git is not installed")
 
 
@@ -56,7 +47,8 @@ class Push:
         self.quick: Path | None = None
         self.root.mkdir()
         self.work.mkdir()
-        self.wheel = packages_as_a_wheel(self.site.directory)
+        site_packages = next(entry for entry in sys.path if entry.endswith("site-packages"))
+        self.wheel = packages_as_a_wheel(self.site.directory, site_packages)
         here = {"/srv/app": str(self.root)}
         self.shell(changed(commands(PAGE, "git init"), {"example_app/deploy/": f"{DEPLOY}/", **here}), self.root)
         activate = adapted("activate", {**here, "/run/app/control.sock": str(self.socket)})
@@ -89,9 +81,7 @@ class Push:
         """From now on a new environment gets pip from that of these tests: to install it again takes seconds."""
         self.quick = self.site.directory / "quick"
         self.quick.mkdir()
-        python = self.quick / "python3"
-        python.write_text(QUICK.format(python=sys.executable))
-        python.chmod(0o755)
+        lend_pip(self.quick / "python3", sys.executable)
 
     def push(self, code: int = 0) -> str:
         return self.shell(commands(PAGE, "git push"), self.work, code)
@@ -110,25 +100,6 @@ class Push:
 
     def commit_served(self) -> str:
         return self.shell("git -C ../srv/repository.git rev-parse main", self.work).strip()
-
-
-def packages_as_a_wheel(directory: Path) -> Path:
-    """Make a package that brings the packages of this interpreter, and the two commands: pip needs no network."""
-    path = directory / "packages_of_the_tests-1-py3-none-any.whl"
-    information = "packages_of_the_tests-1.dist-info"
-    site_packages = next(entry for entry in sys.path if entry.endswith("site-packages"))
-    scripts = "gunicorn = gunicorn.app.wsgiapp:run\nzdworker = zdworker.command.cli:main\n"
-    files = {
-        "packages_of_the_tests.pth": f"import site; site.addsitedir({site_packages!r})\n",
-        f"{information}/METADATA": "Metadata-Version: 2.1\nName: packages-of-the-tests\nVersion: 1\n",
-        f"{information}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{information}/entry_points.txt": f"[console_scripts]\n{scripts}",
-    }
-    with zipfile.ZipFile(path, "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(name, text)
-        wheel.writestr(f"{information}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{information}/RECORD"]))
-    return path
 
 
 @pytest.fixture

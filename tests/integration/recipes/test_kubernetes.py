@@ -79,7 +79,9 @@ def test_the_manifest_s_times_fit_together() -> None:
     probe = container()["readinessProbe"]
     assert probe["httpGet"]["path"] == environment["ZD_HEALTH_PATH"]
     delay = float(environment["ZD_SHUTDOWN_DELAY"])
-    assert delay > probe["periodSeconds"] * probe["failureThreshold"]
+    notices = probe["periodSeconds"] * probe["failureThreshold"]
+    assert delay > notices
+    assert manifests()["Deployment"]["spec"]["minReadySeconds"] > notices
     configuration: dict[str, Any] = {}
     exec((EXAMPLE / "gunicorn.conf.py").read_text(), configuration)  # noqa: S102  # our own file
     assert pod["terminationGracePeriodSeconds"] > delay + configuration["graceful_timeout"]
