@@ -32,7 +32,7 @@ ARCHIVE = "http://deb.debian.org/debian"
 SUITES = {"bookworm": "3.11", "trixie": "3.13"}
 """Releases of Debian, with the version of their Python. They have systemd 252 and 257."""
 PACKAGES = "systemd,python3,python3-venv"
-KEPT_ROOTS = "ZD_SYSTEMD_ROOTS"
+KEPT_ROOTS = "SYSTEMD_ROOTS"
 """A variable with a directory, in which the roots stay for the next run: debootstrap takes minutes."""
 
 

@@ -31,16 +31,21 @@ mount -t cgroup2 cgroup2 /mnt
 before=/mnt$(sed -n 's/^0:://p' /proc/self/cgroup)
 mkdir "/mnt/$1"
 echo $$ > "/mnt/$1/cgroup.procs"
-unshare --cgroup --pid --fork --kill-child --mount --uts --ipc --net sh -c "$2" sh "$0" &
-trap 'kill -9 $!' TERM
-wait $! || true
+exec 3<&0
+unshare --cgroup --pid --fork --kill-child --mount --uts --ipc --net sh -c "$2" sh "$0" 3<&- &
+machine=$!
+{ read -r _ <&3 || kill -9 $machine; } &
+wait $machine || true
+kill $! || true
 echo $$ > "$before/cgroup.procs"
 for _ in $(seq 100); do
     find "/mnt/$1" -depth -type d -exec rmdir {} + 2>/dev/null && break
     sleep 0.1
 done
 """
-"""$0 is the root, $1 the name of a control group, the root of those that systemd sees, and $2 what runs there."""
+"""$0 is the root, $1 the name of a control group, the root of those that systemd sees, and $2 what runs there.
+The machine is killed at the end of the standard input, which comes with the end of the process that has the other end.
+"""
 
 START = """\
 set -e
@@ -81,7 +86,7 @@ class Machine:
         name = f"zdworker-test-{time.time_ns()}"
         words = ["unshare", "--mount", "sh", "-c", GROUP, str(self._lower), name, START]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log)
         try:
             self.init = wait_for(self._find_init, BOOT_S, "systemd runs")
             wait_for(lambda: self.run("systemctl is-active basic.target", check=False) == "active", BOOT_S, "it is up")
@@ -92,7 +97,8 @@ class Machine:
 
     def __exit__(self, *_error: object) -> None:
         assert self._process is not None
-        self._process.terminate()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.wait(30)
 
     def _find_init(self) -> int:
