@@ -154,7 +154,7 @@ def test_an_old_master_that_has_handed_its_sockets_over(make_server: Start, site
     control_client.upgrade(server)
     assert [pidfile.exists() for pidfile in pidfiles] == [False, True]
     end.write_text("now\n")
-    wait_for(lambda: not pidfiles[1].exists(), 10, "the master is promoted")
+    wait_for(lambda: [pidfile.exists() for pidfile in pidfiles] == [True, False], 10, "the master is promoted")
     assert pidfiles[0].read_text().strip() == str(server.master)
     control_client.upgrade(server)
     site.deploy("two")
