@@ -79,7 +79,8 @@ LEFTOVERS_S = 4.0
 
 
 CARRIED = (
-    *("systemd", "master_name", "dirty_arbiter_pid", "dirty_pidfile", "_stats", "_zd_usr2_at", "_zd_scale_request"),
+    *("systemd", "master_pid", "master_name", "proc_name", "dirty_arbiter_pid", "dirty_pidfile", "_stats"),
+    *("_zd_usr2_at", "_zd_scale_request"),
 )
 """Attributes of the arbiter that another program of the master's process goes on with."""
 
@@ -515,6 +516,11 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_start_environment = dict(state["gunicorn"]["start_environment"])
         if not syscalls.become_subreaper():
             raise GenerationError("this system has no subreaper")
+        facts = state["gunicorn"]["facts"]
+        if facts.get("master_pid"):
+            # Gunicorn's state of a master that another one has started by USR2. It deletes the variable when that one
+            # has ended; it is set before the configuration is made, to which it would be a hook's otherwise.
+            os.environ["GUNICORN_PID"] = str(facts["master_pid"])
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
         sockets = self.zd_listeners.adopt(state["listeners"], self.cfg)
@@ -522,7 +528,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd = Supervisor(self, state["command"], _GunicornObserver(self), state["fleet"])
         self._zd.adopt(state, lambda known: self._zd_record(known, sockets))
         self.WORKERS = self._zd.children.workers_by_pid
-        for name, value in state["gunicorn"]["facts"].items():
+        for name, value in facts.items():
             setattr(self, name, value)
         if state["gunicorn"]["pidfile"] is not None:
             self.pidfile = Pidfile(state["gunicorn"]["pidfile"])

@@ -129,6 +129,54 @@ def test_a_websocket_goes_on(start: Start) -> None:
     asyncio.run(talk())
 
 
+OLD_MASTER = 'GUNICORN_PID=$$ "$@" & read -r end <"$0"'
+"""What a stock master is to the one that it starts by ``USR2``: the parent, until it ends."""
+
+
+def test_an_old_master_that_has_handed_its_sockets_over(make_server: Start, site: Site) -> None:
+    """The pid file has its own name until the old master has ended; from then on the master is like any other."""
+    path, end = str(site.directory / "old.sock"), site.directory / "end"
+    pidfiles = [site.directory / "gunicorn.pid", site.directory / "gunicorn.pid.2"]
+    os.mkfifo(end)
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(path)
+        old.listen()
+        environment = {"GUNICORN_FD": str(old.fileno())}
+        server = make_server(
+            workers=1, pidfile="gunicorn.pid", environment=environment, pass_fds=[old.fileno()], graceful_timeout=5
+        )
+        server.words = ["sh", "-c", OLD_MASTER, str(end), *server.words]
+        server.launch()
+        wait_for(lambda: processes.children(server.master), 10, "the old master has started the new one")
+        server.master = processes.children(server.master)[0].pid
+        server.wait_full()
+    assert [pidfile.exists() for pidfile in pidfiles] == [False, True]
+    control_client.upgrade(server)
+    assert [pidfile.exists() for pidfile in pidfiles] == [False, True]
+    end.write_text("now\n")
+    wait_for(lambda: [pidfile.exists() for pidfile in pidfiles] == [True, False], 10, "the master is promoted")
+    assert pidfiles[0].read_text().strip() == str(server.master)
+    control_client.upgrade(server)
+    site.deploy("two")
+    assert control_client.reload_error(server) is None
+    server.signal(signal.SIGTERM)
+    wait_for(lambda: not pidfiles[0].exists(), 20, "the master has ended")
+    assert not os.path.exists(path)
+
+
+def test_the_socket_of_an_old_master_stays(make_server: Start, site: Site) -> None:
+    path = str(site.directory / "old.sock")
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(path)
+        old.listen()
+        environment = {"GUNICORN_PID": str(os.getpid()), "GUNICORN_FD": str(old.fileno())}
+        server = make_server(workers=1, environment=environment, pass_fds=[old.fileno()])
+        server.start()
+        control_client.upgrade(server)
+        assert server.stop() == 0
+    assert os.path.exists(path), "the old master still listens there"
+
+
 def test_the_pidfile_stays_and_goes_with_the_master(start: Start, site: Site) -> None:
     server = start(pidfile="gunicorn.pid")
     pidfile = site.directory / "gunicorn.pid"

@@ -1,0 +1,1 @@
+"""The systemd recipe under a real systemd (``tox -e systemd``)."""
