@@ -265,8 +265,8 @@ class Facts:
     """The facts of one moment, as the plan's questions need them; see :meth:`Fleet.facts`.
 
     ``slots`` has the workers of each slot that are not leaving, ``fresh`` the ids of those that may stay, ``forking``
-    the number of orders that each generation's fork server has yet to carry out. ``serving`` is the number of ready
-    workers that are verified; ``only_verified`` means that no worker leaves and each is verified. ``source`` and
+    the number of orders that each generation's fork server has yet to carry out. ``serving`` is the number of verified
+    workers that go on; ``only_verified`` means that no worker leaves and each is verified. ``source`` and
     ``fallback_source`` are the generations that can be spawned from. ``room`` is how many more processes may exist,
     ``must_serve`` how many verified workers have to stay when one leaves.
     """
@@ -431,7 +431,7 @@ class Fleet:
                 forking[worker.generation] = forking.get(worker.generation, 0) + 1
             if worker.leaving or not worker.verified:
                 only_verified = False
-            elif worker.state is WorkerState.READY:
+            else:
                 serving += 1
             if not worker.leaving:
                 slots.setdefault(worker.slot, []).append(worker)
