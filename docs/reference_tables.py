@@ -1,10 +1,11 @@
 """Write the reference into ``docs/reference/*.md``, between the markers there, from the code.
 
-``python docs/reference_tables.py`` rewrites the pages; ``--check`` only tells, by its exit code, whether that is due.
+``python docs/reference_tables.py`` rewrites the pages. With ``--check`` it writes nothing, and exits with 1 if a page
+is out of date.
 
-Rules: names, defaults, options, exit codes and fields are the code's; so are the meanings where the code has them
-(settings, hooks, the command's help, the handlers of signals). The meaning of a field of the JSON stands here, and a
-field without one is an error. What is outside the markers is not touched.
+Rules: names, defaults, allowed values, options, exit codes and fields are the code's; so are the meanings of hooks and
+of the command's options. The meanings of settings, signals and fields of the JSON stand here, and one that is missing
+is an error. What is outside the markers is not touched.
 """
 
 # ruff: noqa: INP001 (a script, no package)
@@ -49,21 +50,180 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 # -- settings and hooks --------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What the page says of a setting: its type and unit, what it does, an example, and what it interacts with."""
+
+    kind: str
+    meaning: str
+    example: str
+    interacts: str
+
+
+SETTINGS: Mapping[str, Described] = {
+    "zd_max_surge": Described(
+        "number of processes, or percentage of `workers` (rounded up)",
+        "The number of worker processes that may exist above `workers` during a reload. A higher number makes a reload "
+        "faster and takes more memory and CPU while it runs.",
+        'zd_max_surge = "25%"',
+        "With 0, `zd_max_unavailable` must be above 0. A canary serves beside all old workers only if this leaves room "
+        "for it.",
+    ),
+    "zd_max_unavailable": Described(
+        "number of workers, or percentage of `workers` (rounded down)",
+        "The number of ready workers that may be missing during a reload. Where `zd_max_surge` leaves no room for a "
+        "new worker, an old one leaves before its successor starts.",
+        "zd_max_unavailable = 1",
+        "`zd_max_surge` and this setting cannot both be 0, because then no worker could be replaced.",
+    ),
+    "zd_boot_timeout": Described(
+        "seconds",
+        "The time that a new worker, or the fork server that loads a generation, has to get ready. In a reload, the "
+        "reload fails when the canary or its fork server is late, and the old workers keep serving.",
+        "zd_boot_timeout = 120",
+        "The warm-up (`zd_warmup`) is a part of this time. A worker that you send `TERM` waits at most this long for "
+        "its successor.",
+    ),
+    "zd_min_ready_seconds": Described(
+        "seconds",
+        "The time that a new worker must stay up before it counts as verified and the next worker is replaced.",
+        "zd_min_ready_seconds = 5",
+        "A reload of several steps takes this time for each of them. `zd_canary_seconds` concerns the first new worker "
+        "only.",
+    ),
+    "zd_warmup": Described(
+        "list of paths or URLs; in the environment one text, with spaces or commas between them",
+        "The requests that a new worker has to answer itself, with a status below 400, before it is ready. A URL gives "
+        "the scheme and the host that the application sees.",
+        'zd_warmup = ["/", "http://example.org/shop"]',
+        "It must not name `zd_health_path`, which zdworker answers without the application. Its time is limited by "
+        "`zd_boot_timeout`.",
+    ),
+    "zd_websocket_drain": Described(
+        "seconds",
+        "The longest time over which a worker that leaves closes its WebSockets, with code 1012. It closes one every "
+        "0.05 s, and closes them faster if there are many, so that clients do not all reconnect at once.",
+        "zd_websocket_drain = 20",
+        "`graceful_timeout` limits the whole drain.",
+    ),
+    "zd_max_rss": Described(
+        "bytes; a text may end in K, M, G or T (powers of 1024)",
+        "The memory above which a worker is replaced. The replacement is ready before the worker leaves.",
+        'zd_max_rss = "512M"',
+        "`max_requests` causes the same kind of replacement, after a number of requests.",
+    ),
+    "zd_on_crash": Described(
+        "word",
+        '`"respawn"` starts a new worker in the slot of one that crashed. `"exit"` ends the master when a worker '
+        "crashes, for set-ups in which the platform restarts the whole server.",
+        'zd_on_crash = "exit"',
+        'With `"exit"`, a supervisor such as systemd has to restart the master.',
+    ),
+    "zd_health_path": Described(
+        "path without a query",
+        "The path that each worker answers itself, for balancers and probes. The status is 200 while the site takes "
+        "traffic and 503 once the master has to end. A worker that is being replaced answers 200 until its end.",
+        'zd_health_path = "/health"',
+        "`zd_shutdown_delay` is the time in which balancers see the 503. `zd_warmup` must not name this path.",
+    ),
+    "zd_shutdown_delay": Described(
+        "seconds",
+        "The time between `TERM` and the moment at which the server stops accepting connections. `zd_health_path` "
+        "answers 503 during this time, so that balancers turn away first. The `TERM` may go to the master or, as on "
+        "Heroku, to its whole process group.",
+        "zd_shutdown_delay = 10",
+        "The platform's own timeout has to be longer than this and `graceful_timeout` together.",
+    ),
+    "zd_rollback_window": Described(
+        "seconds",
+        "The time for which the master keeps the generation before, so that `zdworker rollback` can undo a reload "
+        "without loading code. The generation that is kept has to be preloaded.",
+        "zd_rollback_window = 600",
+        "The kept fork server takes memory for that time. Without preload (`zd_preload`) nothing can be kept.",
+    ),
+    "zd_preload": Described(
+        "word",
+        '`"auto"` imports the application once for each reload, for all workers, unless something in the configuration '
+        'or what the import leaves open prevents that. With `"never"` each worker imports it.',
+        'zd_preload = "never"',
+        "`preload_app = True` (`--preload`) always imports it once, whatever this setting says. [Fork "
+        "safety](../fork-safety.md) explains the choice.",
+    ),
+    "zd_control_socket": Described(
+        "absolute path of at most 100 bytes",
+        'The path of the control socket, on which the master takes orders from the command. `"none"` opens no socket. '
+        "[The default path](#the-control-socket) depends on the user.",
+        'zd_control_socket = "/run/shop/control.sock"',
+        "The command finds the default by itself; [the command](command.md) says how it is given another one.",
+    ),
+    "zd_version": Described(
+        "text, or function that returns one",
+        "The version of the application, for the log, `status`, the metrics and the hooks. The application finds it in "
+        "its environment as `ZD_VERSION`. The default is the name of the release to which the `current` link leads, or "
+        "else what `git describe` prints.",
+        'zd_version = "v1.4.2"',
+        "The label of a generation in the metrics and in `status --json` is this text.",
+    ),
+    "zd_hand_over": Described(
+        "truth value",
+        "Whether a worker that is replaced hands its keep-alive connections over to the next worker of its slot. "
+        "Without the hand-over each of them ends with its next response, or when its keep-alive time is over.",
+        "zd_hand_over = False",
+        "Without it a drain may last as long as `keepalive` ([draining](../draining.md)).",
+    ),
+    "zd_canary_seconds": Described(
+        "seconds",
+        "The time for which the first new worker, the canary, serves its share beside all old workers before the "
+        "reload goes on.",
+        "zd_canary_seconds = 30",
+        "With `zd_max_error_rate` the master compares the canary's answers with those of the old workers in this time. "
+        "`zdworker reload --hold` waits for an order instead.",
+    ),
+    "zd_max_error_rate": Described(
+        "percentage of answers",
+        "The share of failed answers above which new code is given up during its reload. An answer counts as failed "
+        "with a status of 500 and above, or if there was none. The old code's share in the same time has to be lower, "
+        "with significance. Code whose workers crash where the old ones do not is given up, too.",
+        "zd_max_error_rate = 5",
+        "`zd_canary_seconds` gives the comparison time ([judged deploys](../judged-deploys.md)). It turns "
+        "`zd_count_answers` on.",
+    ),
+    "zd_count_answers": Described(
+        "truth value",
+        "Whether workers count their answers, failures and latency for `status` and the metrics.",
+        "zd_count_answers = True",
+        "`zd_max_error_rate` and a statsd make them count in any case.",
+    ),
+}
+"""A setting without an entry is an error, and so is an entry without a setting."""
+
+
 def setting_rows() -> str:
-    """Return the table of settings."""
-    defaults = settings.Settings()
-    return _table(
-        ("name", "default", "may be", "meaning"),
-        (
-            (
-                f"`{name}`",
-                _default(getattr(defaults, name.removeprefix(settings.PREFIX)), spec),
-                spec.allowed,
-                spec.meaning,
-            )
-            for name, spec in settings.SPECS.items()
-        ),
+    """Return the table of settings: each links to its section."""
+    rows = ((f"[`{name}`](#{name})", _shown_default(name), described.kind) for name, described in SETTINGS.items())
+    return _table(("name", "default", "type and unit"), rows)
+
+
+def setting_sections() -> str:
+    """Return a section for each setting.
+
+    :raises ValueError: the page describes other settings than there are.
+    """
+    if SETTINGS.keys() != settings.SPECS.keys():
+        raise ValueError(f"settings that are not described, or do not exist: {SETTINGS.keys() ^ settings.SPECS.keys()}")
+    return "\n\n".join(
+        f"### `{name}`\n\n{described.meaning}\n\n"
+        f"* Type and unit: {described.kind}\n"
+        f"* Default: {_shown_default(name)}\n"
+        f"* Allowed: {settings.SPECS[name].allowed}\n"
+        f"* Example: `{described.example}`\n"
+        f"* Other settings: {described.interacts}"
+        for name, described in SETTINGS.items()
     )
+
+
+def _shown_default(name: str) -> str:
+    return _default(getattr(settings.Settings(), name.removeprefix(settings.PREFIX)), settings.SPECS[name])
 
 
 def _default(value: object, spec: settings.Spec) -> str:
@@ -83,47 +243,50 @@ def hook_rows() -> str:
 # -- signals -------------------------------------------------------------------------------------------------------
 
 
+MASTER_SIGNALS = {
+    "HUP": (
+        "The master loads the newest code and replaces the workers one by one: a rolling reload.",
+        "After a deploy, where a tool can only send `HUP`. `zdworker reload` does the same, and waits for the result.",
+    ),
+    "USR2": (
+        "A rolling reload, as with `HUP`. There is no second master, and the PID does not change.",
+        "As `HUP`.",
+    ),
+    "TERM": (
+        "Graceful end: the workers drain for at most `graceful_timeout`, then the master exits.",
+        "To stop the site; systemd and Docker send it.",
+    ),
+    "QUIT": (
+        "Quick end: the workers stop without a drain, and requests in flight are lost.",
+        "When a graceful end takes too long.",
+    ),
+    "INT": ("As `QUIT`.", "`Ctrl-C` in a terminal sends it."),
+    "TTIN": ("One worker more.", "To try another number of workers without a change of the configuration."),
+    "TTOU": ("One worker less.", "As `TTIN`."),
+    "USR1": (
+        "The master, the fork servers and the workers reopen their log files.",
+        "After log files were renamed, for example by logrotate.",
+    ),
+    "WINCH": (
+        "With `--daemon` all workers leave, and there are none until the next reload. Otherwise nothing happens.",
+        "Rarely: to take the site out of service without ending the master.",
+    ),
+}
+"""What each signal does to the master, and when to send it."""
+
+
 def master_signals() -> str:
-    """Return what each signal does to the master, by the docstrings of its handlers."""
+    """Return the table of signals to the master.
+
+    :raises ValueError: the table has other signals than the master handles.
+    """
     from zdworker.master.arbiter import ZeroDowntimeArbiter
 
-    said: dict[str, list[str]] = {}
-    for number in ZeroDowntimeArbiter.SIGNALS:
-        name = number.name.removeprefix("SIG")
-        words = inspect.getdoc(getattr(ZeroDowntimeArbiter, f"handle_{name.lower()}")) or ""
-        # Ours begin with the name and a colon, Gunicorn's have a line "SIGX handling." before what they say.
-        _, _, meaning = words.partition(": ") if words.startswith(f"{name}: ") else words.rpartition("\n")
-        said.setdefault(_sentence(meaning), []).append(f"`{name}`")
-    return _table(("signal", "what the master does"), ((", ".join(names), words) for words, names in said.items()))
-
-
-def worker_signals() -> str:
-    """Return what each signal does to a worker."""
-    from zdworker.workers.base import ZeroDowntime
-
-    rows = []
-    for handler in (ZeroDowntime.handle_exit, ZeroDowntime.handle_quit):
-        names, _, meaning = (inspect.getdoc(handler) or "").partition(": ")
-        rows.append((_names(names), _sentence(meaning)))
-    quiet = re.search(
-        r"((?:[A-Z0-9]+(?:, | and ))+[A-Z0-9]+) change nothing", inspect.getdoc(ZeroDowntime.init_signals) or ""
-    )
-    if quiet is None:
-        raise ValueError("ZeroDowntime.init_signals does not say which signals change nothing")
-    rows.append(
-        (_names(quiet[1]), "Nothing, so that a signal to the whole process group is an order to the master alone.")
-    )
-    rows.append(("`USR1`", "It reopens its log files."))
-    return _table(("signal", "what a worker does"), rows)
-
-
-def _names(words: str) -> str:
-    return ", ".join(f"`{name.removeprefix('SIG')}`" for name in re.findall(r"\b[A-Z][A-Z0-9]+\b", words))
-
-
-def _sentence(words: str) -> str:
-    plain = re.split(r"(?<=[.]) ", words.replace("``", "`").strip())[0]
-    return plain[:1].upper() + plain[1:]
+    handled = {number.name.removeprefix("SIG") for number in ZeroDowntimeArbiter.SIGNALS}
+    if handled != MASTER_SIGNALS.keys():
+        raise ValueError(f"signals that are not described, or not handled: {sorted(handled ^ MASTER_SIGNALS.keys())}")
+    rows = ((f"`{name}`", *words) for name, words in MASTER_SIGNALS.items())
+    return _table(("signal", "what happens", "when to send it"), rows)
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -415,8 +578,8 @@ def _status() -> dict[str, Any]:
 # -- pages ---------------------------------------------------------------------------------------------------------
 
 SECTIONS: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "settings.md": {"settings": setting_rows},
-    "signals.md": {"master": master_signals, "worker": worker_signals},
+    "settings.md": {"settings": setting_rows, "each setting": setting_sections},
+    "signals.md": {"master": master_signals},
     "command.md": {"commands": command_pages, "exit codes": exit_codes},
     "json.md": {
         "status": status_fields,

@@ -1,4 +1,4 @@
-"""The ``zd_`` settings: their names, allowed values and meanings.
+"""The ``zd_`` settings: their names and allowed values.
 
 Rules:
 
@@ -140,15 +140,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Spec:
-    """The allowed values of a setting, and its meaning.
+    """The allowed values of a setting.
 
-    ``allowed`` describes the values in error lines, ``parse`` returns the normal form of a value or raises
-    ``ValueError``, and ``meaning`` is for the documentation.
+    ``allowed`` describes the values in error lines and the documentation, ``parse`` returns the normal form of a value
+    or raises ``ValueError``. What a setting means stands in ``docs/reference_tables.py``.
     """
 
     allowed: str
     parse: Callable[[object], object]
-    meaning: str
 
     def checked(self, value: object, label: str) -> object:
         """Return the value in its normal form.
@@ -393,103 +392,24 @@ _SHARE = 'a whole number from 0 up, or a percentage from "0%" to "100%"'
 _SECONDS = "a number of seconds from 0 up"
 
 SPECS: Mapping[str, Spec] = {
-    "zd_max_surge": Spec(
-        _SHARE,
-        _share,
-        'processes above `workers` during a reload: a number, or a percentage (`"25%"`, rounded up)',
-    ),
-    "zd_max_unavailable": Spec(
-        _SHARE,
-        _share,
-        "workers that may be missing during a reload: where `zd_max_surge` leaves no room for a new worker, an old one "
-        "leaves before its successor starts",
-    ),
-    "zd_boot_timeout": Spec(
-        "a number of seconds above 0",
-        _positive_seconds,
-        "seconds a new worker, or the process it is forked from, has to get ready",
-    ),
-    "zd_min_ready_seconds": Spec(_SECONDS, _seconds, "seconds a new worker must stay up before the next is replaced"),
-    "zd_warmup": Spec(
-        'paths such as ["/"], or URLs such as ["http://example.org/"]',
-        _paths,
-        'paths (`["/"]`) or URLs (which give scheme and host) that a new worker has to answer itself, with a '
-        "status below 400, before it is ready",
-    ),
-    "zd_websocket_drain": Spec(
-        _SECONDS,
-        _seconds,
-        "seconds over which a retiring worker closes its WebSockets (with code 1012), at most: one each 0.05 s, faster "
-        "if they are many",
-    ),
-    "zd_max_rss": Spec(
-        'a number of bytes above 0, such as "512M" or 536870912, or None',
-        _bytes,
-        'memory (`"512M"`) above which a worker is replaced, as by `max_requests`: its replacement is ready first',
-    ),
-    "zd_on_crash": Spec(
-        '"respawn" or "exit"',
-        _one_of("respawn", "exit"),
-        '`"exit"` ends the master when a worker crashes, for those who leave restarting to their supervisor',
-    ),
-    "zd_health_path": Spec(
-        'a path such as "/health", or None',
-        _path,
-        'a path (`"/health"`) that every worker answers itself, for balancers and probes: 200 while the site takes '
-        "traffic, 503 once the master has to end; a worker that is replaced answers 200 until its end",
-    ),
-    "zd_shutdown_delay": Spec(
-        _SECONDS,
-        _seconds,
-        "seconds between `TERM` (to the master, or to its whole process group, as on Heroku) and the end of accepting, "
-        "in which `zd_health_path` says 503, so that balancers turn away first. A platform's own timeout has to be "
-        "longer than this and `graceful_timeout` together",
-    ),
-    "zd_rollback_window": Spec(
-        _SECONDS,
-        _seconds,
-        "seconds for which the generation before is kept, so that a reload can be undone; that one has to be preloaded",
-    ),
-    "zd_preload": Spec(
-        '"auto" or "never" (--preload or preload_app = True: always)',
-        _one_of("auto", "never"),
-        '`"auto"`: the application is imported once per reload for all workers, unless the configuration or what the '
-        'import leaves open tells against that; `"never"`: by each worker; `preload_app` (`--preload`): always once',
-    ),
-    "zd_control_socket": Spec(
-        'an absolute path of at most 100 bytes, "none", or "" for the default',
-        _socket_path,
-        'a path for the control socket, or `"none"`',
-    ),
+    "zd_max_surge": Spec(_SHARE, _share),
+    "zd_max_unavailable": Spec(_SHARE, _share),
+    "zd_boot_timeout": Spec("a number of seconds above 0", _positive_seconds),
+    "zd_min_ready_seconds": Spec(_SECONDS, _seconds),
+    "zd_warmup": Spec('paths such as ["/"], or URLs such as ["http://example.org/"]', _paths),
+    "zd_websocket_drain": Spec(_SECONDS, _seconds),
+    "zd_max_rss": Spec('a number of bytes above 0, such as "512M" or 536870912, or None', _bytes),
+    "zd_on_crash": Spec('"respawn" or "exit"', _one_of("respawn", "exit")),
+    "zd_health_path": Spec('a path such as "/health", or None', _path),
+    "zd_shutdown_delay": Spec(_SECONDS, _seconds),
+    "zd_rollback_window": Spec(_SECONDS, _seconds),
+    "zd_preload": Spec('"auto" or "never" (--preload or preload_app = True: always)', _one_of("auto", "never")),
+    "zd_control_socket": Spec('an absolute path of at most 100 bytes, "none", or "" for the default', _socket_path),
     "zd_version": Spec(
-        f"a text of at most {LABEL_MAX} printable characters, or a function without arguments that returns one",
-        _label,
-        "the version of the application, for the log, `status`, metrics, hooks and the application's environment "
-        "(`ZD_VERSION`): a text, or a function that returns one. By default it is the name of the release that the "
-        "`current` link leads to, else what `git describe` says",
+        f"a text of at most {LABEL_MAX} printable characters, or a function without arguments that returns one", _label
     ),
-    "zd_hand_over": Spec(
-        'True or False (in the environment "true" or "false")',
-        _yes_or_no,
-        "whether a worker that is replaced hands its keep-alive connections over to the next worker of its slot; if "
-        "not, each of them ends with its next response, or with its keep-alive time",
-    ),
-    "zd_canary_seconds": Spec(
-        _SECONDS,
-        _seconds,
-        "seconds for which the first new worker serves its share beside all old ones, before the reload goes on",
-    ),
-    "zd_max_error_rate": Spec(
-        'a percentage from 0 to below 100, such as 5 or "5%", or None',
-        _percentage,
-        "percentage of failed answers (status 500 and above, or none) above which new code is given up during its "
-        "reload, if that of the old code in the same time is lower with significance. New code is also given up if its "
-        "workers crash where the old ones do not",
-    ),
-    "zd_count_answers": Spec(
-        'True or False (in the environment "true" or "false")',
-        _yes_or_no,
-        "whether workers count their answers, failures and latency for `status` and metrics; they do so in any case "
-        "with `zd_max_error_rate` and with a statsd",
-    ),
+    "zd_hand_over": Spec('True or False (in the environment "true" or "false")', _yes_or_no),
+    "zd_canary_seconds": Spec(_SECONDS, _seconds),
+    "zd_max_error_rate": Spec('a percentage from 0 to below 100, such as 5 or "5%", or None', _percentage),
+    "zd_count_answers": Spec('True or False (in the environment "true" or "false")', _yes_or_no),
 }

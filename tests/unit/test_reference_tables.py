@@ -50,6 +50,13 @@ def test_a_field_without_a_meaning_is_refused(script: ModuleType) -> None:
         script._fields({"old": "it is known"}, ["old", "new"])
 
 
+@pytest.mark.parametrize("name", settings.SPECS)
+def test_a_settings_example_is_valid(script: ModuleType, name: str) -> None:
+    example: dict[str, object] = {}
+    exec(script.SETTINGS[name].example, example)  # noqa: S102 (a line of the documentation)
+    assert settings.read({name: example[name]}, {}) != settings.Settings(), "an example that is the default"
+
+
 def test_everything_is_there(script: ModuleType) -> None:
     written = "".join((script.DIRECTORY / page).read_text() for page in script.SECTIONS)
     for name in [*settings.SPECS, *settings.HOOKS]:
