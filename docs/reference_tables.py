@@ -303,27 +303,27 @@ def _command(name: str, command: click.Command) -> str:
     parts = [f"### `zdworker {name}`", inspect.cleandoc(command.help or ""), f"    {usage}"]
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     rows = [(f"`{' '.join([*option.opts, option.metavar or '']).strip()}`", option.help or "") for option in options]
-    return "\n\n".join([*parts, *([_table(("option", ""), rows)] if rows else [])])
+    return "\n\n".join([*parts, *([_table(("option", "meaning"), rows)] if rows else [])])
 
 
 def exit_codes() -> str:
     """Return the exit codes, with the words that the command's own help has for them."""
     words = dict(re.findall(r"(\d) ([^,.]+)", (cli.main.help or "").partition("Exit codes:")[2]))
-    return _table(("exit code", ""), ((f"`{code.value}`", words[str(code.value)].strip()) for code in cli.Exit))
+    return _table(("exit code", "meaning"), ((f"`{code.value}`", words[str(code.value)].strip()) for code in cli.Exit))
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
 
 STATUS = {
     "pid": "the master's",
-    "directory": "where it was started, by the path of then: `current`, not the release that this link pointed to",
-    "application": "`app:app`, say; null if a program has embedded it",
+    "directory": "where the master was started, with links as they were named: `current`, not the release behind it",
+    "application": "for example `app:app`; null if a program embeds Gunicorn",
     "bind": "a list of the addresses at which it listens",
     "started_at": "UTC, ISO 8601",
     "age_s": "seconds since then",
     "reason": "why the state is `degraded` or `failed`, a line, else null",
     "label": "the version of the application that serves (`zd_version`), or null",
-    "workers_wanted": "the number of workers that there are to be",
+    "workers_wanted": "the number of workers that there should be",
     "canary": "the new worker that serves beside all old ones: `generation`, `pid`, `slot`, `held` (until it is "
     "resumed), `left_s` (seconds); null if there is none",
     "retries": "the slots that lack a worker because one has failed: `slot`, `failures` in a row, `next_try_in_s`",
@@ -527,7 +527,7 @@ def _fields(meanings: Mapping[str, str], names: Iterable[str]) -> str:
     rows = (
         (f"{'&emsp;' * len(re.findall(r'[.]', name))}`{re.split(r'[.]', name)[-1]}`", meanings[name]) for name in names
     )
-    return _table(("field", ""), rows)
+    return _table(("field", "meaning"), rows)
 
 
 def _paths(value: Any, before: str = "") -> Iterable[str]:
