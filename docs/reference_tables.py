@@ -185,8 +185,8 @@ SETTINGS: Mapping[str, Described] = {
         "with a status of 500 and above, or if there was none. The old code's share in the same time has to be lower, "
         "with significance. Code whose workers crash where the old ones do not is given up, too.",
         "zd_max_error_rate = 5",
-        "`zd_canary_seconds` gives the comparison time ([judged deploys](../judged-deploys.md)). With this setting workers "
-        "count their answers, whatever `zd_count_answers` says.",
+        "`zd_canary_seconds` gives the comparison time ([judged deploys](../judged-deploys.md)). With this setting "
+        "workers count their answers, whatever `zd_count_answers` says.",
     ),
     "zd_count_answers": Described(
         "truth value",
