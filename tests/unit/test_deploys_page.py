@@ -30,7 +30,11 @@ MISSING = Report("granian", "granian", "HUP", "granian", "-", "", missing="progr
 
 def written(directory: Path, *reports: Report) -> str:
     store(directory, {"system": "Linux"}, QUICK, reports)
-    return (directory / "deploys.md").read_text(encoding="utf-8")
+    return _pages(directory)
+
+
+def _pages(directory: Path) -> str:
+    return "".join((directory / name).read_text(encoding="utf-8") for name in ("deploys.md", "deploys-appendix.md"))
 
 
 def test_failures_and_spreads_stand_in_the_table(tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ def test_growth_and_memory_are_drawn(tmp_path: Path) -> None:
     ]
     quiet = Quiet([2.0], [3.0], 2**20, [3 * 2**20], [2**20], curve=[(0.0, 2**20), (0.1, 3 * 2**20)])
     store(tmp_path, {}, QUICK, [replace(MEASURED, quiet=quiet)], grown)
-    text = (tmp_path / "deploys.md").read_text(encoding="utf-8")
+    text = _pages(tmp_path)
     assert "| 2 | yes | 1.00 | 0.50 | 10 | 2.00 | 1 | 2 |" in text
     for name in ("memory", "growth"):
         assert f"(pictures/deploys-{name}.svg)" in text

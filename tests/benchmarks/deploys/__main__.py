@@ -1,4 +1,4 @@
-"""Measure the contenders; write ``deploys.json``, ``deploys.md`` and ``pictures/deploys-*.svg``.
+"""Measure the contenders; write ``deploys.json``, two pages of it and ``pictures/deploys-*.svg``.
 
 A part of ``tox -e bench``; ``python -m tests.benchmarks.deploys`` knows more options.
 """

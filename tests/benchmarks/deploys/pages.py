@@ -1,8 +1,9 @@
-"""``docs/deploys.md`` and ``docs/deploys.json`` from the reports.
+"""``docs/deploys.md``, ``docs/deploys-appendix.md`` and ``docs/deploys.json`` from the reports.
 
 Rules:
 
-* Each run writes the whole page from the JSON, except for what people have made of it (``found.md``).
+* Each run writes both pages whole, from the JSON. What people have made of the figures is a page of its own
+  (``docs/deploys-found.md``), and is written by hand.
 * Who is missing stands in the table with the reason; what could not be measured stands below it.
 """
 
@@ -24,25 +25,43 @@ from tests.benchmarks.deploys.measures import Size
 from tests.benchmarks.deploys.servers import KEEPALIVE_S
 
 HEAD = """\
-# Deploys, measured
+# Deploys at a glance
 
-What a deploy does to those who are being served, with each server that can do one without stopping. Written by
-`tox -e bench` (`tests/benchmarks/deploys/`); the same as data in `deploys.json`. Take your own on your own
-machine.
+A server is deployed to while it serves: what do its clients notice, and what does the deploy cost? Each server that can
+be deployed to without a stop was measured under the same loads, on the same machine. The table has the sums of all
+loads. [What was found](deploys-found.md) says what the figures mean and why they are so, and
+[the appendix](deploys-appendix.md) has them all.
+
+![HUP: no answer while the application is imported. zdworker: every request answered](pictures/kept-connections.svg)
+
+"""
+
+MEASURED = """\
+## How it was measured
 
 * {workers} workers each. The application's import is one second of work; without load it also keeps 150 MB of objects.
-* {deploys} deploys per load, or one fewer, and one with a thousand keep-alive connections; a figure is their median
-  (least to most), a number of failures is their sum.
-* *During* is from the signal until a second after the deploy was over: only the new version answers, from all workers,
-  and no old one is left. *Before* is the time until the first signal.
-* *Failed*: sent and not answered whole with 200, or no connection. A WebSocket that is closed with a close frame has
-  failed only if it left a message unanswered.
+* {deploys} deploys per load, or one fewer, and one with a thousand keep-alive connections.
+* *Failed* counts the requests that were sent and not answered whole with 200, and the connections that could not be
+  made. A WebSocket that is closed with a close frame has failed only if it left a message unanswered.
+* *p99* and *longest gap* are those of requests on new connections, from the signal until a second after the deploy was
+  over.
+* *Over* is the time from the signal until only the new version answers, from all workers, and no old process is left.
+* *Broken code*: a deploy of code that raises when it is imported. *A crash*: `kill -9` of a worker beside such files.
+
+`tox -e bench` takes these figures (`tests/benchmarks/deploys/`) and writes this page and the appendix; `deploys.json`
+has them as data. Take your own on your own machine.
+"""
+
+APPENDIX = """\
+# Deploys: all figures
+
+The figures behind [deploys at a glance](deploys.md), which says how they were measured. Written by `tox -e bench`.
+
+* A figure is the median of the deploys under one load (least to most); a number of failures is their sum.
+* *During* is from the signal until a second after the deploy was over. *Before* is the time until the first signal.
 * *Ready*: workers that were between their first and their last answer at the same time, at least, for 0.1 s or longer.
 * *Over*: from the signal. *Last old answer*: from the signal to the last answer of the version before.
 """
-
-FOUND = Path(__file__).with_name("found.md")
-"""What people have made of the figures: the one part of the page that is written by hand."""
 
 CROWD = """\
 Each client has one connection, on which it sends a POST of 2 kB, and rests from a tenth of a second to ten seconds
@@ -66,7 +85,7 @@ interpreter and then a fork for each worker, one after the other. *Master*: its 
 def store(
     directory: Path, machine: dict[str, str], size: Size, reports: Iterable[Report] = (), grown: Sequence[Grown] = ()
 ) -> None:
-    """Write page, data and those pictures that show all; what was not measured now stays as it was measured before."""
+    """Write pages, data and those pictures that show all; what was not measured now stays as it was measured before."""
     data = directory / "deploys.json"
     known: dict[str, Any] = json.loads(data.read_text(encoding="utf-8")) if data.exists() else {}
     known = {"contenders": {}, "growth": [], **known, "machine": machine, "size": dataclasses.asdict(size)}
@@ -81,7 +100,8 @@ def store(
     if grown:
         known["growth"] = [dataclasses.asdict(one) for one in grown]
     data.write_text(json.dumps(known, separators=(",", ":")).replace('"name":', '\n"name":') + "\n", encoding="utf-8")
-    (directory / "deploys.md").write_text(page(known), encoding="utf-8")
+    (directory / "deploys.md").write_text(glance(known), encoding="utf-8")
+    (directory / "deploys-appendix.md").write_text(appendix(known), encoding="utf-8")
     _draw(directory / "pictures", known)
 
 
@@ -94,12 +114,17 @@ def _draw(directory: Path, known: dict[str, Any]) -> None:
         (directory / "deploys-growth.svg").write_text(growing(_grown(known)), encoding="utf-8")
 
 
-def page(known: dict[str, Any]) -> str:
+def glance(known: dict[str, Any]) -> str:
     """The whole of ``docs/deploys.md``."""
+    there = [report for report in _reports(known) if not report.missing]
+    return f"{HEAD}{_glance(there)}\n\n{MEASURED.format(**known['size'])}"
+
+
+def appendix(known: dict[str, Any]) -> str:
+    """The whole of ``docs/deploys-appendix.md``."""
     reports = _reports(known)
     there = [report for report in reports if not report.missing]
-    parts = [HEAD.format(**known["size"]), f"## At a glance\n\n{_glance(there)}\n"]
-    parts.append(FOUND.read_text(encoding="utf-8"))
+    parts = [APPENDIX]
     for style, title in TITLES.items():
         body = _crowd_section(there) if style == "crowd" else _load_table(style, there)
         parts.append(f"## {title[0].upper()}{title[1:]}\n\n{body}\n")
