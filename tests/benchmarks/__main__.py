@@ -68,6 +68,12 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 * Memory: proportional set size (`/proc/<pid>/smaps_rollup`) of the master and all its descendants, an
   application with Starlette and some 60 MB of objects, after requests to every worker; the bare interpreter
   runs beside stock's tree.
+* Why the goal is missed with --preload: zdworker's tree has two programs, the master and the fork server. Measured in
+  fresh interpreters (private and proportional), a bare interpreter has 3 to 4 MiB, Gunicorn's modules 11 MiB more,
+  and zdworker's own modules 6 to 7 MiB more. A stock master shares Gunicorn's modules with the workers that it forks.
+  zdworker's workers are forked from the fork server, which gives each generation a fresh interpreter, so the master's
+  copy of these modules is a second one. The difference cannot become smaller than about Gunicorn's modules in a
+  second process.
 
 Taken on:
 

@@ -5,7 +5,7 @@ Rules:
 * What the pages say is run as they say it, in a checkout of the recipe's files.
 * All releases of the application share one virtual environment with the wheel of this tree, which is made without a
   network: what differs is the code.
-* What cannot be had (root, a program, Debian's archive, the namespaces) skips the tests, and says what it is.
+* What is not available (root, a program, Debian's archive, the namespaces) skips the tests, and says what it is.
 """
 
 from __future__ import annotations
