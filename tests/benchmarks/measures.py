@@ -59,7 +59,7 @@ def reload_many(quick: bool) -> Figure:
     with serve(OURS, workers, "", "--preload") as server:
         master, spent, took = server.process.pid, [], []
         for number in range(1 if quick else 3):
-            server.workers(workers)
+            until(lambda: len(server.tree()) == workers + 2, 60, "all workers are there, beside master and fork server")
             old = set(server.tree()) - {master}
             server.deploy(f"r{number}")
             before, began = cpu([master], children=False), time.monotonic()

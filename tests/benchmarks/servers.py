@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,17 +153,25 @@ class Server:
 
 @contextmanager
 def serve(
-    worker_class: str, workers: int, work: str = "", *options: str, kind: str = "asgi", under: tuple[str, ...] = ()
+    worker_class: str,
+    workers: int,
+    work: str = "",
+    *options: str,
+    kind: str = "asgi",
+    under: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """A server that answers, for as long as the block lasts.
 
     :param under: a command that runs it, such as valgrind.
+    :param environment: further variables.
     """
     with tempfile.TemporaryDirectory(prefix="zdworker-bench-") as name:
         directory = Path(name)
         (directory / "application.py").write_text(APPLICATIONS[kind].format(version="1", work=work), encoding="utf-8")
         port = free_port()
-        server = Server(_start(directory, port, worker_class, workers, options, under), directory, port, kind)
+        process = _start(directory, port, worker_class, workers, options, under, environment or {})
+        server = Server(process, directory, port, kind)
         try:
             until(lambda: _answers(server), 300 if under else 60, "the server answers", 0.005)
             yield server
@@ -184,12 +192,18 @@ def until(condition: Callable[[], bool], seconds: float, what: str, pause: float
 
 
 def _start(
-    directory: Path, port: int, worker_class: str, workers: int, options: tuple[str, ...], under: tuple[str, ...]
+    directory: Path,
+    port: int,
+    worker_class: str,
+    workers: int,
+    options: tuple[str, ...],
+    under: tuple[str, ...],
+    further: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     command = [*under, sys.executable, "-m", "gunicorn", "-k", worker_class, "-w", str(workers), *options]
     command += ["--bind", f"127.0.0.1:{port}", "application:app"]
     # The control socket must not stand in the place of a real server's.
-    environment = os.environ | {"XDG_RUNTIME_DIR": str(directory), "PWD": str(directory)}
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(directory), "PWD": str(directory), **further}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
     if under:
         environment["PYTHONHASHSEED"] = "0"
