@@ -208,7 +208,7 @@ class Worker:
     @property
     def leaving(self) -> bool:
         """Whether it takes no new work any more."""
-        return self.state in (WorkerState.DRAINING, WorkerState.DYING)
+        return self.state is WorkerState.DRAINING or self.state is WorkerState.DYING
 
 
 @dataclass
@@ -427,16 +427,18 @@ class Fleet:
         forking: dict[int, int] = {}
         serving, only_verified = 0, True
         for worker in self.workers.values():
-            if worker.state is WorkerState.FORKING:
-                forking[worker.generation] = forking.get(worker.generation, 0) + 1
-            if worker.leaving or not worker.verified:
+            if worker.leaving:
                 only_verified = False
-            else:
+                continue
+            if worker.verified:
                 serving += 1
-            if not worker.leaving:
-                slots.setdefault(worker.slot, []).append(worker)
-                if self.fresh(worker):
-                    fresh.add(worker.worker_id)
+            else:
+                only_verified = False
+                if worker.state is WorkerState.FORKING:
+                    forking[worker.generation] = forking.get(worker.generation, 0) + 1
+            slots.setdefault(worker.slot, []).append(worker)
+            if self.fresh(worker):
+                fresh.add(worker.worker_id)
         return Facts(
             fleet=self,
             slots=slots,

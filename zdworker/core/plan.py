@@ -32,11 +32,9 @@ sooner; but each order holds descriptors, and an order that was given cannot be 
 
 def next_to_leave(facts: Facts) -> Worker | None:
     """Return the worker to tell to leave now, if one may."""
-    staying = [worker for workers in facts.slots.values() for worker in workers]
-    for worker in sorted(staying, key=lambda w: _order(facts, w)):
-        if _should_retire(facts, worker) and _availability_allows(facts, worker):
-            return worker
-    return None
+    staying = (worker for workers in facts.slots.values() for worker in workers)
+    may = [w for w in staying if _should_retire(facts, w) and _availability_allows(facts, w)]
+    return min(may, key=lambda w: _order(facts, w), default=None)
 
 
 def _order(facts: Facts, worker: Worker) -> tuple[int, int, bool, int]:

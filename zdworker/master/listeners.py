@@ -289,6 +289,8 @@ class Listeners(Observer):
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """With ``reuse_port``: steer connections to slots with a ready worker, and close the sockets of gone slots."""
+        if not any(group.socket_per_slot for group in self._groups):
+            return
         workers = fleet.workers.values()
         self.steer(worker.slot for worker in workers if worker.state is WorkerState.READY)
         self.keep_slots({*range(fleet.size), *(worker.slot for worker in workers)})

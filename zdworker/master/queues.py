@@ -80,6 +80,9 @@ class Queues(Observer):
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Close the queues of slots that have gone away."""
-        kept = {*range(fleet.size), *(worker.slot for worker in fleet.workers.values() if not worker.leaving)}
-        for slot in [number for number in self._queues if number not in kept or fleet.ending]:
-            self.close(slot)
+        outside = [slot for slot in self._queues if slot >= fleet.size or fleet.ending]
+        if outside:  # seldom, and this is asked after each event
+            kept = {worker.slot for worker in fleet.workers.values() if not worker.leaving}
+            for slot in outside:
+                if slot not in kept or fleet.ending:
+                    self.close(slot)

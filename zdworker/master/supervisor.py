@@ -88,7 +88,7 @@ class Supervisor:
         self._receiver = Receiver(parts, self.leftovers)
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()
-        self._handling = False
+        self._handling = self._handled = False
         self._upgrader = Upgrader(
             command,
             parts,
@@ -112,15 +112,18 @@ class Supervisor:
             timeout = min(timeout, deadline - time.monotonic())
         timeout = min(timeout, self._notifier.due_in())
         self.leftovers.look()
+        self._handled = False
         self.reactor.wait(timeout)
-        self.handle(events.Tick())
+        # After an event the core and the observers have looked at everything. A tick is for turns without one.
+        if not self._handled or (deadline is not None and time.monotonic() >= deadline):
+            self.handle(events.Tick())
 
     def handle(self, event: events.Event) -> None:
         """Hand an event to the core, and carry out what follows; an event of an action is handled after that."""
         self._events.append(event)
         if self._handling:
             return
-        self._handling = True
+        self._handling = self._handled = True
         try:
             while self._events:
                 self._handle_one(self._events.popleft())
