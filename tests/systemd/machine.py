@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.harness.processes import children, wait_for
+from tests.harness.recipes import run
 
 PROGRAMS = ("debootstrap", "unshare", "nsenter")
 
@@ -124,15 +125,7 @@ class Machine:
 
     def try_(self, line: str, user: str = "root", deadline: float = 180) -> subprocess.CompletedProcess[str]:
         """Run a shell command on the machine; its standard error is part of its output."""
-        return subprocess.run(
-            self.command(line, user),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=deadline,
-            check=False,
-        )
+        return run(self.command(line, user), Path("/"), deadline=deadline)
 
     def run(self, line: str, user: str = "root", *, check: bool = True) -> str:
         """Run a shell command on the machine and return its output.

@@ -187,7 +187,7 @@ class Steps:
         fleet.size = max(fleet.size, before)
         number = loaded.generation
         fleet.current, fleet.newest_verified, fleet.reloading = [number], fleet.size == 0, number
-        # Code that served before is not tried out again: who orders a rollback wants it now.
+        # Code that served before is not tried out again: the user who orders a rollback wants it now.
         fleet.canary_s = 0.0 if loaded.purpose is Purpose.ROLLBACK else policy.canary
         fleet.held, fleet.old_crashed = loaded.hold is not None, False
         if loaded.hold is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gunicorn.config
@@ -196,15 +197,17 @@ def test_httpx_through_three_reloads(start: Start, site: Site, kind: str) -> Non
                 except httpx.HTTPError as error:
                     seen.append(("failed", repr(error)))
 
+    def answered_by(version: str) -> bool:
+        assert not any(protocol == "failed" for protocol, _ in seen), seen
+        return any(answered == version for _, answered in seen)
+
     async def main() -> None:
         over = asyncio.Event()
         clients = [asyncio.create_task(requests(over)) for _ in range(8)]
         for version in ("one", "two", "three", "four"):
             if version != "one":
                 await asyncio.to_thread(server.reload, version)
-            while not any(answered == version for _, answered in seen):
-                assert not any(protocol == "failed" for protocol, _ in seen), seen
-                await asyncio.sleep(0.01)
+            await asyncio.to_thread(wait_for, partial(answered_by, version), 30, f"{version} has answered")
         over.set()
         await asyncio.gather(*clients)
 
