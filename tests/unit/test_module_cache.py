@@ -275,6 +275,32 @@ def test_a_hook_has_its_own_modules_while_another_configuration_is_evaluated(tur
     assert sys.modules["zd_late"].VALUE == 22
 
 
+@pytest.mark.parametrize("end", ["imports", "returns"])
+def test_an_evaluation_begins_again_when_another_configuration_comes_into_force(
+    turns: Any, stage: Stage, end: str
+) -> None:
+    """A canary fails while a newer reload's configuration is evaluated: the one before is restored, the newer waits."""
+    stage.write("zd_a.py", "VALUE = 1")
+    first = stage.evaluate("zd_a")
+    stage.write("zd_a.py", "VALUE = 22")
+    found, imported = stage.cache.evaluate(lambda: importlib.import_module("zd_a"), [])
+    kept = stage.cache.exchange(imported)
+    assert sys.modules["zd_a"] is found
+    stage.write("zd_more.py", "")
+    stage.write("zd_a.py", f"VALUE = 333\n{WAITS}" + ("import zd_more" if end == "imports" else ""))
+    thread, outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
+    assert turns.began.wait(30)
+    stage.cache.exchange(kept)
+    assert sys.modules["zd_a"] is first
+    turns.go_on.set()
+    thread.join(30)
+    newest, imported = outcome[0]
+    assert newest.VALUE == 333
+    assert sys.modules["zd_a"] is first
+    stage.cache.exchange(imported)
+    assert sys.modules["zd_a"] is newest
+
+
 @pytest.mark.parametrize("end", ["raises", "returns"])
 def test_an_evaluation_that_is_given_up_disturbs_no_later_one(turns: Any, stage: Stage, end: str) -> None:
     """It hangs in the import of a module, of which it has the lock; later it goes on, and its import fails or not."""

@@ -18,6 +18,8 @@ Rules:
   object is handed out again. Of an installed package that has one, that goes for all modules, because the two halves of
   a library belong together.
 * An evaluation that does not end is given up. Its thread imports nothing more, and no import waits for it.
+* Another configuration may come into force while one is evaluated: a canary fails, and what was before is restored. The
+  evaluation is given up then, and begins again beside that one.
 """
 
 from __future__ import annotations
@@ -73,13 +75,15 @@ class Imported:
 class _Evaluation:
     """An evaluation that goes on in ``thread``, and what was taken out of the cache for it.
 
-    ``shared`` means that hooks see its modules, ``disturbed`` that it may have seen those of a hook.
+    ``shared`` means that hooks see its modules, ``disturbed`` that it may have seen those of a hook, ``outdated`` that
+    another configuration has come into force since it began.
     """
 
     thread: int
     before: Imported
     shared: bool
     disturbed: bool = False
+    outdated: bool = False
 
 
 class ModuleCache:
@@ -138,8 +142,10 @@ class ModuleCache:
 
     def exchange(self, imported: Imported) -> Imported:
         """Put in what another configuration has imported; return what the one in force has."""
-        self.give_up()
         with self._lock:
+            if self._evaluation is not None:
+                self._evaluation.outdated = True
+                self._give_up(self._evaluation)
             before = self._take_out()
             self._put_in(imported)
             return before
@@ -177,8 +183,9 @@ class ModuleCache:
     def _attempt(
         self, function: Callable[[], Result], path: Sequence[str], turn: int, renew: bool
     ) -> tuple[Result, Imported]:
-        for number in range(1, ROUNDS + 1):
-            evaluation = self._begin(path, turn, renew, shared=number == ROUNDS)
+        disturbed = 0
+        while True:
+            evaluation = self._begin(path, turn, renew, shared=disturbed == ROUNDS - 1)
             result: Any = None
             failure: BaseException | None = None
             try:
@@ -186,16 +193,18 @@ class ModuleCache:
             except BaseException as error:  # noqa: BLE001  # it is raised again below, an exit too
                 failure = error
             imported = self._end(evaluation)
+            if evaluation.outdated:
+                continue
             if imported is None:
                 raise _GivenUpError("the evaluation of the configuration was given up") from failure
             if evaluation.disturbed:
+                disturbed += 1
                 continue
             if failure is not None:
                 raise failure
             if path:
                 imported.path = _physical(imported.path)
             return result, imported
-        raise AssertionError("the last round is not disturbed")
 
     def _begin(self, path: Sequence[str], turn: int, renew: bool, shared: bool) -> _Evaluation:
         importlib.invalidate_caches()

@@ -12,6 +12,7 @@ from xprocess import ProcessStarter, XProcess
 
 from tests.harness.application_site import BROKEN, BrokenKind, Site
 from tests.harness.clients import Broken, Client, Load
+from tests.harness.control_client import worker_states
 from tests.harness.fleet_watcher import FleetWatcher, Seen
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
@@ -68,6 +69,47 @@ def test_broken_application_at_a_reload(server: Server, site: Site, seen: Seen, 
     assert kind in SILENT or unique in server.log
     assert seen.fewest_accepting >= 2
     assert seen.most_living <= 3
+
+
+FAILS_WHEN_TOLD = """
+import pathlib, time
+
+pathlib.Path({booting!r}).touch()
+while not pathlib.Path({told!r}).exists():
+    time.sleep(0.01)
+raise RuntimeError("as told")
+"""
+
+WAITS_IN_THE_MASTER = """
+import pathlib as _pathlib, threading as _threading
+
+if _threading.current_thread() is not _threading.main_thread():
+    _note("evaluating")
+    while not _pathlib.Path({told!r}).exists():
+        _time.sleep(0.01)
+"""
+
+
+def test_a_good_deploy_goes_through_although_the_broken_one_before_it_fails_meanwhile(
+    start: Start, site: Site, tmp_path: Path
+) -> None:
+    """The master evaluates the newer configuration when the broken one's canary fails, and the old one is restored."""
+    server = start(workers=2)
+    booting, fail, go_on = tmp_path / "booting", tmp_path / "fail", tmp_path / "go on"
+    with Load(server.address, "new", clients=3, pause=PAUSE) as load:
+        site.write("app.py", FAILS_WHEN_TOLD.format(booting=str(booting), told=str(fail)))
+        server.signal(signal.SIGUSR2)
+        wait_for(booting.exists, BOOT_TIMEOUT_S, "its first worker boots")
+        site.deploy("two")
+        server.extra += WAITS_IN_THE_MASTER.format(told=str(go_on))
+        server.configure()
+        server.signal(signal.SIGUSR2)
+        wait_for(lambda: site.events("evaluating"), BOOT_TIMEOUT_S, "the master evaluates the newer configuration")
+        fail.touch()
+        wait_for(lambda: worker_states(server) == ["ready"] * 2, BOOT_TIMEOUT_S, "the broken deploy's worker is gone")
+        go_on.touch()
+        server.wait_only("two")
+    assert load.stop().failures == []
 
 
 def connectable(server: Server) -> bool:
