@@ -23,7 +23,7 @@ from collections.abc import Callable
 import psutil
 
 from tests.benchmarks.figures import Figure, Sample
-from tests.benchmarks.kept import reload_kept
+from tests.benchmarks.kept import reload_kept, reload_wrk
 from tests.benchmarks.servers import HEAVY, LARGE, OURS, STOCK, Server, serve, until
 from tests.benchmarks.trees import cpu, pss
 
@@ -129,6 +129,7 @@ def memory(quick: bool, options: tuple[str, ...] = ("--preload",)) -> Figure:
 MEASURES: dict[str, Callable[[bool], Figure]] = {
     "reload": reload,
     "reload-kept": reload_kept,
+    "reload-wrk": reload_wrk,
     "reload-many": reload_many,
     "start": start,
     "respawn": respawn,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import resource
+import socket
 
 import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
-from zdworker.ipc.hand_over import HandOverQueue
+from zdworker.ipc.hand_over import Connection, HandOverQueue
 from zdworker.master.queues import Queues
 
 LOG = logging.getLogger("test.queues")
@@ -20,6 +21,12 @@ def fleet(size: int, *slots: int) -> Fleet:
     for number, slot in enumerate(slots, 1):
         made.workers[number] = Worker(number, slot, 1, WorkerState.READY, None)
     return made
+
+
+def end(queues: Queues) -> None:
+    ending = fleet(1)
+    ending.phase = Phase.STOPPING
+    queues.observe(ending, 0.0)
 
 
 def test_a_slot_keeps_its_queue_until_it_is_closed() -> None:
@@ -35,6 +42,7 @@ def test_a_slot_keeps_its_queue_until_it_is_closed() -> None:
     queues.close(0)
     queues.close(0)
     assert queues.every() == []
+    end(queues)
 
 
 def test_the_queues_of_slots_that_are_gone_are_closed() -> None:
@@ -45,10 +53,47 @@ def test_the_queues_of_slots_that_are_gone_are_closed() -> None:
     assert len(queues.every()) == 2
     queues.observe(fleet(1, 0), 0.0)
     assert queues.every() == [queues.of_slot(0)]
-    ending = fleet(1, 0)
-    ending.phase = Phase.STOPPING
-    queues.observe(ending, 0.0)
+    end(queues)
     assert queues.every() == []
+
+
+def test_what_nobody_has_taken_from_a_closed_queue_goes_to_another_slot() -> None:
+    """The giver has gone, its successor was killed, and the slot goes away before another one is there."""
+    queues = Queues(LOG)
+    here, there = queues.of_slot(0), queues.of_slot(1)
+    assert here is not None
+    assert there is not None
+    server, client = socket.socketpair()
+    assert there.give([Connection(server, requests=3)])
+    shrunk = fleet(1, 0, 1)
+    shrunk.workers[2].state = WorkerState.DRAINING
+    queues.observe(shrunk, 0.0)
+    assert here.take() == [], "the worker that leaves may still take it"
+    del shrunk.workers[2]
+    queues.observe(shrunk, 0.0)
+    (moved,) = here.take()
+    assert moved.requests == 3
+    client.sendall(b"x")
+    assert moved.sock.recv(1) == b"x"
+    moved.sock.close()
+    client.close()
+    end(queues)
+
+
+def test_a_full_queue_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    queues = Queues(LOG)
+    first, full, gone = (queues.of_slot(slot) for slot in range(3))
+    assert first is not None
+    assert full is not None
+    assert gone is not None
+    server, client = socket.socketpair()
+    assert gone.give([Connection(server)])
+    monkeypatch.setattr(full, "give", lambda _connections: False)
+    queues.observe(fleet(2, 0, 1), 0.0)
+    (moved,) = first.take()
+    moved.sock.close()
+    client.close()
+    end(queues)
 
 
 def test_without_descriptors_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,4 +114,4 @@ def test_the_workers_own_descriptors_come_first(
         assert [queues.of_slot(slot) for slot in (10, 11)] == [None, None]
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith("Workers from slot 10 on hand no connections over: the limit of open files is 80")
-    queues.close(9)
+    end(queues)

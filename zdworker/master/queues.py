@@ -4,7 +4,9 @@ Rules:
 
 * A slot's queue is opened with its first worker, and given to each of its workers.
 * It is closed for writing before a worker without a successor has to leave, and when the slot goes away. The next
-  worker of the slot gets another one; those that hold the closed one keep what is in it.
+  worker of the slot gets another one. The worker that leaves takes what is left in the closed one.
+* If it cannot (it is killed, or the giver has gone and the successor was killed), the master passes what is left on to
+  another slot when the slot has no leaving worker any more.
 * Where there can be none (no descriptors are left, or the system has no such sockets), the workers do without. So do
   the slots beyond a part of the descriptors that the master may have, because its workers need the others.
 """
@@ -34,6 +36,7 @@ class Queues(Observer):
     def __init__(self, log: Any) -> None:
         self._log = log
         self._queues: dict[int, HandOverQueue] = {}
+        self._closed: list[tuple[int, HandOverQueue]] = []
         self._is_logged = False
 
     def of_slot(self, slot: int) -> HandOverQueue | None:
@@ -76,7 +79,7 @@ class Queues(Observer):
         queue = self._queues.pop(slot, None)
         if queue is not None:
             queue.shut()
-            queue.close()
+            self._closed.append((slot, queue))
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Close the queues of slots that have gone away."""
@@ -86,3 +89,17 @@ class Queues(Observer):
             for slot in outside:
                 if slot not in kept or fleet.ending:
                     self.close(slot)
+        if self._closed:
+            leaving = {worker.slot for worker in fleet.workers.values() if worker.leaving and not fleet.ending}
+            done = [(slot, queue) for slot, queue in self._closed if slot not in leaving]
+            self._closed = [(slot, queue) for slot, queue in self._closed if slot in leaving]
+            for _, queue in done:
+                self._pass_on(queue)
+                queue.close()
+
+    def _pass_on(self, queue: HandOverQueue) -> None:
+        """Give what nobody has taken from a closed queue to the workers of other slots."""
+        others = self.every()
+        while others and (connections := queue.take()):
+            while others and not others[-1].give(connections):
+                others.pop()  # it is full

@@ -63,6 +63,26 @@ def test_what_a_successor_that_is_killed_had_not_taken_is_the_next_one_s(start: 
     assert new not in server.workers()
 
 
+def test_what_a_successor_had_not_taken_is_another_slot_s_when_its_own_goes_away(start: Start) -> None:
+    """One of two workers leaves, its successor is stopped before it takes anything, and then it is one too many."""
+    server = start(workers=2, keepalive=KEEPALIVE_S, preload_app=True)
+    clients = idle_clients(server)
+    first, second = server.workers()  # the second one's slot is the one that goes away
+    os.kill(second, signal.SIGTERM)
+    wait_for(lambda: len(server.workers()) == 3, BOOT_TIMEOUT_S, "a successor boots")
+    os.kill(second, signal.SIGSTOP)
+    wait_for(lambda: "draining" in worker_states(server), BOOT_TIMEOUT_S, "the master has told the worker to leave")
+    (new,) = set(server.workers()) - {first, second}
+    os.kill(new, signal.SIGSTOP)
+    os.kill(second, signal.SIGCONT)
+    wait_for(lambda: second not in server.workers(), 20, "it has given its connections, and ended")
+    server.signal(signal.SIGTTOU)
+    wait_for(lambda: "draining" in worker_states(server), 20, "the successor is told to leave, too")
+    os.kill(new, signal.SIGKILL)
+    assert_answered(clients, "one")
+    assert server.workers() == [first]
+
+
 def test_a_worker_that_is_killed_while_it_gives_loses_what_it_has_not_given(start: Start) -> None:
     """And another one's connections notice nothing."""
     server = start(workers=2, keepalive=KEEPALIVE_S, preload_app=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -70,7 +70,7 @@ class ConnectionRecord:
 
         :param more: a part of the next request has arrived already.
         """
-        now = time.monotonic()
+        now = monotonic()
         self.busy, self.answered, self.since = False, True, now
         if more:
             self.received_at = now
@@ -96,7 +96,7 @@ class _RecordingSocket:
             raise
         while record.goaway_sent and data:
             data = super().recv(*args)  # type: ignore[misc]
-        record.received_at = time.monotonic()
+        record.received_at = monotonic()
         return data
 
 
@@ -129,7 +129,7 @@ class Listener(StreamServer):  # type: ignore[misc]  # gevent has no types
             return None
         listener = self.socket
         client = ClientSocket(listener.family, listener.type, listener.proto, fileno=number)
-        client.record = ConnectionRecord(time.monotonic())
+        client.record = ConnectionRecord(monotonic())
         return client, address
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> Any:
@@ -173,7 +173,7 @@ def taken(connection: Connection) -> Any:
     """Return the socket of a connection that another worker has handed over, with its record."""
     sock = connection.sock
     client = ClientSocket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-    client.record = record = ConnectionRecord(time.monotonic())
+    client.record = record = ConnectionRecord(monotonic())
     record.requests, record.proxy, record.idle_until = connection.requests, connection.proxy, connection.idle_until
     record.answered = connection.requests > 0
     return client
