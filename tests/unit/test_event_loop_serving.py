@@ -62,6 +62,9 @@ class Worker:
     def zd_stopping(self) -> bool:
         return False
 
+    def zd_take_signals_back(self) -> None:
+        self.reported.append("signals")
+
     def zd_ready(self) -> None:
         self.reported.append("ready")
 
@@ -174,10 +177,10 @@ def test_ready_comes_last() -> None:
         server = ListServer(worker)
         server.begin_boot()
         await server.boot(starts)
-        assert worker.reported == []
+        assert worker.reported == ["signals"], "which lifespan startup may have set are the worker's again"
         assert not server.is_open
         await server.opened()
-        assert worker.reported == ["ready"]
+        assert worker.reported == ["signals", "ready"]
         assert server.is_open
 
     run(scenario)

@@ -555,7 +555,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     def zd_take_signals_back(self) -> None:
         """Put the worker's handlers in place again where the application has set its own, and have them call those.
 
-        The worker calls this when it has loaded the application, when it is ready, and about once a second.
+        The worker calls this when it has loaded the application, behind lifespan startup, when it is ready, and about
+        once a second.
         """
         if self._zd_handlers is not None:
             self._zd_handlers.take_back()

@@ -97,6 +97,9 @@ class ServedWorker(DrainableWorker, Protocol):
     def notify(self) -> None:
         """Send a heartbeat, and check parent and limits from time to time."""
 
+    def zd_take_signals_back(self) -> None:
+        """Put the worker's signal handlers in place again."""
+
     def zd_ready(self) -> None:
         """Report that the worker accepts connections."""
 
@@ -239,6 +242,8 @@ class Serving(abc.ABC):
         self._boot = asyncio.current_task()
         try:
             if start_lifespan is None or await start_lifespan():
+                # Before anything is accepted: a TERM would reach only the handler that lifespan startup has set.
+                self.worker.zd_take_signals_back()
                 await self._warm_up(self.worker.zd_settings.warmup)
         except asyncio.CancelledError:
             if not self.worker.zd_leaving:
