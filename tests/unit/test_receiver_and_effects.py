@@ -16,7 +16,7 @@ from gunicorn.config import Config
 
 from zdworker.core import events
 from zdworker.core.events import Event, KillReason, Outcome, Policy
-from zdworker.core.fleet import Fleet, Generation, GenerationState, Worker, WorkerState
+from zdworker.core.fleet import Fleet, Generation, GenerationState, Phase, Worker, WorkerState
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
@@ -176,7 +176,8 @@ def bench() -> Iterator[Bench]:
     yield made
     for record in list(made.children.workers.values()):
         made.children.remove_worker(record)
-    made.queues.close(0)
+    made.fleet.phase = Phase.STOPPING
+    made.queues.observe(made.fleet, 0.0)
     made.reactor.close_in_child()
 
 

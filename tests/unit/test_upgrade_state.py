@@ -284,7 +284,8 @@ def test_queues(stack: contextlib.ExitStack) -> None:
     found = again.of_slot(2)
     assert found is not None
     assert found.is_closed
-    again.close(2)
+    for each in (queues, again):
+        each.observe(Fleet(Policy(), 0, Phase.STOPPING), 0.0)
 
 
 def test_what_has_happened() -> None:
