@@ -88,9 +88,15 @@ def last_reload(server: Server) -> dict[str, Any]:
     return client.status(finder.find(pid=server.master).path)["last_reload"] or {}
 
 
+def worker_rows(server: Server) -> list[dict[str, Any]]:
+    """Return the workers as the master has them: ``pid``, ``slot``, ``state`` and so on of each."""
+    rows: list[dict[str, Any]] = client.status(finder.find(pid=server.master).path)["workers"]
+    return rows
+
+
 def worker_states(server: Server) -> list[str]:
     """Return the states of the workers as the master has them."""
-    return [worker["state"] for worker in client.status(finder.find(pid=server.master).path)["workers"]]
+    return [worker["state"] for worker in worker_rows(server)]
 
 
 def reload(server: Server) -> dict[str, Any]:

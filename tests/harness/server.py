@@ -190,7 +190,7 @@ class Server:
     def stop(self) -> int:
         """End it with TERM, however long the drain takes."""
         self.signal(signal.SIGTERM)
-        return self.wait_exit(float(self.settings["graceful_timeout"]) + 3)
+        return self.wait_exit(float(self.settings["graceful_timeout"]) + 20)
 
     # -- facts -----------------------------------------------------------------------------------------------
 
@@ -216,7 +216,9 @@ class Server:
         # worker that was forked from the master itself: such a one counts from its lifespan startup on.
         started = {mark["pid"] for mark in self.site.marks("startup")}
         forked = [child.pid for child in self.children() if child.forked]
-        return [pid for pid in forked if pid in started or processes.command(pid) != own]
+        found = [pid for pid in forked if pid in started or processes.command(pid) not in (own, "")]
+        still_forked = {child.pid for child in self.children() if child.forked}  # and not executed in between
+        return [pid for pid in found if pid in still_forked]
 
     def fork_servers(self) -> list[int]:
         return [child.pid for child in self.children() if not child.forked]
@@ -308,12 +310,12 @@ class Server:
 
     def wait_taken(self) -> None:
         """Wait until the workers have taken all connections out of the kernel's queue."""
-        wait_for(lambda: not self._received({None}), 15, "all connections are accepted")
+        wait_for(lambda: not self._received({None}), BOOT_TIMEOUT_S, "all connections are accepted")
 
     def wait_read(self, *clients: Client) -> None:
         """Wait until the workers have read all that ``clients`` have sent."""
         ports = {client.socket.getsockname()[1] for client in clients}
-        wait_for(lambda: not self._received(ports), 15, "the workers have read what was sent")
+        wait_for(lambda: not self._received(ports), BOOT_TIMEOUT_S, "the workers have read what was sent")
 
     def _received(self, peers: Container[int | None]) -> int:
         return sum(length for peer, length in processes.receive_queues(int(self.address[1])) if peer in peers)

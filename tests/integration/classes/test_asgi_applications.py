@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import time
 
 import pytest
 
@@ -20,8 +19,8 @@ from tests.harness.worker_classes import ASGI, UVICORN, UVICORN_H11, WorkerClass
 
 CLASSES = (UVICORN, UVICORN_H11, ASGI)
 LIMIT = 6
-SLACK = 1.5
-"""Seconds beyond the limit for the worker's own end (lifespan, hooks)."""
+SLACK = 20.0
+"""Seconds beyond the limit for the worker's own end (lifespan, hooks), on a machine with other work to do."""
 
 BACKGROUND = """
 
@@ -111,7 +110,7 @@ def ask(server: Server, path: str, client: Client | None = None) -> Client:
     before = len(server.site.marks("request"))
     client = client or Client(server.address)
     client.send(request("GET", path))
-    wait_for(lambda: len(server.site.marks("request")) > before, 5, "the application has the request")
+    wait_for(lambda: len(server.site.marks("request")) > before, BOOT_TIMEOUT_S, "the application has the request")
     return client
 
 
@@ -126,7 +125,7 @@ def test_background_tasks_finish(start_class: Start, site: Site, worker: WorkerC
     reply = client.reply()
     assert reply.last
     client.close()
-    wait_for(lambda: not alive(old), 15, "the old worker is gone")
+    wait_for(lambda: not alive(old), BOOT_TIMEOUT_S, "the old worker is gone")
     answered = site.marks("answered")[0]["time"]
     assert site.marks("background done")[0]["time"] - answered >= 3.9
     assert site.marks("shutdown")[0]["time"] >= site.marks("background done")[0]["time"]
@@ -153,9 +152,9 @@ def test_endless_events_run_to_the_deadline(start_class: Start, site: Site, work
     server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=LIMIT)
     polite, endless = ask(server, "/events?last"), ask(server, "/events")
     (old,) = server.begin_reload("two")
-    told = time.monotonic()
     wait_for(lambda: not alive(old), LIMIT + SLACK, "the old worker is gone")
-    assert time.monotonic() - told >= LIMIT - 1.5, "they were not given their time"
+    (begun,), (ended,) = site.marks("startup", "two"), site.marks("shutdown")
+    assert ended["time"] - begun["time"] >= LIMIT - 1.5, "they were not given their time"
     assert len(site.marks("events ended")) == 2
     assert [mark["pid"] for mark in site.marks("shutdown")] == [old]
     assert [event["pid"] for event in site.events("worker_exit")] == [old]
@@ -188,11 +187,11 @@ def test_lifespan_shutdown_has_what_is_left_of_the_time(start_class: Start, site
 
 @for_each(CLASSES)
 def test_int_ends_a_worker_at_once_with_lifespan_shutdown(start_class: Start, site: Site, worker: WorkerClass) -> None:
-    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=30)
-    client = ask(server, "/sleep?seconds=25")
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=90)
+    client = ask(server, "/sleep?seconds=85")
     (old,) = server.workers()
     server.signal(signal.SIGINT)
-    assert server.wait_exit(5) == 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 0
     assert [mark["pid"] for mark in site.marks("shutdown")] == [old]
     assert [event["pid"] for event in site.events("worker_int")] == [old]
     client.close()
@@ -210,7 +209,11 @@ def test_warm_up_has_the_lifespan_s_state(start_class: Start, site: Site, worker
     server.configure(zd_warmup=["/warm?status=503"])
     server.signal(signal.SIGUSR2)
     wait_for(lambda: site.marks("warm", "two"), BOOT_TIMEOUT_S, "the new code was tried")
-    wait_for(lambda: [child.pid for child in server.children() if child.forked] == [pid], 10, "the old code serves on")
+    wait_for(
+        lambda: [child.pid for child in server.children() if child.forked] == [pid],
+        BOOT_TIMEOUT_S,
+        "the old code serves on",
+    )
     assert server.get("/")["version"] == "one"
 
 
@@ -221,6 +224,10 @@ def test_lifespan_that_fails_is_a_failed_reload(start: Start, site: Site, mode: 
     old = server.workers()
     unique = site.break_("lifespan")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: unique in server.log, 10, "the reason is in the log")
-    wait_for(lambda: [child.pid for child in server.children() if child.forked] == old, 10, "the old code serves on")
+    wait_for(lambda: unique in server.log, BOOT_TIMEOUT_S, "the reason is in the log")
+    wait_for(
+        lambda: [child.pid for child in server.children() if child.forked] == old,
+        BOOT_TIMEOUT_S,
+        "the old code serves on",
+    )
     assert server.get("/")["version"] == "one"

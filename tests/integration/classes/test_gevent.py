@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -47,7 +48,7 @@ ENDPOINTS["/stubborn"] = stubborn
 
 PATCHING = "\nfrom gevent import monkey\nmonkey.patch_all()\n"
 
-MANY = 200
+MANY = 1000
 """Requests that one client sends at once."""
 
 SPINNING = """
@@ -110,10 +111,10 @@ def test_a_killed_worker_comes_back_from_a_patched_fork_server(start: Start) -> 
     for _ in range(5):
         (pid,) = server.workers()
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda pid=pid: not alive(pid) and server.accepting(), 10, "another one accepts")  # type: ignore[misc]
+        wait_for(lambda pid=pid: not alive(pid) and server.accepting(), BOOT_TIMEOUT_S, "another one accepts")  # type: ignore[misc]
         assert server.get("/")["version"] == "one"
     assert server.fork_servers() == [fork_server]
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")
 
 
 def test_without_gevent_the_start_says_what_to_install(make_server: Start, site: Site) -> None:
@@ -136,7 +137,7 @@ def test_gevent_worker_warms_up(make_server: Start, site: Site) -> None:
 def test_a_configuration_that_patches_the_master_is_refused(make_server: Start) -> None:
     server = make_server(worker_class=GEVENT.path, extra=PATCHING).launch()
     assert server.wait_exit(BOOT_TIMEOUT_S) == 1
-    server.wait_nothing_left(2)
+    server.wait_nothing_left(10)
 
 
 def test_a_reload_to_a_configuration_that_patches_is_refused_before_the_master_sees_it(
@@ -163,9 +164,9 @@ def test_greenlets_that_swallow_their_end_do_not_hold_the_worker(start: Start, s
     (old,) = server.workers()
     with Client(server.address) as client:
         client.send(request("GET", "/stubborn"))
-        wait_for(lambda: site.marks("request"), 5, "the application has the request")
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the request")
         os.kill(old, signal.SIGTERM)
-        wait_for(lambda: not alive(old), 5, "the worker has ended")
+        wait_for(lambda: not alive(old), BOOT_TIMEOUT_S, "the worker has ended")
     assert [mark["kind"] for mark in site.marks("told")] == ["GreenletExit"]
     assert [event["pid"] for event in site.events("worker_exit")] == [old]
 
@@ -182,29 +183,29 @@ def test_a_class_of_ones_own_is_one_of_gunicorns(start: Start, site: Site) -> No
 def test_a_connection_never_used_is_kept_five_seconds_also_in_service(start: Start) -> None:
     """Gunicorn gives it, and a head, its keep-alive time: a drain that begins a moment later cannot bring it back."""
     server = serve(start, keepalive=1, timeout=6)
+    opened = time.monotonic()
     with Client(server.address) as silent, Client(server.address) as half, Client(server.address) as kept:
-        opened = time.monotonic()
         kept.ask("GET", "/")
         half.send(request("GET", "/")[:10])
         kept.wait_end()
-        assert time.monotonic() - opened < 4, "well before the others"
+        assert not silent.ended()
         silent.wait_end()
         half.wait_end()
         assert time.monotonic() - opened > 4.9
 
 
 def test_without_keep_alive_a_drain_ends_silent_connections_all_the_same(start: Start) -> None:
-    server = serve(start, keepalive=0, graceful_timeout=15)
-    (old,) = server.workers()
-    with Client(server.address) as silent, Client(server.address) as asking:
-        server.wait_taken()
-        os.kill(old, signal.SIGTERM)
-        told = time.monotonic()
-        wait_for(lambda: old not in server.accepting(), 5, "the worker does not accept any more")
+    server = serve(start, preload_app=True, keepalive=0, graceful_timeout=30)
+    with contextlib.ExitStack() as stack:
+        with server.reload_at_the_end("two") as [old]:
+            silent = stack.enter_context(Client(server.address))
+            asking = stack.enter_context(Client(server.address))
+            server.wait_taken()
+            told = time.monotonic()
         assert asking.ask("GET", "/").last
         silent.wait_end()
         assert time.monotonic() - told > 4.9
-    wait_for(lambda: not alive(old), 2, "nothing holds the worker")
+    wait_for(lambda: not alive(old), 15, "nothing holds the worker")
 
 
 def test_a_client_that_never_rests_leaves_room_for_others(start: Start, site: Site) -> None:
@@ -213,6 +214,6 @@ def test_a_client_that_never_rests_leaves_room_for_others(start: Start, site: Si
     server = serve(start)
     with Client(server.address) as busy:
         busy.send(request("GET", "/spin") * MANY)
-        wait_for(lambda: site.marks("spin"), 5, "the first of them is being answered")
+        wait_for(lambda: site.marks("spin"), BOOT_TIMEOUT_S, "the first of them is being answered")
         assert server.get()["version"] == "one"
         assert len(site.marks("spin")) < MANY

@@ -78,7 +78,7 @@ def tell_to_leave(server: Server) -> int:
     """Tell the only worker to leave, and return its pid when it accepts no more."""
     (pid,) = server.workers()
     os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: pid not in server.accepting(), 5, "the worker does not accept any more")
+    wait_for(lambda: pid not in server.accepting(), BOOT_TIMEOUT_S, "the worker does not accept any more")
     return pid
 
 
@@ -95,16 +95,16 @@ def test_the_loop_of_the_import_is_the_one_that_runs(start: Start, site: Site, p
     server = serve(start, site, SCHEDULED, preload_app=preload)
     assert server.get("/")["version"] == "one"
     if not preload:
-        wait_for(lambda: site.marks("scheduled"), 5, "what was scheduled at import runs")
+        wait_for(lambda: site.marks("scheduled"), BOOT_TIMEOUT_S, "what was scheduled at import runs")
 
 
 def test_a_handler_goes_on_behind_its_answer(start: Start, site: Site) -> None:
-    server = serve(start, site, BEHIND)
+    server = serve(start, site, BEHIND, graceful_timeout=40)
     with Client(server.address) as client:
         assert client.ask("GET", "/behind?seconds=3", headers="Connection: close\r\n").status == 200
     pid = tell_to_leave(server)
-    wait_for(lambda: site.marks("done"), 5, "the handler has ended")
-    wait_for(lambda: not alive(pid), 2, "nothing holds the worker")
+    wait_for(lambda: site.marks("done"), BOOT_TIMEOUT_S, "the handler has ended")
+    wait_for(lambda: not alive(pid), 15, "nothing holds the worker")
 
 
 def test_a_handler_is_cancelled_at_the_deadline(start: Start, site: Site) -> None:
@@ -112,7 +112,7 @@ def test_a_handler_is_cancelled_at_the_deadline(start: Start, site: Site) -> Non
     with Client(server.address) as client:
         assert client.ask("GET", "/behind?seconds=60", headers="Connection: close\r\n").status == 200
     pid = tell_to_leave(server)
-    wait_for(lambda: not alive(pid), 5, "the worker has ended")
+    wait_for(lambda: not alive(pid), BOOT_TIMEOUT_S, "the worker has ended")
     assert site.marks("left")
     assert not site.marks("done")
     assert [event["pid"] for event in site.events("worker_exit")] == [pid]
@@ -120,19 +120,19 @@ def test_a_handler_is_cancelled_at_the_deadline(start: Start, site: Site) -> Non
 
 def test_idle_connections_are_kept_for_keepalive_from_the_drain_on(start: Start, site: Site) -> None:
     """Tornado keeps them for an hour; in service that stays."""
-    server = serve(start, site, keepalive=2)
+    server = serve(start, site, keepalive=4, graceful_timeout=40)
     with Client(server.address) as used, Client(server.address) as idle:
         for client in (used, idle):
             assert not client.ask("GET", "/").last
-        time.sleep(2.5)  # longer than keepalive
+        time.sleep(4.5)  # longer than keepalive
         told = time.monotonic()
         pid = tell_to_leave(server)
         reply = used.ask("POST", "/echo", b"x")
         assert reply.last
         assert reply.json()["pid"] == pid
         idle.wait_end()
-        assert time.monotonic() - told >= 2
-    wait_for(lambda: not alive(pid), 2, "nothing holds the worker")
+        assert time.monotonic() - told >= 4
+    wait_for(lambda: not alive(pid), 15, "nothing holds the worker")
 
 
 def test_http10_clients_are_not_told_to_keep_a_connection_that_ends(start: Start, site: Site) -> None:
@@ -174,11 +174,13 @@ def test_an_answer_before_the_end_of_a_request_without_body_keeps_the_connection
 
 
 def test_wsgi_applications_drain_too(start: Start, site: Site) -> None:
-    server = serve(start, site, WSGI, keepalive=3)
+    server = serve(start, site, WSGI, graceful_timeout=40)
     with Client(server.address) as kept, Client(server.address) as busy, Client(server.address) as silent:
         assert kept.ask("GET", "/").json()["version"] == "one"
         busy.send(request("GET", "/hold"))
-        wait_for(lambda: site.marks("request")[-1]["path"] == "/hold", 5, "the application has the request")
+        wait_for(
+            lambda: site.marks("request")[-1]["path"] == "/hold", BOOT_TIMEOUT_S, "the application has the request"
+        )
         (pid,) = server.workers()
         os.kill(pid, signal.SIGTERM)
         site.answer_held()  # until then the application has the loop, and nothing can close the listener
@@ -186,7 +188,7 @@ def test_wsgi_applications_drain_too(start: Start, site: Site) -> None:
         for reply in (busy.reply(), kept.ask("POST", "/", b"abc"), silent.ask("POST", "/", b"abc")):
             assert reply.status == 200
             assert reply.last
-    wait_for(lambda: not alive(pid), 2, "nothing holds the worker")
+    wait_for(lambda: not alive(pid), 15, "nothing holds the worker")
 
 
 def test_a_wsgi_application_cannot_be_cut(start: Start, site: Site) -> None:
@@ -195,7 +197,7 @@ def test_a_wsgi_application_cannot_be_cut(start: Start, site: Site) -> None:
     (pid,) = server.workers()
     with Client(server.address) as client:
         client.send(request("GET", "/hold"))
-        wait_for(lambda: site.marks("request"), 5, "the application has the request")
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the request")
         server.site.deploy("two", extra=WSGI)
         server.signal(signal.SIGUSR2)
         wait_for(lambda: not alive(pid), BOOT_TIMEOUT_S, "the worker has ended")

@@ -82,10 +82,10 @@ def test_head_that_is_sent_in_the_drain_ends_the_connection(
     start_class: Start, site: Site, worker: WorkerClass
 ) -> None:
     """The application called ``start_response`` long before; what counts is when the head leaves."""
-    server = start_class(worker, workers=1, zd_hand_over=False)
+    server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=60)
     client = Client(server.address)
     client.send(request("GET", "/late"))
-    wait_for(lambda: site.marks("request"), 5, "start_response was called")
+    wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "start_response was called")
     server.begin_reload("two")
     site.answer_held()
     reply = client.reply()
@@ -100,9 +100,9 @@ def test_work_behind_the_answer_is_finished(start_class: Start, site: Site, work
     server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=10)
     client = Client(server.address)
     assert client.ask("GET", "/work?seconds=1.5").body == b"done\n"
-    wait_for(lambda: site.marks("work begins"), 5, "the work has begun")
+    wait_for(lambda: site.marks("work begins"), BOOT_TIMEOUT_S, "the work has begun")
     server.begin_reload("two")
-    wait_for(lambda: site.marks("work is done"), 5, "the work is done")
+    wait_for(lambda: site.marks("work is done"), BOOT_TIMEOUT_S, "the work is done")
 
 
 @for_each(WSGI_CLASSES)
@@ -119,10 +119,10 @@ def test_wsgi_classes_warm_up(start_class: Start, site: Site, worker: WorkerClas
         server.configure(zd_warmup=[bad.replace(" ", "%20")])
         before, serving = len(site.events("child_exit")), server.workers()
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: len(site.events("child_exit")) > before, 10, "the new worker is gone")  # noqa: B023  # at once
+        wait_for(lambda: len(site.events("child_exit")) > before, BOOT_TIMEOUT_S, "the new worker is gone")  # noqa: B023  # at once
         assert server.workers() == serving
         assert server.get()["pid"] == serving[0]
-    assert "RuntimeError: cold" in server.log
+    wait_for(lambda: "RuntimeError: cold" in server.log, BOOT_TIMEOUT_S, "the reason is in the log")
 
 
 @for_each((THREAD, WSGI))
@@ -131,9 +131,9 @@ def test_application_that_cannot_be_interrupted(start_class: Start, site: Site, 
     server = start_class(worker, workers=1, zd_hand_over=False, graceful_timeout=2)
     client = Client(server.address)
     client.send(request("GET", "/stubborn"))
-    wait_for(lambda: site.marks("request"), 5, "the application has the request")
+    wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the request")
     [old] = server.begin_reload("two")
-    wait_for(lambda: not alive(old), 3.5, "the old worker is gone")
+    wait_for(lambda: not alive(old), BOOT_TIMEOUT_S, "the old worker is gone")
     with pytest.raises(Broken):
         client.reply()
     assert {mark["by"] for mark in site.marks("interrupted")} == ({"DeadlineReached"} if worker is WSGI else set())
@@ -146,25 +146,25 @@ def test_worker_whose_master_dies_ends_soon(start_class: Start, site: Site, work
     server = start_class(worker, workers=2, zd_hand_over=False)
     short, long = Client(server.address), Client(server.address)
     long.send(request("GET", "/sleep?seconds=60"))
-    wait_for(lambda: len(site.marks("request")) == 1, 5, "the application has the long one")
+    wait_for(lambda: len(site.marks("request")) == 1, BOOT_TIMEOUT_S, "the application has the long one")
     short.send(request("GET", "/sleep?seconds=0.5"))
-    wait_for(lambda: len(site.marks("request")) == 2, 5, "the application has both")
+    wait_for(lambda: len(site.marks("request")) == 2, BOOT_TIMEOUT_S, "the application has both")
     workers = server.workers()
     os.kill(server.master, signal.SIGKILL)
     assert short.reply().status == 200
-    wait_for(lambda: not any(alive(pid) for pid in workers), 2, "the workers are gone")
+    wait_for(lambda: not any(alive(pid) for pid in workers), 15, "the workers are gone")
     with pytest.raises(Broken):
         long.reply()
 
 
 def test_heartbeat_goes_on_while_applications_finish(start_class: Start, site: Site) -> None:
     """Of threads: a request may take longer than ``timeout`` in a drain too."""
-    server = start_class(THREAD, workers=1, zd_hand_over=False, timeout=2, graceful_timeout=10)
+    server = start_class(THREAD, workers=1, zd_hand_over=False, timeout=4, graceful_timeout=60)
     client = Client(server.address)
     client.send(request("GET", "/hold"))
-    wait_for(lambda: site.marks("request"), 5, "the application has the request")
+    wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the request")
     server.begin_reload("two")
-    time.sleep(4)  # longer than `timeout`
+    time.sleep(7)  # longer than `timeout`
     site.answer_held()
     reply = client.reply()
     assert (reply.status, reply.headers["x-version"], reply.last) == (200, "one", True)

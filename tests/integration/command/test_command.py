@@ -17,6 +17,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from zdworker.command import client
 
 DONE, FAILED, MISUSE, NO_INSTANCE, TIMED_OUT = range(5)
 
@@ -43,7 +44,7 @@ class Command:
 
     def __call__(self, *words: str, code: int = DONE) -> subprocess.CompletedProcess[str]:
         with self.start(*words) as process:
-            out, error = process.communicate(timeout=60)
+            out, error = process.communicate(timeout=120)
         assert process.returncode == code, f"{process.returncode}\n{out}\n{error}"
         return subprocess.CompletedProcess(words, code, out, error)
 
@@ -61,7 +62,11 @@ def command(site: Site) -> Command:
 @pytest.fixture
 def server(make_server: Start, command: Command) -> Server:
     environment = {"XDG_RUNTIME_DIR": str(command.runtime)}
-    return make_server(preload_app=True, pidfile="gunicorn.pid", environment=environment).start()
+    settings = {"preload_app": True, "pidfile": "gunicorn.pid", "graceful_timeout": 20}
+    made: Server = make_server(environment=environment, **settings).start()
+    path = str(command.runtime / "zdworker" / f"{made.master}.sock")
+    wait_for(lambda: client.status(path)["state"] == "steady", BOOT_TIMEOUT_S, "the start is over")
+    return made
 
 
 def test_a_reload_is_waited_for(server: Server, site: Site, command: Command) -> None:
@@ -102,16 +107,18 @@ def test_a_failed_reload_prints_the_applications_own_traceback(server: Server, s
 
 
 def test_not_waiting_returns_at_once(server: Server, site: Site, command: Command) -> None:
-    site.deploy("two", extra="\ntime.sleep(2)\n")
+    gate = site.deploy_gated("two")
     assert command("reload", "--no-wait").stdout == "reload ordered\n"
     assert command.json("status")["state"] == "rolling"
+    gate.open("wb").close()
     server.wait_only("two")
 
 
 def test_waiting_for_a_reload_has_an_end(server: Server, site: Site, command: Command) -> None:
-    site.deploy("two", extra="\ntime.sleep(3)\n")
+    gate = site.deploy_gated("two")
     timed_out = command("reload", "--timeout", "0.5", code=TIMED_OUT)
     assert "the master goes on with the order" in timed_out.stderr
+    gate.open("wb").close()
     server.wait_only("two")
 
 
@@ -123,9 +130,9 @@ def test_status_for_people_and_for_programs(server: Server, command: Command) ->
 
 
 def test_a_reload_says_what_it_waits_for(server: Server, site: Site, command: Command) -> None:
-    with Client(server.address) as client:
-        client.send(request("GET", "/hold"))
-        wait_for(lambda: site.marks("request"), 10, "the request is being answered")
+    with Client(server.address) as asking:
+        asking.send(request("GET", "/hold"))
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the request is being answered")
         site.deploy("two")
         with command.start("reload") as reload:
             assert reload.stdout is not None
@@ -135,9 +142,9 @@ def test_a_reload_says_what_it_waits_for(server: Server, site: Site, command: Co
             pid = site.marks("request")[0]["pid"]
             assert re.search(rf"waiting for worker {pid} \(slot [01]\): 1 request, at most \d+ s more", line)
             site.answer_held()
-            assert client.reply().status == 200
+            assert asking.reply().status == 200
             assert reload.stdout.read().startswith("reload done")
-            assert reload.wait(30) == DONE
+            assert reload.wait(BOOT_TIMEOUT_S) == DONE
 
 
 def test_until_all_workers_are_ready_the_master_starts(make_server: Start, site: Site, command: Command) -> None:
@@ -145,13 +152,13 @@ def test_until_all_workers_are_ready_the_master_starts(make_server: Start, site:
     site.deploy("one", extra="\nwhile os.path.exists('gate'):\n    time.sleep(0.01)\n")
     server = make_server(zd_preload="never", environment={"XDG_RUNTIME_DIR": str(command.runtime)}).launch()
     runtime = command.runtime / "zdworker" / f"{server.master}.sock"
-    wait_for(runtime.exists, 30, "it has a control socket")
+    wait_for(runtime.exists, BOOT_TIMEOUT_S, "it has a control socket")
     told = command("status", "--check", code=FAILED).stdout
     assert told == "starting, 0 of 2 workers ready\n"
     assert command.json("status")["state"] == command.json("list")["masters"][0]["state"] == "starting"
     (site.directory / "gate").unlink()
     server.wait_full()
-    wait_for(lambda: command.json("status")["state"] == "steady", 10, "the start is over")
+    wait_for(lambda: command.json("status")["state"] == "steady", BOOT_TIMEOUT_S, "the start is over")
 
 
 def test_a_monitor_asks_whether_all_is_well(server: Server, site: Site, command: Command) -> None:
@@ -187,7 +194,7 @@ def test_status_can_be_watched(server: Server, command: Command) -> None:
         assert process.stdout is not None
         states = [json.loads(process.stdout.readline())["state"] for _ in range(2)]
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=BOOT_TIMEOUT_S)
     assert states == ["steady", "steady"]
     assert process.returncode == 130
 
@@ -209,25 +216,25 @@ def test_the_command_rolls_back(server: Server, site: Site, command: Command) ->
 def test_a_reload_that_is_called_off_is_a_rollback_done_and_a_reload_failed(
     server: Server, site: Site, command: Command
 ) -> None:
-    site.deploy("two", extra="\ntime.sleep(20)\n")
+    site.deploy("two", extra="\ntime.sleep(200)\n")
     with command.start("reload") as waiting:
         wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
         assert command.json("rollback")["result"] == "done"
-        _out, error = waiting.communicate(timeout=10)
+        _out, error = waiting.communicate(timeout=BOOT_TIMEOUT_S)
     assert waiting.returncode == FAILED
     assert "called off: a rollback was asked for" in error
     server.wait_only("one")
 
 
 def test_a_reload_that_was_to_come_next_is_called_off_too(server: Server, site: Site, command: Command) -> None:
-    site.deploy("two", extra="\ntime.sleep(20)\n")
+    site.deploy("two", extra="\ntime.sleep(200)\n")
     command("reload", "--no-wait")
     wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
     with command.start("reload") as waiting:
         assert waiting.stderr is not None
         assert "rolling" in waiting.stderr.readline(), "it is told how far the first one is"
         assert command.json("rollback")["result"] == "done"
-        _out, error = waiting.communicate(timeout=10)
+        _out, error = waiting.communicate(timeout=BOOT_TIMEOUT_S)
     assert waiting.returncode == FAILED
     assert "called off: a rollback was asked for" in error
 
@@ -235,7 +242,7 @@ def test_a_reload_that_was_to_come_next_is_called_off_too(server: Server, site: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_another_users_pid_is_refused_in_a_line(server: Server) -> None:
     words = [sys.executable, "-c", SOMEBODY_ELSE, str(server.master)]
-    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert refused.returncode == NO_INSTANCE
     assert "is another user's" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -324,16 +331,16 @@ def test_another_users_master_is_out_of_reach(server: Server, site: Site, comman
         "try:\n    client.status(sys.argv[1])\nexcept client.NoInstance as error:\n    print(error)"
     )
     words = [sys.executable, "-c", code, str(path)]
-    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+    refused = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert "has closed the connection" in refused.stdout, refused.stderr
 
 
 def test_when_the_master_ends_so_does_the_wait(server: Server, site: Site, command: Command) -> None:
-    site.deploy("two", extra="\ntime.sleep(20)\n")
+    site.deploy("two", extra="\ntime.sleep(200)\n")
     with command.start("reload") as waiting:
         wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
         assert server.stop() == 0
-        _out, error = waiting.communicate(timeout=10)
+        _out, error = waiting.communicate(timeout=BOOT_TIMEOUT_S)
     assert waiting.returncode == NO_INSTANCE
     assert "it has ended" in error
 

@@ -17,9 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.server import Server, Start
+from tests.harness.processes import wait_for
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from zdworker.command import client
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], ['eval "$(zdworker completion bash)"']),
@@ -86,7 +88,10 @@ def runtime(site: Site) -> Path:
 
 @pytest.fixture
 def server(make_server: Start, runtime: Path) -> Server:
-    return make_server(workers=1, environment={"XDG_RUNTIME_DIR": str(runtime)}).start()
+    made: Server = make_server(workers=1, environment={"XDG_RUNTIME_DIR": str(runtime)}).start()
+    path = str(runtime / "zdworker" / f"{made.master}.sock")
+    wait_for(lambda: client.status(path)["state"] == "steady", BOOT_TIMEOUT_S, "the start is over")
+    return made
 
 
 @pytest.fixture(params=SHELLS)

@@ -16,7 +16,14 @@ pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 1), reason="the con
 
 def command(server: Server, words: str) -> dict[str, object]:
     done = run_once(
-        server.site, "gunicorn.ctl.cli", "-s", str(server.site.directory / "gunicorn.ctl"), "-j", "-c", words
+        server.site,
+        "gunicorn.ctl.cli",
+        "-s",
+        str(server.site.directory / "gunicorn.ctl"),
+        "-j",
+        "-c",
+        words,
+        deadline=BOOT_TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     answer = json.loads(done.stdout)
@@ -24,18 +31,22 @@ def command(server: Server, words: str) -> dict[str, object]:
     return answer
 
 
-def assert_shown(server: Server) -> None:
-    shown = command(server, "show workers")["workers"]
-    assert isinstance(shown, list)
-    assert sorted(worker["pid"] for worker in shown) == server.workers()
-    assert all(worker["booted"] for worker in shown), shown
+def wait_shown(server: Server) -> None:
+    """Wait until the workers are shown that there are, which may be a moment after the kernel has them."""
+
+    def shown() -> bool:
+        found = command(server, "show workers")["workers"]
+        assert isinstance(found, list)
+        return sorted(worker["pid"] for worker in found) == server.workers() and all(one["booted"] for one in found)
+
+    wait_for(shown, BOOT_TIMEOUT_S, "the booted workers are shown, and no other")
 
 
 def test_gunicornc_shows_workers(start: Start, site: Site) -> None:
     server = start(workers=2)
-    assert_shown(server)
+    wait_shown(server)
     server.reload("two")
-    assert_shown(server)
+    wait_shown(server)
 
 
 def test_gunicornc_reloads_and_scales(start: Start, site: Site) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 COLUMNS = 80
 
@@ -43,7 +43,7 @@ def command(server: Server, runtime: Path, *words: str, code: int = 0) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert found.returncode == code, f"{found.returncode}\n{found.stdout}\n{found.stderr}"
@@ -62,9 +62,9 @@ def test_it_tells_who_has_asked_and_what_came_of_it(server: Server, site: Site, 
     command(server, runtime, "reload")
     unique = site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: entries(server, runtime)[-1]["result"] == "failed", 30, "the reload has failed")
+    wait_for(lambda: entries(server, runtime)[-1]["result"] == "failed", BOOT_TIMEOUT_S, "the reload has failed")
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: entries(server, runtime)[-1]["kind"] == "crash", 30, "the crash is known")
+    wait_for(lambda: entries(server, runtime)[-1]["kind"] == "crash", BOOT_TIMEOUT_S, "the crash is known")
 
     lines = command(server, runtime, "history").splitlines()
     moment, uid = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", os.geteuid()
@@ -93,12 +93,13 @@ def test_a_restart_keeps_it(server: Server, site: Site, runtime: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     server.start()
     assert server.master != before[0]["master"]
-    assert entries(server, runtime) == before
+    wait_for(lambda: entries(server, runtime) == before, BOOT_TIMEOUT_S, "the file has been read")
     path.write_text("neither one nor the other\n")
     assert server.stop() == 0
     server.start()
+    said = "cannot be read, and a new one is begun"
+    wait_for(lambda: said in server.log, BOOT_TIMEOUT_S, "the file could not be read")
     assert entries(server, runtime) == []
-    assert "cannot be read, and a new one is begun" in server.log
 
 
 def test_a_rollback_is_one(server: Server, site: Site, runtime: Path) -> None:
@@ -113,9 +114,9 @@ def test_a_rollback_is_one(server: Server, site: Site, runtime: Path) -> None:
         ("reload", 3, "done"),
         ("rollback", 2, "done"),
     ]
-    site.deploy("four", extra="\ntime.sleep(60)\n")
+    site.deploy("four", extra="\ntime.sleep(200)\n")
     command(server, runtime, "reload", "--no-wait")
-    wait_for(lambda: entries(server, runtime)[-1]["generation"] == 4, 30, "the reload is under way")
+    wait_for(lambda: entries(server, runtime)[-1]["generation"] == 4, BOOT_TIMEOUT_S, "the reload is under way")
     command(server, runtime, "rollback")
     reload, rollback = entries(server, runtime)[-2:]
     assert (reload["kind"], reload["result"], reload["generation"]) == ("reload", "rolled_back", 4)
@@ -127,8 +128,10 @@ def test_a_directory_that_takes_no_file_ends_nothing(server: Server, site: Site,
     """A directory stands where the file is to be: the rename fails, for root as well."""
     site.deploy("two")
     command(server, runtime, "reload")
-    wait_for(lambda: list((runtime / "zdworker").glob("history-*.jsonl")), 10, "there is a file")
-    (path,) = (runtime / "zdworker").glob("history-*.jsonl")
+    [path] = wait_for(lambda: list((runtime / "zdworker").glob("history-*.jsonl")), BOOT_TIMEOUT_S, "there is a file")
+    wait_for(
+        lambda: '"done"' in path.read_text(), BOOT_TIMEOUT_S, "the reload's end is in it, the last that is written"
+    )
     path.unlink()
     path.mkdir()
     (path / "in the way").write_text("")
@@ -136,5 +139,5 @@ def test_a_directory_that_takes_no_file_ends_nothing(server: Server, site: Site,
         site.deploy(version)
         command(server, runtime, "reload")
     assert [entry["generation"] for entry in entries(server, runtime)] == [2, 3, 4]
-    wait_for(lambda: server.log.count("The history cannot be written") == 1, 10, "that is said")
+    wait_for(lambda: server.log.count("The history cannot be written") == 1, BOOT_TIMEOUT_S, "that is said")
     assert command(server, runtime, "status", "--check").startswith("steady")

@@ -16,7 +16,7 @@ import pytest
 from tests.harness import processes
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 pytestmark = pytest.mark.skipif(gunicorn.version_info < (25, 0, 3), reason="this Gunicorn has no dirty arbiter")
 
@@ -38,7 +38,7 @@ ASK = """
 async def dirty(scope, receive, send, query):
     from gunicorn.dirty.client import DirtyClient
 
-    client = DirtyClient(os.environ["GUNICORN_DIRTY_SOCKET"], timeout=5)
+    client = DirtyClient(os.environ["GUNICORN_DIRTY_SOCKET"], timeout=60)
     try:
         await answer(send, **await client.execute_async("dirty_app:Own", "who"))
     except Exception as error:
@@ -87,7 +87,9 @@ def server(make_server: Start, site: Site, monkeypatch: pytest.MonkeyPatch) -> S
 
 def wait_initialized(site: Site, count: int) -> int:
     """Wait until ``count`` dirty workers have started; return the pid of the last one."""
-    found = wait_for(lambda: site.events("dirty_worker_init")[count - 1 :], 10, f"{count} dirty workers have started")
+    found = wait_for(
+        lambda: site.events("dirty_worker_init")[count - 1 :], BOOT_TIMEOUT_S, f"{count} dirty workers have started"
+    )
     return int(found[-1]["by"])
 
 
@@ -109,11 +111,11 @@ def test_reload_and_stop_beside_a_dirty_arbiter(server: Server, site: Site) -> N
     before = ask(server)
     deploy_and_reload(server, "two")
     wait_initialized(site, 2)
-    wait_for(lambda: len(dirty_workers(site)) == 1, 10, "one dirty worker is left")
+    wait_for(lambda: len(dirty_workers(site)) == 1, BOOT_TIMEOUT_S, "one dirty worker is left")
     answer = ask(server)
     assert (answer["version"], answer["arbiter"]) == ("two", before["arbiter"])
     assert server.stop() == 0
-    assert server.left() == []
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
     assert len(site.events("on_dirty_starting")) == 1
 
 
@@ -123,7 +125,8 @@ def test_a_reload_says_that_dirty_workers_keep_their_code(server: Server, site: 
     wait_initialized(site, 2)
     code = [event["code"] for event in site.events("dirty_worker_init")]
     assert code == ["one", "one"], "Gunicorn brings new code now: the warning is not true any more"
-    assert "dirty workers run the code of the master's start (dirty_app:Own)" in server.log
+    said = "dirty workers run the code of the master's start (dirty_app:Own)"
+    wait_for(lambda: said in server.log, BOOT_TIMEOUT_S, "the log says so")
 
 
 def test_kill_9_of_the_dirty_arbiter(server: Server, site: Site) -> None:
@@ -134,16 +137,17 @@ def test_kill_9_of_the_dirty_arbiter(server: Server, site: Site) -> None:
     os.kill(before["worker"], signal.SIGKILL)  # Gunicorn leaves it running without an arbiter
     deploy_and_reload(server, "two")
     wait_initialized(site, 3)
-    wait_for(lambda: len(dirty_workers(site)) == 1, 10, "one dirty worker is left")
+    wait_for(lambda: len(dirty_workers(site)) == 1, BOOT_TIMEOUT_S, "one dirty worker is left")
     answer = ask(server)
     assert answer["arbiter"] in [event["by"] for event in site.events("on_dirty_starting")]
     assert answer["arbiter"] != before["arbiter"]
     os.kill(answer["worker"], signal.SIGKILL)
     assert wait_initialized(site, 4) == ask(server)["worker"], "what the new arbiter forks works too"
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")
     assert server.stop() == 0
-    assert server.left() == []
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
 
 
 def dirty_workers(site: Site) -> list[int]:
-    return [event["by"] for event in site.events("dirty_worker_init") if processes.alive(event["by"])]
+    """Return the dirty workers that have not been reaped: until then the dirty arbiter takes them for alive."""
+    return [event["by"] for event in site.events("dirty_worker_init") if processes.read_process(event["by"])]

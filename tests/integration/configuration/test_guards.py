@@ -5,13 +5,11 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-import time
 
 import pytest
 
-from tests.harness import processes
+from tests.harness import control_client, processes
 from tests.harness.application_site import Site
-from tests.harness.control_client import status
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
@@ -26,7 +24,7 @@ def refusals(server: Server, name: str) -> list[str]:
     server.launch()
     assert server.wait_exit(BOOT_TIMEOUT_S) == 1
     assert "Traceback" not in server.log
-    server.wait_nothing_left(2)
+    server.wait_nothing_left(10)
     return [line for line in server.log.splitlines() if name in line]
 
 
@@ -123,8 +121,8 @@ def test_reload_to_a_class_with_a_typing_mistake(start: Start, site: Site) -> No
     server = start(zd_control_socket=control)
     server.configure(worker_class="app.NoSuchWorker")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: status(server)["state"] == "failed", 30, "the reload has failed")
-    assert "'app.NoSuchWorker': there is no such class" in status(server)["last_reload"]["error"]
+    wait_for(lambda: control_client.status(server)["state"] == "failed", BOOT_TIMEOUT_S, "the reload has failed")
+    assert "'app.NoSuchWorker': there is no such class" in control_client.status(server)["last_reload"]["error"]
 
 
 def test_generation_of_another_protocol(start: Start, site: Site) -> None:
@@ -133,9 +131,8 @@ def test_generation_of_another_protocol(start: Start, site: Site) -> None:
     workers, before = server.workers(), server.fork_servers()
     upgraded = site.write("other_protocol", "")
     site.deploy("refused")
-    server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - set(before), BOOT_TIMEOUT_S, "a further generation was begun")
-    wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT_S, "it has been given up")
+    assert control_client.reload(server)["result"] == "failed"
+    wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT_S, "the new generation has been given up")
     assert server.wait_full() == workers
     assert site.marks("import", "refused") == []
     upgraded.unlink()
@@ -190,7 +187,7 @@ threading.Thread(target=time.sleep, args=(600,), name="thread_of_the_import", da
 def test_thread_that_a_preloaded_import_has_started(start: Start, site: Site) -> None:
     site.deploy("one", extra=THREAD)
     server = start(preload_app=True)
-    wait_for(lambda: "thread_of_the_import" in server.log, 5, "the thread is named in the log")
+    wait_for(lambda: "thread_of_the_import" in server.log, BOOT_TIMEOUT_S, "the thread is named in the log")
     assert server.get()["version"] == "one"
     server.reload("two")
     assert server.stop() == 0
@@ -215,7 +212,7 @@ def post_fork(server, worker):
 def test_attribute_of_a_hook_that_is_not_plain_data(start: Start, site: Site) -> None:
     server = start(extra=NOT_PLAIN)
     for name in ("lock_of_the_server", "keys_are_numbers", "lock_of_the_worker", "contains_itself"):
-        assert name in server.log
+        wait_for(lambda: name in server.log, BOOT_TIMEOUT_S, f"{name} is in the log")  # noqa: B023  # at once
     assert [event["names"] for event in site.events("seen")] == [[], []]
     assert server.get()["pid"] in server.workers()
 
@@ -228,7 +225,7 @@ def test_a_server_without_pwd_says_so_and_works(make_server: Start) -> None:
     server = make_server()
     del server.environment["PWD"]
     server.start()
-    assert "PWD" in server.log
+    wait_for(lambda: "PWD" in server.log, BOOT_TIMEOUT_S, "it is in the log")
     server.reload("two")
     assert server.stop() == 0
 
@@ -255,7 +252,7 @@ def test_winch_to_a_daemon(make_server: Start, site: Site) -> None:
     server.launch()
     assert server.wait_exit(BOOT_TIMEOUT_S) == 0
     pidfile = site.directory / "gunicorn.pid"
-    wait_for(lambda: pidfile.exists() and pidfile.read_text().strip(), 10, "the pidfile is written")
+    wait_for(lambda: pidfile.exists() and pidfile.read_text().strip(), BOOT_TIMEOUT_S, "the pidfile is written")
     server.adopt(int(pidfile.read_text()))
     server.wait_full()
     server.signal(signal.SIGWINCH)
@@ -264,16 +261,39 @@ def test_winch_to_a_daemon(make_server: Start, site: Site) -> None:
     server.reload("two")
     assert server.get()["version"] == "two"
     server.signal(signal.SIGTERM)
-    server.wait_nothing_left(8)
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
+
+
+LOOKS = """
+import gunicorn.reloader as _reloader
+
+if not hasattr(_reloader.Reloader, "looks"):
+    _reloader.Reloader.looks = _reloader.Reloader.get_files
+
+
+def _look(self):
+    _note("look")
+    return self.looks()
+
+
+_reloader.Reloader.get_files = _look
+"""
+"""Each time that Gunicorn's reloader looks at the files is an event."""
 
 
 def test_quick_edits_in_development(start: Start, site: Site) -> None:
     """``--reload``: edits some seconds apart, each of them served soon (Gunicorn rules out ``--preload`` with it)."""
-    server = start("--reload", workers=1)
+    server = start("--reload", workers=1, reload_engine="poll", extra=LOOKS)
     for version in ("two", "three", "four"):
         # Gunicorn's reloader looks at the files once a second, and takes a file's time when it first sees it: an edit
         # within its first two looks is passed over, in stock too.
-        time.sleep(2.5)
+        (pid,) = server.workers()
+        wait_for(lambda: looks(site, pid) > 2, BOOT_TIMEOUT_S, "it has looked twice")  # noqa: B023  # at once
         site.deploy(version)
-        server.wait_only(version, 5)
+        server.wait_only(version)
         assert server.get()["version"] == version
+
+
+def looks(site: Site, pid: int) -> int:
+    """Return how many looks at the files the reloader of a worker has begun."""
+    return sum(event["by"] == pid for event in site.events("look"))

@@ -12,7 +12,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.command import client
 
 ONLY_THE_FIRST_BOOTS = """
@@ -40,7 +40,7 @@ def deploy_what_fails_later(server: Server, state: str) -> dict[str, Any]:
     server.extra = ONLY_THE_FIRST_BOOTS
     server.configure()
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: status(server)["state"] == state, 60, f"the state is {state}")
+    wait_for(lambda: status(server)["state"] == state, BOOT_TIMEOUT_S, f"the state is {state}")
     return status(server)
 
 
@@ -48,7 +48,7 @@ def mend(server: Server) -> None:
     server.extra = ""
     server.configure()
     server.reload("three")
-    assert status(server)["state"] == "steady"
+    wait_for(lambda: status(server)["state"] == "steady", BOOT_TIMEOUT_S, "the reload is done")
 
 
 def test_a_later_worker_that_never_boots_brings_the_old_code_back(start: Start, site: Site) -> None:
@@ -58,7 +58,8 @@ def test_a_later_worker_that_never_boots_brings_the_old_code_back(start: Start, 
         last = deploy_what_fails_later(server, "failed")["last_reload"]
         server.wait_only("one")
         assert last["result"] == "failed"
-        assert re.search(r"Reload to generation 2 failed, .* \(slot [01], which goes back to it\)", server.log)
+        told = r"Reload to generation 2 failed, .* \(slot [01], which goes back to it\)"
+        wait_for(lambda: re.search(told, server.log), BOOT_TIMEOUT_S, "the log says so")
         assert "only the first one boots" in last["traceback"]
         mend(server)
     assert load.stop().failures == []
@@ -71,7 +72,7 @@ def test_a_later_worker_that_never_boots_without_a_way_back(start: Start, site: 
         deploy_what_fails_later(server, "degraded")
         assert len(server.accepting()) == 2
         told = r"Degraded: 5 new workers in a row failed.* \(slot [01], next try in \d+\.\d s\)"
-        assert re.search(told, server.log)
+        wait_for(lambda: re.search(told, server.log), BOOT_TIMEOUT_S, "the log says so")
         mend(server)
     assert load.stop().failures == []
 
@@ -82,7 +83,7 @@ def test_a_process_that_cannot_be_replaced_makes_the_state_degraded(start: Start
     server = begin(start, site, preload_app=preload)
     site.break_("raise")
     os.kill(server.fork_servers()[0] if preload else server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: status(server)["state"] == "degraded", 30, "it is degraded")
+    wait_for(lambda: status(server)["state"] == "degraded", BOOT_TIMEOUT_S, "it is degraded")
     assert server.get()["version"] == "one"
     site.deploy("two")
     mend(server)

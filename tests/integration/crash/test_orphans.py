@@ -18,10 +18,10 @@ def test_abandoned_child_that_ends(start: Start, site: Site, code: int) -> None:
     server = start(workers=2)
     workers = server.workers()
     child = server.get(f"/abandon?code={code}")["child"]
-    wait_for(lambda: read_process(child) is None, 10, "the child has ended and was reaped")
+    wait_for(lambda: read_process(child) is None, BOOT_TIMEOUT_S, "the child has ended and was reaped")
     assert server.get()["pid"] in workers
     server.reload("two")
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")
     assert server.stop() == 0
 
 
@@ -33,10 +33,12 @@ def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Sit
     child, worker = answer["child"], answer["pid"]
     os.kill(child, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: not alive(worker), 5, "the worker is dead")
-    wait_for(lambda: site.events("child_exit"), 10, "the master has seen it, which ends the child only then")
+    wait_for(lambda: not alive(worker), BOOT_TIMEOUT_S, "the worker is dead")
+    wait_for(
+        lambda: site.events("child_exit"), BOOT_TIMEOUT_S, "the master has seen it, which ends the child only then"
+    )
     wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
-    wait_for(lambda: read_process(child) is None, 10, "the child was ended and reaped")
+    wait_for(lambda: read_process(child) is None, BOOT_TIMEOUT_S, "the child was ended and reaped")
     server.wait_full()
     server.reload("two")
 
@@ -47,7 +49,7 @@ def test_child_that_takes_no_signal_does_not_hold_a_reload(start: Start, site: S
     os.kill(child, signal.SIGSTOP)
     site.deploy("two")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: server.site.events("child_exit"), 15, "the master has seen the old worker's end")
+    wait_for(lambda: server.site.events("child_exit"), BOOT_TIMEOUT_S, "the master has seen the old worker's end")
     assert server.get()["version"] == "two"
     server.wait_only("two")
-    assert not alive(child)
+    wait_for(lambda: not alive(child), BOOT_TIMEOUT_S, "the child has been ended")

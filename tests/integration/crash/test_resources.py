@@ -55,7 +55,7 @@ def processes_of(server: Server) -> Iterator[Path]:
         (group / "cgroup.procs").write_text(str(pid))
     yield group
     server.stop()
-    wait_for(lambda: not (group / "cgroup.procs").read_text(), 10, "the group is empty")
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), BOOT_TIMEOUT_S, "the group is empty")
     group.rmdir()
 
 
@@ -66,7 +66,7 @@ def no_more(group: Path) -> None:
 
 def status(server: Server) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-        control.settimeout(10)
+        control.settimeout(BOOT_TIMEOUT_S)
         control.connect(str(server.site.directory / "control.sock"))
         control.sendall(b'{"type": "order", "command": "status"}\n')
         found = json.loads(control.makefile().readline())["status"]
@@ -85,7 +85,9 @@ def fails(server: Server) -> str:
     before = server.workers()
     with Load(server.address, "new", clients=2) as load:
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: "failed, the code that was running serves on" in server.log, 30, "the reload has failed")
+        wait_for(
+            lambda: "failed, the code that was running serves on" in server.log, BOOT_TIMEOUT_S, "the reload has failed"
+        )
         assert load.stop().failures == []
     assert server.workers() == before
     return server.log
@@ -93,7 +95,7 @@ def fails(server: Server) -> str:
 
 def succeeds(server: Server) -> None:
     server.reload("later")
-    assert last_reload(server)["result"] == "done"
+    wait_for(lambda: last_reload(server)["result"] == "done", BOOT_TIMEOUT_S, "the reload is done")
 
 
 def test_the_master_is_out_of_descriptors(server: Server, site: Site) -> None:
@@ -109,12 +111,17 @@ def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site)
     """The fork server stands, but no worker can be ordered: no descriptor is left for a heartbeat file or a channel."""
     server = start(preload_app=True, zd_control_socket=str(site.directory / "control.sock"))
     before = server.workers()
-    site.deploy("two", extra="\ntime.sleep(1)\n")
+    gate = site.deploy_gated("two")
     with Load(server.address, "new", clients=2) as load:
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: len(server.fork_servers()) == 2, BOOT_TIMEOUT_S, "the new generation loads")
+        wait_for(lambda: site.marks("waits", "two"), BOOT_TIMEOUT_S, "the new generation loads")
         with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
-            wait_for(lambda: "failed, the code that was running serves on" in server.log, 30, "the reload has failed")
+            gate.open("wb").close()
+            wait_for(
+                lambda: "failed, the code that was running serves on" in server.log,
+                BOOT_TIMEOUT_S,
+                "the reload has failed",
+            )
         assert load.stop().failures == []
     assert "Too many open files" in server.log
     assert server.workers() == before
@@ -127,7 +134,7 @@ def test_there_are_no_descriptors_for_a_channel(start: Start) -> None:
     before = server.fork_servers()
     with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
         os.kill(server.workers()[0], signal.SIGKILL)
-        wait_for(lambda: "got no" in server.log, 20, "no replacement can be asked for")
+        wait_for(lambda: "got no" in server.log, BOOT_TIMEOUT_S, "no replacement can be asked for")
     server.wait_full()
     assert server.fork_servers() == before
 
@@ -152,9 +159,9 @@ def test_a_dead_worker_s_replacement_gets_no_process(server: Server, processes_o
     victim, *others = server.workers()
     no_more(processes_of)
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: not alive(victim), 10, "it is gone")
+    wait_for(lambda: not alive(victim), BOOT_TIMEOUT_S, "it is gone")
     with Load(server.address, "new", clients=2) as load:
-        wait_for(lambda: status(server)["state"] == "degraded", 20, "the kernel has refused")
+        wait_for(lambda: status(server)["state"] == "degraded", BOOT_TIMEOUT_S, "the kernel has refused")
         assert server.workers() == others
         (processes_of / "pids.max").write_text("max")
         server.wait_full()

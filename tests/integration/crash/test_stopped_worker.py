@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -11,9 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.clients import Broken, Client, request
+from tests.harness.clients import Client, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import KEEPING, WorkerClass, for_each
 
 SPIN = """
@@ -35,9 +34,10 @@ def stop(server: Server) -> int:
 
 
 def spin(server: Server) -> int:
-    with contextlib.suppress(Broken), Client(server.address, timeout=0.3) as client:
-        client.ask("GET", "/spin")
-    return int(server.site.marks("request")[-1]["pid"])
+    with Client(server.address) as client:
+        client.send(request("GET", "/spin"))
+        begun = wait_for(lambda: server.site.marks("request"), BOOT_TIMEOUT_S, "a worker spins")
+    return int(begun[-1]["pid"])
 
 
 @pytest.mark.parametrize("how", [stop, spin], ids=lambda how: how.__name__)
@@ -49,13 +49,13 @@ class TestStandingStill:
         self, start: Start, site: Site, how: Callable[[Server], int], preload: bool
     ) -> None:
         site.deploy("one", extra=SPIN)
-        server = start(workers=3, timeout=2, preload_app=preload)
+        server = start(workers=3, timeout=5, preload_app=preload)
         victim = how(server)
-        wait_for(lambda: not alive(victim), 10, "it is ended")
+        wait_for(lambda: not alive(victim), BOOT_TIMEOUT_S, "it is ended")
         server.wait_full()
         assert set(server.versions().values()) == {"one"}
         if how is stop:
-            assert "was killed by SIGKILL" in server.log
+            wait_for(lambda: "was killed by SIGKILL" in server.log, BOOT_TIMEOUT_S, "the log says so")
         assert "out of memory" not in server.log  # the master itself has killed it
 
     def test_a_reload_replaces_a_stopped_worker(
@@ -65,7 +65,7 @@ class TestStandingStill:
         site.deploy("one", extra=SPIN)
         server = start(workers=3, timeout=60, graceful_timeout=2, preload_app=preload)
         victim = how(server)
-        server.reload("two", 20)
+        server.reload("two")
         assert not alive(victim)
         assert server.stop() == 0
 
@@ -73,7 +73,7 @@ class TestStandingStill:
 @for_each(KEEPING)
 def test_requests_to_a_stopped_worker_are_answered_when_it_continues(start_class: Start, worker: WorkerClass) -> None:
     """Longer than a connection is kept: when it goes on, its timers are due, but so is the request."""
-    server = start_class(worker, workers=1, keepalive=1, timeout=60)
+    server = start_class(worker, workers=1, keepalive=3, timeout=60)
     (pid,) = server.workers()
     clients = [Client(server.address) for _ in range(5)]
     for client in clients:
@@ -81,6 +81,6 @@ def test_requests_to_a_stopped_worker_are_answered_when_it_continues(start_class
     os.kill(pid, signal.SIGSTOP)
     for client in clients:
         client.send(request("POST", "/echo", b"meanwhile"))
-    time.sleep(1.5)  # the time that a connection is kept has to pass: that is what this is about
+    time.sleep(3.5)  # the time that a connection is kept has to pass: that is what this is about
     os.kill(pid, signal.SIGCONT)
     assert [client.reply().json()["length"] for client in clients] == [9] * 5

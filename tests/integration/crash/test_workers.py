@@ -10,6 +10,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Load, Results
+from tests.harness.control_client import worker_states
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
@@ -20,8 +21,12 @@ PAUSE = 0.01
 """Seconds between a client's requests, where it is not the load that matters."""
 GAP = 0.3
 """Seconds without any answer that a crash of one worker in four may cost."""
-AT_ONCE = {True: 1.0, False: 3.0}
+AT_ONCE = {True: 3.0, False: 10.0}
 """Seconds, by preload, from the death to the lifespan of the replacement, with two busy cores."""
+
+
+NOTICED_S = 2.0
+"""Seconds after which each client has noticed that its connection is gone, with two busy cores."""
 
 
 def kill_one(server: Server) -> tuple[int, float]:
@@ -36,7 +41,7 @@ def assert_only_the_moment_is_hurt(results: Results, moment: float, clients: int
     assert len(results.failures) <= clients
     for failure in results.failures:
         assert failure.how in ("reset", "closed", "cut", "pipe", "reset while idle")
-        assert failure.time <= moment + 0.1, failure
+        assert failure.time <= moment + NOTICED_S, failure
         assert failure.time + failure.latency >= moment - 0.1, failure
 
 
@@ -91,14 +96,14 @@ def test_broken_files_without_preload_leave_the_others_serving(start: Start, sit
     with Load(server.address, "new", clients=6, pause=PAUSE) as new:
         unique = site.break_("raise")
         victim, moment = kill_one(server)
-        wait_for(lambda: len(site.events("pre_fork")) >= 3 + 3, 20, "the respawn was tried again")
+        wait_for(lambda: len(site.events("pre_fork")) >= 3 + 3, BOOT_TIMEOUT_S, "the respawn was tried again")
         tries = [event["time"] for event in site.events("pre_fork")[3:]]
         assert tries[2] - tries[1] > 0.2, "without a pause between the tries"
         assert len(server.accepting()) == 2
         site.deploy("one")
-        workers = server.wait_full(60)
+        workers = server.wait_full()
     assert victim not in workers
-    assert unique in server.log
+    wait_for(lambda: unique in server.log, BOOT_TIMEOUT_S, "the reason is in the log")
     assert_only_the_moment_is_hurt(new.stop(), moment, 6)
 
 
@@ -116,10 +121,11 @@ def test_worker_killed_in_the_middle_of_a_reload(start: Start, site: Site) -> No
     """The old worker of a slot whose turn has not come dies: its replacement does not stop the reload."""
     server = start(workers=3)
     with Load(server.address, "new", clients=6, pause=PAUSE) as new:
-        site.deploy("two", extra="\ntime.sleep(0.5)\n")
+        site.deploy("two")
+        server.configure(zd_min_ready_seconds=5)  # so long no further slot has its turn
         server.signal(signal.SIGUSR2)
         server.wait_started("two")
-        wait_for(lambda: len(server.accepting()) >= 3, 10, "the fleet is full")
+        wait_for(lambda: len(server.accepting()) >= 3, BOOT_TIMEOUT_S, "the fleet is full")
         old = [pid for pid, version in server.versions().items() if version == "one"]
         os.kill(old[-1], signal.SIGKILL)
         moment = time.monotonic()
@@ -130,6 +136,7 @@ def test_worker_killed_in_the_middle_of_a_reload(start: Start, site: Site) -> No
 def test_exit_when_a_worker_crashes_if_asked_for(start: Start, site: Site) -> None:
     """``zd_on_crash = "exit"`` leaves it to systemd: the master ends, and not with success."""
     server = start(workers=2, zd_on_crash="exit")
+    wait_for(lambda: worker_states(server) == ["ready"] * 2, BOOT_TIMEOUT_S, "the master knows that both are ready")
     kill_one(server)
-    assert server.wait_exit(10) != 0
-    server.wait_nothing_left(2)
+    assert server.wait_exit(BOOT_TIMEOUT_S) != 0
+    server.wait_nothing_left(10)

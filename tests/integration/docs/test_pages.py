@@ -30,7 +30,7 @@ from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, NO_SESSION, reserve_port
 
 VARIES = re.compile(r"(\d\d+(?:\.\d+)?|\d\.\d+|…| +|[─━]+)")
-TYPED = 60.0
+TYPED = 180.0
 """Seconds that a command may take."""
 
 
@@ -130,7 +130,7 @@ class Reader:
         process, self._gunicorn = self._gunicorn, None
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(40) == 0, self._said()
+            assert process.wait(BOOT_TIMEOUT_S) == 0, self._said()
         finally:
             if process.poll() is None:
                 process.kill()
@@ -140,7 +140,7 @@ class Reader:
         """Leave nothing."""
         try:
             self.end_gunicorn()
-            wait_for(lambda: not processes.belonging(self.directory, NO_SESSION), 5, "nothing is left")
+            wait_for(lambda: not processes.belonging(self.directory, NO_SESSION), BOOT_TIMEOUT_S, "nothing is left")
         finally:
             self.reserved.close()
             shutil.rmtree(self.directory, ignore_errors=True)

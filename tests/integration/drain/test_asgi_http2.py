@@ -23,7 +23,7 @@ from tests.harness.clients import trusting
 from tests.harness.drain_scenario import END, Outcomes, Scenario, Stage, Steps
 from tests.harness.http2_client import Http2Client, Stream
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ASGI, uvicorn_has
 
 scenario = Scenario()
@@ -31,7 +31,7 @@ NO_ERROR = 0
 NOTICE = (2**31 - 1, NO_ERROR)
 """The GOAWAY that only asks for no further streams (RFC 9113 6.8)."""
 KEEP = 3
-LIMIT = 8
+LIMIT = 12
 BODY = b"0123456789abcdef" * 200
 
 UVICORN = """
@@ -42,6 +42,19 @@ class Http2Worker(UvicornWorker):
     CONFIG_KWARGS = {"http": "zttp", "http2": True}
 """
 """uvicorn has HTTP/2 since 0.54, with zttp, and only if it is asked for."""
+
+HOLDS_APART = """
+
+async def hold_apart(scope, receive, send, query):
+    mark("request", path="/hold_apart")
+    while not os.path.exists("release_apart"):
+        await asyncio.sleep(0.05)
+    await answer(send)
+
+
+ENDPOINTS["/hold_apart"] = hold_apart
+"""
+"""A request that one kind holds, whatever another one does."""
 
 KINDS = ["ASGIWorker", "ASGIWorker in clear text", "UvicornWorker"]
 
@@ -67,9 +80,9 @@ def settings_of(kind: str, site: Site) -> dict[str, Any]:
 def drained(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
     """One server, one drain, all kinds of connection."""
     site = Site()
-    site.deploy("one")
+    site.deploy("one", extra=HOLDS_APART)
     with Server(site, **settings_of(request.param, site)) as server:
-        yield scenario.play(Stage(server.start(), ASGI, 1), LIMIT + 2)
+        yield scenario.play(Stage(server.start(), ASGI, 1), LIMIT + 8)
     site.remove()
 
 
@@ -81,7 +94,9 @@ def in_flight(stage: Stage, client: Http2Client, path: str) -> int:
     """Open a stream, and return its number when the application has its request."""
     before = len(stage.server.site.marks("request"))
     number = client.request("GET", path)
-    wait_for(lambda: len(stage.server.site.marks("request")) > before, 5, "the application has the request")
+    wait_for(
+        lambda: len(stage.server.site.marks("request")) > before, BOOT_TIMEOUT_S, "the application has the request"
+    )
     return number
 
 
@@ -113,7 +128,7 @@ def test_http2_connection_idle_and_left_alone(stage: Stage) -> Steps:
     begun = time.monotonic()
     client.until_end()
     assert client.goaways == [(number, NO_ERROR)]
-    assert time.monotonic() - begun < KEEP + 1
+    assert time.monotonic() - begun < KEEP + 6
 
 
 @scenario.kind()
@@ -149,10 +164,11 @@ def test_http2_body_still_arriving(stage: Stage) -> Steps:
 def test_http2_streams_in_flight_and_new_ones(stage: Stage) -> Steps:
     """All are answered; GOAWAY comes when no stream is in flight, never before."""
     client = connect(stage.server)
-    slow = in_flight(stage, client, "/sleep?seconds=2.5")
+    slow = in_flight(stage, client, "/hold_apart")
     yield
     late = client.request("GET", "/stream?seconds=1")
     assert client.goaways == []
+    (stage.server.site.directory / "release_apart").touch()
     assert_old(client.answer(slow))
     assert_old(client.answer(late))
     assert client.streams[late].body.endswith(b"whole\n")
@@ -167,10 +183,10 @@ def test_http2_streams_that_always_overlap(stage: Stage) -> Steps:
     running = [in_flight(stage, client, "/hold")]
     yield
     while not client.goaways:
-        running.append(client.request("GET", "/sleep?seconds=2.5"))
-        stage.server.site.answer_held()
-        client.read_for(0.5)  # well before that one's answer the next is asked for
+        running.append(client.request("GET", "/hold"))
+        client.read_for(0.5)
     assert client.goaways == [NOTICE]
+    stage.server.site.answer_held()
     for number in running:
         assert_old(client.answer(number))
     client.until_end()
@@ -207,7 +223,7 @@ def test_httpx_through_three_reloads(start: Start, site: Site, kind: str) -> Non
         for version in ("one", "two", "three", "four"):
             if version != "one":
                 await asyncio.to_thread(server.reload, version)
-            await asyncio.to_thread(wait_for, partial(answered_by, version), 30, f"{version} has answered")
+            await asyncio.to_thread(wait_for, partial(answered_by, version), BOOT_TIMEOUT_S, f"{version} has answered")
         over.set()
         await asyncio.gather(*clients)
 

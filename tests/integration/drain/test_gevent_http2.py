@@ -13,12 +13,12 @@ from tests.harness.application_site import Site
 from tests.harness.certificates import make_certificate
 from tests.harness.http2_client import Http2Client, Stream
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import GEVENT
 
 NO_ERROR = 0
-KEEP = 8
-"""Seconds that an idle connection is kept."""
+KEEP = 20
+"""Seconds that an idle connection is kept: more than a drain takes to begin."""
 BODY = b"0123456789abcdef" * 50
 
 
@@ -86,7 +86,7 @@ def test_http2_streams_in_flight_are_finished(server: Server, site: Site) -> Non
     """The one that the application has, and those that wait for it; GOAWAY comes behind the last."""
     (client,) = connections(server, 1)
     streams = [client.request("GET", path) for path in ("/hold", "/", "/sleep?seconds=0.1")]
-    wait_for(lambda: site.marks("request"), 5, "the application has the first")
+    wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the first")
     server.begin_reload("two")
     streams.append(client.request("GET", "/"))
     site.answer_held()
@@ -116,7 +116,7 @@ def test_idle_http2_connections_get_goaway(start: Start, site: Site) -> None:
     old = server.begin_reload("two")
     assert_goodbye(client, 1)
     client.until_end()
-    wait_for(lambda: not any(alive(pid) for pid in old), 5, "nothing holds the old workers")
+    wait_for(lambda: not any(alive(pid) for pid in old), KEEP - 5, "nothing holds the old workers")
 
 
 def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) -> None:
@@ -132,8 +132,9 @@ def test_a_request_behind_goaway_is_not_looked_at(server: Server, site: Site) ->
     assert site.marks("request") == []
 
 
-def test_http2_streams_without_a_pause(server: Server) -> None:
+def test_http2_streams_without_a_pause(start: Start, site: Site) -> None:
     """A connection that is never quiet gets GOAWAY between two streams; a client of RFC 9113 asks elsewhere."""
+    server = serve(start, site, 8)
     with server.reload_at_the_end("two"):
         (client,) = connections(server, 1)
     streams = [client.request("GET", "/sleep?seconds=0.3")]
@@ -152,10 +153,10 @@ def test_http2_stream_beyond_the_deadline_is_cut(start: Start, site: Site) -> No
     server.reload("two")
     (client,) = connections(server, 1)
     client.request("GET", "/hold")
-    wait_for(lambda: site.marks("request"), 5, "the application has the request")
+    wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the request")
     old = server.begin_reload("three")
     with contextlib.suppress(ConnectionResetError):  # what it had sent is not read any more
         client.until_end()
     assert not any(stream.whole for stream in client.streams.values())
-    wait_for(lambda: not any(alive(pid) for pid in old), 3, "nothing holds the old workers")
+    wait_for(lambda: not any(alive(pid) for pid in old), KEEP, "nothing holds the old workers")
     assert sorted(event["pid"] for event in site.events("worker_exit") if event["pid"] in old) == sorted(old)

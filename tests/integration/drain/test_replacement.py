@@ -13,7 +13,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.fleet_watcher import FleetWatcher
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 WORKERS = 4
@@ -42,8 +42,8 @@ def test_max_requests_loses_no_request(start_class: Start, site: Site, worker: W
     with FleetWatcher(server) as seen, ExitStack() as stack:
         running = loads(stack, server, worker)
         time.sleep(10 if full else 4)  # the load
+        wait_for(lambda: len(seen.workers) >= WORKERS + 2, BOOT_TIMEOUT_S, "workers were replaced")
         assert_nothing_lost(*running)
-    assert len(seen.workers) >= WORKERS + 2, "workers were replaced"
     assert seen.fewest_accepting >= WORKERS
     assert seen.most_living <= WORKERS + 1
     assert site.events("worker_abort") == []
@@ -69,7 +69,7 @@ def test_a_worker_that_takes_too_much_memory(start_class: Start, worker: WorkerC
     with FleetWatcher(server) as seen, ExitStack() as stack:
         running = loads(stack, server, worker, think=0.05)
         victim = int(server.get("/allocate?megabytes=200")["pid"])
-        wait_for(lambda: not processes.alive(victim), 15, "it has gone")
+        wait_for(lambda: not processes.alive(victim), BOOT_TIMEOUT_S, "it has gone")
         server.wait_full()
         assert_nothing_lost(*running)
     assert len(seen.workers) == WORKERS + 1, "no other was replaced"

@@ -16,6 +16,7 @@ from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 from tests.harness.worker_classes import KEEPING, THREAD, WSGI, WorkerClass, for_each
+from zdworker.workers.closing import LINGER_S
 
 BODY = b"0123456789abcdef" * 200
 ECHO = request("POST", "/echo", BODY, headers="Connection: close\r\n")
@@ -23,7 +24,7 @@ PLAIN = request("GET", "/", headers="Connection: close\r\n")
 RUDE = 20
 LIMIT = 3
 """Seconds of ``graceful_timeout``."""
-SLACK = 1.5
+SLACK = 6
 
 HOLDING = (THREAD, WSGI)
 
@@ -67,20 +68,19 @@ def test_slow_bodies_hold_threads(start_class: Start, worker: WorkerClass) -> No
 @for_each(HOLDING)
 def test_slow_bodies_that_hold_all_threads_of_a_retired_worker(start_class: Start, worker: WorkerClass) -> None:
     """New clients are answered by the new worker at once, those of the old one as soon as a body is there."""
-    server, holders = start_held(start_class, worker, graceful_timeout=10)
+    server, holders = start_held(start_class, worker, graceful_timeout=30)
     waiting = Client(server.address)
     if worker is THREAD:  # the one process of the other accepts nobody meanwhile
         server.wait_taken()
     waiting.send(PLAIN)
     old = server.begin_reload("two")
-    asked = time.monotonic()
     assert server.get()["version"] == "two"
-    assert time.monotonic() - asked < 1
+    assert not any(client.ended() for client in [*holders, waiting]), "it waited for none of them"
     for client in holders:
         client.send(ECHO[-100:])
         assert client.reply().json()["version"] == "one"
     assert waiting.reply().json()["version"] == ("one" if worker is THREAD else "two")
-    wait_for(lambda: not any(alive(pid) for pid in old), 2, "nothing holds the old worker any more")
+    wait_for(lambda: not any(alive(pid) for pid in old), 10, "nothing holds the old worker any more")
 
 
 @for_each(HOLDING)
@@ -108,16 +108,15 @@ def test_slow_bodies_until_the_deadline(start_class: Start, site: Site, worker: 
 def test_silent_and_half_read_clients_hold_nothing(start_class: Start, worker: WorkerClass) -> None:
     """More of them than threads: one that says nothing, or half a head, waits where it is in nobody's way."""
     threads = 2 if worker is THREAD else 1
-    server = start_class(worker, workers=1, zd_hand_over=False, threads=threads)
+    server = start_class(worker, workers=1, zd_hand_over=False, threads=threads, keepalive=60)
     idle = [Client(server.address) for _ in range(40)]
     for client in idle[:20]:
         client.send(PLAIN[:20])
     server.wait_taken()
     server.wait_read(*idle)
     for _ in range(20):
-        asked = time.monotonic()
         assert server.get()["version"] == "one"
-        assert time.monotonic() - asked < 1
+    assert not any(client.ended() for client in idle), "nobody has waited for their end"
     for client in idle[:20]:
         client.send(PLAIN[20:])
     for client in idle[20:]:
@@ -130,7 +129,7 @@ def test_silent_and_half_read_clients_hold_nothing(start_class: Start, worker: W
 def test_clients_that_never_hang_up(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """Twenty whose connection the drain closes, and who keep their end open: nobody waits for them."""
     server = start_class(
-        worker, workers=1, zd_hand_over=False, timeout=5, keepalive=4, graceful_timeout=15, preload_app=True
+        worker, workers=1, zd_hand_over=False, timeout=5, keepalive=30, graceful_timeout=30, preload_app=True
     )
     with server.reload_at_the_end("two") as old:
         rude = [Client(server.address) for _ in range(RUDE)]
@@ -138,7 +137,7 @@ def test_clients_that_never_hang_up(start_class: Start, site: Site, worker: Work
             assert not client.ask("GET", "/").last
     for client in rude:
         assert client.ask("GET", "/").last
-    wait_for(lambda: not any(alive(pid) for pid in old), 8, "nothing holds the old worker any more")
+    wait_for(lambda: not any(alive(pid) for pid in old), 20, "nothing holds the old worker any more")
     assert site.events("worker_abort") == []
 
 
@@ -156,7 +155,7 @@ def test_clients_that_never_hang_up_do_not_block_the_loop_of_threads(start_class
     asked = time.monotonic()
     for _ in range(10):
         server.get()
-    assert time.monotonic() - asked < 1
+    assert time.monotonic() - asked < LINGER_S, "none of them waits for the end of one that is closed"
     for client in rude:
         client.wait_end()
     assert site.events("worker_abort") == []

@@ -23,7 +23,7 @@ ECHO = request("POST", "/echo", BODY)
 def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[str, Any]]) -> Iterator[Outcomes]:
     """One server, one drain, all kinds of connection."""
     worker: WorkerClass = request.param
-    settings: dict[str, Any] = {"certfile": "certificate.pem", "keyfile": "key.pem", "keepalive": 5, "workers": 2}
+    settings: dict[str, Any] = {"certfile": "certificate.pem", "keyfile": "key.pem", "keepalive": 15, "workers": 2}
     count = 3
     if not worker.concurrent:
         settings["threads"], count = 32, 2
@@ -32,9 +32,9 @@ def drained(request: pytest.FixtureRequest, class_settings: Callable[..., dict[s
     site = Site()
     site.deploy("one")
     make_certificate(site.directory)
-    settings = class_settings(worker, graceful_timeout=15, zd_max_surge="100%", preload_app=True, **settings)
+    settings = class_settings(worker, graceful_timeout=30, zd_max_surge="100%", preload_app=True, **settings)
     with Server(site, **settings) as server:
-        yield scenario.play(Stage(server.start(), worker, count), 10)
+        yield scenario.play(Stage(server.start(), worker, count), 20)
     site.remove()
 
 

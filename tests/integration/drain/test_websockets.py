@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import WEBSOCKETS, WorkerClass, for_each
 from zdworker.workers.asgi.websocket_schedule import CLOSE_INTERVAL_S
 
@@ -21,9 +21,10 @@ BUSY = 40
 IDLE = 1000
 SPREAD = 2
 """Seconds of ``zd_websocket_drain``."""
-LIMIT = 6
+LIMIT = 20
 """Seconds of ``graceful_timeout``."""
-PATIENCE = 30.0
+PATIENCE = 2 * BOOT_TIMEOUT_S
+"""Seconds that a client waits for a text or for the end: it is silent while the new code is loaded."""
 
 
 @dataclass
@@ -100,9 +101,9 @@ def test_busy_websockets(start_class: Start, site: Site, worker: WorkerClass) ->
     ends = sorted(talk.ended for talk in talks)
     told = min(talk.told for talk in talks)
     assert ends[-1] - told >= (BUSY / 2 - 1) * CLOSE_INTERVAL_S, "one worker at least has half of them, or more"
-    assert ends[-1] - told <= LIMIT
     assert len({int((end - told) / 0.25) for end in ends}) >= 3, "they are not all told at once"
     server.wait_only("two")
+    assert "graceful_timeout is over" not in server.log
     assert len(site.marks("disconnect", "one")) == BUSY, "the application has seen each end"
     assert {mark["code"] for mark in site.marks("disconnect", "one")} <= {None, 1000, 1005, 1012}
 
@@ -114,9 +115,7 @@ def test_a_thousand_idle_websockets(start_class: Start, worker: WorkerClass) -> 
     old = server.workers()
     talks = asyncio.run(converse(server, IDLE, busy=False))
     assert Counter(talk.code for talk in talks) == {1012: IDLE}
-    ends = [talk.ended for talk in talks]
-    assert max(ends) - min(ends) <= LIMIT
-    wait_for(lambda: not any(alive(pid) for pid in old), LIMIT, "nothing holds the old workers any more")
+    wait_for(lambda: not any(alive(pid) for pid in old), BOOT_TIMEOUT_S, "nothing holds the old workers any more")
     assert "graceful_timeout is over" not in server.log
     server.wait_only("two")
 
@@ -149,7 +148,7 @@ def test_a_client_that_does_not_answer_the_close(start_class: Start, worker: Wor
     silent.send(UPGRADE)
     assert silent.reply().status == 101
     old = server.begin_reload("two")
-    wait_for(lambda: not any(alive(pid) for pid in old), 2 + 1.5, "the old workers are gone")
+    wait_for(lambda: not any(alive(pid) for pid in old), 2 + 8, "the old workers are gone")
     server.wait_only("two")
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 BURST = 300
@@ -42,12 +42,12 @@ def test_hup_and_usr2_to_a_worker_change_nothing(start_class: Start, site: Site,
     workers = server.workers()
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(server.get, "/sleep?seconds=0.5") for _ in range(6)]
-        wait_for(lambda: len(site.marks("request")) == 6, 5, "the requests are in flight")
+        wait_for(lambda: len(site.marks("request")) == 6, BOOT_TIMEOUT_S, "the requests are in flight")
         for pid in workers:
             for signum in (signal.SIGHUP, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU):
                 os.kill(pid, signum)
         assert {answer.result()["pid"] for answer in asked} <= set(workers)
-    assert server.accepting() == workers
+    wait_for(lambda: server.accepting() == workers, BOOT_TIMEOUT_S, "the same workers accept")
     assert site.events("worker_exit") == []
 
 

@@ -177,4 +177,4 @@ def test_sockets_of_systemd(make_server: Start, site: Site) -> None:
         assert set(ports(server.master)) == {server.address[1]}
         assert answer(server.address) == "two"
         for address in (unused, text(other.getsockname())):
-            wait_for(lambda address=address: address in server.log, 5, f"the log names {address}")  # type: ignore[misc]
+            wait_for(lambda address=address: address in server.log, BOOT_TIMEOUT_S, f"the log names {address}")  # type: ignore[misc]

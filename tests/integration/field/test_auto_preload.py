@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.control_client import status
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start, run_once
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, run_once
 from tests.harness.worker_classes import GEVENT, THREAD, UVICORN, WorkerClass, for_each
 
 NO_HOOKS = "\n\ndel on_reload, pre_fork, post_fork\n"
@@ -74,6 +75,11 @@ def fork_server(server: Server) -> dict[str, Any]:
     return found
 
 
+def order(site: Site, command: str, socket_path: str) -> subprocess.CompletedProcess[str]:
+    """Order a reload or a rollback, and wait for its end."""
+    return run_once(site, "zdworker", command, "--socket", socket_path, deadline=2 * BOOT_TIMEOUT_S)
+
+
 @pytest.fixture
 def socket_path(site: Site) -> str:
     return str(site.directory / "control.sock")
@@ -93,22 +99,29 @@ def test_one_import_per_reload_and_the_code_that_runs_after_a_crash(
     )
     assert importers(site, "one") == server.fork_servers()
     site.deploy("two")
-    assert run_once(site, "zdworker", "reload", "--socket", socket_path).returncode == 0
+    assert order(site, "reload", socket_path).returncode == 0
     broken = site.break_("raise")
-    failed = run_once(site, "zdworker", "reload", "--socket", socket_path)
+    failed = order(site, "reload", socket_path)
     assert failed.returncode == 1
     assert f"RuntimeError: broken {broken}" in failed.stdout + failed.stderr, "the traceback of the import"
     before = server.workers()
     os.kill(before[0], signal.SIGKILL)
-    wait_for(lambda: before[0] not in server.workers() and len(server.accepting()) == 2, 15, "it is back")
-    for _ in range(100):  # more than max_requests of each
+    back_again = "another one is in its place"
+    wait_for(lambda: before[0] not in server.workers() and len(server.accepting()) == 2, BOOT_TIMEOUT_S, back_again)
+
+    def replaced() -> bool:
         assert server.get()["version"] == "two"
-    wait_for(lambda: not set(before) & set(server.workers()), 15, "the workers were replaced for max_requests")
+        return not set(before) & set(server.workers())
+
+    for _ in range(100):
+        replaced()
+    # The kernel says which worker gets a request: until the other one of before has had its max_requests, too.
+    wait_for(replaced, BOOT_TIMEOUT_S, "the workers were replaced for max_requests")
     server.wait_full()
     assert len(importers(site, "two")) == 1
     assert fork_server(server)["preloaded"]
     assert fork_server(server)["not_preloaded"] is None
-    back = run_once(site, "zdworker", "rollback", "--socket", socket_path)
+    back = order(site, "rollback", socket_path)
     assert back.returncode == 0, back.stderr
     assert server.get()["version"] == "one"
     assert len(importers(site, "one")) == 1
@@ -140,7 +153,7 @@ def test_what_the_import_leaves_open_is_found_and_each_worker_imports(
         assert sorted(mark["locked"] for mark in others) == [False, True], "one of the workers has the lock"
         assert {mark["mask"] for mark in [first, *others]} == {0o027}
         closed, _ = database.accept()
-        closed.settimeout(5)
+        closed.settimeout(BOOT_TIMEOUT_S)
         assert closed.recv(1) == b"", "the first import's connection is closed"
         closed.close()
 

@@ -7,8 +7,9 @@ import signal
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
+from tests.harness.control_client import worker_states
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 from tests.harness.worker_classes import ASGI, TORNADO, UVICORN, UVICORN_H11, WorkerClass, for_each
 
 BLOCKING = """
@@ -32,14 +33,15 @@ def test_the_answer_of_a_handler_that_blocked_the_loop_ends_its_connection(
     """The loop notices that the worker is to leave when the handler has returned, and its answer is written by then."""
     site.deploy("one", extra=BLOCKING)
     server = start_class(worker, workers=1, keepalive=60, zd_hand_over=False)
+    wait_for(lambda: worker_states(server) == ["ready"], BOOT_TIMEOUT_S, "the worker is ready")
     (pid,) = server.workers()
     with Client(server.address) as client:
         client.send(request("GET", "/block"))
-        wait_for(lambda: site.marks("request"), 5, "the application has the request")
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the application has the request")
         os.kill(pid, signal.SIGTERM)
         site.answer_held()
         reply = client.reply()
         assert reply.status == 200
         assert reply.last
         client.wait_end()
-    wait_for(lambda: not alive(pid), 10, "nothing holds the worker")
+    wait_for(lambda: not alive(pid), BOOT_TIMEOUT_S, "nothing holds the worker")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import descriptors, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 STREAMS = {0: "<&-", 1: ">&-", 2: "2>&-"}
 CLOSED = [numbers for length in (1, 2, 3) for numbers in itertools.combinations(STREAMS, length)]
@@ -66,6 +66,6 @@ def test_a_preloaded_application_replaces_standard_error(make_server: Start, sit
     site.deploy("broken", extra=f"{replaces}\nraise RuntimeError('of the new code')\n")
     server.signal(signal.SIGUSR2)
     log = Path(site.directory / "error.log")
-    wait_for(lambda: "RuntimeError: of the new code" in log.read_text(), 15, "the error is in the log")
+    wait_for(lambda: "RuntimeError: of the new code" in log.read_text(), BOOT_TIMEOUT_S, "the error is in the log")
     server.reload("two")
     assert server.stop() == 0

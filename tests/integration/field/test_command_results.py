@@ -14,8 +14,9 @@ from typing import IO, Any
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.control_client import status
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 DONE, FAILED = 0, 1
 
@@ -45,7 +46,7 @@ def started(
 def run(path: Path, *words: str, **streams: Any) -> tuple[int, str]:
     """Return the exit code and all that was printed into pipes."""
     with started(path, *words, **streams) as process:
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=2 * BOOT_TIMEOUT_S)
     return process.returncode, f"{out or ''}{error or ''}"
 
 
@@ -55,7 +56,7 @@ def superseded(
     """Order a reload, deploy while its generation loads, and order another one; return what came of both."""
     gate = site.deploy_gated("two")
     with started(path, "reload", *words) as first:
-        wait_for(lambda: site.marks("waits", "two"), 30, "the first one's generation loads")
+        wait_for(lambda: site.marks("waits", "two"), BOOT_TIMEOUT_S, "the first one's generation loads")
         deploy()
         with started(path, "reload") as second:
             assert second.stderr is not None
@@ -65,7 +66,7 @@ def superseded(
 
 
 def completed(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, error = process.communicate(timeout=60)
+    out, error = process.communicate(timeout=2 * BOOT_TIMEOUT_S)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
@@ -112,7 +113,7 @@ class Operator:
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(30)
+        self._socket.settimeout(2 * BOOT_TIMEOUT_S)
         self._socket.connect(str(path))
         self._lines = self._socket.makefile("r")
 
@@ -140,14 +141,16 @@ def operator(server: Server, path: Path) -> Iterator[Operator]:
 
 
 def test_each_order_gets_an_answer(server: Server, site: Site, operator: Operator) -> None:
+    wait_for(lambda: status(server)["state"] == "steady", BOOT_TIMEOUT_S, "the master knows that its worker is ready")
     operator.send(command="status", wait=True)
     assert operator.answer()["status"]["state"] == "steady"
-    site.deploy("two", extra="\ntime.sleep(2)\n")
+    gate = site.deploy_gated("two")
     operator.send(command="reload", wait=True)
     for _ in range(3):
         operator.send(command="reload", wait=True)
         operator.send(command="status")
     assert [operator.answer()["type"] for _ in range(6)] == ["refused", "report"] * 3
+    gate.open("wb").close()
     assert operator.answer()["result"] == "done"
     operator.send(command="status", wait=True)
     assert operator.answer()["status"]["reloads"] == 1

@@ -11,7 +11,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.control_client import status
 from tests.harness.processes import alive, read_process, wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 
 IGNORES = "\nimport signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
 
@@ -68,16 +68,18 @@ def test_an_application_with_handlers_of_its_own_is_forked_from(start: Start, si
     for _ in range(5):
         victim = server.workers()[0]
         os.kill(victim, signal.SIGKILL)
-        wait_for(partial(gone, victim), 10, "it is gone")
+        wait_for(partial(gone, victim), BOOT_TIMEOUT_S, "it is gone")
         server.wait_full()
     for quiet in (signal.SIGHUP, signal.SIGUSR1, signal.SIGWINCH):
         os.kill(before[0], quiet)
-    os.kill(server.workers()[0], signal.SIGKILL)
+    victim = server.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_for(partial(gone, victim), BOOT_TIMEOUT_S, "it is gone")
     server.wait_full()
     assert server.fork_servers() == before
-    assert status(server)["state"] == "steady"
+    wait_for(lambda: status(server)["state"] == "steady", BOOT_TIMEOUT_S, "the fleet is steady")
     assert "was not expected" not in server.log
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")
     assert server.stop() == 0
 
 
@@ -104,9 +106,9 @@ def test_a_fork_server_that_fails_after_it_has_loaded_is_an_ordinary_loss(start:
     (before,) = server.fork_servers()
     (site.directory / "failing").touch()
     os.kill(server.workers()[0], signal.SIGKILL)
-    wait_for(lambda: read_process(before) is None, 10, "it has failed, and is reaped")
+    wait_for(lambda: read_process(before) is None, BOOT_TIMEOUT_S, "it has failed, and is reaped")
     server.wait_full()
-    assert "this fork server has had enough" in server.log
+    wait_for(lambda: "this fork server has had enough" in server.log, BOOT_TIMEOUT_S, "the log has the reason")
     assert "was not expected" not in server.log
     assert [server["generation"] for server in status(server)["fork_servers"]] == [2]
 
@@ -153,8 +155,8 @@ def test_a_stopped_worker_whose_fork_server_died_before_it_reported_the_fork_is_
     server = start(workers=2, extra=DIES_BEFORE_FORKED)
     armed.touch()
     os.kill(server.workers()[0], signal.SIGKILL)
-    stopped = int(wait_for(lambda: greeted.exists() and greeted.read_text(), 15, "the worker has greeted"))
-    wait_for(lambda: not alive(stopped), 30, "the stopped worker is killed")
+    stopped = int(wait_for(lambda: greeted.exists() and greeted.read_text(), BOOT_TIMEOUT_S, "the worker has greeted"))
+    wait_for(lambda: not alive(stopped), BOOT_TIMEOUT_S, "the stopped worker is killed")
     server.wait_full()
     assert stopped not in server.workers()
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")

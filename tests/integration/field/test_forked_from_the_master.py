@@ -11,7 +11,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.control_client import reload
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 PROGRAM = """
 import multiprocessing
@@ -83,7 +83,7 @@ def embedded(server: Server, site: Site, way: str, *, hands_over: bool) -> Serve
     server.words = [sys.executable, "program.py"]
     server.launch_as_is()
     pid = site.directory / "pid"
-    wait_for(pid.exists, 20, "the child has begun")
+    wait_for(pid.exists, BOOT_TIMEOUT_S, "the child has begun")
     server.master = int(pid.read_text())
     server.wait_full()
     return server
@@ -94,7 +94,7 @@ def test_an_application_that_was_handed_over(make_server: Start, site: Site, way
     server = embedded(make_server(workers=2), site, way, hands_over=True)
     workers = server.workers()
     assert reload(server)["result"] == "done"  # nothing has changed
-    wait_for(lambda: not any(alive(pid) for pid in workers), 30, "no worker of before is left")
+    wait_for(lambda: not any(alive(pid) for pid in workers), BOOT_TIMEOUT_S, "no worker of before is left")
     site.deploy("two")
     workers = server.workers()
     last = reload(server)
@@ -128,7 +128,7 @@ def test_a_link_that_leads_elsewhere_by_now(make_server: Start, site: Site) -> N
     server.environment["PWD"] = str(current)
     server.words = ["sh", "-c", 'cd "$0" && exec "$@"', str(current), sys.executable, str(physical / "program.py")]
     server.launch_as_is()
-    wait_for((physical / "pid").exists, 20, "the child has begun")
+    wait_for((physical / "pid").exists, BOOT_TIMEOUT_S, "the child has begun")
     server.master = int((physical / "pid").read_text())
     server.wait_full()
     site.release("two")

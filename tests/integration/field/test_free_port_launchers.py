@@ -49,6 +49,11 @@ def launcher(server: Server, port: int | str, search: str = "") -> None:
     server.site.write("launch.py", LAUNCHER.format(port=port, search=search, options=options))
 
 
+def warned(server: Server, *words: str) -> bool:
+    """Return whether one warning of the log has all of these words."""
+    return any(all(word in line for word in ("[WARNING]", *words)) for line in server.log.splitlines())
+
+
 def reload(server: Server, version: str) -> str | None:
     """Deploy and reload; return the error, None if the reload is done."""
     server.site.deploy(version)
@@ -66,9 +71,8 @@ def test_the_site_stays_on_its_port(make_server: Start, site: Site) -> None:
         server.launch_as_is().wait_full()
 
         # Known at the start: the setting, with both values; of the environment only the name.
-        warnings = [line for line in server.log.splitlines() if "[WARNING]" in line]
-        assert any(all(word in line for word in ("bind", f":{port}'", f":{second}'")) for line in warnings), warnings
-        assert any("APP_TOKEN" in line for line in warnings)
+        for words in (("bind", f":{port}'", f":{second}'"), ("APP_TOKEN",)):
+            wait_for(lambda words=words: warned(server, *words), BOOT_TIMEOUT_S, f"a warning: {words}")  # type: ignore[misc]
         assert "secret" not in server.log
         assert server.get()["version"] == "one"
 
@@ -91,10 +95,14 @@ def test_the_site_stays_on_its_port(make_server: Start, site: Site) -> None:
         with Client(other.getsockname()) as client:
             assert client.ask("GET", "/").json()["version"] == "three"
         # Each change of address is one line of the log for what is opened, and one for what is closed.
-        lines = server.log.splitlines()
         new, gone = f"http://127.0.0.1:{other.getsockname()[1]}", f"http://127.0.0.1:{port}"
-        wait_for(lambda: sum(new in line for line in server.log.splitlines()) == 1, 5, f"the log names {new}")
-        assert sum(gone in line for line in lines) == 2, "at the start, and when it was closed"
+
+        def named() -> list[int]:
+            lines = server.log.splitlines()
+            return [sum(address in line for line in lines) for address in (new, gone)]
+
+        what = "the new address is named once, the other one at the start, and when it was closed"
+        wait_for(lambda: named() == [1, 2], BOOT_TIMEOUT_S, what)
 
 
 def test_an_ordinary_configuration_gives_no_warning(make_server: Start, site: Site) -> None:

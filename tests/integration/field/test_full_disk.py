@@ -11,7 +11,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 SIZE_BYTES = 256 * 1024
 ON_A_SMALL_DISK = 'mount -t tmpfs -o size={size} none "{path}" && exec "$@"'
@@ -93,7 +93,7 @@ def test_the_log_goes_on_once_there_is_room(small: tuple[Server, Disk], site: Si
         for name in ("error.log", "access.log"):
             (disk.path / name).rename(disk.path / f"{name}.1")
         server.signal(signal.SIGUSR1)
-        wait_for((disk.path / "error.log").exists, 10, "the master has opened the new file")
+        wait_for((disk.path / "error.log").exists, BOOT_TIMEOUT_S, "the master has opened the new file")
         assert {server.get()["version"] for _ in range(20)} == {"one"}
         site.deploy("two")
         server.signal(signal.SIGUSR2)
@@ -105,6 +105,6 @@ def test_the_log_goes_on_once_there_is_room(small: tuple[Server, Disk], site: Si
         assert load.stop().failures == []
     assert not everyone & {*server.fork_servers(), *server.workers()}
     server.reload("three")
-    assert "all workers are new" in disk.text("error.log")
-    wait_for(lambda: server.get() and "GET / " in disk.text("access.log"), 10, "requests are logged")
+    wait_for(lambda: "all workers are new" in disk.text("error.log"), BOOT_TIMEOUT_S, "the reload is in the log")
+    wait_for(lambda: server.get() and "GET / " in disk.text("access.log"), BOOT_TIMEOUT_S, "requests are logged")
     assert server.stop() == 0

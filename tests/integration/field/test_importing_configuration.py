@@ -15,7 +15,7 @@ import pytest
 from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.command import client
 from zdworker.ipc.messages import Order, Outcome
 
@@ -78,7 +78,7 @@ class Deployed:
 
     def next_line(self, hook: str, after: int) -> list[str]:
         """Wait for the next line of a hook, after those that there were."""
-        return wait_for(lambda: self.lines(hook)[after:], 30, f"{hook} is called")[0]
+        return wait_for(lambda: self.lines(hook)[after:], BOOT_TIMEOUT_S, f"{hook} is called")[0]
 
     def crash(self, server: Server) -> list[str]:
         """Kill a worker; return what child_exit has said of it."""
@@ -96,7 +96,7 @@ def outcome(server: Server, command: str, meanwhile: Callable[[], None] = lambda
     with client.Connection(control_client.control_socket(server)) as connection:
         connection.order(Order(command, wait=True))
         meanwhile()
-        while not isinstance(message := connection.receive(time.monotonic() + 60), Outcome):
+        while not isinstance(message := connection.receive(time.monotonic() + 2 * BOOT_TIMEOUT_S), Outcome):
             pass
         return message
 
@@ -172,14 +172,14 @@ def test_an_evaluation_that_fails_changes_nothing(start: Start, site: Site) -> N
     deployed = Deployed(site)
     deployed.write("aaa")
     deployed.put("troubled.py", ONLY_IN_THE_MASTER)
-    server = start(extra=IMPORTS + "import troubled\n", zd_boot_timeout=10, **controlled(site))
+    server = start(extra=IMPORTS + "import troubled\n", zd_boot_timeout=30, **controlled(site))
     assert deployed.crash(server)[1:5] == ["aaa", "aaa", "aaa", "True"]
     trouble = site.directory / "trouble"
     deployed.write("bbb")
     site.deploy("two")
 
     def crash_meanwhile() -> None:
-        wait_for((site.directory / "hang").exists, 30, "the evaluation hangs in the master")
+        wait_for((site.directory / "hang").exists, BOOT_TIMEOUT_S, "the evaluation hangs in the master")
         assert deployed.crash(server)[1:5] == ["aaa", "aaa", "aaa", "True"]
 
     for kind, reason in (("raise", "cannot be evaluated"), ("hang", "zd_boot_timeout")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.harness import documents
 from tests.harness.application_site import Site
 from tests.harness.control_client import status
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start, reserve_port
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
 (LAUNCHER,) = [block.text for block in documents.blocks("docs/embedding.md") if block.title == "serve.py"]
 CHECKED = "    if is_first_run():\n        admin"
@@ -33,16 +34,21 @@ def server(make_server: Start, site: Site) -> Server:
     return made
 
 
-def write(site: Site, server: Server, launcher: str) -> None:
+@pytest.fixture
+def admin() -> Iterator[int]:
+    """The launcher's own port, which nobody else gets."""
+    with reserve_port() as held:
+        yield held.getsockname()[1]
+
+
+def write(site: Site, server: Server, admin: int, launcher: str) -> None:
     port = str(server.reserved.getsockname()[1])
-    with reserve_port() as admin:
-        other = str(admin.getsockname()[1])
-    site.write("serve.py", launcher.replace("8000", port).replace("9000", other))
+    site.write("serve.py", launcher.replace("8000", port).replace("9000", str(admin)))
 
 
-def test_a_launcher_that_asks_is_run_once_more_for_each_generation(server: Server, site: Site) -> None:
+def test_a_launcher_that_asks_is_run_once_more_for_each_generation(server: Server, site: Site, admin: int) -> None:
     assert CHECKED in LAUNCHER
-    write(site, server, LAUNCHER)
+    write(site, server, admin, LAUNCHER)
     site.deploy("one", extra=GENERATION)
     server.start()
     site.deploy("two", extra=GENERATION)
@@ -53,18 +59,13 @@ def test_a_launcher_that_asks_is_run_once_more_for_each_generation(server: Serve
     assert server.stop() == 0
 
 
-def test_a_launcher_that_does_not_ask_is_told_why_it_failed(server: Server, site: Site) -> None:
+def test_a_launcher_that_does_not_ask_is_told_why_it_failed(server: Server, site: Site, admin: int) -> None:
     """Its port is taken, by itself."""
-    write(site, server, LAUNCHER)
+    write(site, server, admin, LAUNCHER)
     server.start()
-    write(site, server, LAUNCHER.replace(CHECKED, UNCHECKED))
-    text = (site.directory / "serve.py").read_text()
-    port = int(text.partition('create_server(("127.0.0.1", ')[2].partition(")")[0])
-    with reserve_port() as taken:
-        site.write("serve.py", text.replace(str(port), str(taken.getsockname()[1])))
-        taken.listen()
-        server.signal(server.reload_signal)
-        wait_for(lambda: status(server)["state"] == "failed", 30, "the reload has failed")
+    write(site, server, admin, LAUNCHER.replace(CHECKED, UNCHECKED))
+    server.signal(server.reload_signal)
+    wait_for(lambda: status(server)["state"] == "failed", BOOT_TIMEOUT_S, "the reload has failed")
     error = str(status(server)["last_reload"]["error"])
     assert "serve.py was run once more, to load generation 2" in error
     assert "ZD_GENERATION" in error

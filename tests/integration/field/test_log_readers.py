@@ -25,9 +25,6 @@ from tests.harness.control_client import status
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
-ANSWER_S = 3.0
-"""Seconds within which the master answers, or ends, on a machine with other work to do."""
-
 LINES = 2500
 
 FILLS_THE_LOG = f"""
@@ -153,9 +150,11 @@ def launch(make_server: Start, site: Site, reader: Reader) -> Launch:
 
 
 def answers(server: Server) -> None:
-    began = time.monotonic()
+    """Have the master answer, which one that waits for its log does not.
+
+    :raises TimeoutError: it does not.
+    """
     status(server)
-    assert time.monotonic() - began < ANSWER_S
 
 
 each_kind = pytest.mark.parametrize("kind", ["stderr", "errorlog", "stream", "dgram"])
@@ -166,7 +165,7 @@ def test_the_master_goes_on_and_its_lines_come_when_they_are_read(
     launch: Launch, site: Site, reader: Reader, kind: str
 ) -> None:
     server = launch(kind)
-    wait_for(lambda: b"Listening at" in reader.text, 10, "the log is read")
+    wait_for(lambda: b"Listening at" in reader.text, BOOT_TIMEOUT_S, "the log is read")
     reader.pause()
     server.signal(signal.SIGTTIN)
     answers(server)
@@ -179,10 +178,10 @@ def test_the_master_goes_on_and_its_lines_come_when_they_are_read(
     server.settings["workers"] = 1  # as in the new configuration
     reader.go_on()
     server.wait_only("two")
-    wait_for(lambda: b"all workers are new" in reader.text, 10, "the end of the reload is in the log")
+    wait_for(lambda: b"all workers are new" in reader.text, BOOT_TIMEOUT_S, "the end of the reload is in the log")
     assert reader.fillers() == list(range(LINES))
     assert server.stop() == 0
-    wait_for(lambda: b"Shutting down: Master" in reader.text, 10, "the end is in the log")
+    wait_for(lambda: b"Shutting down: Master" in reader.text, BOOT_TIMEOUT_S, "the end is in the log")
     order = [reader.text.find(words) for words in (b"Listening at", b"filler 0", b"Reload: loading", b"Shutting down")]
     assert order == sorted(order)
 
@@ -194,8 +193,8 @@ def test_the_master_ends_although_its_log_is_not_read(launch: Launch, reader: Re
     server.signal(signal.SIGTTIN)
     answers(server)
     server.signal(signal.SIGTERM)
-    assert server.wait_exit(float(server.settings["graceful_timeout"]) + 10) == 0
-    server.wait_nothing_left(5)
+    assert server.wait_exit(float(server.settings["graceful_timeout"]) + BOOT_TIMEOUT_S) == 0
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
     assert server.port_free()
 
 
@@ -226,7 +225,7 @@ def test_a_logger_class_that_raises_ends_nothing(start: Start, site: Site) -> No
     (site.directory / "raise").touch()
     server.signal(signal.SIGUSR1)
     server.signal(signal.SIGTTIN)
-    wait_for(lambda: "Handling signal: ttin" in server.log, 10, "the master goes on")
+    wait_for(lambda: "Handling signal: ttin" in server.log, BOOT_TIMEOUT_S, "the master goes on")
     (site.directory / "raise").unlink()
     server.wait_full()
     assert server.stop() == 0

@@ -13,7 +13,7 @@ import pytest
 
 from tests.harness.application_site import ENDPOINTS, Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.command import client, finder
 
 MAIN = "from gunicorn.app.wsgiapp import run\n\nrun()\n"
@@ -77,20 +77,22 @@ def test_a_program_that_pex_has_unpacked(make_server: Start, site: Site) -> None
         return int(last["generation"]) if last.get("result") is not None else 0
 
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: last_generation() == 2, 30, "the reload has ended")
+    wait_for(lambda: last_generation() == 2, BOOT_TIMEOUT_S, "the reload has ended")
     assert client.status(path)["last_reload"]["result"] == "done"  # nothing has changed
     archive.write_text("another")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: last_generation() == 3, 30, "the reload has ended")
+    wait_for(lambda: last_generation() == 3, BOOT_TIMEOUT_S, "the reload has ended")
     last = client.status(path)["last_reload"]
     assert last["result"] == "failed"
     assert last["error"].endswith(
         f"the program was unpacked from {archive} at its start, and that file has changed: "
         "only a restart unpacks it again"
     )
-    wait_for(lambda: len(server.fork_servers()) == 1, 30, "only the present generation's fork server is left")
+    wait_for(
+        lambda: len(server.fork_servers()) == 1, BOOT_TIMEOUT_S, "only the present generation's fork server is left"
+    )
     (victim,) = server.fork_servers()
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: server.fork_servers() not in ([], [victim]), 30, "the fork server is replaced")
-    wait_for(lambda: client.status(path)["state"] == "failed", 30, "and no more than the reload has failed")
+    wait_for(lambda: server.fork_servers() not in ([], [victim]), BOOT_TIMEOUT_S, "the fork server is replaced")
+    wait_for(lambda: client.status(path)["state"] == "failed", BOOT_TIMEOUT_S, "and no more than the reload has failed")
     assert server.get()["version"] == "one"

@@ -13,8 +13,8 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.control_client import ready, status
-from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.processes import alive, wait_for
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 BOOT_S = 240
 """Seconds that hundreds of workers may take to boot on two cores that have other work to do."""
@@ -97,7 +97,7 @@ def test_two_hundred_workers_start_reload_and_stop(make_server: Start, site: Sit
     assert fork_server["generation"] == 1
     server.signal(signal.SIGTERM)
     assert server.wait_exit(BOOT_S) == 0
-    server.wait_nothing_left(5)
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
 
 
 @pytest.mark.load
@@ -107,7 +107,7 @@ def test_sixty_workers_and_a_large_environment(make_server: Start, site: Site) -
     wait_ready(server, 60)
     assert [mark["count"] for mark in site.marks("secrets")] == [4 * 1024] * 60
     server.signal(signal.SIGTERM)
-    assert server.wait_exit(60) == 0
+    assert server.wait_exit(BOOT_S) == 0
 
 
 def test_an_environment_that_does_not_fit_into_the_socket(make_server: Start, site: Site) -> None:
@@ -116,7 +116,9 @@ def test_an_environment_that_does_not_fit_into_the_socket(make_server: Start, si
     server = launch(make_server, site, workers=3, extra=LARGE_ENVIRONMENT.format(variables=600))
     wait_ready(server, 3)
     assert [mark["count"] for mark in site.marks("secrets")] == [600 * 1024] * 3
-    os.kill(server.workers()[0], signal.SIGKILL)
+    victim = server.workers()[0]
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: not alive(victim), BOOT_TIMEOUT_S, "it has died")
     server.wait_full()
     assert status(server)["generation"] == 1
     assert server.get("/")["version"] == "one"
@@ -133,20 +135,19 @@ def test_forty_workers_with_slow_forks(make_server: Start, site: Site) -> None:
     assert [server["generation"] for server in status(server)["fork_servers"]] == [1]
     assert status(server)["state"] == "steady"
     server.signal(signal.SIGTERM)
-    assert server.wait_exit(60) == 0
+    assert server.wait_exit(BOOT_S) == 0
 
 
 @pytest.mark.load
 def test_a_fork_server_that_is_stuck_is_given_up(make_server: Start, site: Site) -> None:
-    stuck = 'while _os.path.exists("stuck"): _time_of_fork.sleep(0.1)'
+    stuck = 'while _os.path.exists(f"stuck-{_forked_by}"): _time_of_fork.sleep(0.1)'
     server = launch(make_server, site, workers=4, extra=SLOW_FORK.format(delay=stuck))
     wait_ready(server, 4)
     (before,) = server.fork_servers()
-    (site.directory / "stuck").touch()
+    (site.directory / f"stuck-{before}").touch()  # the one in its place is not
     for victim in server.workers()[:2]:
         os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: before not in server.fork_servers(), 20, "the stuck fork server is given up")
-    (site.directory / "stuck").unlink()
+    wait_for(lambda: before not in server.fork_servers(), BOOT_TIMEOUT_S, "the stuck fork server is given up")
     server.wait_full()
     assert [server["generation"] for server in status(server)["fork_servers"]] == [2]
     assert status(server)["last_reload"] is None

@@ -81,7 +81,7 @@ def failure(server: Server) -> str:
         last: dict[str, Any] = found["last_reload"] or {}
         return last if found["reloads"] > before and last["result"] else {}
 
-    last = wait_for(ended, 20, "the reload has ended")
+    last = wait_for(ended, BOOT_TIMEOUT_S, "the reload has ended")
     assert last["result"] == "failed", last
     return str(last["error"])
 
@@ -173,7 +173,7 @@ def test_a_link_that_moves_while_a_generation_loads(make_server: Start, site: Si
     server.start()
     two = release(site, "two", extra=WAITS.format(gate=str(gate)))
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: site.marks("waits", "two"), 20, "the new code is being imported")
+    wait_for(lambda: site.marks("waits", "two"), BOOT_TIMEOUT_S, "the new code is being imported")
     three = release(site, "three")
     gate.open("wb").close()
 

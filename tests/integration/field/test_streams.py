@@ -50,6 +50,7 @@ def test_a_stream_of_events_ends_with_the_drain(start_class: Start, site: Site, 
             received += client.socket.recv(4096)
         site.deploy("two", extra=STREAM)
         server.signal(server.reload_signal)
+        server.wait_retired([old])
         limit = time.monotonic() + GRACEFUL_TIMEOUT_S / 2
         while client.socket.recv(4096):  # a "ping" each 15 seconds
             assert time.monotonic() < limit, "the stream goes on"

@@ -12,11 +12,8 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.certificates import make_certificate
 from tests.harness.control_client import reload
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, THREAD, UVICORN
-
-PROMPTLY_S = 15.0
-"""Seconds within which a start that cannot work ends; a loaded machine needs most of them to start interpreters."""
 
 GOOD = {"certfile": "certificate.pem", "keyfile": "key.pem"}
 
@@ -111,9 +108,9 @@ def test_the_first_start_ends_with_the_reason(make_server: Start, site: Site, wo
     server = make_server(certfile="certificate.pem", keyfile="other/key.pem", worker_class=worker.path)
     plain(server)
     server.launch_as_is()
-    assert server.wait_exit(PROMPTLY_S) not in (0, None)
+    assert server.wait_exit(BOOT_TIMEOUT_S) not in (0, None)
     assert "TLS cannot load: keyfile other/key.pem does not belong to certfile certificate.pem" in server.log
-    server.wait_nothing_left(2)
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
     assert server.port_free()
 
 
@@ -126,7 +123,7 @@ def test_a_key_that_the_workers_may_not_read(make_server: Start, site: Site) -> 
     site.serve("wsgi")
     plain(server)
     server.launch_as_is()
-    assert server.wait_exit(PROMPTLY_S) not in (0, None)
+    assert server.wait_exit(BOOT_TIMEOUT_S) not in (0, None)
     assert "TLS cannot load: keyfile key.pem cannot be read as the user nobody: Permission denied" in server.log
     code = (
         "\nimport ssl\n_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"

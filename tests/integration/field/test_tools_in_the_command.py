@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.server import Server, Start, run_once
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, run_once
 
 SAVES = """
 import os
@@ -146,7 +146,7 @@ def test_a_tool_that_passes_over_the_exit_of_a_worker(start_with_tool: Start) ->
     server.reload("two")
     assert "ERROR" not in server.log
     assert server.stop() == 0
-    server.wait_nothing_left(5)
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
 
 
 def test_coverage_of_what_workers_run(make_server: Start, site: Site) -> None:
@@ -158,8 +158,10 @@ def test_coverage_of_what_workers_run(make_server: Start, site: Site) -> None:
     assert server.stop() == 0
     named = {path.name.partition("pid")[2].partition(".")[0] for path in site.directory.glob(".coverage.*")}
     assert named >= {str(pid) for pid in workers}
-    assert run_once(site, "coverage", "combine", "--rcfile", "where.ini").returncode == 0
-    report = run_once(site, "coverage", "report", "--rcfile", "where.ini", "--include", "app.py").stdout
+    assert run_once(site, "coverage", "combine", "--rcfile", "where.ini", deadline=BOOT_TIMEOUT_S).returncode == 0
+    report = run_once(
+        site, "coverage", "report", "--rcfile", "where.ini", "--include", "app.py", deadline=BOOT_TIMEOUT_S
+    ).stdout
     assert "app.py" in report
 
 
@@ -177,7 +179,7 @@ def test_debuggers_follow_workers_and_nothing_else(start_with_tool: Start, site:
 def test_a_tool_that_cannot_run_twice_is_named(make_server: Start, site: Site) -> None:
     site.write("tool.py", KEEPS_ONE_FILE)
     server = make_server(command=(sys.executable, "-m", "tool", "-m", "gunicorn")).launch()
-    assert server.wait_exit(30) == 1
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 1
     assert "tool is a part of the command, which was run once more to load generation 1" in server.log
     assert f"(exit 1, at {site.directory}/tool.py, line 8): profile.bin exists" in server.log
 

@@ -7,7 +7,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 
 FACTORY_CLASS = """
 from zdworker import UvicornWorker
@@ -81,7 +81,7 @@ def test_a_limit_of_requests_is_max_requests(start: Start, site: Site) -> None:
     server = start(worker_class="limited.Worker", workers=2)
     first = server.workers()
     with Load(server.address, "new", clients=2) as load:
-        wait_for(lambda: not any(alive(pid) for pid in first), 30, "both workers were replaced")
+        wait_for(lambda: not any(alive(pid) for pid in first), BOOT_TIMEOUT_S, "both workers were replaced")
     assert load.stop().failures == []
     for name in ("callback_notify", "timeout_graceful_shutdown"):
         assert [line for line in server.log.splitlines() if name in line and "has no effect" in line], server.log

@@ -9,7 +9,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 PROMETHEUS = """
 
@@ -93,10 +93,9 @@ def test_a_replacement_gets_the_id_of_the_worker_that_it_replaces(made: Start) -
     server = made(max_requests=100).start()
     first = server.workers()
     with Load(server.address, "new", clients=2) as load:
-        wait_for(lambda: not any(alive(pid) for pid in first), 30, "all workers were replaced")
+        wait_for(lambda: not any(alive(pid) for pid in first), BOOT_TIMEOUT_S, "all workers were replaced")
     assert load.stop().failures == []
-    server.wait_full()
-    assert sorted(mark["number"] for mark in given(server, server.workers())) == [1, 2, 3, 4]
+    assert sorted(mark["number"] for mark in given(server, server.wait_full())) == [1, 2, 3, 4]
     assert "KeyError" not in server.log
 
 

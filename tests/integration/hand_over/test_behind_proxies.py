@@ -9,7 +9,7 @@ from tests.harness.proxies import HAProxy, Nginx, Proxy, program
 from tests.harness.server import Server, Start
 from tests.harness.tcp_sockets import OPEN, tcp
 
-IDLE_S = 120
+IDLE_S = 600
 """Seconds that proxy and server keep an unused connection, at least: longer than the test."""
 
 pytestmark = pytest.mark.skipif(

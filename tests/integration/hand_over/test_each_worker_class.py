@@ -10,7 +10,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load, Reply, request
 from tests.harness.processes import alive, wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 from tests.harness.worker_classes import KEEPING, WSGI, WorkerClass, for_each
 
 IDLE = 30
@@ -30,13 +30,13 @@ def test_connections_go_on_to_the_successor(start_class: Start, worker: WorkerCl
     with kept[0], kept[1]:
         for version in ("two", "three", "four"):
             server.reload(version)
+        for client in idle + silent:  # the load, too, meets the last version meanwhile
+            reply = client.ask("POST", "/echo", b"last")
+            assert (reply.json()["version"], reply.json()["length"], reply.last) == ("four", 4, False)
         seen = [load.stop() for load in kept]
     assert [result.failures for result in seen] == [[], []]
     assert [result.told_to_close + result.reopened for result in seen] == [0, 0]
     assert all(result.versions() == ["one", "two", "three", "four"] for result in seen)
-    for client in idle + silent:
-        reply = client.ask("POST", "/echo", b"last")
-        assert (reply.json()["version"], reply.json()["length"], reply.last) == ("four", 4, False)
 
 
 @for_each(KEEPING)
@@ -112,7 +112,7 @@ def test_a_worker_that_is_replaced_alone_hands_over_too(start_class: Start, work
         replies.append(busy.ask("GET", "/"))
         return not alive(old)
 
-    wait_for(is_replaced, 20, "it is replaced")
+    wait_for(is_replaced, BOOT_TIMEOUT_S, "it is replaced")
     replies += [client.ask("GET", "/") for client in (idle, busy)]
     assert not any(reply.last for reply in replies)
     assert old not in {reply.json()["pid"] for reply in replies[-2:]}

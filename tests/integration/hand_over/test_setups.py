@@ -60,10 +60,11 @@ def test_what_the_proxy_protocol_said_moves_along(start_class: Start, site: Site
     assert used.ask("GET", "/").status == 200
     server.reload("two")
     assert used.ask("GET", "/").json()["version"] == "two"
+    wait_for(lambda: log.read_text().count(" 200") == 2, 30, "that answer is in the log, before the next one")
     silent.send(PROXY_HEADER)
     assert silent.ask("GET", "/").json()["version"] == "two"
     used.send(PROXY_HEADER)
     assert used.ask("GET", "/").status == 400
-    wait_for(lambda: log.read_text().count(" 200") == 3, 10, "the answers are in the log")
+    wait_for(lambda: log.read_text().count(" 200") == 3, 30, "the answers are in the log")
     told = [line.split()[0] for line in log.read_text().splitlines() if line.endswith(" 200")]
     assert told == ["192.0.2.7", "127.0.0.1" if worker is THREAD else "192.0.2.7", "192.0.2.7"]

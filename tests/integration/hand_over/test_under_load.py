@@ -79,6 +79,7 @@ def test_hand_over_after_hand_over_leaks_no_descriptor(start_class: Start, full:
         return [len(server.descriptors()), *sorted(len(descriptors(pid)) for pid in server.workers())]
 
     server.reload("two")
+    assert not any(client.ask("POST", "/echo", b"second").last for client in clients)  # the workers have taken them
     first = counts()
     for number in range((10_000 if full else 1_000) // len(clients)):
         server.reload(f"v{number}")
@@ -87,11 +88,11 @@ def test_hand_over_after_hand_over_leaks_no_descriptor(start_class: Start, full:
     def no_more() -> bool:
         return all(now <= before for now, before in zip(counts(), first, strict=True))
 
-    wait_for(no_more, 20, f"each process has as many descriptors as after the first reload: {first}")
+    wait_for(no_more, 30, f"each process has as many descriptors as after the first reload: {first}")
     assert not any(client.ask("POST", "/echo", b"last").last for client in clients)
     for client in clients:
         client.close()
-    wait_for(lambda: {sock.peer for sock in tcp(OPEN, int(server.address[1]))} == {0}, 20, "only the listener is left")
+    wait_for(lambda: {sock.peer for sock in tcp(OPEN, int(server.address[1]))} == {0}, 30, "only the listener is left")
 
 
 @for_each(KEEPING)

@@ -17,7 +17,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Address, Client, Load, request
 from tests.harness.processes import wait_for
 from tests.harness.proxies import BEHIND, MIXED_REQUESTS, HAProxy, Nginx, Proxy, program
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, WEBSOCKETS, WorkerClass, for_each
 
 GATEWAY_FAILURES = {502, 503, 504}
@@ -109,7 +109,7 @@ def test_websockets_hear_of_the_restart(start_class: Start, worker: WorkerClass,
         server.reload("two")
         for websocket in sockets:
             with pytest.raises(ConnectionClosed) as closed:
-                websocket.recv(timeout=5)
+                websocket.recv(timeout=30)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1012
 
@@ -124,7 +124,7 @@ def test_a_body_that_still_arrives_when_the_drain_begins(start: Start, kind: typ
         client.send(whole[:-1000])
         server.site.deploy("two")
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: not old & set(server.accepting()), 30, "the old worker has stopped accepting")
+        wait_for(lambda: not old & set(server.accepting()), BOOT_TIMEOUT_S, "the old worker has stopped accepting")
         client.send(whole[-1000:])
         reply = client.reply()
         assert (reply.status, reply.headers["x-version"]) == (200, "one")

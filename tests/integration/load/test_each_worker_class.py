@@ -13,7 +13,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load, request
 from tests.harness.fleet_watcher import FleetWatcher
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 SILENT = 20
@@ -51,7 +51,8 @@ def test_three_reloads_of_each_class_under_load(start_class: Start, site: Site, 
 @for_each(ALL)
 def test_silent_sockets_are_answered(start_class: Start, worker: WorkerClass) -> None:
     """Twenty connections that say nothing until all the workers that have accepted them have the order to leave."""
-    server = start_class(worker, zd_max_surge="100%", graceful_timeout=15, zd_hand_over=False)
+    kept = {"keepalive": int(2 * BOOT_TIMEOUT_S)}  # longer than the new code takes to load
+    server = start_class(worker, zd_max_surge="100%", graceful_timeout=30, zd_hand_over=False, **kept)
     silent = [Client(server.address) for _ in range(SILENT)]
     server.wait_taken()
     server.begin_reload("two")

@@ -10,7 +10,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
 from tests.harness.screens import Screen, environment, typed
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ASGI, THREAD, TORNADO, UVICORN, WorkerClass, for_each
 
 FAILED = 1
@@ -38,7 +38,7 @@ def error_log(server: Server) -> str:
 def failed(server: Server) -> Screen:
     """Order a reload that fails; return what a person reads, when the log has it, too."""
     screen = typed(server, "reload")
-    wait_for(lambda: re.search(r"Reload to generation \d+ failed, .*\n", error_log(server)), 10, "the log is written")
+    wait_for(lambda: re.search(r"Reload to generation \d+ failed, .*\n", error_log(server)), 30, "the log is written")
     assert screen.code == FAILED, screen
     assert screen.lines[-1] == "generation 1 serves on"
     assert screen.lines[-2].startswith("fix that, and reload again")
@@ -176,7 +176,7 @@ def test_words_reach_the_screen_from_a_pipe_too(make_server: Start, site: Site) 
     ).start()
     site.write("app.py", f"import sys\n{EXITS['print']}\n")
     assert "): DATABASE_URL is not set\n" in failed(server).text
-    wait_for(lambda: "DATABASE_URL is not set\n" in place.read_text(), 10, "it went where it goes, too")
+    wait_for(lambda: "DATABASE_URL is not set\n" in place.read_text(), 30, "it went where it goes, too")
 
 
 @preload_or_not
@@ -190,7 +190,7 @@ def test_what_is_printed_once_a_worker_serves_is_not_kept(server: Server, site: 
 def test_an_exit_at_the_first_start_shows_its_words(make_server: Start, site: Site) -> None:
     site.write("app.py", f"import sys\n{EXITS['text']}\n")
     server = make_server(workers=1, preload_app=True).launch()
-    assert server.wait_exit(30) != 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) != 0
     assert "DATABASE_URL is not set" in server.log
 
 

@@ -13,7 +13,7 @@ from tests.harness.clients import Client
 from tests.harness.control_client import last_reload
 from tests.harness.processes import wait_for
 from tests.harness.screens import begin, end, environment, typed
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, WorkerClass, for_each
 
 LINE = re.compile(r"^\[[^]]+\] \[(\d+)\] \[([A-Z]+)\] (.*)$", re.MULTILINE)
@@ -36,12 +36,12 @@ def about(log: str, pid: int) -> list[str]:
 @for_each(ALL)
 def test_a_reload_has_two_lines_for_each_worker(start_class: Start, site: Site, worker: WorkerClass) -> None:
     server = start_class(worker, workers=2, environment=environment(site.directory))
-    wait_for(lambda: server.log.count(" is ready, after ") == 2, 10, "the master has said of both that they are ready")
+    wait_for(lambda: server.log.count(" is ready, after ") == 2, 30, "the master has said of both that they are ready")
     old, before = server.workers(), len(server.log)
     assert typed(server, "reload").code == 0
     new = server.wait_full()
-    wait_for(lambda: server.log.count(" has left, after ") == 2, 10, "the master has said of both that they have left")
-    wait_for(lambda: ": all workers are new, " in server.log, 10, "the log is written")
+    wait_for(lambda: server.log.count(" has left, after ") == 2, 30, "the master has said of both that they have left")
+    wait_for(lambda: ": all workers are new, " in server.log, 30, "the log is written")
     log = server.log[before:]
     for pid in new:
         booting, ready = about(log, pid)
@@ -71,7 +71,7 @@ def test_a_worker_that_has_left_says_what_became_of_its_connections(start: Start
     with Client(server.address) as client:
         client.ask("GET", "/")
         assert typed(server, "reload").code == 0
-        wait_for(lambda: "s, 1 connection handed over" in server.log, 10, "it is told")
+        wait_for(lambda: "s, 1 connection handed over" in server.log, 30, "it is told")
 
 
 # -- the control sockets -------------------------------------------------------------------------------------------
@@ -79,9 +79,13 @@ def test_a_worker_that_has_left_says_what_became_of_its_connections(start: Start
 
 def test_the_log_says_where_the_command_finds_the_master(start: Start, site: Site) -> None:
     server = start(workers=1, environment=environment(site.directory))
-    told = [text for _pid, _level, text in lines(server.log) if text.startswith("The zdworker command reaches")]
-    assert len(told) == 1
-    path = Path(told[0].rpartition(" ")[2])
+
+    def told() -> list[str]:
+        return [text for _pid, _level, text in lines(server.log) if text.startswith("The zdworker command reaches")]
+
+    wait_for(told, 30, "the log is written")
+    assert len(told()) == 1
+    path = Path(told()[0].rpartition(" ")[2])
     assert path.is_socket()
     assert typed(server, "status", "--socket", str(path)).code == 0
 
@@ -99,7 +103,7 @@ def test_without_a_home_directory_nothing_is_wrong(make_server: Start, site: Sit
     server.environment |= {"HOME": home, "TMPDIR": str(site.directory)}
     server.launch_as_is()
     server.wait_full()
-    wait_for(lambda: "gunicornc will not reach this master" in server.log, 10, "it is told")
+    wait_for(lambda: "gunicornc will not reach this master" in server.log, 30, "it is told")
     assert server.stop() == 0
     assert loud(server.log) == []
 
@@ -120,7 +124,7 @@ def counted(server: Server) -> dict[str, float]:
 
 
 def typed_metrics(server: Server) -> str:
-    text, _ = begin(server, "metrics").communicate(timeout=30)
+    text, _ = begin(server, "metrics").communicate(timeout=60)
     return text
 
 
@@ -129,7 +133,7 @@ def test_a_rollback_is_told_as_one(kept: Server, site: Site) -> None:
     assert typed(kept, "reload").code == 0
     screen = typed(kept, "rollback")
     assert screen.lines[-1].startswith("rollback done: generation 1 serves, after ")
-    wait_for(lambda: "serves again" in kept.log, 10, "the log is written")
+    wait_for(lambda: "serves again" in kept.log, 30, "the log is written")
     said = [text for _pid, _level, text in lines(kept.log) if text.startswith(("Reload", "Rollback"))]
     assert said[2] == "Rollback: to generation 1"
     assert re.fullmatch(r"Rollback: generation 1( \(.*\))? serves again, \d+\.\d s", said[3])
@@ -154,7 +158,7 @@ def last_reload_of(server: Server) -> dict[str, object]:
 def test_a_reload_that_a_rollback_undoes_has_not_failed(kept: Server, site: Site) -> None:
     site.deploy_gated("two")
     reload = begin(kept, "reload")
-    wait_for(lambda: site.marks("waits", "two"), 30, "the new code is being imported")
+    wait_for(lambda: site.marks("waits", "two"), BOOT_TIMEOUT_S, "the new code is being imported")
     screen = typed(kept, "rollback")
     assert (screen.code, screen.lines[-1][:38]) == (0, "rollback done: generation 1 serves, af"), str(screen)
     undone = end(reload)
@@ -166,5 +170,5 @@ def test_a_reload_that_a_rollback_undoes_has_not_failed(kept: Server, site: Site
     assert typed(kept, "status", "--check").code == 0, "nothing is wrong"
     assert "last reload: rolled back, generation 2" in typed(kept, "status").text
     assert counted(kept) == {"rolled_back": 1}
-    wait_for(lambda: "Rollback: the reload to generation 2 is undone" in kept.log, 10, "it is told")
+    wait_for(lambda: "Rollback: the reload to generation 2 is undone" in kept.log, 30, "it is told")
     assert loud(kept.log) == []

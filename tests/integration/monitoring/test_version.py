@@ -42,7 +42,7 @@ def test_each_generation_has_its_label(start: Start, site: Site) -> None:
         [sys.executable, "-m", "zdworker", "reload", "--socket", path],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert done.stdout.startswith("reload done: generation 2 (v2 (blue)) serves, after ")
@@ -50,6 +50,6 @@ def test_each_generation_has_its_label(start: Start, site: Site) -> None:
     assert (shown["label"], shown["last_reload"]["label"]) == ("v2 (blue)", "v2 (blue)")
     assert [generation["label"] for generation in shown["generations"]] == ["v2 (blue)"]
     finished = site.directory / "finished"
-    wait_for(finished.exists, 10, "the hook was called")
+    wait_for(lambda: finished.exists() and finished.read_text(), 30, "the hook was called")
     assert finished.read_text() == "v2 (blue)\n"
     assert (site.directory / "workers").read_text() == "v1\nv2 (blue)\n"

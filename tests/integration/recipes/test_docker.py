@@ -24,7 +24,7 @@ from tests.harness.clients import Client, Load
 from tests.harness.documents import ROOT
 from tests.harness.processes import children, wait_for
 from tests.harness.recipes import DEPLOY, EXAMPLE, path_with, run, versions
-from tests.harness.server import Server, Start, script
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, script
 
 ENTER = """\
 set -e
@@ -121,9 +121,9 @@ def container(make_server: Start, site: Site, image: Image) -> Server:
     clean = {"PATH": path_with(), "PYTHONPATH": str(ROOT), **image.environment}
     server.environment = clean
     server.launch_as_is()
-    wait_for(lambda: children(server.master), 10, "unshare has forked")
+    wait_for(lambda: children(server.master), BOOT_TIMEOUT_S, "unshare has forked")
     server.master = children(server.master)[0].pid
-    wait_for(lambda: _accept(server), 30, "two workers accept")
+    wait_for(lambda: _accept(server), BOOT_TIMEOUT_S, "two workers accept")
     return server
 
 
@@ -160,10 +160,10 @@ def test_a_container_from_start_to_end(container: Server, site: Site) -> None:
         assert load.stop().failures == []
     with Client(container.address) as slow:
         slow.send(b"GET /sleep?seconds=2 HTTP/1.1\r\nHost: x\r\n\r\n")
-        wait_for(lambda: site.marks("request"), 10, "the request has begun")
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the request has begun")
         container.signal(signal.SIGTERM)
         assert slow.reply().status == 200
-    assert container.wait_exit(20) == 0
+    assert container.wait_exit(30) == 0
     assert re.findall(r".*\[(?:WARNING|ERROR|CRITICAL)\].*", container.log) == []
     assert "gunicornc will not reach this master" in container.log  # it has no home directory
 
@@ -171,8 +171,8 @@ def test_a_container_from_start_to_end(container: Server, site: Site) -> None:
 def test_broken_code_ends_the_container_with_its_traceback(container: Server, site: Site) -> None:
     """At the first start; Docker's restart policy, and the one who looks, see exit code 3."""
     container.signal(signal.SIGTERM)
-    assert container.wait_exit(20) == 0
+    assert container.wait_exit(30) == 0
     unique = site.break_("raise")
     container.launch_as_is()
-    assert container.wait_exit(30) == 3
+    assert container.wait_exit(BOOT_TIMEOUT_S) == 3
     assert f"RuntimeError: broken {unique}" in container.log

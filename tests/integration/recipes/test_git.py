@@ -169,7 +169,7 @@ def test_two_pushes_at_once_wait_for_each_other(push: Push) -> None:
     with (push.root / ".lock").open("w") as lock:
         subprocess.run(["flock", str(lock.fileno())], pass_fds=[lock.fileno()], check=True)
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as waiting:
-            wait_for(lambda: _runs(waiting.pid, "flock"), 10, "it waits for the lock")
+            wait_for(lambda: _runs(waiting.pid, "flock"), 30, "it waits for the lock")
             assert not (push.root / "current").exists()
             lock.close()
             waiting.communicate(timeout=20)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.recipes import DEPLOY
-from tests.harness.screens import begin, end, environment, typed
+from tests.harness.recipes import adapted
+from tests.harness.screens import environment, typed
 from tests.harness.server import Server, Start
 
 
@@ -42,7 +43,7 @@ class Receiver:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.headers["Content-Type"] == "application/json"
                 receiver.calls.append(Call(self.path, self.headers["Authorization"], body))
-                receiver.answers.wait(30)
+                receiver.answers.wait()
                 self.send_response(receiver.status)
                 self.send_header("Content-Length", "2")
                 self.end_headers()
@@ -66,7 +67,7 @@ class Receiver:
 
     def wait_for(self, count: int) -> list[Call]:
         """Return the first ``count`` calls, when they have come."""
-        wait_for(lambda: len(self.calls) >= count, 15, f"{count} calls")
+        wait_for(lambda: len(self.calls) >= count, 30, f"{count} calls")
         return self.calls[:count]
 
 
@@ -77,9 +78,11 @@ def receiver() -> Iterator[Receiver]:
     made.close()
 
 
-def notifying(make_server: Start, site: Site, file: str, **variables: str) -> Server:
-    """Start a server whose configuration ends with a file of the recipe."""
-    extra = "\nzd_version = open('version').read()\n" + (DEPLOY / "hooks" / file).read_text()
+def notifying(
+    make_server: Start, site: Site, file: str, /, changes: Mapping[str, str] = MappingProxyType({}), **variables: str
+) -> Server:
+    """Start a server whose configuration ends with a file of the recipe, with ``changes`` made."""
+    extra = "\nzd_version = open('version').read()\n" + adapted(f"hooks/{file}", changes)
     site.write("version", "v1")
     return make_server(
         environment={**environment(site.directory), **variables},
@@ -115,12 +118,13 @@ def test_a_chat_has_a_line_for_each_deploy(make_server: Start, site: Site, recei
 
 
 def test_a_chat_that_does_not_answer_holds_nothing_up(make_server: Start, site: Site, receiver: Receiver) -> None:
-    server = notifying(make_server, site, "chat.py", CHAT_WEBHOOK_URL=receiver.url)
+    longer = {"timeout=10": "timeout=600"}  # than any deadline of this test
+    server = notifying(make_server, site, "chat.py", changes=longer, CHAT_WEBHOOK_URL=receiver.url)
     receiver.answers.clear()
     deploy(server, site, "v2")
     receiver.wait_for(1)
     site.deploy("v3")
-    done = end(begin(server, "reload"), deadline=9)  # less than the recipe's own limit
+    done = typed(server, "reload")
     assert done.code == 0, str(done)
     assert server.stop() == 0
 
@@ -129,7 +133,7 @@ def test_a_chat_that_refuses_is_a_warning(make_server: Start, site: Site, receiv
     receiver.status = 403
     server = notifying(make_server, site, "chat.py", CHAT_WEBHOOK_URL=receiver.url)
     deploy(server, site, "v2")
-    wait_for(lambda: "The chat was not told of the reload: HTTP Error 403" in server.log, 10, "the log says so")
+    wait_for(lambda: "The chat was not told of the reload: HTTP Error 403" in server.log, 30, "the log says so")
 
 
 def test_without_an_address_nothing_is_sent(make_server: Start, site: Site) -> None:
@@ -140,7 +144,7 @@ def test_without_an_address_nothing_is_sent(make_server: Start, site: Site) -> N
 
 def test_sentry_has_a_release_and_a_deploy(make_server: Start, site: Site, receiver: Receiver) -> None:
     known = {"SENTRY_AUTH_TOKEN": "secret", "SENTRY_ORG": "shop", "SENTRY_PROJECT": "web", "SENTRY_URL": receiver.url}
-    server = notifying(make_server, site, "sentry.py", **known)
+    server = notifying(make_server, site, "sentry.py", changes={}, **known)
     deploy(server, site, "v2/rc 1")
     release, deployed = receiver.wait_for(2)
     assert release.path == "/api/0/organizations/shop/releases/"

@@ -70,7 +70,7 @@ def test_term_to_all_processes_of_the_dyno_at_once(dyno: Server) -> None:
     find_master(dyno)
     with ThreadPoolExecutor(4) as pool:
         slow = [pool.submit(_slow_request, dyno) for _ in range(4)]
-        wait_for(lambda: len(dyno.site.marks("request")) == 4, 10, "the requests have begun")
+        wait_for(lambda: len(dyno.site.marks("request")) == 4, PATIENCE, "the requests have begun")
         began = time.monotonic()
         for pid in dyno.left():
             with contextlib.suppress(ProcessLookupError):

@@ -19,7 +19,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Load
 from tests.harness.processes import children, command, wait_for
 from tests.harness.recipes import DEPLOY, EXAMPLE, adapted, changed, commands, path_with, run, versions
-from tests.harness.server import script
+from tests.harness.server import BOOT_TIMEOUT_S, script
 
 PAGE = "systemd.md"
 SYSTEMD = "/lib/systemd/systemd"
@@ -121,6 +121,12 @@ class Manager:
     def fact(self, name: str) -> str:
         return self.must("show", "app.service", "--value", f"--property={name}")
 
+    def wait_status(self, beginning: str) -> None:
+        """Wait for the status that the master notifies systemd of."""
+        wait_for(
+            lambda: self.fact("StatusText").startswith(beginning), 30, f"{beginning!r}, not {self.fact('StatusText')!r}"
+        )
+
     def report(self) -> str:
         files = (self.place / "systemd.log", self.log)
         return "\n".join(file.read_text(errors="replace")[-10000:] for file in files if file.exists())
@@ -143,7 +149,7 @@ def manager(site: Site) -> Iterator[Manager]:
     made = Manager(site)
     made.start()
     try:
-        wait_for(made.answers, 20, "systemd runs")
+        wait_for(made.answers, 60, "systemd runs")
         if not made.runs():
             pytest.skip(f"this machine lets no systemd run: {made.report()}")
         yield made
@@ -154,6 +160,7 @@ def manager(site: Site) -> Iterator[Manager]:
 def test_a_service_under_systemd(manager: Manager, site: Site) -> None:
     manager.must("start", "app.socket", "app.service")
     assert versions(manager.socket) == {"one"}
+    manager.wait_status("steady: 2 of 2 workers ready, generation 1")
     assert manager.fact("StatusText") == "steady: 2 of 2 workers ready, generation 1"
     master = manager.fact("MainPID")
     reload = commands(PAGE, "systemctl reload").split()[1:]
@@ -165,7 +172,7 @@ def test_a_service_under_systemd(manager: Manager, site: Site) -> None:
         unique = site.break_("raise")
         assert manager(*reload).returncode != 0, "code that does not start fails the reload"
         assert (manager.fact("ActiveState"), manager.fact("SubState")) == ("active", "running")
-        assert manager.fact("StatusText").startswith("failed: 2 of 2 workers ready, generation 2; ")
+        manager.wait_status("failed: 2 of 2 workers ready, generation 2; ")
         assert f"RuntimeError: broken {unique}" in manager.log.read_text()
         assert versions(manager.socket) == {"two"}
         assert manager.fact("MainPID") == master
@@ -193,7 +200,7 @@ def test_the_master_is_replaced_in_its_service(manager: Manager, site: Site) -> 
             assert manager.fact("ExecMainStartTimestampMonotonic") == since
             assert manager.fact("NRestarts") == "0"
             assert (manager.fact("ActiveState"), manager.fact("SubState")) == ("active", "running")
-            assert manager.fact("StatusText").startswith("steady: 2 of 2 workers ready")
+            manager.wait_status("steady: 2 of 2 workers ready")
             site.deploy(version)
             manager.must("reload", "app.service")
             assert versions(manager.socket) == {version}
@@ -203,7 +210,7 @@ def test_the_master_is_replaced_in_its_service(manager: Manager, site: Site) -> 
 
 
 def test_the_watchdog_watches_the_program_in_the_master_s_place(manager: Manager) -> None:
-    manager.change({"WatchdogSec=30": "WatchdogSec=1"})
+    manager.change({"WatchdogSec=30": "WatchdogSec=3"})
     manager.must("start", "app.socket", "app.service")
     master = manager.fact("MainPID")
     socket = manager.runtime / "app" / "control.sock"
@@ -211,28 +218,28 @@ def test_the_watchdog_watches_the_program_in_the_master_s_place(manager: Manager
     done = run([*enter, script("zdworker"), "upgrade", "--socket", str(socket)], manager.place)
     assert done.returncode == 0, f"{done.stdout}\n{manager.report()}"
     fed = manager.fact("WatchdogTimestampMonotonic")
-    wait_for(lambda: manager.fact("WatchdogTimestampMonotonic") != fed, 10, "the new program notifies the watchdog")
+    wait_for(lambda: manager.fact("WatchdogTimestampMonotonic") != fed, 30, "the new program notifies the watchdog")
     assert manager.fact("MainPID") == master
     manager.must("kill", "--kill-who=main", "--signal=STOP", "app.service")
-    wait_for(lambda: manager.fact("MainPID") not in ("0", master), 30, "systemd has started another")
+    wait_for(lambda: manager.fact("MainPID") not in ("0", master), BOOT_TIMEOUT_S, "systemd has started another")
     assert versions(manager.socket) == {"one"}
 
 
 def test_a_reload_may_take_longer_than_systemd_waits(manager: Manager, site: Site) -> None:
     """As long as the master says that something with a deadline of its own goes on."""
-    manager.change({"TimeoutStartSec=90": "TimeoutStartSec=6"})
+    manager.change({"TimeoutStartSec=90": "TimeoutStartSec=10"})
     manager.must("start", "app.socket", "app.service")
-    site.deploy("two", extra="\ntime.sleep(8)\n")
+    site.deploy("two", extra="\ntime.sleep(12)\n")
     manager.must("reload", "app.service")
     assert versions(manager.socket) == {"two"}
 
 
 def test_a_master_that_hangs_is_replaced(manager: Manager) -> None:
-    manager.change({"WatchdogSec=30": "WatchdogSec=1"})
+    manager.change({"WatchdogSec=30": "WatchdogSec=3"})
     manager.must("start", "app.socket", "app.service")
     master = manager.fact("MainPID")
     manager.must("kill", "--kill-who=main", "--signal=STOP", "app.service")
-    wait_for(lambda: manager.fact("MainPID") not in ("0", master), 30, "systemd has started another")
+    wait_for(lambda: manager.fact("MainPID") not in ("0", master), BOOT_TIMEOUT_S, "systemd has started another")
     assert versions(manager.socket) == {"one"}
 
 
@@ -250,7 +257,7 @@ def test_the_notify_reload_variant(manager: Manager, site: Site) -> None:
     assert versions(manager.socket) == {"two"}
     site.break_("raise")
     manager.must("reload", "app.service")
-    assert manager.fact("StatusText").startswith("failed: 2 of 2 workers ready, generation 2; ")
+    manager.wait_status("failed: 2 of 2 workers ready, generation 2; ")
     assert versions(manager.socket) == {"two"}
 
 

@@ -20,13 +20,13 @@ from tests.harness.clients import Client, Load
 from tests.harness.processes import wait_for
 from tests.harness.proxies import HAProxy, program
 from tests.harness.recipes import adapted, commands, environment_of, path_with, run, versions
-from tests.harness.server import Server
+from tests.harness.server import BOOT_TIMEOUT_S, Server
 
 PAGE = "several-machines.md"
 MACHINES = ("app1", "app2", "app3")
 INTERVAL = "inter 200ms"
-DELAY = 2.0
-"""Seconds of zd_shutdown_delay: ten times the interval of the checks, of which the second that fails is enough."""
+DELAY = 6.0
+"""Seconds of zd_shutdown_delay: thirty times the interval of the checks, of which the second that fails is enough."""
 
 SSH = """\
 #!/bin/sh
@@ -77,7 +77,7 @@ class Balancer(HAProxy):
         return next(row["status"] for row in rows if row["pxname"] == "app" and row["svname"] == machine)
 
     def wait(self, machine: str, state: str) -> None:
-        wait_for(lambda: self.state(machine) == state, 30, f"{machine} is {state}")
+        wait_for(lambda: self.state(machine) == state, BOOT_TIMEOUT_S, f"{machine} is {state}")
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_machines_are_replaced_one_after_the_other(machines: dict[str, Server], 
         for name, server in machines.items():
             server.site.deploy("two")
             server.signal(signal.SIGTERM)
-            wait_for(functools.partial(leaves, server), 10, "its health path says that it leaves")
+            wait_for(functools.partial(leaves, server), 30, "its health path says that it leaves")
             balancer.wait(name, "DOWN")
             assert server.running, "it accepted until HAProxy had looked away"
             assert server.wait_exit(30) == 0

@@ -12,9 +12,9 @@ import pytest
 from tests.harness import documents
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
-from tests.harness.processes import alive, wait_for
+from tests.harness.processes import alive, read_process, wait_for
 from tests.harness.recipes import changed
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 JOBS = """
 import os
@@ -79,8 +79,13 @@ def follow(make_server: Start, site: Site) -> Recipe:
 def reload(server: Server) -> None:
     old = server.workers()
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: not any(map(alive, old)), 30, "the old workers have ended")
+    wait_for(lambda: not any(map(alive, old)), BOOT_TIMEOUT_S, "the old workers have ended")
     server.wait_full()
+
+
+def is_stopped(pid: int) -> bool:
+    process = read_process(pid)
+    return process is not None and process.state == "T"
 
 
 def ask(server: Server, path: str = "/") -> str:
@@ -99,11 +104,13 @@ def test_one_scheduler(follow: Recipe, site: Site) -> None:
     def schedulers() -> list[int]:
         return list(dict.fromkeys(int(job.split()[0]) for job in jobs()))
 
-    wait_for(schedulers, 10, "jobs are run")
+    wait_for(schedulers, BOOT_TIMEOUT_S, "jobs are run")
     reload(server)
-    wait_for(lambda: len(schedulers()) == 2, 10, "the new worker runs jobs")
+    wait_for(lambda: len(schedulers()) == 2, BOOT_TIMEOUT_S, "the new worker runs jobs")
     os.kill(schedulers()[-1], signal.SIGKILL)
-    wait_for(lambda: len(schedulers()) == 3, 10, "the worker in the place of the one that was killed runs jobs")
+    wait_for(
+        lambda: len(schedulers()) == 3, BOOT_TIMEOUT_S, "the worker in the place of the one that was killed runs jobs"
+    )
     assert server.stop() == 0
     first, second, third = schedulers()
     turns = {pid: [job for job in jobs() if job.startswith(f"{pid} ")] for pid in (first, second, third)}
@@ -119,6 +126,7 @@ def test_values_that_workers_share(follow: Recipe) -> None:
     answers = []
     for stopped in server.workers():
         os.kill(stopped, signal.SIGSTOP)
+        wait_for(lambda pid=stopped: is_stopped(pid), 30, "it is stopped")  # type: ignore[misc]
         answers += [ask(server).split() for _ in range(3)]
         os.kill(stopped, signal.SIGCONT)
     assert answers == [[str(number), str(number)] for number in range(1, 7)]
@@ -146,12 +154,12 @@ def test_metrics_by_slot(follow: Recipe, site: Site) -> None:
         slow.sendall(b"GET / HTTP/1.1\r\nHost: example.org\r\nConnection: close\r\n")
         server.wait_taken()
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: server.accepting() and old not in server.accepting(), 30, "the old worker drains")
+        wait_for(lambda: server.accepting() and old not in server.accepting(), BOOT_TIMEOUT_S, "the old worker drains")
         assert [ask(server) for _ in range(5)] == ["hello\n"] * 5
         assert alive(old)
         slow.sendall(b"\r\n")
         assert b"hello" in b"".join(iter(lambda: slow.recv(4096), b""))
-    wait_for(lambda: not alive(old), 10, "the old worker has ended")
+    wait_for(lambda: not alive(old), 30, "the old worker has ended")
     reload(server)
     assert ask(server) == "hello\n"
     metrics = ask(server, "/metrics/")

@@ -131,7 +131,7 @@ def server(make_server: Start, unit: Unit) -> Server:
 @needs["systemd-socket-activate"]
 def test_the_socket_of_systemd_outlives_reloads(server: Server, unit: Unit, site: Site) -> None:
     server.launch_as_is()
-    wait_for(lambda: os.path.exists(unit.socket), 10, "systemd's tool listens")
+    wait_for(lambda: os.path.exists(unit.socket), 30, "systemd's tool listens")
     find_master(server, unit.socket)
     handed_over = listeners(server.master)
     assert len(_at(unit.socket, handed_over)) == 1
@@ -151,7 +151,7 @@ def test_the_socket_of_systemd_outlives_reloads(server: Server, unit: Unit, site
     assert server.environment["PWD"] == str(site.directory)
     assert not unit.signal_all()
     server.signal(signal.SIGTERM)
-    assert server.wait_exit(10) == 0
+    assert server.wait_exit(30) == 0
     assert os.path.exists(unit.socket), "it is systemd's to remove"
 
 
@@ -175,7 +175,7 @@ def test_connections_wait_through_a_restart(server: Server, unit: Unit, held: so
         for version in ("two", "three"):
             site.deploy(version)
             server.signal(signal.SIGTERM)
-            assert server.wait_exit(20) == 0
+            assert server.wait_exit(30) == 0
             server.launch_as_is()
             assert versions(unit.socket) == {version}
         results = load.stop()

@@ -8,14 +8,16 @@ import socket
 from collections.abc import Callable, Iterator
 
 import pytest
+from gunicorn.config import Config
 
+from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.clients import Address, Broken, Client, request
 from tests.harness.processes import ports, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
-QUICKLY = 2.0
-"""Seconds in which an address that nobody listens to any more refuses."""
+QUICKLY = 20.0
+"""Seconds in which an address that nobody listens to any more refuses: less than a drain may take."""
 
 SLOW = """
 
@@ -61,7 +63,7 @@ def refuses(address: Address) -> bool:
 
 def assert_only_address(server: Server, address: Address, version: str, *closed: Address) -> None:
     """The master listens at ``address`` and nowhere else, and is answered for there."""
-    wait_for(lambda: ports(server.master) == [address[1]], 5, f"only {address} is listened to")
+    wait_for(lambda: ports(server.master) == [address[1]], 30, f"only {address} is listened to")
     for other in closed:
         wait_for(lambda other=other: refuses(other), QUICKLY, f"{other} refuses")  # type: ignore[misc]
     with Client(address) as client:
@@ -69,25 +71,24 @@ def assert_only_address(server: Server, address: Address, version: str, *closed:
 
 
 def reload_in_vain(server: Server) -> None:
-    """Send USR2, and wait until a further generation has come and gone."""
+    """Send USR2, and wait until a further generation has failed and gone."""
     before = server.fork_servers()
-    server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - set(before), BOOT_TIMEOUT_S, "a further generation was begun")
+    assert control_client.reload(server)["result"] == "failed"
     wait_for(lambda: server.fork_servers() == before, BOOT_TIMEOUT_S, "the further generation has been given up")
 
 
 def test_timeouts_of_the_configuration_file(start: Start, site: Site) -> None:
     """The new workers have the new ones, and the master goes by them."""
     server = start(workers=2, timeout=60, graceful_timeout=60)
-    server.configure(timeout=2, graceful_timeout=1)
+    server.configure(timeout=4, graceful_timeout=1)
     server.reload("two")
     os.kill(server.workers()[0], signal.SIGSTOP)
-    wait_for(lambda: site.events("worker_abort") or len(site.events("child_exit")) == 3, 20, "it was ended")
+    wait_for(lambda: site.events("worker_abort") or len(site.events("child_exit")) >= 3, BOOT_TIMEOUT_S, "it was ended")
     server.wait_full()
     with Client(server.address) as slow:
-        slow.send(request("GET", "/sleep?seconds=50"))
-        wait_for(lambda: site.marks("request"), 10, "a worker has the request")
-        server.reload("three", 30)
+        slow.send(request("GET", "/sleep?seconds=300"))
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "a worker has the request")
+        server.reload("three")
 
 
 LOGGER = """
@@ -131,12 +132,10 @@ def test_rollout_that_a_broken_one_interrupts(start: Start, site: Site, further:
     server.configure(bind=text(second), workers=3)
     server.signal(signal.SIGUSR2)
     server.wait_started("two")
-    known = set(server.fork_servers())
     server.extra = BREAKS_EACH_WORKER
     server.configure(bind=text(third), workers=1)
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: set(server.fork_servers()) - known, BOOT_TIMEOUT_S, "the third generation was begun")
-    wait_for(lambda: "breaks each worker" in server.log, 20, "the third generation has failed")
+    wait_for(lambda: "breaks each worker" in server.log, BOOT_TIMEOUT_S, "the third generation has failed")
     server.settings["workers"] = 3
     server.wait_only("two")
     assert_only_address(server, second, "two", first, third)
@@ -145,6 +144,8 @@ def test_rollout_that_a_broken_one_interrupts(start: Start, site: Site, further:
 def test_rollout_that_a_further_one_supersedes(start: Start, site: Site, further: Further) -> None:
     server = start(workers=2)
     first, second, third = server.address, further(), further()
+    if "control_socket" in Config().settings:  # Gunicorn's own, which a thread of it opens
+        wait_for((site.directory / "gunicorn.ctl").exists, BOOT_TIMEOUT_S, "Gunicorn's control socket is there")
     held = len(server.listeners())  # the sockets of the two command lines, Gunicorn's and ours, among them
     site.deploy("two", extra=SLOW)
     server.configure(bind=text(second))
@@ -153,7 +154,7 @@ def test_rollout_that_a_further_one_supersedes(start: Start, site: Site, further
     server.configure(bind=text(third))
     server.reload("three")
     assert_only_address(server, third, "three", first, second)
-    assert len(server.listeners()) == held
+    wait_for(lambda: len(server.listeners()) == held, 30, "as many sockets listen as before")
 
 
 @PRELOAD
@@ -164,7 +165,7 @@ def test_added_workers_survive_a_broken_deploy(start: Start, site: Site, preload
     workers = server.wait_full()
     site.break_("raise")
     reload_in_vain(server)
-    assert server.wait_full(5) == workers
+    assert server.wait_full() == workers
     site.deploy("one")
     os.kill(workers[-1], signal.SIGKILL)
     wait_for(lambda: len(site.marks("startup")) == 4, BOOT_TIMEOUT_S, "the third worker is replaced")
@@ -179,16 +180,16 @@ def test_broken_deploy_that_wants_fewer_workers(start: Start, site: Site) -> Non
     site.break_("raise")
     reload_in_vain(server)
     server.settings["workers"] = 3
-    assert server.wait_full(5) == workers
+    assert server.wait_full() == workers
     assert site.events("worker_exit")[:-1] == [], "only the worker on trial has left"
 
 
 def test_term_during_a_rollout_that_changes_the_address(start: Start, site: Site, further: Further) -> None:
-    server = start(workers=2, graceful_timeout=8)
+    server = start(workers=2, graceful_timeout=40)
     second = further()
     with Client(server.address) as client:
         client.send(request("GET", "/hold"))
-        wait_for(lambda: site.marks("request"), 5, "the request is in flight")
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the request is in flight")
         site.deploy("two", extra=SLOW)
         server.configure(bind=text(second))
         server.signal(signal.SIGUSR2)
@@ -196,12 +197,12 @@ def test_term_during_a_rollout_that_changes_the_address(start: Start, site: Site
         server.signal(signal.SIGTERM)
         for address in (server.address, second):
             wait_for(lambda address=address: refuses(address), QUICKLY, f"{address} refuses")  # type: ignore[misc]
-        assert ports(server.master) == []
+        wait_for(lambda: ports(server.master) == [], 10, "the master listens to nothing")
         assert not client.ended(), "the drain is still under way"
         site.answer_held()
         assert client.reply().status == 200
-    assert server.wait_exit(5) == 0
-    assert server.left() == []
+    assert server.wait_exit(30) == 0
+    server.wait_nothing_left(30)
 
 
 REFUSALS = {
@@ -232,7 +233,7 @@ def test_new_address_of_a_reload_that_fails(start: Start, site: Site, further: F
     server.configure(bind=text(second))
     unique = site.break_("raise")
     reload_in_vain(server)
-    assert unique in server.log
+    wait_for(lambda: unique in server.log, 30, "the log says why")
     assert_only_address(server, server.address, "one", second)
     assert server.wait_full() == workers
     site.deploy("one")

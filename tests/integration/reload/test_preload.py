@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.processes import alive, wait_for
 from tests.harness.server import Server, Start
 
 
@@ -20,7 +21,9 @@ def by_master(server: Server) -> list[bool]:
 def test_the_master_never_imports_the_application(start: Start, site: Site, preload: bool) -> None:
     server = start(workers=2, preload_app=preload)
     server.reload("two")
-    os.kill(server.workers()[0], signal.SIGKILL)
+    killed = server.workers()[0]
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: not alive(killed), 30, "the worker is gone")
     server.wait_full()
     server.signal(signal.SIGTTIN)
     server.settings["workers"] = 3

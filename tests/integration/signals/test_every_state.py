@@ -56,7 +56,7 @@ def keep_busy(server: Server, stack: contextlib.ExitStack) -> None:
     wanted = len(server.site.marks("request")) + 2 * server.expected
     for _ in range(2 * server.expected):
         stack.enter_context(Client(server.address)).send((SLOW % 1.5).encode())
-    wait_for(lambda: len(server.site.marks("request")) == wanted, 10, "the requests have begun")
+    wait_for(lambda: len(server.site.marks("request")) == wanted, BOOT_TIMEOUT_S, "the requests have begun")
 
 
 STATES: tuple[State, ...] = (steady, loading, rolling, draining, failed)
@@ -83,8 +83,10 @@ def test_what_is_no_order_to_end_ends_nothing(
             for _ in range(times):
                 send(signum)
         expected = "one" if state is steady else "two"
-        wait_for(lambda: not server.site.marks("startup", expected) or idle(server), 60, "all reloads are over")
-        server.wait_only(expected, 60)
+        wait_for(
+            lambda: not server.site.marks("startup", expected) or idle(server), BOOT_TIMEOUT_S, "all reloads are over"
+        )
+        server.wait_only(expected)
         results = [load.stop() for load in (new, kept)]
     assert [result.failures for result in results] == [[], []]
     assert server.master == master
@@ -106,15 +108,15 @@ def idle(server: Server) -> bool:
 def test_an_order_to_end_is_obeyed(
     start: Start, stack: contextlib.ExitStack, state: State, signum: Signals, times: int
 ) -> None:
-    server = start(preload_app=True)
+    server = start(preload_app=True, graceful_timeout=20)
     client = stack.enter_context(Client(server.address))
     client.send((SLOW % 0.5).encode())
-    wait_for(lambda: server.site.marks("request"), 10, "the request has begun")
+    wait_for(lambda: server.site.marks("request"), BOOT_TIMEOUT_S, "the request has begun")
     state(server, stack)
     for _ in range(times):
         server.signal(signum)
-    assert server.wait_exit(8) == 0
-    server.wait_nothing_left(2)
+    assert server.wait_exit(40) == 0
+    server.wait_nothing_left(10)
     assert server.port_free()
     if signum is signal.SIGTERM:
         assert client.reply().status == 200
@@ -132,16 +134,16 @@ def test_what_comes_while_it_ends_changes_nothing(start: Start, stack: contextli
     for signum in (*HARMLESS, signal.SIGTTIN, signal.SIGTTOU, signal.SIGTERM):
         for _ in range(10):
             send(signum)
-    assert server.wait_exit(8) == 0
-    server.wait_nothing_left(2)
+    assert server.wait_exit(40) == 0
+    server.wait_nothing_left(10)
     assert len(server.site.marks("startup")) == 2
 
 
 def test_a_second_less_patient_order_overtakes(start: Start, stack: contextlib.ExitStack) -> None:
-    server = start(graceful_timeout=30)
+    server = start(graceful_timeout=120)
     client = stack.enter_context(Client(server.address))
-    client.send((SLOW % 20).encode())
-    wait_for(lambda: server.site.marks("request"), 10, "the request has begun")
+    client.send((SLOW % 100).encode())
+    wait_for(lambda: server.site.marks("request"), BOOT_TIMEOUT_S, "the request has begun")
     server.signal(signal.SIGTERM)
     server.signal(signal.SIGINT)
-    assert server.wait_exit(5) == 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 0

@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.processes import wait_for
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 
 
 @pytest.mark.parametrize("signum", [signal.SIGWINCH, signal.SIGQUIT], ids=lambda signum: str(signum.name))
@@ -17,8 +17,8 @@ def test_the_rest_of_the_old_script_is_explained(start: Start, site: Site, signu
     server.reload("two")
     assert "starts no second master" not in server.log
     server.signal(signum)
-    wait_for(lambda: "starts no second master" in server.log, 10, "the master says what is different here")
+    wait_for(lambda: "starts no second master" in server.log, BOOT_TIMEOUT_S, "the master says what is different here")
     if signum is signal.SIGQUIT:
-        assert server.wait_exit(10) == 0
+        assert server.wait_exit(BOOT_TIMEOUT_S) == 0
     else:
         assert set(server.versions().values()) == {"two"}

@@ -22,23 +22,52 @@ def kinds(server: Server) -> Counter[str]:
     return Counter("heartbeat" if "/wgunicorn-" in target else target.partition(":[")[0] for target in targets)
 
 
+def settled(server: Server) -> Counter[str]:
+    """Return the kinds when they have been the same for a second: some are there for a moment only."""
+    seen = kinds(server)
+    since = time.monotonic()
+
+    def same() -> bool:
+        nonlocal seen, since
+        now = kinds(server)
+        if now != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > 1
+
+    wait_for(same, BOOT_TIMEOUT_S, "the master opens and closes nothing any more")
+    return seen
+
+
 def assert_nothing_left_over(server: Server, before: Counter[str]) -> None:
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
-    wait_for(lambda: len(server.fork_servers()) == 1, 5, "one fork server is left")
-    wait_for(lambda: kinds(server) == before, 5, f"the master holds what it held: {before}, now {kinds(server)}")
-    assert len(server.left()) == 1 + 1 + server.expected
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")
+    wait_for(lambda: len(server.fork_servers()) == 1, BOOT_TIMEOUT_S, "one fork server is left")
+    wait_for(
+        lambda: kinds(server) == before, BOOT_TIMEOUT_S, f"the master holds what it held: {before}, now {kinds(server)}"
+    )
+    count = 1 + 1 + server.expected
+    wait_for(lambda: len(server.left()) == count, BOOT_TIMEOUT_S, "there is no other process")
+
+
+GATED = """
+
+while _os.path.exists("gate"):
+    _time.sleep(0.01)
+"""
+"""The end of a configuration whose generation loads until the storm is over, however long that takes."""
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 def test_ten_reload_signals_at_once(start: Start, site: Site, preload: bool) -> None:
     """At most one further generation follows the one under way."""
-    server = start(workers=2, preload_app=preload)
-    before = kinds(server)
+    server = start(workers=2, preload_app=preload, extra=GATED)
+    before = settled(server)
+    gate = site.write("gate", "")
     with FleetWatcher(server) as seen, Load(server.address, "new", clients=6, pause=0.01) as load:
         for number in range(10):
             site.deploy(f"v{number}")
             server.signal(signal.SIGUSR2)
             time.sleep(0.01)  # the pace of the storm
+        gate.unlink()
         server.wait_only("v9")
         assert_nothing_left_over(server, before)
     assert load.stop().failures == []
@@ -51,7 +80,7 @@ def test_ten_reload_signals_at_once(start: Start, site: Site, preload: bool) -> 
 def test_ten_reload_signals_within_a_second(start: Start, site: Site, preload: bool) -> None:
     """Whenever the signals arrive, the newest code wins and the fleet is never disturbed."""
     server = start(workers=2, preload_app=preload)
-    before = kinds(server)
+    before = settled(server)
     with FleetWatcher(server) as seen, Load(server.address, "kept", clients=6, pause=0.01) as load:
         for number in range(10):
             site.deploy(f"v{number}")
@@ -60,7 +89,7 @@ def test_ten_reload_signals_within_a_second(start: Start, site: Site, preload: b
         server.wait_only("v9")
         assert_nothing_left_over(server, before)
     assert load.stop().failures == []
-    assert seen.most_fork_servers <= 3
+    assert seen.most_fork_servers <= 4  # of the workers before, of those that come, one that ends, one that loads
     assert seen.fewest_accepting >= 2
     assert seen.most_living <= 3
 
@@ -71,7 +100,7 @@ def test_signal_to_the_whole_process_group(start: Start, site: Site, signum: sig
     server = start(workers=2)
     with FleetWatcher(server) as seen, ThreadPoolExecutor() as pool:
         asked = [pool.submit(server.get, "/sleep?seconds=1") for _ in range(6)]
-        wait_for(lambda: len(site.marks("request")) == 6, 5, "the requests are in flight")
+        wait_for(lambda: len(site.marks("request")) == 6, BOOT_TIMEOUT_S, "the requests are in flight")
         site.deploy("two")
         server.signal_group(signum)
         assert [request.result()["version"] for request in asked] == ["one"] * 6
@@ -81,20 +110,20 @@ def test_signal_to_the_whole_process_group(start: Start, site: Site, signum: sig
 
 
 def test_newer_deploy_supersedes_one_that_hangs(start: Start, site: Site) -> None:
-    server = start(workers=2, preload_app=True, zd_boot_timeout=60)
-    before = kinds(server)
+    server = start(workers=2, preload_app=True, zd_boot_timeout=300)
+    before = settled(server)
     with FleetWatcher(server) as seen:
         site.break_("hang")
         server.signal(signal.SIGUSR2)
         wait_for(lambda: len(seen.fork_servers) == 2, BOOT_TIMEOUT_S, "the hanging generation is under way")
-        server.reload("two", 15)
+        server.reload("two")
         assert_nothing_left_over(server, before)
 
 
 def test_eight_reloads_leave_nothing_over(start: Start) -> None:
     server = start(workers=1, keepalive=1)
     server.reload("first")
-    before = kinds(server)
+    before = settled(server)
     for number in range(8):
         server.reload(f"v{number}")
     assert_nothing_left_over(server, before)

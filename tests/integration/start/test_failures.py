@@ -5,20 +5,21 @@ from __future__ import annotations
 import pytest
 
 from tests.harness.application_site import BROKEN, BrokenKind, Site
-from tests.harness.server import Start
+from tests.harness.server import BOOT_TIMEOUT_S, Start
 
-PROMPTLY = 15.0
+PROMPTLY = BOOT_TIMEOUT_S
 """Seconds, of which a loaded machine needs most to start the interpreters."""
 
 
 @pytest.mark.parametrize("preload", [False, True], ids=["no preload", "preload"])
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_application_at_the_start(make_server: Start, site: Site, kind: BrokenKind, preload: bool) -> None:
-    server = make_server(workers=2, preload_app=preload, zd_boot_timeout=3, pidfile="gunicorn.pid")
+    boot_timeout = 3 if kind == "hang" else 10 * PROMPTLY
+    server = make_server(workers=2, preload_app=preload, zd_boot_timeout=boot_timeout, pidfile="gunicorn.pid")
     unique = site.break_(kind)
     server.launch()
     assert server.wait_exit(PROMPTLY) in (3, 4)
-    server.wait_nothing_left(2)
+    server.wait_nothing_left(10)
     assert server.port_free()
     assert not (site.directory / "gunicorn.pid").exists()
     if kind not in ("exit", "hang"):
@@ -54,4 +55,4 @@ def test_address_in_use(make_server: Start, site: Site) -> None:
     server.reserved.listen()
     server.launch()
     assert server.wait_exit(PROMPTLY) == 1
-    server.wait_nothing_left(2)
+    server.wait_nothing_left(10)

@@ -17,10 +17,10 @@ from tests.harness.application_site import Site
 from tests.harness.control_client import status
 from tests.harness.documents import ROOT
 from tests.harness.processes import wait_for
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.virtual_environments import add_interpreter, site_packages
 
-INSTALL_TIMEOUT_S = 240.0
+INSTALL_TIMEOUT_S = 600.0
 CONSTRAINTS = ROOT / "constraints.txt"
 
 WORKING = [
@@ -96,7 +96,7 @@ def test_a_missing_library_is_one_line_that_names_the_extra(
     make_server: Start, site: Site, installed: Installed, name: str, settings: dict[str, Any], install: str
 ) -> None:
     server = server_of(make_server, installed(""), name, settings).launch()
-    assert server.wait_exit(30) != 0
+    assert server.wait_exit(BOOT_TIMEOUT_S) != 0
     assert "Traceback" not in server.log
     assert [line for line in server.log.splitlines() if install in line], server.log
 
@@ -109,7 +109,7 @@ def test_a_reload_to_what_is_not_installed_fails(
     server = server_of(make_server, installed(""), "ThreadWorker", control).start()
     server.configure(**settings)
     server.signal(server.reload_signal)
-    wait_for(lambda: status(server)["state"] == "failed", 30, "the reload has failed")
+    wait_for(lambda: status(server)["state"] == "failed", BOOT_TIMEOUT_S, "the reload has failed")
     assert "pip install" in status(server)["last_reload"]["error"]
     assert server.get()["version"] == "one"
     assert server.stop() == 0

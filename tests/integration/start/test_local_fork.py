@@ -47,7 +47,7 @@ def test_reload_and_stop_without_a_fork_server(server: Server) -> None:
     assert server.get()["version"] == "two"
     assert server.fork_servers() == []
     assert server.stop() == 0
-    assert server.left() == []
+    server.wait_nothing_left(10)
 
 
 def test_a_killed_worker_is_replaced_without_a_fork_server(server: Server, site: Site) -> None:
@@ -57,14 +57,14 @@ def test_a_killed_worker_is_replaced_without_a_fork_server(server: Server, site:
     workers = server.wait_full()
     assert other in workers
     assert victim not in workers
-    wait_for(lambda: not server.zombies(), 5, "no zombie is left")
+    wait_for(lambda: not server.zombies(), BOOT_TIMEOUT_S, "no zombie is left")
 
 
 def test_broken_deploy_without_a_fork_server(server: Server, site: Site) -> None:
     workers = server.workers()
     unique = site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: unique in server.log, 10, "the new worker has failed")
+    wait_for(lambda: unique in server.log, BOOT_TIMEOUT_S, "the new worker has failed")
     assert server.wait_full() == workers
     server.reload("two")
     assert server.stop() == 0
@@ -76,7 +76,9 @@ def test_worker_class_of_another_kind_without_a_fork_server(server: Server, site
     with Load(server.address, "new", clients=3, pause=0.01) as load:
         server.configure(worker_class="sync")
         server.signal(signal.SIGUSR2)
-        wait_for(lambda: len(site.events("evaluated")) > evaluated, 10, "the master has read the configuration")
+        wait_for(
+            lambda: len(site.events("evaluated")) > evaluated, BOOT_TIMEOUT_S, "the master has read the configuration"
+        )
         server.configure(worker_class="zdworker.UvicornWorker")
         server.reload("two")
     assert load.stop().failures == []

@@ -34,7 +34,7 @@ def assert_reloads_and_stops(server: Server) -> None:
     server.reload("two")
     assert server.get()["version"] == "two"
     assert server.stop() == 0
-    server.wait_nothing_left(2)
+    server.wait_nothing_left(10)
 
 
 @pytest.mark.parametrize("words", [(sys.executable, "-m", "gunicorn"), (script("gunicorn"),)], ids=["-m", "script"])
@@ -91,7 +91,7 @@ def test_start_as_a_daemon(make_server: Start, site: Site) -> None:
     server.launch()
     assert server.wait_exit(BOOT_TIMEOUT_S) == 0
     pidfile = site.directory / "gunicorn.pid"
-    wait_for(lambda: pidfile.exists() and pidfile.read_text().strip(), 10, "the pidfile is written")
+    wait_for(lambda: pidfile.exists() and pidfile.read_text().strip(), BOOT_TIMEOUT_S, "the pidfile is written")
     server.adopt(int(pidfile.read_text()))
     server.wait_full()
     assert server.get()["version"] == "one"
@@ -99,7 +99,7 @@ def test_start_as_a_daemon(make_server: Start, site: Site) -> None:
     assert server.get()["version"] == "two"
     assert int(pidfile.read_text()) == server.master
     server.signal(signal.SIGTERM)
-    server.wait_nothing_left(8)
+    server.wait_nothing_left(BOOT_TIMEOUT_S)
     assert not pidfile.exists()
     assert server.port_free()
 
@@ -149,10 +149,29 @@ def test_custom_base_application_from_standard_input(make_server: Start, site: S
     assert server.stop() == 0
 
 
+LOOKS = """
+import gunicorn.reloader as _reloader
+
+if not hasattr(_reloader.Reloader, "looks"):
+    _reloader.Reloader.looks = _reloader.Reloader.get_files
+
+
+def _look(self):
+    _note("look")
+    return self.looks()
+
+
+_reloader.Reloader.get_files = _look
+"""
+"""Each time that Gunicorn's reloader looks at the files is an event."""
+
+
 def test_reload_in_development(start: Start, site: Site) -> None:
     """``--reload``: a changed file brings new code without a signal."""
-    server = start("--reload", workers=1)
+    server = start("--reload", workers=1, reload_engine="poll", extra=LOOKS)
     assert server.get()["version"] == "one"
+    # What has changed before the reloader has looked at all files for the first time is passed over, in stock too.
+    wait_for(lambda: len(site.events("look")) > 2, BOOT_TIMEOUT_S, "it has looked twice")
     site.deploy("two")
     wait_for(lambda: server.site.marks("startup", "two"), BOOT_TIMEOUT_S, "the changed file is served")
     server.wait_only("two")
@@ -278,7 +297,7 @@ def test_start_with_a_user_and_a_group(start: Start, preload: bool) -> None:
     os.kill(server.workers()[0], signal.SIGKILL)
     server.wait_full()
     server.signal(signal.SIGKILL)
-    server.wait_nothing_left(2)  # the death signal survives the change of user
+    server.wait_nothing_left(10)  # the death signal survives the change of user
 
 
 def test_environment_from_the_command_line(start: Start) -> None:

@@ -133,7 +133,7 @@ def test_the_old_program_goes_on_where_the_new_one_is_broken(
     assert BROKEN[break_it] in f"{outcome.error}\n{outcome.traceback}", outcome
     assert outcome.after == outcome.before
     assert_unchanged(releases, workers)
-    wait_for(lambda: len(server.children()) == 3, 10, "the rehearsal is gone")
+    wait_for(lambda: len(server.children()) == 3, 30, "the rehearsal is gone")
     releases.add("three")
     assert control_client.upgrade(server).result == "done"
     assert server.workers() == workers
@@ -164,7 +164,7 @@ def test_behind_execve_the_way_leads_back(releases: Releases, code: str, expecte
     assert server.workers() == workers
     assert control_client.status(server)["upgrades"] == 0
     if not is_in_place:  # else the configuration cannot be evaluated any more, and there are no hooks
-        assert len(releases.site.events("when_ready")) == 2
+        wait_for(lambda: len(releases.site.events("when_ready")) == 2, 30, "the hook is called again")
     interpreter = os.readlink(f"/proc/{server.master}/exe")
     assert interpreter == str((releases.path("one") / "venv" / "bin" / "python").resolve())
     releases.add("three")
@@ -184,7 +184,7 @@ def test_hooks_start_again_what_they_have_ended_if_the_program_stays(releases: R
     releases.add("two")
     outcome = control_client.upgrade(server)
     assert (outcome.result, outcome.after) == ("failed", outcome.before)
-    assert len(releases.site.events("when_ready")) == 2
+    wait_for(lambda: len(releases.site.events("when_ready")) == 2, 30, "the hook is called again")
     assert_unchanged(releases, workers)
 
 

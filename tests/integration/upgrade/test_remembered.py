@@ -55,12 +55,12 @@ def test_answers_are_counted_once(start: Start) -> None:
     server = start(zd_count_answers=True)
     for _ in range(10):
         server.get()
-    wait_for(lambda: answered(server) >= 10, 10, "they are counted")
+    wait_for(lambda: answered(server) >= 10, 30, "they are counted")
     before = answered(server)
     assert control_client.upgrade(server).result == "done"
     assert answered(server) == before
     server.get()
-    wait_for(lambda: answered(server) == before + 1, 10, "it is counted, too")
+    wait_for(lambda: answered(server) == before + 1, 30, "it is counted, too")
 
 
 def test_new_code_is_judged_after_an_upgrade(start: Start, site: Site) -> None:
@@ -116,6 +116,7 @@ def test_the_history_goes_on_and_names_who_ordered_the_upgrade(start: Start, sit
     assert control_client.upgrade(server).result == "done"
     site.deploy("three")
     assert control_client.order_and_wait(server, "reload").result == "done"
+    wait_for(lambda: len(history(server)) >= 3, 30, "all three are noted")
     entries = history(server)
     assert [(entry["kind"], entry["result"], entry["generation"]) for entry in entries] == [
         ("reload", "done", 2),
@@ -134,6 +135,6 @@ def test_an_upgrade_that_failed_is_in_the_history_too(start: Start) -> None:
     server.configure()
     failed = control_client.upgrade(server)
     assert failed.result == "failed"
-    (entry,) = history(server)
+    (entry,) = wait_for(lambda: history(server), 30, "it is noted")
     assert (entry["kind"], entry["result"]) == ("upgrade", "failed")
     assert "not now" in entry["error"]

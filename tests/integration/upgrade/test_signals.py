@@ -59,7 +59,7 @@ def test_term(server: Server, rehearses: bool) -> None:
         go_on(server)
         assert control_client.upgrade_ended(connection).result == "done"
     assert server.wait_exit(BOOT_TIMEOUT_S) == 0
-    server.wait_nothing_left(5)
+    server.wait_nothing_left(30)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR2, signal.SIGHUP])
@@ -83,13 +83,13 @@ def test_a_worker_that_dies(server: Server) -> None:
     waits(server)
     died, stays = server.workers()
     os.kill(died, signal.SIGKILL)
-    wait_for(lambda: not processes.alive(died), 10, "it is dead")
+    wait_for(lambda: not processes.alive(died), 30, "it is dead")
     go_on(server)
     assert control_client.upgrade_ended(connection).result == "done"
     wait_for(lambda: len(server.workers()) == 2, BOOT_TIMEOUT_S, "there is another worker")
     assert stays in server.wait_full()
     assert control_client.status(server)["crashes"] == 1
-    wait_for(lambda: server.zombies() == [], 10, "all are reaped")
+    wait_for(lambda: server.zombies() == [], 30, "all are reaped")
 
 
 def test_the_fork_server_that_dies(server: Server) -> None:
@@ -97,7 +97,7 @@ def test_the_fork_server_that_dies(server: Server) -> None:
     waits(server)
     workers, (forks,) = server.workers(), server.fork_servers()[:1]
     os.kill(forks, signal.SIGKILL)
-    wait_for(lambda: not processes.alive(forks), 10, "it is dead")
+    wait_for(lambda: not processes.alive(forks), 30, "it is dead")
     go_on(server)
     control_client.upgrade_ended(connection)  # while another one is loaded there may be no upgrade
     wait_for(lambda: len(server.fork_servers()) == 1, BOOT_TIMEOUT_S, "there is another one")
@@ -117,7 +117,8 @@ def test_more_workers(server: Server, rehearses: bool) -> None:
 
 @pytest.mark.parametrize("rehearses", [True], indirect=True)
 def test_a_rehearsal_that_is_killed(server: Server) -> None:
-    connection, workers = control_client.begin_upgrade(server), server.workers()
+    workers = server.workers()  # before: what is being started looks like one for a moment
+    connection = control_client.begin_upgrade(server)
     waits(server)
     own = {*workers, *server.fork_servers()}
     (rehearsal,) = [child.pid for child in server.children() if "zdworker.upgraded" in processes.command(child.pid)]
@@ -146,6 +147,6 @@ def test_the_master_that_is_killed_leaves_no_rehearsal(server: Server) -> None:
     connection = control_client.begin_upgrade(server)
     waits(server)
     os.kill(server.master, signal.SIGKILL)
-    server.wait_exit(5)
-    server.wait_nothing_left(5)
+    server.wait_exit(30)
+    server.wait_nothing_left(30)
     connection.close()

@@ -36,6 +36,13 @@ def started_at(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
+def own_memory(pid: int) -> int:
+    """Return the bytes of a process that no file backs: its share of the others depends on who else has them."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    (kilobytes,) = (line.split()[1] for line in text.splitlines() if line.startswith("Anonymous:"))
+    return int(kilobytes) * 1024
+
+
 def program(pid: int) -> str:
     """Return the words of the command line that say which module is run."""
     return " ".join(processes.command(pid).split()[1:3])
@@ -60,13 +67,13 @@ def test_a_reload_a_crash_and_the_end_work_afterwards(server: Server) -> None:
     server.reload("two")
     killed = server.workers()[0]
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: killed not in server.workers(), 10, "the worker is gone")
+    wait_for(lambda: killed not in server.workers(), 30, "the worker is gone")
     server.wait_full()
     assert control_client.status(server)["crashes"] == 1
     control_client.upgrade(server)
     assert control_client.status(server)["crashes"] == 1
     assert server.stop() == 0
-    server.wait_nothing_left(5)
+    server.wait_nothing_left(30)
 
 
 def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: bool) -> None:
@@ -80,13 +87,13 @@ def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: boo
         connect("ws://%s:%s/websocket" % server.address, proxy=None) as websocket,
     ):
         assert control_client.upgrade(server).result == "done"
-        descriptors, memory = len(server.descriptors()), processes.memory(server.master)
+        descriptors, memory = len(server.descriptors()), own_memory(server.master)
         for number in range(19 if full else 3):
             assert control_client.upgrade(server).result == "done"
             websocket.send(f"{number}")
-            assert websocket.recv(10) == f"{number}"
-        assert len(server.descriptors()) <= descriptors
-        assert processes.memory(server.master) < memory + GROWTH_BYTES
+            assert websocket.recv(30) == f"{number}"
+        wait_for(lambda: len(server.descriptors()) <= descriptors, 30, f"there are {descriptors} descriptors at most")
+        assert own_memory(server.master) < memory + GROWTH_BYTES
         assert (server.workers(), started_at(server.master)) == (workers, began)
         assert idle.ask("GET", "/").status == 200
     for load in (new, kept, slow):
@@ -97,7 +104,7 @@ def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: boo
     server.reload("two")
     killed = server.workers()[0]
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: killed not in server.workers(), 10, "the worker is gone")
+    wait_for(lambda: killed not in server.workers(), 30, "the worker is gone")
     server.wait_full()
     assert server.stop() == 0
 
