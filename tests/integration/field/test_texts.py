@@ -197,7 +197,7 @@ def test_a_degraded_fleet_with_any_text(make_server: Start, site: Site, notified
         nonlocal said
         assert server.running, server.log
         said += received(notified)
-        # The one that was killed may be told, too, if the master did not know yet that it was ready.
+        # The status may also name the worker that was killed, if the master did not know yet that it was ready.
         return any(line.startswith("STATUS=degraded") and r"caf\udce9" in line for line in said.splitlines())
 
     wait_for(degraded, BOOT_TIMEOUT_S, "systemd has been told")
