@@ -46,7 +46,7 @@ class Stage:
     @property
     def keeps(self) -> bool:
         """Whether a connection is kept after its answer in the drain."""
-        return self.hands_over and self.worker.keeps
+        return self.hands_over and self.worker.hands_over
 
     def opened(self, *, tls: bool = False) -> list[Client]:
         """Return connections that a worker has accepted: the kernel's queue is empty."""

@@ -47,6 +47,10 @@ class WorkerClass:
     websockets: bool = False
     concurrent: bool = True
     """A client that is slow takes nothing away from the others: no thread, no process."""
+    hands_over: bool = True
+    """Its idle connections go on to the next worker of the slot."""
+    decodes: bool = True
+    """The path that the application gets is the one that was percent-encoded."""
     polls: bool = True
     """It waits for connections with epoll, where the kernel tells what a process waits for."""
 
@@ -81,7 +85,13 @@ UVICORN_ZTTP = replace(UVICORN, name="UvicornWorker on zttp")
 ASGI = WorkerClass(
     "ASGIWorker",
     stock="asgi",
-    **_of(continues=gunicorn.version_info[0] >= 27, pipelines=gunicorn.version_info[0] != 26),  # known defects of stock
+    # Known defects of stock; and before 25.2 it reads with a stream reader, from which no connection can be taken.
+    **_of(
+        continues=gunicorn.version_info[0] >= 27,
+        pipelines=gunicorn.version_info[0] != 26,
+        hands_over=gunicorn.version_info >= (25, 2),
+        decodes=gunicorn.version_info >= (25, 2),
+    ),
 )
 TORNADO = WorkerClass("TornadoWorker", "tornado", "tornado", websockets=True)
 GEVENT = WorkerClass("GeventWorker", "wsgi", "gevent", {"worker_connections": 4000})
@@ -95,12 +105,14 @@ WSGI = WorkerClass(
     keeps_http10=False,
     pipelines=False,
     concurrent=False,
+    hands_over=False,
     polls=False,
 )
 
 ALL = (UVICORN, UVICORN_H11, ASGI, THREAD, GEVENT, TORNADO, WSGI)
 CONCURRENT = tuple(known for known in ALL if known.concurrent)
 KEEPING = tuple(known for known in ALL if known.keeps)
+HANDING_OVER = tuple(known for known in ALL if known.hands_over)
 WEBSOCKETS = tuple(known for known in ALL if known.websockets)
 
 

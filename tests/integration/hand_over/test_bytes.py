@@ -11,7 +11,7 @@ import pytest
 
 from tests.harness.clients import request
 from tests.harness.server import Server, Start
-from tests.harness.worker_classes import KEEPING, WorkerClass, for_each
+from tests.harness.worker_classes import HANDING_OVER, WorkerClass, for_each
 
 KEEPALIVE_S = 300
 RELOADS = 3
@@ -50,7 +50,7 @@ class Sender:
 
 
 @pytest.mark.load
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 def test_each_byte_is_answered_once(start_class: Start, worker: WorkerClass) -> None:
     server = start_class(worker, workers=2, keepalive=KEEPALIVE_S, preload_app=True)
     kinds = [(1, False), (40, False)] + [(1, True), (400, True)] * worker.pipelines

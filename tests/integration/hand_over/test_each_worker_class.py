@@ -11,14 +11,14 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load, Reply, request
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Start
-from tests.harness.worker_classes import KEEPING, WSGI, WorkerClass, for_each
+from tests.harness.worker_classes import HANDING_OVER, WSGI, WorkerClass, for_each
 
 IDLE = 30
 KEEPALIVE_S = 300
 """More seconds than any deadline of the tests: a reload that waited for it would fail."""
 
 
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 def test_connections_go_on_to_the_successor(start_class: Start, worker: WorkerClass) -> None:
     """Idle and busy ones and such as were never used, through three reloads."""
     server = start_class(worker, keepalive=KEEPALIVE_S, preload_app=True)
@@ -39,7 +39,7 @@ def test_connections_go_on_to_the_successor(start_class: Start, worker: WorkerCl
     assert all(result.versions() == ["one", "two", "three", "four"] for result in seen)
 
 
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 def test_a_request_under_way_is_answered_by_the_old_worker_and_its_connection_moves(
     start_class: Start, site: Site, worker: WorkerClass
 ) -> None:
@@ -69,7 +69,7 @@ def test_silent_connections_of_a_class_without_keep_alive_move(start_class: Star
     assert {client.ask("GET", "/").json()["version"] for client in silent} == {"two"}
 
 
-@for_each((KEEPING[0],))
+@for_each((HANDING_OVER[0],))
 def test_a_reload_that_may_miss_workers_hands_over_where_a_successor_comes(
     start_class: Start, worker: WorkerClass
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_reload_that_may_miss_workers_hands_over_where_a_successor_comes(
         assert [(reply.json()["version"], reply.last) for reply in replies] == [(version, False)] * IDLE
 
 
-@for_each((KEEPING[0],))
+@for_each((HANDING_OVER[0],))
 @pytest.mark.parametrize("settings", [{"zd_hand_over": False}, {"zd_max_surge": 0, "zd_max_unavailable": 1}])
 def test_without_a_successor_the_connections_end_as_announced(
     start_class: Start, worker: WorkerClass, settings: dict[str, object]
@@ -95,7 +95,7 @@ def test_without_a_successor_the_connections_end_as_announced(
         assert client.ask("GET", "/").last
 
 
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 @pytest.mark.parametrize("cause", ["SIGTERM", "max_requests"])
 def test_a_worker_that_is_replaced_alone_hands_over_too(start_class: Start, worker: WorkerClass, cause: str) -> None:
     """Its successor is ready first, and its clients notice nothing."""

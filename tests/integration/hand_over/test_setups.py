@@ -10,6 +10,7 @@ from tests.harness.processes import wait_for
 from tests.harness.server import Start
 from tests.harness.worker_classes import ASGI, GEVENT, THREAD, UVICORN, UVICORN_H11, WorkerClass, for_each
 
+ON_EVENT_LOOPS = tuple(known for known in (UVICORN, ASGI, UVICORN_H11, UVICORN) if known.hands_over)
 KEEPALIVE_S = 300
 CLIENTS = 10
 
@@ -33,9 +34,7 @@ def test_connections_move_whatever_the_address(start: Start, site: Site, setup: 
     assert versions(clients) == {"two"}
 
 
-@pytest.mark.parametrize(
-    "classes", [(UVICORN, ASGI, UVICORN_H11, UVICORN), (THREAD, GEVENT, THREAD)], ids=["ASGI", "WSGI"]
-)
+@pytest.mark.parametrize("classes", [ON_EVENT_LOOPS, (THREAD, GEVENT, THREAD)], ids=["ASGI", "WSGI"])
 def test_connections_move_to_another_worker_class(start_class: Start, classes: tuple[WorkerClass, ...]) -> None:
     server = start_class(classes[0], workers=1, keepalive=KEEPALIVE_S, preload_app=True)
     clients = [Client(server.address) for _ in range(CLIENTS)]
@@ -46,7 +45,7 @@ def test_connections_move_to_another_worker_class(start_class: Start, classes: t
         assert versions(clients) == {f"in {worker}"}
 
 
-@for_each((ASGI, GEVENT, THREAD))
+@for_each(tuple(known for known in (ASGI, GEVENT, THREAD) if known.hands_over))
 def test_what_the_proxy_protocol_said_moves_along(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """A PROXY header counts at the beginning of a connection only, and for all of its requests.
 

@@ -14,7 +14,7 @@ from tests.harness.crowd import Crowd, Seen
 from tests.harness.processes import descriptors, wait_for
 from tests.harness.server import Server, Start
 from tests.harness.tcp_sockets import OPEN, tcp
-from tests.harness.worker_classes import KEEPING, WorkerClass, for_each
+from tests.harness.worker_classes import HANDING_OVER, WorkerClass, for_each
 from zdworker.command import client as master
 from zdworker.command import finder
 
@@ -33,7 +33,7 @@ def handed_over(server: Server) -> int:
     return int(master.status(finder.find(pid=server.master).path)["last_reload"]["handed_over"])
 
 
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 def test_a_thousand_connections_notice_nothing(start_class: Start, worker: WorkerClass, full: bool) -> None:
     """Half of them idle, half of them busy; clients that obey ``Connection: close`` and clients that do not."""
     clients = 500 if full else 100
@@ -51,7 +51,7 @@ def test_a_thousand_connections_notice_nothing(start_class: Start, worker: Worke
     assert {answer.version for each in seen for answer in each.answers} == {"one", "two", "three", "four"}
 
 
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 def test_each_body_is_answered_through_reloads(start_class: Start, worker: WorkerClass, full: bool) -> None:
     server = start_class(worker, workers=2, keepalive=KEEPALIVE_S, preload_app=True)
     requests = 100_000 if full else 4_000
@@ -70,7 +70,7 @@ def test_hand_over_after_hand_over_leaks_no_descriptor(start_class: Start, full:
     """Ten thousand of them; master and workers have as many descriptors as after the first reload, and the kernel has
     no socket of the port when the clients have gone: one that was left in a queue would wait there.
     """
-    server = start_class(KEEPING[0], workers=2, keepalive=KEEPALIVE_S, preload_app=True)
+    server = start_class(HANDING_OVER[0], workers=2, keepalive=KEEPALIVE_S, preload_app=True)
     clients = [Client(server.address) for _ in range(500 if full else 200)]
     for client in clients:
         assert not client.ask("POST", "/echo", b"first").last
@@ -95,7 +95,7 @@ def test_hand_over_after_hand_over_leaks_no_descriptor(start_class: Start, full:
     wait_for(lambda: {sock.peer for sock in tcp(OPEN, int(server.address[1]))} == {0}, 30, "only the listener is left")
 
 
-@for_each(KEEPING)
+@for_each(HANDING_OVER)
 def test_each_slot_keeps_its_connections(start_class: Start, worker: WorkerClass, full: bool) -> None:
     """So they are spread over the workers as they were."""
     server = start_class(worker, workers=WORKERS, keepalive=KEEPALIVE_S, preload_app=True)

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import gunicorn
 import pytest
 
 from tests.harness.application_site import Site
@@ -103,7 +104,8 @@ def test_without_a_home_directory_nothing_is_wrong(make_server: Start, site: Sit
     server.environment |= {"HOME": home, "TMPDIR": str(site.directory)}
     server.launch_as_is()
     server.wait_full()
-    wait_for(lambda: "gunicornc will not reach this master" in server.log, 30, "it is told")
+    if gunicorn.version_info >= (25, 1):  # the first one with a control socket
+        wait_for(lambda: "gunicornc will not reach this master" in server.log, 30, "the log says so")
     assert server.stop() == 0
     assert loud(server.log) == []
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gunicorn
 import pytest
 import yaml
 
@@ -165,7 +166,8 @@ def test_a_container_from_start_to_end(container: Server, site: Site) -> None:
         assert slow.reply().status == 200
     assert container.wait_exit(30) == 0
     assert re.findall(r".*\[(?:WARNING|ERROR|CRITICAL)\].*", container.log) == []
-    assert "gunicornc will not reach this master" in container.log  # it has no home directory
+    if gunicorn.version_info >= (25, 1):  # the first one with a control socket; the container has no home directory
+        assert "gunicornc will not reach this master" in container.log
 
 
 def test_broken_code_ends_the_container_with_its_traceback(container: Server, site: Site) -> None:
