@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import sysconfig
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from zdworker.errors import GenerationError
+from zdworker.master.hook_environment import HookEnvironment
 from zdworker.master.module_cache import ModuleCache, before_configuration, composed
 
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
@@ -273,6 +275,63 @@ def test_a_hook_has_its_own_modules_while_another_configuration_is_evaluated(tur
     assert sys.modules["zd_a"] is first
     stage.cache.exchange(imported)
     assert sys.modules["zd_late"].VALUE == 22
+
+
+SETS = "import os\nos.environ['ZD_OF_CONFIGURATION'] = {value!r}\nos.environ.pop('ZD_TAKEN_OUT', None)\n"
+
+
+def variables() -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in ("ZD_OF_CONFIGURATION", "ZD_TAKEN_OUT", "ZD_OF_HOOK")}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    monkeypatch.setenv("ZD_OF_CONFIGURATION", "one")
+    monkeypatch.setenv("ZD_TAKEN_OUT", "there")
+    monkeypatch.delenv("ZD_OF_HOOK", raising=False)
+    return variables()
+
+
+def test_the_environment_comes_in_and_goes_with_its_configuration(
+    stage: Stage, environment: dict[str, str | None]
+) -> None:
+    stage.write("zd_a.py", SETS.format(value="two"))
+    _found, imported = stage.cache.evaluate(lambda: importlib.import_module("zd_a"), [])
+    assert variables() == environment, "it is only evaluated"
+    kept = stage.cache.exchange(imported)
+    assert variables() == {"ZD_OF_CONFIGURATION": "two", "ZD_TAKEN_OUT": None, "ZD_OF_HOOK": None}
+    stage.cache.exchange(kept)
+    assert variables() == environment
+
+
+def test_a_failed_evaluation_restores_the_environment(stage: Stage, environment: dict[str, str | None]) -> None:
+    stage.write("zd_a.py", SETS.format(value="two"))
+    with pytest.raises(LookupError):
+        stage.cache.evaluate(raising("zd_a"), [])
+    assert variables() == environment
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_a_hook_has_its_own_environment_while_another_configuration_is_evaluated(
+    turns: Any, stage: Stage, environment: dict[str, str | None], given_up: bool
+) -> None:
+    hooks = HookEnvironment(SimpleNamespace(), stage.cache.of_hooks)
+    stage.write("zd_a.py", SETS.format(value="two") + WAITS)
+    thread, outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
+    assert turns.began.wait(30)
+    with stage.cache.of_hooks():
+        assert variables() == environment
+        os.environ["ZD_OF_HOOK"] = "yes"
+        if given_up:
+            stage.cache.give_up()
+        turns.go_on.set()
+    assert hooks.changes() == {"ZD_OF_HOOK": "yes"}, "and nothing of the configuration"
+    thread.join(30)
+    assert variables() == {**environment, "ZD_OF_HOOK": "yes"}
+    if not given_up:
+        _found, imported = outcome[0]
+        stage.cache.exchange(imported)
+        assert variables() == {"ZD_OF_CONFIGURATION": "two", "ZD_TAKEN_OUT": None, "ZD_OF_HOOK": "yes"}
 
 
 @pytest.mark.parametrize("end", ["imports", "returns"])

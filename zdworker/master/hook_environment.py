@@ -2,12 +2,14 @@
 
 Rules: a generation starts from the environment that the master was started with, and its own configuration's changes.
 What hooks have set in the master has to be sent to its workers. What a configuration sets was not set by a hook, so the
-moments before and after one is evaluated are marked here.
+moments before and after one is taken over are marked here, and nothing is looked at while one is evaluated.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -20,20 +22,24 @@ class HookEnvironment:
     """The changes since this was made.
 
     :param server: Gunicorn's arbiter, on which hooks set attributes.
+    :param settled: returns a context in which the environment is without the changes of a configuration that is being
+        evaluated.
     """
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, settled: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._server = server
+        self._settled = settled
         self._own_attributes = {*vars(server), *OWN_ATTRIBUTES}
         self._known = dict(os.environ)
         self._hooked: dict[str, str | None] = {}
 
     def note(self) -> None:
         """Take what has changed since the last call (of this or ``pass_over``) for the work of hooks."""
-        for name in self._known.keys() | os.environ.keys():
-            if self._known.get(name) != os.environ.get(name):
-                self._hooked[name] = os.environ.get(name)
-        self.pass_over()
+        with self._settled():
+            for name in self._known.keys() | os.environ.keys():
+                if self._known.get(name) != os.environ.get(name):
+                    self._hooked[name] = os.environ.get(name)
+            self.pass_over()
 
     def pass_over(self) -> None:
         """Take what has changed since the last call (of this or ``note``) for the work of a configuration."""
@@ -41,9 +47,10 @@ class HookEnvironment:
 
     def changes(self) -> dict[str, str | None]:
         """Return the variables that hooks have set, and None for those that they have removed."""
-        self.note()
-        # What a newer configuration has set differently since is that configuration's, in the generation too.
-        return {name: value for name, value in self._hooked.items() if os.environ.get(name) == value}
+        with self._settled():
+            self.note()
+            # What a newer configuration has set differently since is that configuration's, in the generation too.
+            return {name: value for name, value in self._hooked.items() if os.environ.get(name) == value}
 
     def adopt(self, changes: dict[str, str | None], server_attributes: dict[str, Any]) -> None:
         """Set what hooks have set in an earlier program of this process (an upgrade)."""

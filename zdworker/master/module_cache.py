@@ -1,4 +1,5 @@
-"""The modules that the configuration has imported, in the master's cache (``sys.modules``).
+"""The modules that the configuration has imported, in the master's cache (``sys.modules``), and what it has changed in
+the environment.
 
 Rules:
 
@@ -12,6 +13,8 @@ Rules:
 * The cache changes whole or not at all: when the evaluation has ended, however it has, everything is as before. The new
   modules come in when the configuration is taken over, and go with it when another one is. They are the same objects
   then as before, so that hooks of either go on working.
+* The environment variables that a configuration sets come in and go with its modules. So a refused configuration leaves
+  none behind, and none is taken for the work of a hook.
 * An installed package is imported again only if one has changed since, or the evaluation fails without that: libraries
   hold what others have registered with them, and a second copy of one takes memory that Python does not give back.
 * An extension module is not imported a second time, because most can be initialized only once in a process: the same
@@ -58,7 +61,8 @@ class Imported:
     ``bindings`` are the submodules that packages which stay in the cache have as attributes: package, name, submodule.
     ``since`` is from when on a change of an installed package counts, in nanoseconds since the epoch.
     ``kept`` names the extension modules (or the installed packages that have one) that were not imported again, and
-    ``not_renewed`` the installed packages that could not be.
+    ``not_renewed`` the installed packages that could not be. ``environment`` has the variables that the configuration
+    has changed, None for those that it has removed.
     """
 
     modules: dict[str, Any]
@@ -69,18 +73,20 @@ class Imported:
     since: int
     kept: list[str] = field(default_factory=list)
     not_renewed: list[str] = field(default_factory=list)
+    environment: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
 class _Evaluation:
     """An evaluation that goes on in ``thread``, and what was taken out of the cache for it.
 
-    ``shared`` means that hooks see its modules, ``disturbed`` that it may have seen those of a hook, ``outdated`` that
-    another configuration has come into force since it began.
+    ``environment`` has the variables without its changes. ``shared`` means that hooks see its modules, ``disturbed``
+    that it may have seen those of a hook, ``outdated`` that another configuration has come into force since it began.
     """
 
     thread: int
     before: Imported
+    environment: dict[str, str]
     shared: bool
     disturbed: bool = False
     outdated: bool = False
@@ -148,16 +154,18 @@ class ModuleCache:
                 self._give_up(self._evaluation)
             before = self._take_out()
             self._put_in(imported)
+            before.environment = _change_environment(imported.environment)
             return before
 
     @contextlib.contextmanager
     def of_hooks(self) -> Iterator[None]:
-        """Have the modules of the configuration in force in the cache, whatever is evaluated meanwhile."""
+        """Have what the configuration in force has brought in its place, whatever is evaluated meanwhile."""
         with self._lock:
             self._hooks += 1
             if self._hooks == 1 and self._evaluation is not None and not self._evaluation.shared:
                 self._evaluation.disturbed = True
                 self._aside = self._take_out()
+                self._aside.environment = _restore_environment(self._evaluation.environment)
                 self._put_in(self._evaluation.before)
         try:
             yield
@@ -175,7 +183,9 @@ class ModuleCache:
             # What the other thread could not import it has taken out of the cache by its name.
             before.modules = {**self._evaluation.before.modules, **before.modules}
             self._evaluation.before = before
+            self._evaluation.environment = dict(os.environ)
             self._put_in(self._aside)
+            _change_environment(self._aside.environment)
         self._aside = None
 
     # -- one evaluation ------------------------------------------------------------------------------------------
@@ -215,7 +225,7 @@ class ModuleCache:
             if self._evaluation is not None:
                 self._give_up(self._evaluation)
             before = self._take_out()
-            self._evaluation = _Evaluation(threading.get_ident(), before, shared)
+            self._evaluation = _Evaluation(threading.get_ident(), before, dict(os.environ), shared)
             self.since = time.time_ns() - SAME_DEPLOY_NS
             self._extensions.handed_out.clear()
             # Python makes these again; those of releases that are gone would stay forever.
@@ -244,9 +254,11 @@ class ModuleCache:
         _forget_locks(evaluation.thread)
 
     def _restore(self, evaluation: _Evaluation) -> Imported:
-        self._aside = None
         imported = self._take_out()
         imported.kept = sorted(self._extensions.handed_out)
+        if self._aside is None:  # otherwise a hook is called, and the environment is as before already
+            imported.environment = _restore_environment(evaluation.environment)
+        self._aside = None
         self._put_in(evaluation.before)
         self._evaluation = None
         return imported
@@ -314,6 +326,25 @@ class ModuleCache:
         return not (
             name in self._not_the_configurations or top in OWN or top in used or _is_standard(top, _file_of(module))
         )
+
+
+def _restore_environment(before: Mapping[str, str]) -> dict[str, str | None]:
+    """Have the environment as it was; return what had changed."""
+    now = dict(os.environ)
+    changed = [name for name in {*before, *now} if before.get(name) != now.get(name)]
+    _change_environment({name: before.get(name) for name in changed})
+    return {name: now.get(name) for name in changed}
+
+
+def _change_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Set variables, or remove those that are None; return what they were."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    return before
 
 
 class _GivenUpError(GenerationError):

@@ -121,8 +121,8 @@ class Configuration(Observer):
         cfg = arbiter.cfg
         settings = gunicorn_config.zd_settings(cfg)
         cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
-        self.hook_environment = HookEnvironment(arbiter)
         self.modules = ModuleCache(arbiter.app)
+        self.hook_environment = HookEnvironment(arbiter, self.modules.of_hooks)
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)

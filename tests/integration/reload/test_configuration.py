@@ -208,7 +208,7 @@ def test_term_during_a_rollout_that_changes_the_address(start: Start, site: Site
 REFUSALS = {
     "setting": "zd_max_surge = 'much'",
     "address": "bind = '203.0.113.1:80'",
-    "in the master": "import os\nif os.getpid() == {master}: raise RuntimeError('not in the master')",
+    "in the master": "if os.getpid() == {master}: raise RuntimeError('not in the master')",
 }
 
 
@@ -216,14 +216,14 @@ REFUSALS = {
 @pytest.mark.parametrize("how", REFUSALS)
 def test_refused_reload_leaves_the_environment(start: Start, site: Site, how: str, preload: bool) -> None:
     server = start(workers=1, preload_app=preload, raw_env=["KEPT=yes", "SAME=yes"])
-    server.extra = f"\n{REFUSALS[how].format(master=server.master)}\n"
+    server.extra = f"\nimport os\nos.environ['SET'] = 'no'\n{REFUSALS[how].format(master=server.master)}\n"
     server.configure(raw_env=["KEPT=no", "NEW=no"])
     reload_in_vain(server)
     os.kill(server.workers()[0], signal.SIGKILL)
     wait_for(lambda: len(site.marks("startup")) == 2, BOOT_TIMEOUT_S, "a replacement has started")
     server.wait_full()
-    values = {name: server.get(f"/environment?name={name}")["value"] for name in ("KEPT", "SAME", "NEW")}
-    assert values == {"KEPT": "yes", "SAME": "yes", "NEW": None}
+    values = {name: server.get(f"/environment?name={name}")["value"] for name in ("KEPT", "SAME", "NEW", "SET")}
+    assert values == {"KEPT": "yes", "SAME": "yes", "NEW": None, "SET": None}
 
 
 def test_new_address_of_a_reload_that_fails(start: Start, site: Site, further: Further) -> None:
