@@ -385,6 +385,8 @@ STATUS = {
     "last_reload.told_to_close": "connections that a response has ended because of the reload",
     "last_reload.cut_requests": "requests that were cut at `graceful_timeout`",
     "last_reload.closed_websockets": "WebSockets that were closed",
+    "last_reload.cut_paths": "method and path, without the query, of three of these requests at most, say "
+    '`["GET /export"]`; each name once',
     "reloads": "how many there were, rollbacks included",
     "crashes": "how many workers died that were ready",
     "upgrades": "how often the master's program was replaced (`zdworker upgrade`)",
@@ -400,7 +402,7 @@ STATUS = {
     "totals.reloads_superseded": "reloads that a newer one has overtaken",
     "totals.reloads_rolled_back": "reloads that a rollback has undone before they were done",
     "totals.reload_duration_s": "seconds that all of these took together",
-    "totals.handed_over": "the same four, of all drains",
+    "totals.handed_over": "the same four numbers, of all drains",
     "totals.told_to_close": "",
     "totals.cut_requests": "",
     "totals.closed_websockets": "",
@@ -428,6 +430,7 @@ OUTCOME = {
     "told_to_close": "connections that a response has ended because of the reload",
     "cut_requests": "requests that were cut at `graceful_timeout`",
     "closed_websockets": "WebSockets that were closed",
+    "cut_paths": STATUS["last_reload.cut_paths"],
     "label": "the version of the application, empty if nothing tells",
     "judgement": "with `zd_max_error_rate`, what was found of the answers, when it is done",
     "note": "what is left to do (`zdworker upgrade`), empty if nothing is",
@@ -455,6 +458,7 @@ HISTORY = {
     "told_to_close": STATUS["last_reload.told_to_close"],
     "cut_requests": STATUS["last_reload.cut_requests"],
     "closed_websockets": STATUS["last_reload.closed_websockets"],
+    "cut_paths": STATUS["last_reload.cut_paths"],
 }
 
 LIST = {

@@ -61,7 +61,7 @@ HOOKS: Mapping[str, Hook] = {
         "(server, report)",
         "when it has ended; `report` is a dictionary with `result` (`done`, `failed`, `superseded`, `rolled_back`), "
         "`generation`, `started_at`, `duration_s`, `error`, `traceback`, `label`, `rollback`, `judgement`, and what "
-        "it has cost: `handed_over`, `told_to_close`, `cut_requests` and `closed_websockets`",
+        "it has cost: `handed_over`, `told_to_close`, `cut_requests`, `closed_websockets` and `cut_paths`",
     ),
 }
 """The hooks, which can be set in the configuration file only."""

@@ -13,6 +13,7 @@ Rules:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 LINES_MAX = 32 * 1024
@@ -81,6 +82,12 @@ def printed(text: str) -> str:
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun; ``many`` is the plural where that is not the singular with an "s"."""
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def named(number: int, names: Sequence[str]) -> str:
+    """Return, in brackets, the names that are known of ``number`` things; "" if none is."""
+    among = "among them " if number > len(names) else ""
+    return f" ({among}{', '.join(names)})" if names else ""
 
 
 def reason(error: BaseException) -> str:

@@ -25,7 +25,13 @@ from zdworker.core.history import (
 USR2 = Requester(signal="USR2")
 DEPLOY = Requester(uid=1000, pid=4711, command="zdworker")
 AT = "2026-11-27T05:49:43.000+00:00"
-COST = {"handed_over": 3, "told_to_close": 2, "cut_requests": 1, "closed_websockets": 4}
+COST: dict[str, Any] = {
+    "handed_over": 3,
+    "told_to_close": 2,
+    "cut_requests": 1,
+    "closed_websockets": 4,
+    "cut_paths": ["GET /export"],
+}
 
 
 def death(generation: int = 1, pid: int = 12, how: str = "was killed by SIGKILL") -> Death:
@@ -212,11 +218,13 @@ def test_another_version_has_other_fields() -> None:
         {"kind": "reload", "at": AT, "master": 1, "generation": 1, "by": {}},
         {"kind": "reload", "at": AT, "master": 1, "generation": 1, "by": ["root"]},
         {"kind": "reload", "at": AT, "master": 1, "generation": 1, "by": [{"uid": "0"}]},
+        {"kind": "reload", "at": AT, "master": 1, "generation": 1, "cut_paths": "GET /"},
+        {"kind": "reload", "at": AT, "master": 1, "generation": 1, "cut_paths": ["GET /", 1]},
     ],
     ids=repr,
 )
 def test_what_is_no_entry(plain: object) -> None:
-    with pytest.raises(ValueError, match=r"^(an entry lacks|no JSON object|\w+ is )"):
+    with pytest.raises(ValueError, match=r"^(an entry lacks|no JSON object|\w+ (is|has) )"):
         Entry.from_plain(plain)
 
 

@@ -37,6 +37,14 @@ def test_a_reload_with_who_has_asked_what_it_has_cost_and_why_it_failed() -> Non
     ]
 
 
+def test_requests_that_were_cut_have_names_if_the_master_knows_them() -> None:
+    entry = Entry("reload", AT, 1, 2, result="done", cut_requests=2, cut_paths=["GET /export", "POST /\x1b[2J"])
+    assert shown(entry)[-1] == r"    2 requests cut at graceful_timeout (GET /export, POST /\x1b[2J)"
+    of_older_master = entry.to_plain()
+    del of_older_master["cut_paths"]
+    assert history.cost(of_older_master) == ["2 requests cut at graceful_timeout"]
+
+
 def test_one_that_goes_on_and_one_of_an_earlier_master() -> None:
     assert shown(Entry("reload", AT, 1, 2, [Requester()]), Entry("rollback", AT, 1, 1, result="unfinished"))[1:] == [
         "2026-11-27 05:49:43  reload    under way, generation 2",

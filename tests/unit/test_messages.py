@@ -17,6 +17,7 @@ from zdworker.ipc.messages import (
     PROTOCOL,
     Counts,
     Decoder,
+    Drained,
     Failed,
     Hello,
     HookData,
@@ -28,6 +29,7 @@ from zdworker.ipc.messages import (
     Start,
     decode,
     encode,
+    request_name,
 )
 
 json_values = st.recursive(
@@ -107,6 +109,32 @@ def test_any_other_json_is_a_message_error(value: Any) -> None:
 def test_fields_of_another_version() -> None:
     assert decode(b'{"type": "failed", "reason": "no", "colour": "red"}') == Failed("no")
     assert decode(b'{"type": "ready", "since": 3}') == Ready()
+    assert decode(b'{"type": "drained", "handed_over": 1, "cut_requests": 2}') == Drained(1, cut_requests=2)
+
+
+def test_costs_are_added_and_their_paths_are_different_ones() -> None:
+    first = Drained(1, 2, 3, 4, ["GET /a", "GET /b"])
+    second = Drained(10, 20, 30, 40, ["GET /b", "GET /c", "GET /d"])
+    assert first.plus(second) == Drained(11, 22, 33, 44, ["GET /a", "GET /b", "GET /c"])
+    assert first.counts() == {"handed_over": 1, "told_to_close": 2, "cut_requests": 3, "closed_websockets": 4}
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("/export", "GET /export"),
+        ("/export?token=secret", "GET /export"),
+        ("/export#token=secret", "GET /export"),
+        ("http://user:secret@host/export?token=secret", "GET /export"),
+        ("http://user:secret@host?token=secret", "GET /"),
+        ("/http://host/", "GET /http://host/"),
+        ("", "GET /"),
+        ("*", "GET *"),
+        ("/a\x1b[2J\n\tb\udce9", "GET /a\\x1b[2J b\\udce9"),
+    ],
+)
+def test_the_name_of_a_request_is_for_a_reader_and_has_no_secret(target: str, name: str) -> None:
+    assert request_name("GET", target) == name
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -62,9 +62,15 @@ def test_a_reload_is_shown_in_the_form_that_scripts_rely_on() -> None:
     reload = Reload.begin(7)
     assert reload.to_plain()["result"] is None
     reload.duration, reload.result, reload.error = 1.23456, Outcome.FAILED, "why"
-    reload.cost = Drained(handed_over=2, cut_requests=1).plus(Drained(handed_over=1))
+    reload.cost = Drained(handed_over=2, cut_requests=1, cut_paths=["GET /export"]).plus(Drained(handed_over=1))
     shown = reload.to_plain()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", shown.pop("started_at"))
-    cost = {"handed_over": 3, "told_to_close": 0, "cut_requests": 1, "closed_websockets": 0}
+    cost = {
+        "handed_over": 3,
+        "told_to_close": 0,
+        "cut_requests": 1,
+        "closed_websockets": 0,
+        "cut_paths": ["GET /export"],
+    }
     known = {"result": "failed", "generation": 7, "duration_s": 1.235, "error": "why", "traceback": None}
     assert shown == {**known, **cost, "label": None, "rollback": False, "judgement": None}

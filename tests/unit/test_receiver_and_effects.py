@@ -21,9 +21,11 @@ from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import (
+    CUT_PATH_MAX,
     SERVER_REPORT_BYTES,
     WORKER_REPORT_BYTES,
     Counts,
+    Drained,
     Draining,
     Failed,
     Hello,
@@ -55,6 +57,10 @@ class Seen(Observer):
     def __init__(self) -> None:
         self.reloads: list[Reload] = []
         self.names: list[str] = []
+        self.begun: Reload | None = None
+
+    def reload_started(self, reload: Reload) -> None:
+        self.begun = reload
 
     def reload_finished(self, reload: Reload, fleet: Fleet) -> None:
         self.reloads.append(reload)
@@ -211,6 +217,28 @@ def test_each_report_of_a_worker_is_an_event(bench: Bench) -> None:
     assert (record.connections, record.requests) == (3, 7)
     assert bench.gunicorn.hooks == ["zd_worker_ready"]
     assert bench.seen.names == ["ready"]
+
+
+def test_the_names_of_cut_requests_are_made_printable_whatever_a_worker_sends(bench: Bench) -> None:
+    record, theirs = bench.worker(pid=os.getpid())
+    with theirs:
+        theirs.sendall(encode(Drained(cut_requests=1, cut_paths=["GET /\x1b[2J\n" + "\0" * 100])))
+        bench.reactor.wait(5.0)
+    assert record.drained is not None
+    (name,) = record.drained.cut_paths
+    assert name.startswith(r"GET /\x1b[2J \x00")
+    assert len(name) <= CUT_PATH_MAX
+
+
+def test_the_log_names_the_requests_that_a_reload_has_cut(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for started in (events.ReloadStarted(2), events.ReloadStarted(1, rollback=True)):
+        bench.executor.execute(started)
+        assert bench.seen.begun is not None
+        bench.seen.begun.cost = Drained(cut_requests=2, cut_paths=["GET /export"])
+        bench.executor.execute(events.ReloadFinished(started.generation, Outcome.DONE))
+    found = [record.getMessage() for record in caplog.records if "cut" in record.getMessage()]
+    assert [text.rpartition("; ")[2] for text in found] == ["2 requests cut (among them GET /export)"] * 2
 
 
 def test_a_worker_that_cannot_boot_is_an_event(bench: Bench) -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from zdworker.errors import MessageError
 from zdworker.ipc.messages import (
+    CUT_PATH_MAX,
+    CUT_PATHS_MAX,
     FAILURE_TEXT_MAX,
     LATENCY_BOUNDS_S,
     REPORTED_TEXT_BYTES,
@@ -13,6 +15,7 @@ from zdworker.ipc.messages import (
     Answers,
     Counts,
     Decoder,
+    Drained,
     Draining,
     Failed,
     Hello,
@@ -21,6 +24,7 @@ from zdworker.ipc.messages import (
     ReplacementRequested,
     encode,
     reported_text,
+    request_name,
 )
 from zdworker.master.report_rules import COUNT_MAX, REPORTS_MAX, REPORTS_PER_S, ReportRules
 
@@ -84,6 +88,37 @@ def test_counts_can_be_counted(rules: ReportRules, counts: Counts) -> None:
     assert rules.admit(Counts(COUNT_MAX, 0), 0.0, own=True)
     with pytest.raises(MessageError, match="counts"):
         rules.admit(counts, 0.0, own=True)
+
+
+@pytest.mark.parametrize(
+    "drained",
+    [
+        Drained(handed_over=-1),
+        Drained(cut_requests=COUNT_MAX + 1),
+        Drained(cut_paths=["GET /"] * (CUT_PATHS_MAX + 1)),
+        Drained(cut_paths=["x" * (CUT_PATH_MAX + 1)]),
+    ],
+)
+def test_the_cost_of_a_drain_is_bounded(rules: ReportRules, drained: Drained) -> None:
+    with pytest.raises(MessageError, match=r"counts|cut are too many, or too long"):
+        rules.admit(drained, 0.0, own=True)
+    most = Drained(COUNT_MAX, COUNT_MAX, COUNT_MAX, COUNT_MAX, ["x" * CUT_PATH_MAX] * CUT_PATHS_MAX)
+    assert rules.admit(most, 0.0, own=True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/" + "x" * 100_000, "/" + '"' * 300, "/" + "\0" * 300, "/" + "\N{GRINNING FACE}" * 300, "/\ud800" * 300],
+    ids=ascii,
+)
+def test_a_master_without_the_names_of_cut_requests_can_read_a_report_with_them(path: str) -> None:
+    """It reads 1024 bytes, and drops the fields that it does not know."""
+    name = request_name("GET", path)
+    assert name.startswith("GET /")
+    assert len(name) <= CUT_PATH_MAX
+    message = Drained(COUNT_MAX, COUNT_MAX, COUNT_MAX, COUNT_MAX, [name] * CUT_PATHS_MAX)
+    assert WORKER_REPORT_BYTES[Drained] == 1024
+    assert list(Decoder(accepts=WORKER_REPORT_BYTES).feed(encode(message))) == [message]
 
 
 @pytest.mark.parametrize("own", [True, False])

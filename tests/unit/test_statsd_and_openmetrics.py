@@ -225,7 +225,7 @@ def test_the_journal_counts() -> None:
     reload = ended(Outcome.FAILED, 0.5)
     journal.reload_started(reload)
     journal.reload_finished(reload, fleet())
-    journal.worker_drained(Drained(handed_over=5))
+    journal.worker_drained(Drained(handed_over=5, cut_paths=["GET /export"]))
     assert reload.cost == Drained(), "it has ended before"
     totals = journal.status(fleet(), {}, {}, Settings(), Site("/srv", "app:app", []))["totals"]
     assert totals.pop("reload_duration_s") == 0.5

@@ -56,6 +56,12 @@ def test_a_long_text_loses_its_middle() -> None:
     assert " characters are left out " in found
 
 
+def test_names_say_whether_they_are_all() -> None:
+    assert texts.named(0, []) == texts.named(2, []) == ""
+    assert texts.named(2, ["a", "b"]) == " (a, b)"
+    assert texts.named(5, ["a", "b"]) == " (among them a, b)"
+
+
 def test_an_exception_says_its_type_and_text() -> None:
     assert texts.reason(RuntimeError("broken\x1b")) == r"RuntimeError: broken\x1b"
     assert texts.reason(TimeoutError()) == "TimeoutError"

@@ -31,15 +31,21 @@ def lines(entries: list[dict[str, Any]], width: int) -> Iterator[str]:
                 yield from _wrapped(text, width, INDENT)
 
 
-def cost(values: Mapping[str, int]) -> list[str]:
-    """Return what a reload has cost, in words; nothing of what did not happen."""
+def cost(values: Mapping[str, Any]) -> list[str]:
+    """Return what a reload has cost, in words; nothing of what did not happen.
+
+    :param values: may lack ``cut_paths``, which an older master does not send.
+    """
     costs = (
         ("handed_over", "connection", "handed over"),
         ("told_to_close", "connection", "told to close"),
         ("closed_websockets", "WebSocket", "closed"),
         ("cut_requests", "request", "cut at graceful_timeout"),
     )
-    return [f"{texts.counted(values[name], noun)} {what}" for name, noun, what in costs if values[name]]
+    found = [f"{texts.counted(values[name], noun)} {what}" for name, noun, what in costs if values[name]]
+    if values["cut_requests"]:
+        found[-1] += texts.named(values["cut_requests"], [texts.line(path) for path in values.get("cut_paths", ())])
+    return found
 
 
 def _wrapped(text: str, width: int, indent: str) -> list[str]:

@@ -55,13 +55,15 @@ class Requester:
 
 @dataclass(frozen=True)
 class End:
-    """How a reload, rollback or upgrade has ended, after ``duration_s`` seconds, and what its drains have ``cost``."""
+    """How a reload, rollback or upgrade has ended, after ``duration_s`` seconds, and what its drains have ``cost``: the
+    fields of an :class:`Entry` that say so.
+    """
 
     result: str
     duration_s: float
     error: str | None = None
     label: str | None = None
-    cost: Mapping[str, int] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Entry:
 
     ``result`` is None while it is under way, and for a crash. ``times`` is how many crashes it stands for, and
     ``duration_s`` the seconds from the first to the last of them. ``began`` is by the caller's monotonic clock, None
-    for an entry of an earlier master.
+    for an entry of an earlier master. ``cut_paths`` names some of the requests that were cut.
     """
 
     kind: str
@@ -100,6 +102,7 @@ class Entry:
     told_to_close: int = 0
     cut_requests: int = 0
     closed_websockets: int = 0
+    cut_paths: list[str] = field(default_factory=list)
     began: float | None = None
 
     def to_plain(self) -> dict[str, Any]:
@@ -117,6 +120,8 @@ class Entry:
         values = _known(plain, _ENTRY)
         by = values.get("by", [])
         values["by"] = [Requester(**_known(one, _REQUESTER)) for one in by[:REQUESTERS_MAX]]
+        if not all(isinstance(path, str) for path in values.get("cut_paths", [])):
+            raise ValueError("cut_paths has something that is no text")
         try:
             return cls(**values)
         except TypeError as error:
@@ -147,6 +152,7 @@ _ENTRY: Mapping[str, tuple[type, ...]] = {
     "told_to_close": _NUMBER,
     "cut_requests": _NUMBER,
     "closed_websockets": _NUMBER,
+    "cut_paths": (list,),
 }
 """The types that each field may have."""
 
@@ -203,8 +209,8 @@ class History:
         if entry is None:
             return
         entry.result, entry.duration_s, entry.error, entry.label = end.result, end.duration_s, end.error, end.label
-        for name, number in end.cost.items():
-            setattr(entry, name, number)
+        for name, value in end.cost.items():
+            setattr(entry, name, value)
 
     def called_off(self, serving: int, label: str | None, at: str) -> None:
         """Note a rollback that was done by calling a reload off, and which generation serves."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import reprlib
 import typing
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,16 @@ NEWEST_FAILURES = 3
 
 FAILURE_TEXT_MAX = 200
 """Characters that the name of one has."""
+
+CUT_PATHS_MAX = 3
+"""Requests that were cut which a worker names."""
+
+CUT_PATH_MAX = 200
+"""Characters that the name of one has."""
+
+CUT_PATH_BYTES = 240
+"""Bytes that it has as JSON: with three of them a :class:`Drained` is no longer than a master without the field reads
+(1024 bytes)."""
 
 MESSAGE_MAX_BYTES = 4 * 1024 * 1024
 """Bytes that one message may have, many times the size of a configuration or a traceback."""
@@ -206,17 +217,25 @@ class Draining:
 class Drained:
     """The worker's drain is over: connections that it has handed over to its successor or announced to close, requests
     that were cut at ``graceful_timeout``, and WebSockets that were closed.
+
+    ``cut_paths`` has the method and the path of some of the requests that were cut (:func:`request_name`).
     """
 
     handed_over: int = 0
     told_to_close: int = 0
     cut_requests: int = 0
     closed_websockets: int = 0
+    cut_paths: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers, by their names."""
+        return {name: value for name, value in vars(self).items() if name != "cut_paths"}
 
     def plus(self, other: Drained) -> Drained:
-        """Return the sum of both."""
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return Drained(*(mine + its for mine, its in pairs))
+        """Return the sum of both, with as many different paths as one report may have."""
+        its, paths = other.counts(), dict.fromkeys([*self.cut_paths, *other.cut_paths])
+        sums = {name: mine + its[name] for name, mine in self.counts().items()}
+        return Drained(**sums, cut_paths=list(paths)[:CUT_PATHS_MAX])
 
 
 @dataclass(frozen=True)
@@ -351,7 +370,7 @@ class Progress:
 class Outcome:
     """The end of the awaited reload. ``serving`` is the generation that serves, after a failure the one before.
 
-    ``label`` is the version of the application, "" if nothing tells. The four before it are what the reload has cost,
+    ``label`` is the version of the application, "" if nothing tells. The five before it are what the reload has cost,
     see :class:`Drained`. ``judgement`` is what was found of the new code's answers, ``note`` what is left to do, both
     "" if there is nothing. The result ``held`` means that the canary serves, and that the reload waits for ``resume``
     or ``rollback``.
@@ -367,6 +386,7 @@ class Outcome:
     told_to_close: int = 0
     cut_requests: int = 0
     closed_websockets: int = 0
+    cut_paths: list[str] = field(default_factory=list)
     label: str = ""
     judgement: str = ""
     note: str = ""
@@ -508,6 +528,21 @@ def reported_text(text: str, longest: int = texts.LINES_MAX) -> str:
     text = texts.lines(text, longest)
     while len(json.dumps(text)) > REPORTED_TEXT_BYTES + len('""'):
         text = text[len(text) // 8 + 1 :]
+    return text
+
+
+_ORIGIN = re.compile(r"\A[a-z][a-z0-9+.-]*://[^/?#]*", re.IGNORECASE)
+
+
+def request_name(method: str, target: str) -> str:
+    """Return a request's method and path for a reader, as far as they fit into a worker's report.
+
+    The query is left out, and so is the origin of a target in absolute form: they may hold secrets.
+    """
+    path = re.split("[?#]", _ORIGIN.sub("", target), maxsplit=1)[0] or "/"
+    name, longest = " ".join(f"{method} {path}".split()), CUT_PATH_MAX
+    while len(json.dumps(text := texts.lines(name, longest))) > CUT_PATH_BYTES:
+        longest -= longest // 8
     return text
 
 

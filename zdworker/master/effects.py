@@ -26,7 +26,7 @@ from zdworker.exhaustive import assert_never
 from zdworker.forkserver.local import LocalGeneration
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
-from zdworker.ipc.messages import WORKER_REPORT_BYTES, CountAnswers, HookData, Leave, Spawn
+from zdworker.ipc.messages import WORKER_REPORT_BYTES, CountAnswers, Drained, HookData, Leave, Spawn
 from zdworker.master import launch, stacks
 from zdworker.master.background import call_in_background
 from zdworker.master.children import ForkServer, WorkerRecord
@@ -534,11 +534,12 @@ class Executor:
                 )
             case Outcome.DONE:
                 label = f" ({reload.label})" if reload.label else ""
+                cut = _cut(reload.cost)
                 if reload.rollback:
-                    self._log.info("Rollback: generation %s%s serves again, %.1f s", generation, label, took_s)
+                    self._log.info("Rollback: generation %s%s serves again, %.1f s%s", generation, label, took_s, cut)
                     return
-                line, found = "Reload: generation %s%s: all workers are new, %.1f s%s", reload.judgement
-                self._log.info(line, generation, label, took_s, found and f"; {found}")
+                line, found = "Reload: generation %s%s: all workers are new, %.1f s%s%s", reload.judgement
+                self._log.info(line, generation, label, took_s, found and f"; {found}", cut)
                 if reload.note:
                     self._log.info("Reload: %s", reload.note)
             case Outcome.ROLLED_BACK:
@@ -558,6 +559,12 @@ class Executor:
         self._log.error("Degraded: %s (%snext try in %.1f s)", action.reason, slot, action.next_try_s)
         reason, traceback = texts.lines(action.reason, texts.REASON_MAX), texts.lines(action.traceback)
         self._observers.notify(Observer.degraded, reason, traceback, self._fleet)
+
+
+def _cut(cost: Drained) -> str:
+    """Return which requests a reload has cut, as the end of its line in the log; "" if it has cut none."""
+    number = cost.cut_requests
+    return f"; {texts.counted(number, 'request')} cut{texts.named(number, cost.cut_paths)}" if number else ""
 
 
 def _wants_main_thread(error: BaseException) -> bool:

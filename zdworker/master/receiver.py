@@ -18,6 +18,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from zdworker import texts
@@ -26,6 +27,7 @@ from zdworker.core.fleet import GenerationState, Purpose, WorkerState
 from zdworker.errors import GenerationError, MessageError, SettingError
 from zdworker.exhaustive import assert_never
 from zdworker.ipc.messages import (
+    CUT_PATH_MAX,
     PROTOCOL,
     READABLE_PROTOCOLS,
     Answers,
@@ -187,9 +189,9 @@ class Receiver:
             case Draining():
                 record.leaving_since = time.monotonic()
                 self._publish(events.WorkerLeaving(record.worker_id))
-            case Drained():
-                record.drained = message
-                self._observers.notify(Observer.worker_drained, message)
+            case Drained(cut_paths=paths):
+                record.drained = replace(message, cut_paths=[texts.line(path, CUT_PATH_MAX) for path in paths])
+                self._observers.notify(Observer.worker_drained, record.drained)
             case Failed(reason, traceback, exit_code):
                 self._publish(events.WorkerFailed(record.worker_id, reason, traceback, exit_code))
             case ReplacementRequested(reason):
@@ -256,7 +258,8 @@ class Receiver:
             (drained.cut_requests, "request", "cut"),
         )
         what = "".join(f", {texts.counted(number, noun)} {done}" for number, noun, done in costs if number)
-        self._log.info("%s has left, after %.1f s%s", record.name, took_s, what)
+        which = texts.named(drained.cut_requests, drained.cut_paths) if drained.cut_requests else ""
+        self._log.info("%s has left, after %.1f s%s%s", record.name, took_s, what, which)
 
     def boot_failed(self, record: WorkerRecord, how: str) -> None:
         """Remove a worker that never came to be, and let the core know how that went."""

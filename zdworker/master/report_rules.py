@@ -14,9 +14,12 @@ Rules:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from zdworker.errors import MessageError
 from zdworker.ipc.messages import (
+    CUT_PATH_MAX,
+    CUT_PATHS_MAX,
     FAILURE_TEXT_MAX,
     LATENCY_BOUNDS_S,
     NEWEST_FAILURES,
@@ -91,11 +94,19 @@ def _check_numbers(message: Message) -> None:
 
     :raises MessageError: they are not.
     """
-    if isinstance(message, (Counts, Drained)):
-        if not all(0 <= count <= COUNT_MAX for count in dataclasses.astuple(message)):
-            raise MessageError("counts are not what can be counted")
+    if isinstance(message, Counts):
+        _check_counts(dataclasses.astuple(message))
+    elif isinstance(message, Drained):
+        _check_counts(message.counts().values())
+        if len(message.cut_paths) > CUT_PATHS_MAX or any(len(text) > CUT_PATH_MAX for text in message.cut_paths):
+            raise MessageError("the requests that were cut are too many, or too long")
     elif isinstance(message, Answers):
         _check_answers(message)
+
+
+def _check_counts(counts: Iterable[int]) -> None:
+    if not all(0 <= count <= COUNT_MAX for count in counts):
+        raise MessageError("counts are not what can be counted")
 
 
 def _check_answers(message: Answers) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from zdworker import syscalls, texts
@@ -120,7 +119,7 @@ class Journal(Observer):
             "boot_duration_s": round(self.boot_seconds, 3),
             **{f"reloads_{result.value}": number for result, number in self.ended.items()},
             "reload_duration_s": round(self.reload_seconds, 3),
-            **asdict(self.drained),
+            **self.drained.counts(),
         }
 
     def status(

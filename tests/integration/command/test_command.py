@@ -80,7 +80,7 @@ def test_a_reload_is_waited_for(server: Server, site: Site, command: Command) ->
 def test_the_command_prints_a_reload_as_json(server: Server, site: Site, command: Command) -> None:
     site.deploy("two")
     outcome = command.json("reload")
-    cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets"
+    cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets", "cut_paths"
     assert list(outcome) == [
         "result",
         "generation",

@@ -237,7 +237,7 @@ def test_zd_hooks_are_called(start: Start, site: Site, preload: bool) -> None:
     server.signal(signal.SIGUSR2)
     wait_for(lambda: len(site.events("zd_reload_finished")) == 2, BOOT_TIMEOUT_S, "the reload has failed")
     failed = site.events("zd_reload_finished")[-1]["report"]
-    cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets"
+    cost = "handed_over", "told_to_close", "cut_requests", "closed_websockets", "cut_paths"
     assert list(failed) == [
         "result",
         "generation",
