@@ -196,6 +196,69 @@ def test_the_lines_can_name_websockets(caplog: pytest.LogCaptureFixture) -> None
     ]
 
 
+# -- which requests are cut --------------------------------------------------------------------------------------------
+
+
+class Naming(Worker):
+    """A worker that knows the method and the path of each of its requests."""
+
+    def __init__(self, *paths: str) -> None:
+        super().__init__(len(paths), deadline=100.0)
+        self.paths = paths
+        self.asked = 0
+
+    def zd_requests(self) -> Iterator[tuple[str, str]]:
+        assert "cut" not in self.done
+        self.asked += 1
+        for path in self.paths:
+            if path == "unknown":
+                raise AttributeError(path)
+            yield "GET", path
+
+
+def log_of(worker: Worker, caplog: pytest.LogCaptureFixture) -> str:
+    with caplog.at_level(logging.WARNING):
+        list(worker.drain.steps())
+    (record,) = caplog.records
+    return record.getMessage()
+
+
+def test_requests_that_are_cut_are_named_without_their_query(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Naming("/export?token=secret", "/export", "/\x1b")
+    assert log_of(worker, caplog) == (
+        r"graceful_timeout is over: 3 requests (among them GET /export, GET /\x1b) and 3 connections in all are cut"
+    )
+    assert worker.drained == Drained(cut_requests=3, cut_paths=["GET /export", r"GET /\x1b"])
+    assert worker.asked == 1
+
+
+def test_of_many_requests_a_few_are_named() -> None:
+    worker = Naming(*map(str, range(10)))
+    list(worker.drain.steps())
+    assert worker.drained.cut_paths == ["GET 0", "GET 1", "GET 2"]
+
+
+def test_there_are_no_more_names_than_requests() -> None:
+    worker = Naming("/a", "/b")
+    worker.connections = 1
+    list(worker.drain.steps())
+    assert worker.drained == Drained(cut_requests=1, cut_paths=["GET /a"])
+
+
+def test_a_server_that_fails_to_name_its_requests_is_cut_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    worker = Naming("/a", "unknown", "/b")
+    line = log_of(worker, caplog)
+    assert line == "graceful_timeout is over: 3 requests (among them GET /a) and 3 connections in all are cut"
+    assert worker.done[-1] == "cut"
+    assert worker.drained == Drained(cut_requests=3, cut_paths=["GET /a"])
+
+
+def test_nothing_is_asked_for_if_nothing_is_cut() -> None:
+    worker = Naming()
+    list(worker.drain.steps())
+    assert (worker.asked, worker.drained) == (0, Drained())
+
+
 # -- with a successor --------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ Rules:
   another's loop takes a step in each turn (:meth:`Drain.advance`), which may be early.
 * It does not send heartbeats: the caller does, since its loop knows when.
 * The deadline is read again at each step, because it may come nearer during the drain.
-* The server is asked only for what :class:`DrainableServer` says. Nothing of asyncio, gevent or Gunicorn is known here.
+* The server is asked only for what :class:`DrainableServer` says, and :class:`NamingServer` if it is one. Nothing of
+  asyncio, gevent or Gunicorn is known here.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from zdworker import texts
 from zdworker.ipc.hand_over import Connection, HandOverQueue, QueueClosed
-from zdworker.ipc.messages import Drained
+from zdworker.ipc.messages import CUT_PATHS_MAX, Drained, request_name
 
 TEND_INTERVAL_S = 0.1
 """Seconds between two rounds through the connections, in which those end whose time is over."""
@@ -42,8 +43,10 @@ WEBSOCKET_CLOSE_S = 1.0
 
 BEGIN_LINE = "Draining: %(connections)s, %(requests)s under way"
 END_LINE = "Drained in %.1f s: %s handed over, %d told to close"
-CUT_LINE = "graceful_timeout is over: %(requests)s and %(connections)s in all are cut"
-CUT_LINE_WITH_WEBSOCKETS = "graceful_timeout is over: %(requests)s, %(websockets)s and %(connections)s in all are cut"
+CUT_LINE = "graceful_timeout is over: %(requests)s%(named)s and %(connections)s in all are cut"
+CUT_LINE_WITH_WEBSOCKETS = (
+    "graceful_timeout is over: %(requests)s%(named)s, %(websockets)s and %(connections)s in all are cut"
+)
 
 
 class InFlight(NamedTuple):
@@ -94,6 +97,17 @@ class DrainableServer(Protocol):
         """End what the deadline has found; yields as :meth:`zd_stop_accepting`. Called once, after it was logged."""
 
 
+@runtime_checkable
+class NamingServer(Protocol):
+    """What a drain asks of a server that can name its requests; a worker class need not have this."""
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return the method and the path of the requests that are being answered, as far as they are known.
+
+        Called once, before anything is cut. A query in a path is left out by the drain.
+        """
+
+
 class DrainableWorker(Protocol):
     """What a drain needs of the worker, a :class:`zdworker.workers.base.ZeroDowntime`."""
 
@@ -132,7 +146,8 @@ class Drain:
     :param keepalive_s: seconds that a connection is kept between two requests.
     :param websocket_spread_s: seconds over which many WebSockets are closed (``zd_websocket_drain``).
     :param begin_line: what is logged at the beginning, a format with the names of :class:`InFlight`.
-    :param cut_line: what is logged when something has to be cut, with the same names.
+    :param cut_line: what is logged when something has to be cut, with the same names and with ``named``, which is
+        the names of the requests in brackets, or empty.
     :param clock: returns the present time, as ``time.monotonic()`` does.
     """
 
@@ -277,15 +292,19 @@ class Drain:
     def cut_rest(self) -> Iterator[float]:
         """Log and cut what is left, if there is anything; yields pauses."""
         self._take_back()
+        paths: list[str] = []
         if not self._server.zd_is_empty():
             self.cut = self.in_flight()
-            self._worker.log.warning(self._cut_line, self.cut.counted())
+            paths = self._cut_paths(self.cut.requests)
+            named = {"named": texts.named(self.cut.requests, paths)}
+            self._worker.log.warning(self._cut_line, self.cut.counted() | named)
             yield from self._server.zd_cut()
         drained = Drained(
             handed_over=self.handed_over,
             told_to_close=self.told_to_close,
             cut_requests=self.cut.requests if self.cut is not None else 0,
             closed_websockets=self.at_begin.websockets if self.at_begin is not None else 0,
+            cut_paths=paths,
         )
         handed_over = texts.counted(drained.handed_over, "connection")
         took_s = max(0.0, self._clock() - self.begun_at)
@@ -293,3 +312,15 @@ class Drain:
             END_LINE, took_s, handed_over, drained.told_to_close
         )
         self._worker.zd_drained(drained)
+
+    def _cut_paths(self, requests: int) -> list[str]:
+        """Return names of requests that are about to be cut, each once, and no more than there are requests."""
+        names: dict[str, None] = {}
+        try:
+            for method, path in self._server.zd_requests() if isinstance(self._server, NamingServer) else ():
+                if len(names) >= min(requests, CUT_PATHS_MAX):
+                    break
+                names[request_name(method, path)] = None
+        except Exception:  # names are no reason for a drain not to end
+            self._worker.log.debug("The requests that are cut cannot be named", exc_info=True)
+        return list(names)
