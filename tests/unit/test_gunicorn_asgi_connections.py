@@ -424,3 +424,24 @@ def test_the_application_hears_of_the_cut(play: Play) -> None:
         assert stage.finished == 1
 
     play(scenario)
+
+
+def test_the_request_has_a_name_until_its_call_is_over(play: Play) -> None:
+    """The call goes on behind the response, whose connection may have the next request by then (27)."""
+
+    async def scenario(stage: Stage) -> None:
+        def names() -> list[tuple[str, str]]:
+            return list(stage.connection.zd_requests())
+
+        stage.after.clear()
+        await stage.feed(HEAD[:3])
+        assert names() == []
+        await stage.feed(HEAD[3:].replace(b"/", b"/export?token=1", 1))
+        assert names() == [("GET", "/export")]
+        await stage.answer()
+        assert names() == [("GET", "/export")]
+        stage.after.set()
+        await stage.turn()
+        assert names() == []
+
+    play(scenario)

@@ -23,6 +23,7 @@ from zdworker.workers.tornado.connections import (
     end_with_responses,
     hand_over_with_responses,
     keep_connections,
+    request_of,
     state_of,
     unread,
 )
@@ -156,6 +157,7 @@ def test_a_request_under_way_ends_its_connection() -> None:
     async def scenario(it: Connection) -> None:
         await it.client.write(SLOW)
         await it.until(ConnectionState.BUSY)
+        assert [request_of(connection) for connection in it.server.connections] == [("GET", "/slow")]
         it.server.begin_drain()
         end_with_responses()
         it.go_on.set()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -31,6 +31,7 @@ from zdworker.workers.uvicorn.connections import (
     cycle_of,
     drainable,
     may_close,
+    request_of,
     state_of,
     when_answered,
 )
@@ -214,6 +215,36 @@ def test_zttp_is_followed_where_uvicorn_chooses_it_beside_http2(monkeypatch: pyt
         assert drainable(auto.AutoZttpProtocol) is auto.AutoZttpProtocol
     assert auto.ZttpProtocol.zd_rest == b""
     assert auto.ZttpProtocol.mro()[1:3] == [ZttpRest, PatientTimeout]
+
+
+def test_the_request_of_a_call_has_a_name_until_that_has_ended(play: Play) -> None:
+    async def scenario(c: Connection) -> None:
+        await c.feed(HEAD.replace(b"/", b"/export?token=1", 1))
+        (task,) = c.protocol.tasks
+        assert request_of(task) == ("GET", "/export")
+        await c.answer()
+        assert request_of(task) is None
+        stop_timer(c.protocol)
+
+    play(scenario)
+
+
+def test_a_websocket_and_a_task_of_another_kind_are_no_requests() -> None:
+    class WebSocket:
+        """As much of a protocol of uvicorn as counts."""
+
+        scope: ClassVar[dict[str, str]] = {"type": "websocket", "path": "/chat"}
+
+        async def run_asgi(self) -> None:
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        for call in (WebSocket().run_asgi(), asyncio.sleep(0)):
+            task = asyncio.get_running_loop().create_task(call)
+            assert request_of(task) is None
+            await task
+
+    asyncio.run(main())
 
 
 def test_requests_behind_each_other_come_off_what_zttp_holds(play: Play) -> None:

@@ -139,7 +139,7 @@ def test_a_request_that_was_cut(start: Start, site: Site) -> None:
         screen = typed(server, "reload")
     assert screen.code == DONE
     assert screen.lines[-1].startswith("reload done: generation 2 serves")
-    assert "1 request cut at graceful_timeout" in screen.text, screen
+    assert "1 request cut at graceful_timeout (GET /sleep)" in screen.text, screen
     assert re.search(r"waiting for worker \d+ \(slot 0\): 1 request, at most \d+ s more", screen.text), screen
 
 

@@ -15,7 +15,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -36,6 +36,7 @@ from zdworker.workers.drain import CHECK_INTERVAL_S, UNUSED_CONNECTION_S, Drain,
 from zdworker.workers.gevent.connections import ConnectionRecord, Listener, detach, end_input, linger, taken
 from zdworker.workers.gevent.http2 import Http2Drain
 from zdworker.workers.gevent.schedule import BUCKET_S, Schedule
+from zdworker.workers.wsgi.calls import request_of
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.request_heads import body_is_read
 from zdworker.workers.wsgi.taken import listening_name
@@ -322,6 +323,13 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
     def zd_in_flight(self) -> InFlight:
         """Return the open connections, and the requests that are being answered."""
         return InFlight(self.zd_load()[0], sum(client.record.busy for client in self._clients))
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of the request that each greenlet answers."""
+        kind = DrainingGeventWorker
+        answering = kind.handle_request, kind.handle_http2_request
+        busy = [client.record.greenlet for client in self._clients if client.record.busy]
+        return filter(None, (request_of(greenlet.gr_frame, answering) for greenlet in busy))
 
     def zd_begin_drain(self) -> None:
         """Do nothing: each connection's limit is computed when it is compared."""

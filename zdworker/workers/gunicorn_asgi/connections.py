@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from gunicorn.asgi.protocol import ASGIProtocol
@@ -223,6 +223,21 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         over = self._task is None or self._task.done()
         last = self._zd_last and finishing  # the request is still there, but its response is not under way any more
         return 0 if over else finishing + (0 if last else begun)
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of each request for which a call of the application runs."""
+        if self._zd_http2 is not None:
+            return self._zd_http2.requests()
+        finishing = getattr(self, "_finishing_calls", {})
+        found = [receiver.request for receiver in finishing.values() if receiver is not None]
+        if self.zd_running() > len(finishing) and not self._zd_upgraded:
+            found.append(getattr(self, "_current_request", None) or self._zd_request_in_task())
+        return [(request.method, request.path) for request in found if request is not None]
+
+    def _zd_request_in_task(self) -> Any:
+        """Return what is answered where the base keeps that in its coroutine alone (25.0, 25.1, uwsgi)."""
+        frame = getattr(self._task.get_coro(), "cr_frame", None) if self._task is not None else None
+        return frame.f_locals.get("request") if frame is not None else None
 
     def _zd_body_has_arrived(self) -> bool:
         receiver = getattr(self, "_body_receiver", None)

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from zdworker.workers.drain import Drain
@@ -61,6 +62,14 @@ class Http2Drain:
             return 0
         live = sum(1 for stream in gunicorns.streams.values() if stream.state.name != "CLOSED")
         return max(live, len(getattr(self._connection, "_h2_tasks", ())))
+
+    def requests(self) -> Iterator[tuple[str, str]]:
+        """Yield method and path of each stream that is not over."""
+        gunicorns = getattr(self._connection, "_h2_conn", None)
+        for stream in list(gunicorns.streams.values()) if gunicorns is not None else ():
+            headers = stream.get_pseudo_headers()
+            if stream.state.name != "CLOSED" and ":method" in headers:
+                yield headers[":method"], headers.get(":path", "")
 
     def begin(self) -> None:
         """Note what is in flight as the drain begins, and follow the connection from now on; works once."""

@@ -223,6 +223,10 @@ class AsgiServer(AsgiServing):
         """Return how many calls of the application run."""
         return sum(connection.zd_running() for connection in self.open)
 
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of each request for which a call of the application runs."""
+        return (request for connection in list(self.open) for request in connection.zd_requests())
+
     def announce(self, protocol: Connection) -> None:
         """Have the responses of a connection announce the end in their head."""
         protocol.zd_end_responses()

@@ -19,7 +19,9 @@ import functools
 import itertools
 import math
 import selectors
+import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -33,6 +35,7 @@ from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
 from zdworker.workers.http2 import Liveness, goaway_at
 from zdworker.workers.thread.http2 import has_input, last_stream, open_streams
 from zdworker.workers.wsgi import poller
+from zdworker.workers.wsgi.calls import request_of
 from zdworker.workers.wsgi.drain import WsgiDrain
 from zdworker.workers.wsgi.parked import Parked
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, is_readable, wait_until
@@ -47,6 +50,14 @@ Connection = Any
 * ``zd_last_stream``: the last stream that had come when it last was idle before the drain (HTTP/2),
 * ``zd_liveness``: the :class:`zdworker.workers.http2.Liveness` of its client; None until a thread has it (HTTP/2).
 """
+
+
+ANSWERING = [
+    getattr(gthread.ThreadWorker, name)
+    for name in ("handle_request", "handle_http2_request")
+    if hasattr(gthread.ThreadWorker, name)
+]
+"""Gunicorn's methods that answer a request in a thread."""
 
 
 class ReturnToPoll(BaseException):
@@ -357,6 +368,11 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
     def zd_in_flight(self) -> InFlight:
         """Return the open connections, and those of them that a thread has or is about to get."""
         return InFlight(self.nr_conns, self.nr_conns - len(self.keepalived_conns) - len(self._parked))
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of the request that each thread answers."""
+        frames = sys._current_frames().values()  # noqa: SLF001  # it is documented
+        return filter(None, (request_of(frame, ANSWERING) for frame in frames))
 
     def zd_begin_drain(self) -> None:
         """Limit the time of connections on which no request has begun, if they stay."""

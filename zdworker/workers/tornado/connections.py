@@ -199,6 +199,12 @@ def state_of(server_conn: Any) -> ConnectionState:
     return ConnectionState.IDLE if getattr(server_conn, "zd_used", False) else ConnectionState.UNUSED
 
 
+def request_of(server_conn: Any) -> tuple[str, str]:
+    """Return method and target of the request that a busy connection answers, whatever handles it."""
+    start_line = server_conn.zd_request._request_start_line  # noqa: SLF001  # see the module's rules
+    return start_line.method, start_line.path
+
+
 def detach(server_conn: Any) -> Connection | None:
     """Let go of a connection, if it is between two requests and its last response is written out."""
     if server_conn.stream.closed() or state_of(server_conn) not in (ConnectionState.IDLE, ConnectionState.UNUSED):

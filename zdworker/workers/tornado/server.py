@@ -51,6 +51,7 @@ from zdworker.workers.tornado.connections import (
     end_with_responses,
     hand_over_with_responses,
     keep_connections,
+    request_of,
     state_of,
     unread,
 )
@@ -194,8 +195,14 @@ class TornadoServing(Serving):
 
     def zd_in_flight(self) -> InFlight:
         """Return what is under way; WebSockets are among the connections."""
-        requests = sum(state_of(connection) is ConnectionState.BUSY for connection in self.server.connections)
-        return InFlight(self.load()[0], requests, len(self.websockets))
+        return InFlight(self.load()[0], len(self._busy()), len(self.websockets))
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of the requests that are being answered."""
+        return map(request_of, self._busy())
+
+    def _busy(self) -> list[Any]:
+        return [known for known in self.server.connections if state_of(known) is ConnectionState.BUSY]
 
     def zd_begin_drain(self) -> None:
         """Begin to close the WebSockets; responses announce the end by themselves, unless connections move."""

@@ -125,6 +125,16 @@ def cycle_of(send: Any) -> tuple[Any, Any] | None:
     return cycle, protocol
 
 
+def request_of(task: asyncio.Task[Any]) -> tuple[str, str] | None:
+    """Return method and path of the request that a task, a member of ``ServerState.tasks``, answers.
+
+    It is the scope of the cycle whose ``run_asgi`` runs there, in HTTP/2 that of one stream. None for a WebSocket.
+    """
+    frame = getattr(task.get_coro(), "cr_frame", None)  # None once it has ended
+    scope = getattr(frame.f_locals.get("self"), "scope", None) if frame is not None else None
+    return (scope["method"], scope["path"]) if scope is not None and scope["type"] == "http" else None
+
+
 def end_with_last_stream(protocol: Any) -> None:
     """Have an HTTP/2 connection end, with GOAWAY, when its last stream does; until then new ones are answered.
 

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import uvicorn
@@ -44,6 +44,7 @@ from zdworker.workers.uvicorn.connections import (
     cycle_of,
     detach,
     drainable,
+    request_of,
     resume,
     when_answered,
 )
@@ -233,6 +234,10 @@ class DrainingServer(AsgiServing, Server):
         else:
             self.config.timeout_graceful_shutdown = CUT_S  # type: ignore[assignment]  # seconds; floats do as well
             await self.until_done(super().shutdown(sockets=sockets))
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of each request for which a call of the application runs."""
+        return filter(None, map(request_of, list(self.server_state.tasks)))
 
     def announce(self, protocol: Any) -> None:
         """Have the response under way on a connection end that."""

@@ -20,6 +20,7 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -43,7 +44,10 @@ ALARM_INTERVAL_S = 0.2
 """Seconds after which the alarm of the deadline comes again, for an application that has caught it."""
 
 BEGIN_LINE = "Draining: %(connections)s"
-CUT_LINE = "graceful_timeout is over (or the end is a quick one): %(requests)s cut, %(connections)s that waited closed"
+CUT_LINE = (
+    "graceful_timeout is over (or the end is a quick one): "
+    "%(requests)s cut%(named)s, %(connections)s that waited closed"
+)
 
 
 class DeadlineReached(BaseException):
@@ -114,7 +118,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         self._ready: list[Any] = []  # listeners with a connection to accept
         self._max_parked = int(self.cfg.worker_connections)
         self._listening = False
-        self._cut_requests = 0
+        self._cut_requests: list[Any] = []  # None is one whose head was being read
         self._drain = Drain(self, self, keepalive_s=float(self.cfg.keepalive), begin_line=BEGIN_LINE, cut_line=CUT_LINE)
 
     @classmethod
@@ -292,7 +296,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer with an error page, except at the deadline: the response's head may have been sent already."""
         if isinstance(exc, DeadlineReached):
-            self._cut_requests += 1
+            self._cut_requests.append(req)
         else:
             super().handle_error(req, client, addr, exc)
 
@@ -337,7 +341,11 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     def zd_in_flight(self) -> InFlight:
         """Return the parked connections, and the requests that the alarm has cut."""
-        return InFlight(len(self._parked), self._cut_requests)
+        return InFlight(len(self._parked), len(self._cut_requests))
+
+    def zd_requests(self) -> Iterable[tuple[str, str]]:
+        """Return method and path of the requests that the alarm has cut."""
+        return ((request.method, request.path) for request in self._cut_requests if request is not None)
 
     def zd_begin_drain(self) -> None:
         """Limit the time of connections on which no request has begun, if they stay."""
