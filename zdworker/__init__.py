@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zdworker.workers.uvicorn.worker import UvicornH11Worker, UvicornWorker
     from zdworker.workers.wsgi.sync import WSGIWorker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ASGIWorker",
     "GeventWorker",
