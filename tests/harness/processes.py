@@ -56,6 +56,8 @@ class Process:
     state: str
     flags: int
     threads: int
+    began: int
+    """When it was started, in ticks since the machine's start."""
 
     @property
     def alive(self) -> bool:
@@ -75,7 +77,7 @@ def read_process(pid: int) -> Process | None:
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()
-    return Process(pid, int(fields[1]), int(fields[3]), fields[0], int(fields[6]), int(fields[17]))
+    return Process(pid, int(fields[1]), int(fields[3]), fields[0], int(fields[6]), int(fields[17]), int(fields[19]))
 
 
 def alive(pid: int) -> bool:
@@ -88,7 +90,12 @@ def children(pid: int) -> list[Process]:
     found: list[int] = []
     for task in _entries(f"/proc/{pid}/task"):
         found += [int(child) for child in _text(f"/proc/{pid}/task/{task}/children").split()]
-    return [process for child in sorted(found) if (process := read_process(child)) and process.parent == pid]
+    every = (read_process(child) for child in found)
+    # Numbers begin again behind the largest (pid_max, often 32768), so that alone they say nothing of the age.
+    return sorted(
+        (process for process in every if process is not None and process.parent == pid),
+        key=lambda process: (process.began, process.pid),
+    )
 
 
 def command(pid: int) -> str:

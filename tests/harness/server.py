@@ -221,7 +221,10 @@ class Server:
         return [pid for pid in found if pid in still_forked]
 
     def fork_servers(self) -> list[int]:
-        return [child.pid for child in self.children() if not child.forked]
+        """Return the pids of the fork servers; what the master has adopted, with another program, is none."""
+        others = [child.pid for child in self.children() if not child.forked]
+        titles = ("zdworker.forkserver", "fork server")  # the second with setproctitle
+        return [pid for pid in others if any(title in processes.command(pid) for title in titles)]
 
     def zombies(self) -> list[int]:
         return [child.pid for child in processes.children(self.master) if not child.alive]

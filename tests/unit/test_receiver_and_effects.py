@@ -491,10 +491,10 @@ def test_a_configuration_whose_fork_server_dies_while_it_is_evaluated_is_not_tak
     bench.children.add_server(server, bench.receiver.receive_from_server)
     with theirs:
         bench.executor.execute(events.TakeConfiguration(2, 2))
+        evaluation = bench.executor._evaluations[2]  # noqa: SLF001  # nothing tells of its end, for it has no effect
         assert bench.receiver.reaped(4711, -9)
-    for thread in threading.enumerate():
-        if thread.name == "zdworker-background":
-            thread.join(5.0)
+    evaluation.join(5.0)
+    assert not evaluation.is_alive()
     bench.reactor.wait(0.0)
     assert bench.taken() == [events.GenerationGone(2)]
     assert bench.gunicorn.hooks == []

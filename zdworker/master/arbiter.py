@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import math
 import os
 import signal
@@ -271,6 +272,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, boot.HELD)  # which its thread inherits (see boot.py)
         try:
             super()._start_control_server()
+        except Exception:  # Gunicorn imports it only now, from a release that may have gone
+            self.log.exception("Gunicorn's control server cannot be started: gunicornc will not reach this master")
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -521,6 +524,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             # Gunicorn's state of a master that another one has started by USR2. It deletes the variable when that one
             # has ended; it is set before the configuration is made, to which it would be a hook's otherwise.
             os.environ["GUNICORN_PID"] = str(facts["master_pid"])
+        if not getattr(self.cfg, "control_socket_disable", True):
+            # Gunicorn would import it when the upgrade is done, and a deploy may have led the path elsewhere by then.
+            importlib.import_module("gunicorn.ctl.server")
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
         sockets = self.zd_listeners.adopt(state["listeners"], self.cfg)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
 from zdworker.ipc.messages import WORKER_REPORT_BYTES, CountAnswers, Drained, HookData, Leave, Spawn
 from zdworker.master import launch, stacks
-from zdworker.master.background import call_in_background
+from zdworker.master.background import Call, call_in_background
 from zdworker.master.children import ForkServer, WorkerRecord
 from zdworker.master.listeners import HANDSHAKE_S
 from zdworker.master.observers import Observer, Reload
@@ -69,7 +68,7 @@ class Executor:
         self._receiver = receiver
         self._command = command
         self._local: dict[int, LocalGeneration] = {}
-        self._evaluations: dict[int, threading.Thread] = {}
+        self._evaluations: dict[int, Call] = {}
         self._reloads: dict[int, Reload] = {}
         self._warned: set[str] = set()
 

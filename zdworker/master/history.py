@@ -20,7 +20,6 @@ import hashlib
 import json
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -33,7 +32,7 @@ from zdworker.core.fleet import Fleet
 from zdworker.core.history import ENTRIES_MAX, Death, End, Entry, History, Kind, Requester
 from zdworker.errors import ControlError
 from zdworker.ipc.messages import Upgraded
-from zdworker.master.background import call_in_background
+from zdworker.master.background import Call, call_in_background
 from zdworker.master.control import own_directory
 from zdworker.master.observers import Crash, Observer, Reload, utc
 from zdworker.master.reactor import Reactor
@@ -75,7 +74,7 @@ class Recorder(Observer):
         self._is_read = False
         self._changed = False
         self._warned = False
-        self._thread: threading.Thread | None = None
+        self._call: Call | None = None
 
     def to_plain(self) -> list[dict[str, Any]]:
         """Return the entries as data for JSON, the oldest first."""
@@ -96,7 +95,7 @@ class Recorder(Observer):
     @property
     def busy(self) -> bool:
         """Whether the file is being read or written."""
-        return self._thread is not None
+        return self._call is not None
 
     # -- what happens ----------------------------------------------------------------------------------------------
 
@@ -149,16 +148,16 @@ class Recorder(Observer):
 
     def close(self) -> None:
         """Have what is not written yet written, if that is soon done."""
-        if self._thread is not None:
-            self._thread.join(END_WAIT_S)
+        if self._call is not None:
+            self._call.join(END_WAIT_S)
             # What was read and not handled yet would be lost from a file that is written now.
-            if self._changed and self._has_file and self._is_read and not self._thread.is_alive():
+            if self._changed and self._has_file and self._is_read and not self._call.is_alive():
                 self._write()
-                self._thread.join(END_WAIT_S)
+                self._call.join(END_WAIT_S)
 
     def _in_background(self, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
         def ended(result: Any) -> None:
-            self._thread = None
+            self._call = None
             done(result)
             if self._changed and self._has_file and not self._warned:
                 self._write()
@@ -167,11 +166,11 @@ class Recorder(Observer):
             boot.leave_signals_to_main_thread()
             return function()
 
-        self._thread = call_in_background(self._reactor, undisturbed, ended)
+        self._call = call_in_background(self._reactor, undisturbed, ended)
 
     def _read_if_due(self) -> None:
         name = self._name
-        if name is not None and not self._is_read and self._thread is None:
+        if name is not None and not self._is_read and self._call is None:
             self._in_background(lambda: read(own_directory() / name), self._recall)
 
     def _recall(self, result: list[Entry] | BaseException) -> None:
@@ -186,7 +185,7 @@ class Recorder(Observer):
 
     def _save(self) -> None:
         self._changed = True
-        if self._has_file and self._thread is None:
+        if self._has_file and self._call is None:
             self._write()
 
     def _write(self) -> None:

@@ -69,3 +69,11 @@ def test_gunicornc_kills_one_worker(start: Start, site: Site) -> None:
 
     wait_for(lambda: len(site.marks("startup")) == 3, BOOT_TIMEOUT_S, "the replacement has started")
     assert old[0] not in server.wait_full()
+
+
+def test_a_control_server_that_cannot_be_imported_does_not_end_the_master(start: Start, site: Site) -> None:
+    """Gunicorn imports it when the workers are ordered, and by then a deploy may have led the path elsewhere."""
+    server = start(workers=1, extra="\n_sys.modules['gunicorn.ctl.server'] = None\n")
+    wait_for(lambda: "control server cannot be started" in server.log, BOOT_TIMEOUT_S, "the log says so")
+    server.reload("two")
+    assert server.stop() == 0
