@@ -44,6 +44,10 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 * Ratios: median (least to most) of neighbouring runs, {AB.rounds} pairs of servers with {WRK.pairs} pairs of
   runs of `wrk` ({WRK.seconds} s each) or {AB.pairs} of `ab`; more than 1: zdworker is the better one.
   Beside them the medians, stock → zdworker.
+* Counting: ours counts its answers (`zd_count_answers`), which stock does not, and has a goal of its own.
+* GeventWorker: under a load that never rests, Gunicorn's class answers one connection for as long as that has a
+  request, and leaves the others waiting. Ours goes on to the next connection after eight requests, which costs about
+  two per cent.
 * Processor time: of the worker, microseconds per request. It depends least on what else the machine does.
 
 ## Instructions, and what a connection leaves
@@ -62,6 +66,7 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 * Reload: the application's import is one second of work; from the signal until the last old worker is gone.
 * Reload with keep-alive connections: each client rests a tenth of a second to a second between two requests (some 2,000
   requests a second); an import is measured right before each reload.
+* `wrk` through ten reloads: a small application; runs with and without reloads in turns.
 * Reload of many workers: a small application; what the kernel does for the master is in its time.
 * Start: a small application without `--preload`, asked every 5 ms; stock and zdworker in turns.
 * Replacement: one worker, so that nobody else can answer; from `kill -9` to the end of the new one's answer.
