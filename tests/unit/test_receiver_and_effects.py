@@ -563,8 +563,20 @@ def test_a_worker_cannot_be_probed_once_its_reload_is_over(bench: Bench) -> None
     record, theirs = bench.worker()
     theirs.close()
     record.probes = HandOverQueue.open()
-    bench.executor.execute(events.ReloadFinished(2, Outcome.DONE))
+    bench.executor.execute(events.ReloadFinished(1, Outcome.DONE))
     assert record.probes is None, "its descriptors are closed: a canary that stays may live for weeks"
+
+
+def test_a_held_canary_can_be_probed_although_another_reload_ends(bench: Bench) -> None:
+    """Generation 1 is held; generation 2 cannot be loaded, or a third one is asked for meanwhile."""
+    record, theirs = bench.worker(pid=4711)
+    record.probes = HandOverQueue.open()
+    with theirs:
+        for outcome in (Outcome.FAILED, Outcome.SUPERSEDED, Outcome.ROLLED_BACK):
+            bench.executor.execute(events.ReloadFinished(2, outcome))
+            assert record.probes is not None
+        bench.executor.execute(events.ReloadFinished(1, Outcome.DONE))
+    assert record.probes is None
 
 
 def test_the_halt_is_what_the_loop_asks_for(bench: Bench) -> None:

@@ -505,7 +505,8 @@ class Executor:
         reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
         reload.traceback = texts.lines(action.traceback) or None
         for record in self._children.workers.values():
-            record.close_probes()
+            if record.generation == action.generation:  # the canary of another one may still be held
+                record.close_probes()
         server = self._children.servers.get(action.generation)
         reload.label = server.label if server is not None else ""
         older = behind(versions(), server.versions) if server is not None else ""
