@@ -208,7 +208,6 @@ class Executor:
 
     def _take_configuration(self, action: events.TakeConfiguration) -> None:
         configuration = self._gunicorn.zd_configuration
-        configuration.hook_environment.note()
         if configuration.is_kept(action.configuration):
             self._take_evaluated(action, None)
             return
@@ -381,7 +380,9 @@ class Executor:
             if loaded_code is not None:
                 loaded_code.note()
             every = [*self._gunicorn.zd_listeners.every(), *self._queues.every()]
-            pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
+            # Not with the modules and variables, and the locks, of a configuration that is being evaluated.
+            with self._gunicorn.zd_configuration.modules.undisturbed():
+                pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
             self._children.set_pid(record, pid)
             record.forked = True
         elif record.generation in self._children.servers:

@@ -122,7 +122,7 @@ class Configuration(Observer):
         settings = gunicorn_config.zd_settings(cfg)
         cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
         self.modules = ModuleCache(arbiter.app)
-        self.hook_environment = HookEnvironment(arbiter, self.modules.of_hooks)
+        self.hook_environment = HookEnvironment(arbiter, self.modules.environment)
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
@@ -351,6 +351,7 @@ class Configuration(Observer):
         :raises GenerationError: that is impossible; nothing has changed.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
+        self.hook_environment.note()
         try:
             if evaluated is None:
                 self._take_kept(number)
@@ -423,15 +424,17 @@ class Configuration(Observer):
             raise GenerationError(f"the new configuration cannot be taken over: {texts.reason(error)}") from error
 
     def _set_up(self, number: int) -> None:
-        gunicorn_config.unset_raw_environment(self.current.cfg)
-        before, self._in_force, self.current = self.current, number, self._taken[number]
-        if self.current.imported is not None:
-            before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
-        self.app.cfg = self.current.cfg
-        self._arbiter.setup(self.app)
-        if version_info < (26, 1):  # since then Gunicorn does that by itself
-            self._arbiter.log.setup(self.current.cfg)
-            self._arbiter.log.cfg = self.current.cfg
+        # An evaluation that would begin in the middle of this would take the half of it for what was there before.
+        with self.modules.undisturbed():
+            gunicorn_config.unset_raw_environment(self.current.cfg)
+            before, self._in_force, self.current = self.current, number, self._taken[number]
+            if self.current.imported is not None:
+                before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
+            self.app.cfg = self.current.cfg
+            self._arbiter.setup(self.app)
+            if version_info < (26, 1):  # since then Gunicorn does that by itself
+                self._arbiter.log.setup(self.current.cfg)
+                self._arbiter.log.cfg = self.current.cfg
 
     def restore(self, number: int) -> None:
         """Go back to a configuration that is kept and whose addresses are still open."""
