@@ -223,3 +223,45 @@ def test_what_a_hook_sets_while_a_configuration_is_evaluated_is_the_hooks(scene:
         os.environ["ZD_OF_HOOK"] = "yes"  # child_exit, say, after which no worker is ordered before the reload's
     scene.configuration.take(2, evaluated)
     assert hooked(scene) == {"ZD_OF_HOOK": "yes"}
+
+
+@pytest.mark.parametrize("how", ["restored", "taken back"])
+def test_the_directory_goes_with_its_configuration(scene: Scene, tmp_path: Path, how: str) -> None:
+    """What is relative in the one that comes back (a log file, what its hooks open) starts where it did before."""
+    before = os.getcwd()
+    scene.directory = str(tmp_path)
+    scene.take(2)
+    assert os.getcwd() == str(tmp_path)
+    if how == "restored":
+        scene.configuration.restore(0)
+    else:
+        scene.configuration.take(0, None)
+    assert os.getcwd() == before
+    assert scene.seen_by_setup == [str(tmp_path), before]
+
+
+def test_a_directory_that_is_gone_keeps_no_configuration_from_coming_back(scene: Scene, tmp_path: Path) -> None:
+    for number in (2, 3):
+        scene.directory = str(tmp_path / str(number))
+        os.mkdir(scene.directory)
+        scene.take(number)
+    os.rmdir(tmp_path / "2")
+    scene.configuration.restore(2)
+    assert os.getcwd() == str(tmp_path / "3")
+
+
+def test_a_configuration_that_is_only_evaluated_leaves_the_directory(
+    scene: Scene, sockets: Listeners, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also one that the main thread has to evaluate, and whose new address cannot be opened."""
+
+    def fail(*_arguments: object) -> None:
+        raise GenerationError("the new address cannot be opened")
+
+    before, scene.directory = os.getcwd(), str(tmp_path)
+    offer(scene.configuration, 2)
+    evaluated = scene.configuration.evaluate(2)
+    monkeypatch.setattr(sockets, "open", fail)
+    with pytest.raises(GenerationError, match="cannot be opened"):
+        scene.configuration.take(2, evaluated)
+    assert os.getcwd() == before
