@@ -231,15 +231,13 @@ def _started_in(directory: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def directory_restored_on_failure() -> Iterator[None]:
-    """Restore the working directory if the body raises."""
+def directory_restored() -> Iterator[None]:
+    """Restore the working directory after the body."""
     before = os.open(".", syscalls.OPEN_DIRECTORY)
     try:
         yield
-    except BaseException:
-        os.fchdir(before)
-        raise
     finally:
+        os.fchdir(before)
         os.close(before)
 
 

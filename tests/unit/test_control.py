@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from tests.harness.control_orders import Orders
-from zdworker.core.events import Outcome
+from zdworker.core.events import Outcome, Policy
+from zdworker.core.fleet import Fleet, Phase
+from zdworker.core.history import Kind
 from zdworker.errors import ControlError
 from zdworker.ipc import messages
 from zdworker.ipc.control_directory import directories_of, directory_of
@@ -212,6 +214,10 @@ class Client:
         """A reload ends."""
         self.control.reload_finished(Reload(generation, 0.0, 0.0, 1.0, result, **facts), Orders.fleet)
 
+    def fleet(self, **facts: Any) -> Fleet:
+        """Return the facts while reloads are under way."""
+        return Fleet(Policy(workers=1), 1, Phase.ROLLING, current=[1], **facts)
+
     def message(self) -> messages.Message | None:
         """Return what has come, if something has."""
         try:
@@ -293,3 +299,53 @@ def test_a_client_that_has_rolled_back_can_reload(client: Client) -> None:
     answer = client.answer()
     assert answer is not None
     assert answer.result == "rolled_back"
+
+
+@pytest.mark.parametrize("result", [Outcome.FAILED, Outcome.ROLLED_BACK])
+def test_the_end_of_a_newer_reload_is_not_that_of_one_that_goes_on(client: Client, result: Outcome) -> None:
+    """Generation 2 is rolled out when generation 3 cannot be loaded, or is called off."""
+    client.order("reload")
+    reload = Reload(3, 0.0, 0.0, 1.0, result)
+    client.control.reload_finished(reload, client.fleet(reloading=2))
+    assert client.answer() is None
+    client.finish(2, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 2)
+
+
+def test_a_rollback_that_calls_a_newer_reload_off_is_done_although_an_older_one_goes_on(client: Client) -> None:
+    client.order("rollback")
+    reload = Reload(3, 0.0, 0.0, 1.0, Outcome.ROLLED_BACK)
+    client.control.reload_finished(reload, client.fleet(reloading=2))
+    answer = client.answer()
+    assert answer is not None
+    assert answer.result == "done"
+
+
+def test_a_reload_that_makes_no_progress_is_not_the_newer_one(client: Client) -> None:
+    """Generation 1 is rolled out and makes no progress when the next one is asked for, which repairs that."""
+    client.order("reload")
+    client.control.degraded("a worker failed to boot", "", client.fleet(reloading=1))
+    assert client.answer() is None
+    client.finish(2, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 2)
+
+
+def test_a_client_learns_that_a_rollback_has_called_its_reload_off_before_it_began(client: Client) -> None:
+    """It waits while a fork server is started in the place of one that died."""
+    client.order("reload")
+    client.control.reload_started(Reload.begin(1, Kind.ROLLBACK))
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.error) == ("rolled_back", "called off: a rollback was asked for")
+
+
+def test_a_client_that_has_rolled_back_waits_for_that(client: Client) -> None:
+    client.order("rollback")
+    client.control.reload_started(Reload.begin(1, Kind.ROLLBACK))
+    assert client.answer() is None
+    client.finish(1, Outcome.DONE)
+    assert client.answer() is not None

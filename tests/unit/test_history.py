@@ -15,6 +15,7 @@ import pytest
 from zdworker.core.events import Outcome, Policy
 from zdworker.core.fleet import Fleet, Phase
 from zdworker.core.history import Kind, Requester
+from zdworker.ipc.messages import Upgraded
 from zdworker.master.history import FILE_MAX_BYTES, FILES_MAX, Recorder, file_name
 from zdworker.master.observers import Crash, Reload
 from zdworker.master.reactor import Reactor
@@ -160,6 +161,17 @@ def test_a_reload_that_changes_the_addresses_takes_the_file_along(make_master: M
     master.reload(3)
     master.rest()
     assert files(directory) == [directory / file_name(master.site)]
+
+
+def test_the_end_of_the_master_leaves_the_file_where_it_is(make_master: Make, directory: Path) -> None:
+    """It closes its addresses first, and TERM may come in the middle of an upgrade's rehearsal, which is an entry."""
+    master = make_master().start()
+    master.reload(2)
+    master.rest()
+    master.site = Site("/srv/shop/current", "app:app", [])
+    master.recorder.upgrade_ended(Upgraded("failed", 1.0, {}, {}, "the master is stopping"))
+    master.rest()
+    assert make_master().start().generations() == [2]
 
 
 def in_its_place(make: Callable[[Path], object]) -> Callable[[Path], object]:

@@ -17,7 +17,7 @@ import pytest
 
 from zdworker.errors import GenerationError
 from zdworker.master.hook_environment import HookEnvironment
-from zdworker.master.module_cache import ModuleCache, before_configuration, composed
+from zdworker.master.module_cache import ROUNDS, ModuleCache, before_configuration, composed
 
 SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
 
@@ -315,7 +315,7 @@ def test_a_failed_evaluation_restores_the_environment(stage: Stage, environment:
 def test_a_hook_has_its_own_environment_while_another_configuration_is_evaluated(
     turns: Any, stage: Stage, environment: dict[str, str | None], given_up: bool
 ) -> None:
-    hooks = HookEnvironment(SimpleNamespace(), stage.cache.of_hooks)
+    hooks = HookEnvironment(SimpleNamespace(), stage.cache.environment)
     stage.write("zd_a.py", SETS.format(value="two") + WAITS)
     thread, outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
     assert turns.began.wait(30)
@@ -332,6 +332,104 @@ def test_a_hook_has_its_own_environment_while_another_configuration_is_evaluated
         _found, imported = outcome[0]
         stage.cache.exchange(imported)
         assert variables() == {"ZD_OF_CONFIGURATION": "two", "ZD_TAKEN_OUT": None, "ZD_OF_HOOK": "yes"}
+
+
+def test_the_environment_of_a_configuration_that_was_superseded_goes_with_it(
+    stage: Stage, environment: dict[str, str | None]
+) -> None:
+    """A canary's configuration gives way to a newer one, which fails: the one before both is restored."""
+    stage.write("zd_a.py", SETS.format(value="two"))
+    _found, imported = stage.cache.evaluate(lambda: importlib.import_module("zd_a"), [])
+    kept = stage.cache.exchange(imported)
+    stage.write("zd_a.py", "import os\nos.environ['ZD_OF_HOOK'] = 'three'")
+    stage.evaluate("zd_a")
+    assert variables() == {**environment, "ZD_OF_HOOK": "three"}
+    stage.cache.exchange(kept)
+    assert variables() == environment
+
+
+def test_what_two_configurations_set_alike_belongs_to_both(stage: Stage, environment: dict[str, str | None]) -> None:
+    stage.write("zd_a.py", SETS.format(value="two"))
+    stage.evaluate("zd_a")
+    stage.write("zd_a.py", f"VALUE = 2\n{SETS.format(value='two')}")
+    stage.evaluate("zd_a")
+    assert variables() == {"ZD_OF_CONFIGURATION": "two", "ZD_TAKEN_OUT": None, "ZD_OF_HOOK": None}
+    stage.write("zd_a.py", "VALUE = 3")
+    stage.evaluate("zd_a")
+    assert variables() == environment, "a configuration that sets nothing"
+
+
+COUNTS = "zd_stage.rounds += 1\nzd_stage.began.set()\nassert zd_stage.go_on.wait(30)\nzd_stage.go_on.clear()\n"
+
+
+def test_an_order_for_a_worker_does_not_disturb_an_evaluation(
+    turns: Any, stage: Stage, environment: dict[str, str | None]
+) -> None:
+    """What hooks have set is asked for with each order: nothing of the configuration is among it."""
+    hooks = HookEnvironment(SimpleNamespace(), stage.cache.environment)
+    turns.rounds = 0
+    stage.write("zd_a.py", "import zd_stage\n" + SETS.format(value="two") + COUNTS)
+    thread, _outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
+    assert turns.began.wait(30)
+    assert hooks.changes() == {}
+    turns.go_on.set()
+    thread.join(30)
+    assert turns.rounds == 1
+
+
+def test_in_the_round_that_hooks_share_variables_stay_apart(
+    turns: Any, stage: Stage, environment: dict[str, str | None]
+) -> None:
+    hooks = HookEnvironment(SimpleNamespace(), stage.cache.environment)
+    turns.rounds = 0
+    stage.write("zd_a.py", "import zd_stage\n" + SETS.format(value="two") + COUNTS)
+    thread, outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
+    for number in range(1, ROUNDS + 1):
+        assert turns.began.wait(30)
+        turns.began.clear()
+        assert turns.rounds == number
+        with stage.cache.of_hooks():
+            os.environ["ZD_OF_HOOK"] = str(number)
+        assert hooks.changes() == {"ZD_OF_HOOK": str(number)}
+        turns.go_on.set()
+    thread.join(30)
+    assert variables() == {**environment, "ZD_OF_HOOK": "3"}
+    _found, imported = outcome[0]
+    assert imported.environment == {"ZD_OF_CONFIGURATION": "two", "ZD_TAKEN_OUT": None}
+
+
+def test_nothing_is_evaluated_while_another_configuration_comes_into_force(turns: Any, stage: Stage) -> None:
+    turns.rounds = 0
+    stage.write("zd_a.py", "import zd_stage\n" + COUNTS)
+    thread, outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
+    assert turns.began.wait(30)
+    turns.began.clear()
+    with stage.cache.undisturbed():
+        assert "zd_a" not in sys.modules
+        turns.go_on.set()
+        assert not turns.began.wait(0.1)
+    assert turns.began.wait(30)
+    turns.go_on.set()
+    thread.join(30)
+    assert turns.rounds == 2
+    assert outcome[0][0].__name__ == "zd_a"
+
+
+def test_a_forked_process_imports_in_every_thread(turns: Any, stage: Stage) -> None:
+    """Its threads may have the number of one in the master whose evaluation was given up."""
+    stage.write("zd_a.py", WAITS)
+    stage.write("zd_more.py", "")
+    thread, _outcome = in_thread(lambda: stage.cache.evaluate(lambda: importlib.import_module("zd_a"), []))
+    assert turns.began.wait(30)
+    stage.cache.give_up()
+    finder = sys.meta_path[0]
+    assert finder.barred == {thread.ident}  # type: ignore[attr-defined]
+    pid = os.fork()
+    if pid == 0:
+        os._exit(len(finder.barred))  # type: ignore[attr-defined]
+    assert os.waitpid(pid, 0)[1] == 0
+    turns.go_on.set()
+    thread.join(30)
 
 
 @pytest.mark.parametrize("end", ["imports", "returns"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -87,6 +88,7 @@ class Gunicorn:
         self.killed: list[tuple[int, int]] = []
         self.refusal: Exception | None = None
         self.offered = {2}
+        self.undisturbed = False
         self.evaluated_by: list[threading.Thread] = []
         self.restored: list[int] = []
         self.lost = ""
@@ -96,6 +98,8 @@ class Gunicorn:
             app=None,
             current=current,
             hook_environment=hook_environment,
+            loaded_code=None,
+            modules=SimpleNamespace(undisturbed=self._undisturbed),
             is_kept=lambda number: number == 0,
             is_offered=lambda number: number in self.offered,
             evaluate=self._evaluate,
@@ -121,6 +125,12 @@ class Gunicorn:
         if self.refusal is not None and threading.current_thread() is not threading.main_thread():
             raise self.refusal
         return "evaluated"
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        self.undisturbed = True
+        yield
+        self.undisturbed = False
 
     def _take(self, number: int, evaluated: str | None) -> Policy:
         assert (evaluated is None) == (number == 0)
@@ -563,8 +573,34 @@ def test_a_worker_cannot_be_probed_once_its_reload_is_over(bench: Bench) -> None
     record, theirs = bench.worker()
     theirs.close()
     record.probes = HandOverQueue.open()
-    bench.executor.execute(events.ReloadFinished(2, Outcome.DONE))
+    bench.executor.execute(events.ReloadFinished(1, Outcome.DONE))
     assert record.probes is None, "its descriptors are closed: a canary that stays may live for weeks"
+
+
+def test_a_worker_that_is_forked_here_has_nothing_of_a_configuration_that_is_evaluated(bench: Bench) -> None:
+    seen: list[bool] = []
+
+    def fork(*_arguments: object) -> int:
+        seen.append(bench.gunicorn.undisturbed)
+        return 4711
+
+    bench.executor.execute(events.StartGeneration(1))
+    bench.executor._local[1] = SimpleNamespace(fork=fork)  # type: ignore[assignment]  # noqa: SLF001  # no process
+    bench.executor.execute(events.Spawn(1, 0, 1))
+    assert seen == [True]
+    assert bench.children.workers[1].has_pid
+
+
+def test_a_held_canary_can_be_probed_although_another_reload_ends(bench: Bench) -> None:
+    """Generation 1 is held; generation 2 cannot be loaded, or a third one is asked for meanwhile."""
+    record, theirs = bench.worker(pid=4711)
+    record.probes = HandOverQueue.open()
+    with theirs:
+        for outcome in (Outcome.FAILED, Outcome.SUPERSEDED, Outcome.ROLLED_BACK):
+            bench.executor.execute(events.ReloadFinished(2, outcome))
+            assert record.probes is not None
+        bench.executor.execute(events.ReloadFinished(1, Outcome.DONE))
+    assert record.probes is None
 
 
 def test_the_halt_is_what_the_loop_asks_for(bench: Bench) -> None:

@@ -97,6 +97,18 @@ def test_what_was_to_make_up_for_the_undone_code_s_fork_server_is_not_run() -> N
     assert stage.servers == {1: True}
 
 
+def test_a_reload_that_waits_for_such_a_fork_server_is_called_off_before_it_begins() -> None:
+    """It has no outcome: a client that waits for it learns of that when the rollback begins (control.py)."""
+    stage = deployed()
+    stage.lose_server(2)
+    while not stage.loads():
+        stage.until_due()
+    stage.tell(Reload())
+    assert ReloadStarted(1, rollback=True) in stage.tell(Rollback())
+    stage.all_goes_well()
+    assert stage.reloads == {2: "done", 1: "done"}
+
+
 def test_what_was_to_make_up_for_failed_code_s_fork_server_is_not_run() -> None:
     stage = steady(workers=3, preloaded=True)
     stage.reload(preloaded=True).boot().gone()

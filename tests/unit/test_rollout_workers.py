@@ -195,6 +195,15 @@ class TestScale:
         stage = steady(4).reload(policy=Policy(workers=2)).scale(1).fail()
         assert roll_on(stage).slots() == [1, 1, 1]
 
+    @pytest.mark.parametrize("brought", [1, 2, 4])
+    def test_more_during_a_canary_that_a_newer_reload_supersedes_and_that_fails_too(self, brought: int) -> None:
+        """As after the failure of the first one alone, the number that was asked for last stays."""
+        stage = steady(2).reload(policy=Policy(workers=brought)).scale(3)
+        stage.reload(policy=Policy(workers=brought)).gone()
+        stage.fail(next(w.worker_id for w in stage.fleet.workers.values() if w.generation == 3))
+        assert stage.reloads == {2: "superseded", 3: "failed"}
+        assert stage.all_goes_well().slots() == [1, 1, 1]
+
     @pytest.mark.parametrize("workers", [0, 1, 4])
     def test_from_none_with_percentages(self, workers: int) -> None:
         """The percentages are those of the number of workers of the moment."""

@@ -180,6 +180,8 @@ class Steps:
         self.call_off_restore()
         if fleet.newest_verified:
             fleet.fallback, fleet.fallback_policy, fleet.fallback_size = fleet.current, fleet.policy, fleet.size
+        elif fleet.size != fleet.policy.workers and fleet.shrink_to is None:
+            fleet.fallback_size = fleet.size  # that was asked for during the canary, as in _restore_policy
         before = fleet.size
         fleet.policy, fleet.size = policy, policy.workers
         # Fewer only when the new code is verified: until then none of the old workers can be spared.

@@ -9,9 +9,10 @@ Rules:
 * No client can block the master. A client is read when its socket is readable, a bounded piece at a time, and in each
   turn of the loop one order of all clients is answered. A client that does not read its answers or sends no order in
   time is disconnected. The number of clients is limited.
-* Each order gets an answer. A client that waits gets the outcome of the first reload that started after its order and
-  has ended. A superseded reload does not end the wait, because the reload that superseded it loads even newer code;
-  where that is done, the client's outcome says that its own reload was superseded.
+* Each order gets an answer. A client that waits gets the outcome of the first reload that started after its order. A
+  newer reload that ends while that one is rolled out (it cannot be loaded, say) is not the client's. A superseded
+  reload does not end the wait, because the reload that superseded it loads even newer code; where that is done, the
+  client's outcome says that its own reload was superseded.
 * A socket at a path that the settings name has a link in the directory where the command looks, so that it finds every
   master of its user.
 """
@@ -35,6 +36,7 @@ from zdworker import syscalls, texts
 from zdworker.core import events
 from zdworker.core.fleet import Fleet
 from zdworker.core.history import Requester
+from zdworker.core.rollout import CALLED_OFF
 from zdworker.errors import ControlError, GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.control_directory import directory_of, is_private
@@ -442,8 +444,16 @@ class Control(Observer):
             self._send(client, upgrade)
 
     def reload_started(self, reload: Reload) -> None:
-        """Remember the newest reload."""
+        """Remember the newest reload; answer the clients whose reload a rollback has called off before it began."""
         self._latest = reload
+        if not reload.rollback:
+            return
+        # It begins only where no reload is under way, so these wait for one that was to follow a fork server's restart.
+        for client in list(self._clients.values()):
+            if client.after is not None and not client.rolls_back:
+                client.after, client.active_at = None, time.monotonic()
+                result, serving = events.Outcome.ROLLED_BACK.value, serving_generation(self._orders.fleet) or 0
+                self._send(client, Outcome(result, reload.generation, 0.0, serving, CALLED_OFF))
 
     def canary_ready(self, generation: int, held: bool, fleet: Fleet) -> None:
         """Answer the clients that wait for a canary that is held."""
@@ -460,6 +470,9 @@ class Control(Observer):
             undone = reload.result is events.Outcome.ROLLED_BACK
             if client.after is None or not (reload.generation > client.after or undone):
                 continue
+            goes_on = fleet.reloading is not None and client.after < fleet.reloading < reload.generation
+            if goes_on and not client.rolls_back:
+                continue  # its own is rolled out, whatever becomes of a newer one that was to follow
             if reload.result is events.Outcome.SUPERSEDED:
                 client.superseded = client.superseded or reload.generation
                 continue
@@ -472,9 +485,10 @@ class Control(Observer):
             return
         duration_s = 0.0 if self._latest is None else self._latest.duration_s()
         serving = serving_generation(fleet) or 0
-        for client in [client for client in self._clients.values() if client.after is not None]:
-            client.after, client.active_at = None, time.monotonic()
-            self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
+        for client in list(self._clients.values()):
+            if client.after is not None and fleet.reloading > client.after:  # else it waits for newer code
+                client.after, client.active_at = None, time.monotonic()
+                self._send(client, Outcome("degraded", fleet.reloading, duration_s, serving, reason, traceback))
 
 
 def _process(peer: syscalls.Peer | None) -> Requester:

@@ -207,7 +207,6 @@ class Executor:
 
     def _take_configuration(self, action: events.TakeConfiguration) -> None:
         configuration = self._gunicorn.zd_configuration
-        configuration.hook_environment.note()
         if configuration.is_kept(action.configuration):
             self._take_evaluated(action, None)
             return
@@ -380,7 +379,9 @@ class Executor:
             if loaded_code is not None:
                 loaded_code.note()
             every = [*self._gunicorn.zd_listeners.every(), *self._queues.every()]
-            pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
+            # Not with the modules and variables, and the locks, of a configuration that is being evaluated.
+            with self._gunicorn.zd_configuration.modules.undisturbed():
+                pid = self._local[record.generation].fork(hook_data, spawn, descriptors, every)
             self._children.set_pid(record, pid)
             record.forked = True
         elif record.generation in self._children.servers:
@@ -504,7 +505,8 @@ class Executor:
         reload.error = texts.lines(action.reason, texts.REASON_MAX) or None
         reload.traceback = texts.lines(action.traceback) or None
         for record in self._children.workers.values():
-            record.close_probes()
+            if record.generation == action.generation:  # the canary of another one may still be held
+                record.close_probes()
         server = self._children.servers.get(action.generation)
         reload.label = server.label if server is not None else ""
         older = behind(versions(), server.versions) if server is not None else ""

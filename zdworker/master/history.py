@@ -190,7 +190,9 @@ class Recorder(Observer):
 
     def _write(self) -> None:
         self._changed = False
-        before, name = self._name, file_name(self._site())
+        before, site = self._name, self._site()
+        # A master that ends has closed its addresses, and its file is that of the next start all the same.
+        name = file_name(site) if site.bind or before is None else before
         data = "".join(json.dumps(texts.for_json(entry)) + "\n" for entry in self.to_plain()).encode()
         self._name = name
 

@@ -2,14 +2,13 @@
 
 Rules: a generation starts from the environment that the master was started with, and its own configuration's changes.
 What hooks have set in the master has to be sent to its workers. What a configuration sets was not set by a hook, so the
-moments before and after one is taken over are marked here, and nothing is looked at while one is evaluated.
+moments before and after one is taken over are marked here, and nothing is seen of one that is being evaluated.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -22,35 +21,32 @@ class HookEnvironment:
     """The changes since this was made.
 
     :param server: Gunicorn's arbiter, on which hooks set attributes.
-    :param settled: returns a context in which the environment is without the changes of a configuration that is being
-        evaluated.
+    :param environment: returns the environment without the changes of a configuration that is being evaluated.
     """
 
-    def __init__(self, server: Any, settled: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    def __init__(self, server: Any, environment: Callable[[], dict[str, str]]) -> None:
         self._server = server
-        self._settled = settled
+        self._environment = environment
         self._own_attributes = {*vars(server), *OWN_ATTRIBUTES}
-        self._known = dict(os.environ)
+        self._known = environment()
         self._hooked: dict[str, str | None] = {}
 
     def note(self) -> None:
         """Take what has changed since the last call (of this or ``pass_over``) for the work of hooks."""
-        with self._settled():
-            for name in self._known.keys() | os.environ.keys():
-                if self._known.get(name) != os.environ.get(name):
-                    self._hooked[name] = os.environ.get(name)
-            self.pass_over()
+        before, self._known = self._known, self._environment()
+        for name in before.keys() | self._known.keys():
+            if before.get(name) != self._known.get(name):
+                self._hooked[name] = self._known.get(name)
 
     def pass_over(self) -> None:
         """Take what has changed since the last call (of this or ``note``) for the work of a configuration."""
-        self._known = dict(os.environ)
+        self._known = self._environment()
 
     def changes(self) -> dict[str, str | None]:
         """Return the variables that hooks have set, and None for those that they have removed."""
-        with self._settled():
-            self.note()
-            # What a newer configuration has set differently since is that configuration's, in the generation too.
-            return {name: value for name, value in self._hooked.items() if os.environ.get(name) == value}
+        self.note()
+        # What a newer configuration has set differently since is that configuration's, in the generation too.
+        return {name: value for name, value in self._hooked.items() if self._known.get(name) == value}
 
     def adopt(self, changes: dict[str, str | None], server_attributes: dict[str, Any]) -> None:
         """Set what hooks have set in an earlier program of this process (an upgrade)."""

@@ -14,7 +14,8 @@ Rules:
   modules come in when the configuration is taken over, and go with it when another one is. They are the same objects
   then as before, so that hooks of either go on working.
 * The environment variables that a configuration sets come in and go with its modules. So a refused configuration leaves
-  none behind, and none is taken for the work of a hook.
+  none behind, and none is taken for the work of a hook. Each is evaluated without those of the one before it: the one
+  that is restored later may be any earlier one.
 * An installed package is imported again only if one has changed since, or the evaluation fails without that: libraries
   hold what others have registered with them, and a second copy of one takes memory that Python does not give back.
 * An extension module is not imported a second time, because most can be initialized only once in a process: the same
@@ -22,7 +23,8 @@ Rules:
   a library belong together.
 * An evaluation that does not end is given up. Its thread imports nothing more, and no import waits for it.
 * Another configuration may come into force while one is evaluated: a canary fails, and what was before is restored. The
-  evaluation is given up then, and begins again beside that one.
+  evaluation is given up then, and begins again when that one is in force whole. It does the same when the master forks
+  a worker itself, which would have half of each of the two otherwise.
 """
 
 from __future__ import annotations
@@ -82,6 +84,7 @@ class _Evaluation:
 
     ``environment`` has the variables without its changes. ``shared`` means that hooks see its modules, ``disturbed``
     that it may have seen those of a hook, ``outdated`` that another configuration has come into force since it began.
+    ``at_hook`` are the variables at the beginning of the hook that is called, if it shares them.
     """
 
     thread: int
@@ -90,6 +93,7 @@ class _Evaluation:
     shared: bool
     disturbed: bool = False
     outdated: bool = False
+    at_hook: dict[str, str] | None = None
 
 
 class ModuleCache:
@@ -111,8 +115,14 @@ class ModuleCache:
         self._aside: Imported | None = None
         self._evaluation: _Evaluation | None = None
         self._in_force: dict[str, Any] = {}
+        self._environment: dict[str, str | None] = {}
+        """The variables that the configuration in force has set; those of the first one were there before."""
+        self._replaced: dict[str, str | None] = {}
+        """What they were before."""
         self._extensions = _Extensions()
         sys.meta_path.insert(0, self._extensions)
+        # A thread of a forked worker may have the number of one whose evaluation was given up.
+        os.register_at_fork(after_in_child=self._extensions.barred.clear)
 
     def evaluate(self, function: Callable[[], Result], path: Sequence[str]) -> tuple[Result, Imported]:
         """Call ``function`` without the modules of the configuration in force.
@@ -149,32 +159,64 @@ class ModuleCache:
     def exchange(self, imported: Imported) -> Imported:
         """Put in what another configuration has imported; return what the one in force has."""
         with self._lock:
-            if self._evaluation is not None:
-                self._evaluation.outdated = True
-                self._give_up(self._evaluation)
+            self._outdate()
             before = self._take_out()
             self._put_in(imported)
-            before.environment = _change_environment(imported.environment)
+            before.environment = self._environment
+            _set_environment(self._without_own(dict(os.environ)))
+            self._environment, self._replaced = imported.environment, _change_environment(imported.environment)
             return before
+
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Have nothing evaluated meanwhile: what is evaluated now is given up, and begins again after that."""
+        with self._lock:
+            self._hooks += 1
+            self._outdate()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _outdate(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation.outdated = True
+            self._give_up(self._evaluation)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables without those of a configuration that is being evaluated."""
+        with self._lock:
+            if self._evaluation is None or self._aside is not None:
+                return dict(os.environ)
+            return dict(self._evaluation.environment)
 
     @contextlib.contextmanager
     def of_hooks(self) -> Iterator[None]:
         """Have what the configuration in force has brought in its place, whatever is evaluated meanwhile."""
         with self._lock:
             self._hooks += 1
-            if self._hooks == 1 and self._evaluation is not None and not self._evaluation.shared:
-                self._evaluation.disturbed = True
-                self._aside = self._take_out()
-                self._aside.environment = _restore_environment(self._evaluation.environment)
-                self._put_in(self._evaluation.before)
+            if self._hooks == 1 and self._evaluation is not None:
+                self._interrupt(self._evaluation)
         try:
             yield
         finally:
-            with self._lock:
-                self._hooks -= 1
-                if self._hooks == 0:
-                    self._resume()
-                    self._no_hook.notify_all()
+            self._leave()
+
+    def _interrupt(self, evaluation: _Evaluation) -> None:
+        if evaluation.shared:
+            evaluation.at_hook = dict(os.environ)
+            return
+        evaluation.disturbed = True
+        self._aside = self._take_out()
+        self._aside.environment = _set_environment(evaluation.environment)
+        self._put_in(evaluation.before)
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._hooks -= 1
+            if self._hooks == 0:
+                self._resume()
+                self._no_hook.notify_all()
 
     def _resume(self) -> None:
         """Go on with the evaluation that hooks have interrupted, if it was not given up."""
@@ -186,6 +228,11 @@ class ModuleCache:
             self._evaluation.environment = dict(os.environ)
             self._put_in(self._aside)
             _change_environment(self._aside.environment)
+        elif self._evaluation is not None and self._evaluation.at_hook is not None:
+            # What has changed meanwhile is the hook's: the other thread seldom sets anything in so short a time.
+            changed = _differences(self._evaluation.at_hook, os.environ)
+            self._evaluation.environment = _changed(self._evaluation.environment, changed)
+            self._evaluation.at_hook = None
         self._aside = None
 
     # -- one evaluation ------------------------------------------------------------------------------------------
@@ -226,6 +273,7 @@ class ModuleCache:
                 self._give_up(self._evaluation)
             before = self._take_out()
             self._evaluation = _Evaluation(threading.get_ident(), before, dict(os.environ), shared)
+            _set_environment(self._without_own(self._evaluation.environment))
             self.since = time.time_ns() - SAME_DEPLOY_NS
             self._extensions.handed_out.clear()
             # Python makes these again; those of releases that are gone would stay forever.
@@ -257,11 +305,19 @@ class ModuleCache:
         imported = self._take_out()
         imported.kept = sorted(self._extensions.handed_out)
         if self._aside is None:  # otherwise a hook is called, and the environment is as before already
-            imported.environment = _restore_environment(evaluation.environment)
+            imported.environment = _set_environment(self._without_own(evaluation.environment))
+            _set_environment(evaluation.environment)
         self._aside = None
         self._put_in(evaluation.before)
         self._evaluation = None
         return imported
+
+    def _without_own(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """Return an environment without what the configuration in force has set there, and hooks have left so."""
+        own = {
+            name: self._replaced[name] for name, value in self._environment.items() if environment.get(name) == value
+        }
+        return _changed(environment, own)
 
     # -- the cache -----------------------------------------------------------------------------------------------
 
@@ -328,12 +384,22 @@ class ModuleCache:
         )
 
 
-def _restore_environment(before: Mapping[str, str]) -> dict[str, str | None]:
-    """Have the environment as it was; return what had changed."""
-    now = dict(os.environ)
-    changed = [name for name in {*before, *now} if before.get(name) != now.get(name)]
-    _change_environment({name: before.get(name) for name in changed})
-    return {name: now.get(name) for name in changed}
+def _set_environment(wanted: Mapping[str, str]) -> dict[str, str | None]:
+    """Have this environment; return what was different, None for a variable that was not there."""
+    before = _differences(wanted, os.environ)
+    _change_environment(_differences(os.environ, wanted))
+    return before
+
+
+def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the variables that have changed, None for those that are gone."""
+    return {name: after.get(name) for name in {*before, *after} if before.get(name) != after.get(name)}
+
+
+def _changed(environment: Mapping[str, str], values: Mapping[str, str | None]) -> dict[str, str]:
+    """Return an environment with other values; None removes a variable."""
+    together = {**environment, **values}
+    return {name: value for name, value in together.items() if value is not None}
 
 
 def _change_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -4,9 +4,9 @@ Rules:
 
 * A configuration is taken over whole, or not at all. What a generation has evaluated is taken as it is; only hooks are
   evaluated here, and what that raises refuses the configuration.
-* A configuration comes with its settings, its listening sockets, its environment and the modules that it has imported
-  (``module_cache.py``). It is kept under the number of the generation that brought it (0: the master's own start) for
-  as long as the core's facts name it.
+* A configuration comes with its settings, its listening sockets, its environment, its working directory and the modules
+  that it has imported (``module_cache.py``). It is kept under the number of the generation that brought it (0: the
+  master's own start) for as long as the core's facts name it.
 * The core decides whether a configuration is taken over, and which one is restored.
 * Every address that the configuration in force names is listened on. Where systemd has handed the sockets over these
   are the ones that count, and ``bind`` opens nothing, as at Gunicorn's start.
@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,8 @@ class Taken:
     """The listening sockets, one for each address; Gunicorn's ``LISTENERS``."""
     imported: Imported | None = None
     """What it has imported, while another configuration is in force."""
+    directory: str = ""
+    """The working directory that it has chosen, empty if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +125,16 @@ class Configuration(Observer):
         settings = gunicorn_config.zd_settings(cfg)
         cfg.zd_hooks = gunicorn_config.zd_hooks(cfg)
         self.modules = ModuleCache(arbiter.app)
-        self.hook_environment = HookEnvironment(arbiter, self.modules.of_hooks)
+        self.hook_environment = HookEnvironment(arbiter, self.modules.environment)
         self._arbiter = arbiter
         self._sockets = sockets
         self._start_environment = dict(cfg.env_orig)
         self._start_directory = str(Chdir.default)  # which is another one while a configuration is evaluated
         self.app = arbiter.app
         """Gunicorn's application object."""
-        self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg))
-        """The configuration in force."""
         self._directory_at_start = os.getcwd()
+        self.current = Taken(cfg, settings, gunicorn_config.file_of(cfg), directory=self._directory_at_start)
+        """The configuration in force."""
         self._file_at_start = syscalls.file_state(self.current.file)
         self._bind_is_used = True
         self._bind_of_first_generation = ""
@@ -270,7 +273,10 @@ class Configuration(Observer):
         for number, known in state["taken"].items():
             own = cfg if number == self._in_force else gunicorn_config.with_values(cfg, known["values"])
             sockets = [listeners[descriptor] for descriptor in known["listeners"]]
-            self._taken[number] = Taken(own, known["settings"], known["file"], known["places"], sockets)
+            directory = known.get("directory", "")  # which the state of an earlier version does not have
+            self._taken[number] = Taken(
+                own, known["settings"], known["file"], known["places"], sockets, directory=directory
+            )
         self._taken = {number: taken for number, taken in self._taken.items() if number in state["taken"]}
         self.current = self._taken[self._in_force]
         self._offers = dict(state["offers"])
@@ -312,7 +318,7 @@ class Configuration(Observer):
         """
         offer = self._offers[generation]
         self._evaluating = generation
-        with gunicorn_config.directory_restored_on_failure():
+        with gunicorn_config.directory_restored():
             (cfg, settings, file), imported = self.modules.evaluate(lambda: self._evaluate(offer), offer.import_path)
             directory = os.getcwd()
             return Evaluated(cfg, settings, file, directory, self._places(cfg, directory), imported)
@@ -351,6 +357,7 @@ class Configuration(Observer):
         :raises GenerationError: that is impossible; nothing has changed.
         :raises SettingError: a ``zd_`` setting has a bad value.
         """
+        self.hook_environment.note()
         try:
             if evaluated is None:
                 self._take_kept(number)
@@ -364,10 +371,12 @@ class Configuration(Observer):
     def _take_kept(self, number: int) -> None:
         kept = self._taken[number]
         kept.listeners = self._open(kept.cfg, kept.places)
+        _enter(kept.directory)
         try:
             self._switch(number)
         except GenerationError:
             kept.listeners = []
+            _enter(self.current.directory)
             raise
 
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
@@ -382,6 +391,7 @@ class Configuration(Observer):
                 evaluated.places,
                 listeners,
                 evaluated.imported,
+                evaluated.directory,
             )
             os.chdir(evaluated.directory)
             self._switch(number)
@@ -423,20 +433,23 @@ class Configuration(Observer):
             raise GenerationError(f"the new configuration cannot be taken over: {texts.reason(error)}") from error
 
     def _set_up(self, number: int) -> None:
-        gunicorn_config.unset_raw_environment(self.current.cfg)
-        before, self._in_force, self.current = self.current, number, self._taken[number]
-        if self.current.imported is not None:
-            before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
-        self.app.cfg = self.current.cfg
-        self._arbiter.setup(self.app)
-        if version_info < (26, 1):  # since then Gunicorn does that by itself
-            self._arbiter.log.setup(self.current.cfg)
-            self._arbiter.log.cfg = self.current.cfg
+        # An evaluation that would begin in the middle of this would take the half of it for what was there before.
+        with self.modules.undisturbed():
+            gunicorn_config.unset_raw_environment(self.current.cfg)
+            before, self._in_force, self.current = self.current, number, self._taken[number]
+            if self.current.imported is not None:
+                before.imported, self.current.imported = self.modules.exchange(self.current.imported), None
+            self.app.cfg = self.current.cfg
+            self._arbiter.setup(self.app)
+            if version_info < (26, 1):  # since then Gunicorn does that by itself
+                self._arbiter.log.setup(self.current.cfg)
+                self._arbiter.log.cfg = self.current.cfg
 
     def restore(self, number: int) -> None:
         """Go back to a configuration that is kept and whose addresses are still open."""
         if number != self._in_force:
             self.hook_environment.note()
+            _enter(self._taken[number].directory)
             self._set_up(number)
             self.hook_environment.pass_over()
 
@@ -473,6 +486,12 @@ class Configuration(Observer):
         return addresses.shown(lost) if lost else ""
 
 
+def _enter(directory: str) -> None:
+    """Change to the directory of a configuration that comes back, if it is still there."""
+    with contextlib.suppress(OSError):
+        os.chdir(directory)
+
+
 def _taken_to_state(taken: Taken) -> dict[str, Any]:
     return {
         "values": json.loads(json.dumps(gunicorn_config.plain_values(taken.cfg))),  # as a generation sends them
@@ -480,4 +499,5 @@ def _taken_to_state(taken: Taken) -> dict[str, Any]:
         "file": taken.file,
         "places": taken.places,
         "listeners": [listener.fileno() for listener in taken.listeners],
+        "directory": taken.directory,
     }
