@@ -145,6 +145,22 @@ def post_worker_init(worker):
 """
 """What a test adds to gunicorn.conf.py: a booted worker may have 60 descriptors at most."""
 
+LOOKS = """
+import gunicorn.reloader as _reloader
+
+if not hasattr(_reloader.Reloader, "looks"):
+    _reloader.Reloader.looks = _reloader.Reloader.get_files
+
+
+def _look(self):
+    _note("look")
+    return self.looks()
+
+
+_reloader.Reloader.get_files = _look
+"""
+"""What a test adds: each time that Gunicorn's reloader looks at the files is an event, ``look``."""
+
 
 class Site:
     """The directory of one test. It is short, because a path of a Unix socket has 108 bytes at most."""

@@ -98,7 +98,7 @@ class Queues(Observer):
                 queue.close()
 
     def _pass_on(self, queue: HandOverQueue) -> None:
-        """Give what nobody has taken from a closed queue to the workers of other slots."""
+        """Give what no worker has taken from a closed queue to the workers of other slots."""
         others = self.every()
         while others and (connections := queue.take()):
             while others and not others[-1].give(connections):

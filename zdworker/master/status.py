@@ -157,36 +157,23 @@ class Journal(Observer):
                 for record in sorted(workers.values(), key=lambda r: (r.slot, r.worker_id))
                 if record.worker_id in fleet.workers
             ],
-            "fork_servers": [
-                {
-                    "pid": server.pid,
-                    "generation": number,
-                    "preloaded": _is_preloaded(fleet, number),
-                    "not_preloaded": server.not_preloaded or None,
-                }
-                for number, server in sorted(servers.items())
-            ],
-            "generations": [
-                {
-                    **_generation(number, self._places.get(number, {}), self._labels.get(number, "")),
-                    "answers": self._book.of_generation[number].to_plain()
-                    if number in self._book.of_generation
-                    else None,
-                    "versions": self._versions.get(number) or None,
-                }
-                for number in sorted(fleet.generations)
-            ],
+            "fork_servers": [_fork_server(number, server, fleet) for number, server in sorted(servers.items())],
+            "generations": [self._generation(number) for number in sorted(fleet.generations)],
             "last_reload": self.last.to_plain() if self.last is not None else None,
             "reloads": self.reloads,
             "crashes": self.crashes,
             "upgrades": self.upgrades,
             "versions": versions(),
             "totals": self.totals(),
-            "settings": {
-                # One form for all that are not set, whatever their kind.
-                f"zd_{name}": None if value in ("", ()) else value
-                for name, value in settings.to_plain().items()
-            },
+            "settings": _settings(settings),
+        }
+
+    def _generation(self, number: int) -> dict[str, Any]:
+        answers = self._book.of_generation.get(number)
+        return {
+            **_origin(number, self._places.get(number, {}), self._labels.get(number, "")),
+            "answers": answers.to_plain() if answers is not None else None,
+            "versions": self._versions.get(number) or None,
         }
 
 
@@ -265,7 +252,7 @@ def _retries(fleet: Fleet, now: float) -> list[dict[str, Any]]:
     ]
 
 
-def _generation(number: int, places: dict[str, dict[str, str]], label: str) -> dict[str, Any]:
+def _origin(number: int, places: dict[str, dict[str, str]], label: str) -> dict[str, Any]:
     def only(kind: str) -> str | None:
         return next(iter(places.get(kind, {}).values()), None)
 
@@ -277,6 +264,20 @@ def _generation(number: int, places: dict[str, dict[str, str]], label: str) -> d
         "path": list(places[Place.PATH].values()) if Place.PATH in places else None,
         "application": only(Place.APPLICATION),
     }
+
+
+def _fork_server(number: int, server: ForkServer, fleet: Fleet) -> dict[str, Any]:
+    return {
+        "pid": server.pid,
+        "generation": number,
+        "preloaded": _is_preloaded(fleet, number),
+        "not_preloaded": server.not_preloaded or None,
+    }
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    # One form for all that are not set, whatever their kind.
+    return {f"zd_{name}": None if value in ("", ()) else value for name, value in settings.to_plain().items()}
 
 
 def _is_preloaded(fleet: Fleet, number: int) -> bool:

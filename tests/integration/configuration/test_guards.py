@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.harness import control_client, processes
-from tests.harness.application_site import Site
+from tests.harness.application_site import LOOKS, Site
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
@@ -262,23 +262,6 @@ def test_winch_to_a_daemon(make_server: Start, site: Site) -> None:
     assert server.get()["version"] == "two"
     server.signal(signal.SIGTERM)
     server.wait_nothing_left(BOOT_TIMEOUT_S)
-
-
-LOOKS = """
-import gunicorn.reloader as _reloader
-
-if not hasattr(_reloader.Reloader, "looks"):
-    _reloader.Reloader.looks = _reloader.Reloader.get_files
-
-
-def _look(self):
-    _note("look")
-    return self.looks()
-
-
-_reloader.Reloader.get_files = _look
-"""
-"""Each time that Gunicorn's reloader looks at the files is an event."""
 
 
 def test_quick_edits_in_development(start: Start, site: Site) -> None:

@@ -264,7 +264,7 @@ def test_a_canary_and_what_was_handed_over_are_shown(site: Site, make_server: St
     wait_for(
         lambda: f"done; connections handed over: {handed_over}," in page.text("events"),
         BOOT_TIMEOUT_S,
-        "the reload is told",
+        "the page shows the reload",
     )
     wait_for(
         lambda: generations(page).get("3 (2.0)", [""])[0] == "second", BOOT_TIMEOUT_S, "the new generation is shown"

@@ -83,7 +83,7 @@ def test_what_a_successor_had_not_taken_is_another_slot_s_when_its_own_goes_away
     os.kill(old, signal.SIGCONT)
     wait_for(lambda: old not in server.workers(), BOOT_TIMEOUT_S, "the old worker has given its connections, and ended")
     server.signal(signal.SIGTTOU)
-    wait_for(lambda: "draining" in worker_states(server), BOOT_TIMEOUT_S, "the new one is told to leave, too")
+    wait_for(lambda: "draining" in worker_states(server), BOOT_TIMEOUT_S, "the new one has the order to leave, too")
     os.kill(new, signal.SIGKILL)
     assert_answered(clients, "two")
     assert len(server.workers()) == 1

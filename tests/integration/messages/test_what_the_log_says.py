@@ -72,7 +72,7 @@ def test_a_worker_that_has_left_says_what_became_of_its_connections(start: Start
     with Client(server.address) as client:
         client.ask("GET", "/")
         assert typed(server, "reload").code == 0
-        wait_for(lambda: "s, 1 connection handed over" in server.log, 30, "it is told")
+        wait_for(lambda: "s, 1 connection handed over" in server.log, 30, "the log says so")
 
 
 # -- the control sockets -------------------------------------------------------------------------------------------
@@ -172,5 +172,5 @@ def test_a_reload_that_a_rollback_undoes_has_not_failed(kept: Server, site: Site
     assert typed(kept, "status", "--check").code == 0, "nothing is wrong"
     assert "last reload: rolled back, generation 2" in typed(kept, "status").text
     assert counted(kept) == {"rolled_back": 1}
-    wait_for(lambda: "Rollback: the reload to generation 2 is undone" in kept.log, 30, "it is told")
+    wait_for(lambda: "Rollback: the reload to generation 2 is undone" in kept.log, 30, "the log says so")
     assert loud(kept.log) == []

@@ -14,7 +14,7 @@ import sys
 import gunicorn
 import pytest
 
-from tests.harness.application_site import Site
+from tests.harness.application_site import LOOKS, Site
 from tests.harness.clients import Address, Client
 from tests.harness.processes import ports, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, DEFAULT_CLASS, Server, Start, run_once, script
@@ -147,23 +147,6 @@ def test_custom_base_application_from_standard_input(make_server: Start, site: S
     server.reload("two")
     assert server.get()["version"] == "two"
     assert server.stop() == 0
-
-
-LOOKS = """
-import gunicorn.reloader as _reloader
-
-if not hasattr(_reloader.Reloader, "looks"):
-    _reloader.Reloader.looks = _reloader.Reloader.get_files
-
-
-def _look(self):
-    _note("look")
-    return self.looks()
-
-
-_reloader.Reloader.get_files = _look
-"""
-"""Each time that Gunicorn's reloader looks at the files is an event."""
 
 
 def test_reload_in_development(start: Start, site: Site) -> None:
