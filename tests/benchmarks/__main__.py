@@ -47,7 +47,7 @@ the same run. Only the ratios and differences mean something elsewhere; take you
 * Counting: ours counts its answers (`zd_count_answers`), which stock does not, and has a goal of its own.
 * GeventWorker: under a load that never rests, Gunicorn's class answers one connection for as long as that has a
   request, and leaves the others waiting. Ours goes on to the next connection after eight requests, which costs about
-  two per cent.
+  two per cent. It sends an answer with fewer system calls, which saves more.
 * Processor time: of the worker, microseconds per request. It depends least on what else the machine does.
 
 ## Instructions, and what a connection leaves

@@ -61,7 +61,7 @@ def test_each_answer_is_in_one_bucket(counter: AnswerCounter, seconds: float, bu
 
 
 def test_threads_lose_no_count(counter: AnswerCounter) -> None:
-    hook = post_request(counter, lambda *_: None)
+    hook = post_request(counter, lambda *_: None, threads=True)
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", BEGAN: 0.0}
     made = response(500)
 
@@ -151,7 +151,7 @@ def gunicorn(counter: AnswerCounter, response: Any, error: BaseException | None 
         wsgi_timed(lambda environ, start_response: [])(environ, start_response)
         assert BEGAN in environ
     called: list[Any] = []
-    hook = post_request(counter, lambda *arguments: called.append(arguments))
+    hook = post_request(counter, lambda *arguments: called.append(arguments), threads=False)
     with contextlib.suppress(BaseException):
         try:
             if error is not None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from gevent.pool import Pool
 
 from zdworker.workers.drain import Drain
-from zdworker.workers.gevent.connections import ConnectionRecord, Listener, end_input
+from zdworker.workers.gevent.connections import ClientSocket, ConnectionRecord, Listener, end_input
 from zdworker.workers.gevent.server import DrainingGeventWorker
 from zdworker.workers.http2 import name_last_stream
 
@@ -175,3 +176,67 @@ def test_the_light_halves_load_nothing_heavy() -> None:
     ).stdout.split()
     out = subprocess.run([sys.executable, "-c", LIGHT, *before], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[ClientSocket, Any]]:
+    """A client's socket as the worker has it, whose buffer is small, and the client's end."""
+    ours, its = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # the kernel takes its least
+    with (
+        ClientSocket(ours.family, ours.type, ours.proto, fileno=ours.detach()) as server,
+        gevent.socket.socket(its.family, its.type, its.proto, fileno=its.detach()) as client,
+    ):
+        server.record = ConnectionRecord(ACCEPTED)
+        yield server, client
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"an answer", b"x" * 1_000_000, bytearray(b"y" * 300_000), memoryview(b"z" * 9)],
+    ids=["small", "larger than the buffer", "bytearray", "memoryview"],
+)
+@pytest.mark.parametrize("full", [False, True], ids=["empty buffer", "full buffer"])
+def test_an_answer_is_sent_whole(pair: tuple[ClientSocket, Any], data: Any, full: bool) -> None:
+    server, client = pair
+    before = fill(server) if full else 0
+    expected = bytes(data)
+
+    def send() -> None:
+        server.sendall(data)
+        server.shutdown(socket.SHUT_WR)
+
+    sender = gevent.spawn(send)
+    with gevent.Timeout(10):
+        received = b"".join(iter(lambda: client.recv(65536), b""))
+        sender.get()
+    assert received[before:] == expected
+
+
+def fill(server: ClientSocket) -> int:
+    """Send until the kernel takes no more, and return how many bytes it took."""
+    sent = 0
+    server.setblocking(False)
+    try:
+        while True:
+            sent += server.send(b" " * 1000)
+    except BlockingIOError:
+        return sent
+    finally:
+        server.setblocking(True)
+
+
+def test_nothing_is_sent_of_an_empty_piece_and_a_broken_connection_raises(pair: tuple[ClientSocket, Any]) -> None:
+    server, client = pair
+    client.close()
+    server.sendall(b"")  # as gevent does: an empty piece touches no socket
+    with pytest.raises(BrokenPipeError):
+        server.sendall(b"an answer")
+
+
+def test_an_answer_waits_for_no_longer_than_the_socket_s_timeout(pair: tuple[ClientSocket, Any]) -> None:
+    server, _client = pair
+    fill(server)
+    server.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        server.sendall(b"an answer")

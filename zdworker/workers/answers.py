@@ -130,29 +130,46 @@ def wsgi_timed(application: WsgiApplication) -> WsgiApplication:
     return timed
 
 
-def post_request(counter: AnswerCounter, before: Callable[..., object]) -> Callable[[Any, Any, Any, Any], None]:
+def post_request(
+    counter: AnswerCounter, before: Callable[..., object], threads: bool
+) -> Callable[[Any, Any, Any, Any], None]:
     """Return a hook ``post_request`` that counts the answer and then calls ``before``, the hook of the user.
 
     Gunicorn calls it behind each request, also while an exception is on its way, and knows the status that was sent.
+
+    :param threads: Gunicorn calls it in the thread that has answered, and there are several.
     """
-    one_at_a_time = threading.Lock()  # the hook is called in the thread that has answered
+    # A lock is dear where gevent has replaced it, and of greenlets one at a time counts in any case.
+    count = _one_at_a_time(_count_response) if threads else _count_response
 
     def counted(worker: Any, request: Any, environ: Any, response: Any) -> None:
         began = environ.get(BEGAN)
         if began is not None and response is not None:
-            with one_at_a_time:
-                _count_response(counter, response, environ, monotonic() - began)
+            count(counter, response, environ, monotonic() - began)
         before(worker, request, environ, response)
 
     return counted
 
 
+def _one_at_a_time(function: Callable[..., None]) -> Callable[..., None]:
+    lock = threading.Lock()
+
+    def locked(*arguments: Any) -> None:
+        with lock:
+            function(*arguments)
+
+    return locked
+
+
 def _count_response(counter: AnswerCounter, response: Any, environ: Environ, seconds: float) -> None:
     error, method, path = sys.exc_info()[1], environ["REQUEST_METHOD"], environ["PATH_INFO"]
+    if error is None:
+        counter.answered(response.status_code or 0, seconds, method, path)
+        return
     # StopIteration is how Gunicorn ends a connection. An OSError behind the head is the client's, which has gone.
     # So is a body that Gunicorn cannot parse when the application reads it.
     is_clients = isinstance(error, BAD_BODY) or (isinstance(error, OSError) and response.status is not None)
-    if error is None or isinstance(error, StopIteration) or response.headers_sent:
+    if isinstance(error, StopIteration) or response.headers_sent:
         counter.answered(response.status_code or 0, seconds, method, path)
     elif isinstance(error, Exception) and not is_clients:
         counter.raised(error, seconds, method, path)

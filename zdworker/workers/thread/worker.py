@@ -78,6 +78,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
     """Serves a WSGI application with threads, and loses no request when it is replaced."""
 
     zd_ready_at_first_beat = False
+    zd_has_threads = True
 
     nr_conns: int
     poller: Any

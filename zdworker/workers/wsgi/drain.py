@@ -49,6 +49,8 @@ class WsgiDrain(ZeroDowntime):
     zd_answers_health: ClassVar[bool] = True
     zd_serves: ClassVar[frozenset[str]] = frozenset({"wsgi"})
     zd_counts_answers: ClassVar[bool] = True
+    zd_has_threads: ClassVar[bool] = False
+    """Whether several threads answer requests."""
 
     cfg: Any
     wsgi: WsgiApplication
@@ -89,7 +91,7 @@ class WsgiDrain(ZeroDowntime):
     def zd_install_counter(self, counter: AnswerCounter) -> None:
         """Have Gunicorn's hook ``post_request`` count, in this process, beside the user's own."""
         self.wsgi = wsgi_with_health(wsgi_timed(self._application), self)
-        self.cfg.set("post_request", post_request(counter, self.cfg.post_request))
+        self.cfg.set("post_request", post_request(counter, self.cfg.post_request, self.zd_has_threads))
 
     def notify(self) -> None:
         """Send the heartbeat, at most ten times a second: Gunicorn's loops call this with each request."""
