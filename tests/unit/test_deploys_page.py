@@ -11,7 +11,7 @@ import pytest
 
 from tests.benchmarks.deploys import applications
 from tests.benchmarks.deploys.contenders import CONTENDERS, Contender
-from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Storm, Turn
+from tests.benchmarks.deploys.figures import Hurt, Loaded, Quiet, Report, Span, Storm, Turn
 from tests.benchmarks.deploys.growth import Grown
 from tests.benchmarks.deploys.measures import QUICK
 from tests.benchmarks.deploys.pages import store
@@ -82,8 +82,15 @@ def test_each_server_that_keeps_connections_is_told_how_long() -> None:
 def test_all_failures_are_counted_at_a_glance(tmp_path: Path) -> None:
     storm = Storm(1000, 500.0, 900.0, {"receive": 4}, None, "")
     text = written(tmp_path, replace(MEASURED, storms={"wrk": storm}))
-    assert "| uvicorn --workers | **10** | 20 | 500 | 4.0 | 2.0 | 3 | version 1 | down |" in text
+    assert "| uvicorn --workers | **10** | 20 | 500 | 4.0 | 2.0 | 3 | - | version 1 | down |" in text
     assert "| uvicorn --workers | - | - | **4 receive** | - | 900 → 500 |" in text
+
+
+def test_what_faulty_code_hurts_stands_on_both_pages(tmp_path: Path) -> None:
+    text = written(tmp_path, replace(MEASURED, hurt=Hurt(950, 50, 30.0, 29.9, "2")))
+    assert "| 3 | 50 of 1,000 | version 1 | down |" in text
+    assert "| uvicorn --workers | 50 of 1,000 | 5.0 % | 29.9 | 2 |" in text
+    assert "50 of 1,000" in written(tmp_path, MEASURED), "a later run that did not measure it keeps it"
 
 
 def test_growth_and_memory_are_drawn(tmp_path: Path) -> None:

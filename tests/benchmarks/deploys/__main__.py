@@ -99,6 +99,8 @@ def summary(done: Report) -> str:
         for style, loaded in done.loads.items()
     ]
     lines += [f"  {name}: failed {kinds([each.failures])}; {each.lost}" for name, each in done.storms.items()]
+    if done.hurt is not None:
+        lines.append(f"  faulty: {done.hurt}")
     lines += [f"  broken: {done.broken}", f"  crash: {done.crash}", *(f"  problem: {each}" for each in done.problems)]
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ Rules:
   ``/echo`` tells the SHA-256 of the body. Each answer is JSON and names its version and process.
 * A WebSocket at ``/ws`` answers each message with the same two facts, where the language's standard library or the
   server brings WebSockets.
+* Faulty code starts well and answers every fifth request for ``/`` with 500.
 * A deploy is one ``rename(2)``, so that no server ever sees half a file.
 """
 
@@ -17,13 +18,20 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["asgi", "wsgi", "tornado", "node", "rack"]
-Work = Literal["trivial", "light", "import", "large", "broken"]
-"""What the import does: nothing; a fifth of a second or a second of processor time; that and 150 MB; it raises."""
+Work = Literal["trivial", "light", "import", "large", "broken", "faulty"]
+"""What the import does: nothing; a fifth of a second or a second of processor time; that and 150 MB; it raises; a
+second of processor time, and every fifth answer is a 500."""
 
 PYTHON = """\
-import hashlib, json, os, time
+import hashlib, itertools, json, os, time
 VERSION = "@VERSION@"
+FAULTY = False
 @WORK@
+requests = itertools.count(1)
+
+
+def status(path):
+    return 500 if FAULTY and path == "/" and next(requests) % 5 == 0 else 200
 
 
 def facts(**more):
@@ -59,7 +67,7 @@ async def http(scope, receive, send):
         more = {"digest": hashlib.sha256(body).hexdigest()}
     body = facts(**more)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.start", "status": status(path), "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -79,7 +87,7 @@ def app(environ, start_response):
         body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
         more = {"digest": hashlib.sha256(body).hexdigest()}
     body = facts(**more)
-    start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+    start_response(f"{status(path)} -", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
     return [body]
 """
 TORNADO = """
@@ -93,6 +101,7 @@ class Page(tornado.web.RequestHandler):
             time.sleep(0.05)
         elif self.request.path == "/sleep":
             await asyncio.sleep(seconds("/sleep", self.request.query))
+        self.set_status(status(self.request.path))
         self.finish(facts())
 
     def post(self):
@@ -109,13 +118,13 @@ app = tornado.web.Application([("/ws", Socket), (".*", Page)])
 NODE = """\
 const crypto = require('crypto'), http = require('http');
 const VERSION = '@VERSION@';
-let leaving = false;
+let leaving = false, faulty = false, requests = 0;
 @WORK@
 
-function answer(response, more) {
+function answer(response, more, status = 200) {
   const body = JSON.stringify({ version: VERSION, pid: process.pid, ...more });
   const head = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) };
-  response.writeHead(200, leaving ? { ...head, connection: 'close' } : head);
+  response.writeHead(status, leaving ? { ...head, connection: 'close' } : head);
   response.end(body);
 }
 
@@ -129,7 +138,7 @@ const server = http.createServer((request, response) => {
     setTimeout(() => answer(response), 1000 * Number(query.split('=')[1]));
   } else {
     if (path === '/busy') for (const end = Date.now() + 50; Date.now() < end;);
-    answer(response);
+    answer(response, {}, faulty && path === '/' && ++requests % 5 === 0 ? 500 : 200);
   }
 });
 
@@ -149,6 +158,7 @@ RACK = """\
 require 'digest'
 require 'json'
 VERSION = '@VERSION@'
+$faulty, $requests = false, 0
 @WORK@
 
 run lambda { |env|
@@ -159,7 +169,8 @@ run lambda { |env|
   when '/echo' then more = { digest: Digest::SHA256.hexdigest(env['rack.input'].read) }
   end
   body = JSON.generate({ version: VERSION, pid: Process.pid }.merge(more))
-  [200, { 'Content-Type' => 'application/json', 'Content-Length' => body.bytesize.to_s }, [body]]
+  failed = $faulty && env['PATH_INFO'] == '/' && ($requests += 1) % 5 == 0
+  [failed ? 500 : 200, { 'Content-Type' => 'application/json', 'Content-Length' => body.bytesize.to_s }, [body]]
 }
 """
 
@@ -189,18 +200,21 @@ _PYTHON: dict[Work, str] = {
     "import": BURN,
     "large": f"{BURN}\nheld = [[number] for number in range(1_450_000)]",
     "broken": 'raise RuntimeError("a broken deploy")',
+    "faulty": f"{BURN}\nFAULTY = True",
 }
 _NODE: dict[Work, str] = {
     "trivial": "",
     "import": BURN_NODE,
     "large": f"{BURN_NODE}\nglobal.held = Array.from({{ length: 3000000 }}, (_, number) => [number]);",
     "broken": "throw new Error('a broken deploy');",
+    "faulty": f"{BURN_NODE}\nfaulty = true;",
 }
 _RACK: dict[Work, str] = {
     "trivial": "",
     "import": BURN_RACK,
     "large": f"{BURN_RACK}\nHELD = Array.new(3_000_000) {{ |number| [number] }}",
     "broken": "raise 'a broken deploy'",
+    "faulty": f"{BURN_RACK}\n$faulty = true",
 }
 LANGUAGES: dict[Kind, Language] = {
     "asgi": Language("application.py", PYTHON + ASGI, _PYTHON),

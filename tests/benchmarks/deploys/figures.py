@@ -126,6 +126,22 @@ class Quiet:
 
 
 @dataclass(frozen=True)
+class Hurt:
+    """A deploy of code that answers every fifth request with 500: what the clients saw from the signal on.
+
+    :param seconds: how long was looked.
+    :param last: seconds from the signal to the last failed request; None: none failed.
+    :param version: what answered at the end.
+    """
+
+    answers: int
+    failed: int
+    seconds: float
+    last: float | None
+    version: str
+
+
+@dataclass(frozen=True)
 class Report:
     """All of one contender; ``missing`` says why there is nothing else, ``problems`` what could not be measured."""
 
@@ -139,6 +155,7 @@ class Report:
     loads: dict[str, Loaded] = field(default_factory=dict)
     storms: dict[str, Storm] = field(default_factory=dict)
     quiet: Quiet | None = None
+    hurt: Hurt | None = None
     broken: str = ""
     crash: str = ""
     problems: list[str] = field(default_factory=list)

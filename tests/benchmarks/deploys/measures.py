@@ -23,13 +23,25 @@ from typing import Any
 
 from tests.benchmarks.deploys.applications import BURN
 from tests.benchmarks.deploys.contenders import Contender, Style
-from tests.benchmarks.deploys.figures import AFTER, Deploy, Loaded, Quiet, Report, Storm, course, outside, span, turn
+from tests.benchmarks.deploys.figures import (
+    AFTER,
+    Deploy,
+    Hurt,
+    Loaded,
+    Quiet,
+    Report,
+    Storm,
+    course,
+    outside,
+    span,
+    turn,
+)
 from tests.benchmarks.deploys.loads import TITLES, Seen, Traffic
 from tests.benchmarks.deploys.servers import Lost, Server, serve
 from tests.benchmarks.deploys.storms import TOOLS, storm
 from tests.benchmarks.trees import Watch, cpu, pss
 
-PARTS = (*TITLES, *TOOLS, "memory", "broken")
+PARTS = (*TITLES, *TOOLS, "memory", "faulty", "broken")
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Size:
     """For a deploy to be over."""
     watched: float = 6.0
     """After a broken deploy, and after a crash."""
+    hurt: float = 30.0
+    """From the signal on, when code is deployed that fails a part of its requests."""
     requests: int = 100_000
     """Of ``ab``."""
     storm: int = 20
@@ -53,7 +67,9 @@ class Size:
 FULL = Size()
 FAILED = (Lost, OSError, ValueError, AssertionError, subprocess.SubprocessError)
 """What may come of a contender that does not do what it should: the others are measured all the same."""
-QUICK = Size(workers=2, deploys=1, before=1.0, between=0.5, patience=20.0, watched=4.0, requests=10_000, storm=6)
+QUICK = Size(
+    workers=2, deploys=1, before=1.0, between=0.5, patience=20.0, watched=4.0, hurt=15.0, requests=10_000, storm=6
+)
 
 
 @dataclass(frozen=True)
@@ -148,6 +164,26 @@ def _cpu(server: Server) -> float:
     return cpu([server.keeper, *server.tree()])
 
 
+def hurt(contender: Contender, size: Size) -> Hurt:
+    """What clients notice of a deploy of code that starts well, and answers every fifth request with 500."""
+    with serve(contender, size.workers, "import", judged=True) as server:
+        traffic = Traffic("new", server.port)
+        try:
+            time.sleep(size.before)
+            server.write("2", "faulty")
+            told = time.monotonic()
+            try:
+                server.deploy("2")
+            finally:
+                time.sleep(max(0.0, told + size.hurt - time.monotonic()))
+        finally:
+            seen = traffic.stop()
+        answering = sorted({answer[0] for answer in server.look(3 * size.workers) if answer})
+    answers = [answer for answer in seen.answers if answer.time >= told]
+    failures = [failure.time - told for failure in seen.failures if failure.time >= told]
+    return Hurt(len(answers), len(failures), size.hurt, max(failures, default=None), ", ".join(answering) or "none")
+
+
 def broken(contender: Contender, size: Size) -> str:
     """What follows when the code that is deployed raises."""
     with serve(contender, size.workers, "trivial") as server:
@@ -218,6 +254,7 @@ def report(
     parts: dict[str, Callable[[], object]] = {style: functools.partial(under, style) for style in contender.loads}
     parts |= {"ab": lambda: stormed("ab", size.requests), "wrk": lambda: stormed("wrk", size.storm)}
     parts["memory"] = lambda: rest.update(quiet=quiet(contender, size))
+    parts["faulty"] = lambda: rest.update(hurt=hurt(contender, size))
     parts["broken"] = lambda: rest.update(broken=broken(contender, size), crash=crash(contender, size))
     for name in (name for name in parts if name in wanted):
         say(f"  {name}")

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.benchmarks.deploys.contenders import CONTENDERS, Style
 from tests.benchmarks.deploys.curves import growing, memory
-from tests.benchmarks.deploys.figures import Loaded, Quiet, Report, Span, Storm, Turn, kinds, spread
+from tests.benchmarks.deploys.figures import Hurt, Loaded, Quiet, Report, Span, Storm, Turn, kinds, spread
 from tests.benchmarks.deploys.growth import Grown
 from tests.benchmarks.deploys.loads import TITLES
 from tests.benchmarks.deploys.measures import Size
@@ -46,6 +46,7 @@ MEASURED = """\
 * *p99* and *longest gap* are those of requests on new connections, from the signal until a second after the deploy was
   over.
 * *Over* is the time from the signal until only the new version answers, from all workers, and no old process is left.
+* *Faulty code*: a deploy of code that answers every fifth request with 500; the requests that fail within 30 s.
 * *Broken code*: a deploy of code that raises when it is imported. *A crash*: `kill -9` of a worker beside such files.
 
 `tox -e bench` takes these figures (`tests/benchmarks/deploys/`) and writes this page and the appendix; `deploys.json`
@@ -76,6 +77,11 @@ STORM = """\
 in the middle. The machine has nothing left meanwhile. *Gone*: from the signal until the last old worker was gone, "-":
 not while the load lasted.
 """
+FAULTY = """\
+The new code starts well, and answers every fifth request with 500. Eight clients, a connection for each request; from
+the signal on, for {seconds:.0f} s. zdworker has `zd_max_error_rate = 5` and `zd_canary_seconds = 10`. The others have
+nothing like it: they go on to fail until somebody notices and deploys the old code.
+"""
 GROWTH = """\
 `zdworker.UvicornWorker`, an import of a fifth of a second, no load. *Limit*: in the same run, one import in a fresh
 interpreter and then a fork for each worker, one after the other. *Master*: its processor time for a reload.
@@ -94,7 +100,7 @@ def store(
         now = dataclasses.asdict(report)
         for each in ("loads", "storms"):
             now[each] = before[each] | now[each]
-        for each in ("quiet", "broken", "crash"):
+        for each in ("quiet", "hurt", "broken", "crash"):
             now[each] = now[each] or before.get(each, now[each])
         known["contenders"][report.name] = now
     if grown:
@@ -132,6 +138,8 @@ def appendix(known: dict[str, Any]) -> str:
     parts.append(f"## Processor time and memory, without load\n\n{_quiet_table(there)}\n")
     if any(report.quiet is not None and report.quiet.curve for report in there):
         parts.append("![Memory of each over its first deploy](pictures/deploys-memory.svg)\n")
+    if seconds := [report.hurt.seconds for report in there if report.hurt is not None]:
+        parts.append(f"## Code that fails\n\n{FAULTY.format(seconds=seconds[0])}\n{_hurt_table(there)}\n")
     parts.append(f"## Broken code, and a crash\n\n{_broken_table(there)}\n")
     if known["growth"]:
         parts.append(f"## Growth\n\n{GROWTH}\n{_growth_table(_grown(known))}\n")
@@ -152,7 +160,7 @@ def table(heads: list[str], rows: Iterable[list[str]]) -> str:
 
 def _glance(reports: list[Report]) -> str:
     heads = ["", "failed, all loads", "p99 of new connections, ms", "longest gap, ms", "over, s"]
-    heads += ["processor, s", "peak, MiB", "after broken code", "after a crash beside it"]
+    heads += ["processor, s", "peak, MiB", "hurt by faulty code", "after broken code", "after a crash beside it"]
     rows: list[list[str]] = []
     for report in reports:
         failures = [one.span.failures for loaded in report.loads.values() for one in loaded.turns]
@@ -170,6 +178,7 @@ def _glance(reports: list[Report]) -> str:
                 spread([_median([one.seconds for one in new])], 1),
                 spread([_median(quiet.cpu)], 1),
                 spread([_median(quiet.peak)], 0, 2**-20),
+                _hurt(report.hurt),
                 report.broken.partition(";")[0] or "-",
                 report.crash.partition(";")[0] or "-",
             ]
@@ -289,6 +298,26 @@ def _broken_table(reports: list[Report]) -> str:
     return table(heads, [[report.title, report.broken or "-", report.crash or "-"] for report in reports])
 
 
+def _hurt(hurt: Hurt | None) -> str:
+    return "-" if hurt is None else f"{hurt.failed:,} of {hurt.answers + hurt.failed:,}"
+
+
+def _hurt_table(reports: list[Report]) -> str:
+    heads = ["", "failed requests", "share", "last failure, s", "version that answers at the end"]
+    rows = [
+        [
+            report.title,
+            _hurt(hurt),
+            f"{100 * hurt.failed / max(1, hurt.answers + hurt.failed):.1f} %",
+            spread([hurt.last], 1),
+            hurt.version,
+        ]
+        for report in reports
+        if (hurt := report.hurt) is not None
+    ]
+    return table(heads, rows)
+
+
 def _timelines(reports: list[Report]) -> str:
     lines = ["## Timelines\n", f"A dot per request: {TITLES['new']}; the deploy that took the median time.\n"]
     lines += [
@@ -337,7 +366,8 @@ def _report(plain: dict[str, Any]) -> Report:
     loads = {style: _loaded(one) for style, one in plain["loads"].items()}
     storms = {name: Storm(**one) for name, one in plain["storms"].items()}
     quiet = None if plain["quiet"] is None else Quiet(**plain["quiet"])
-    return Report(**(plain | {"loads": loads, "storms": storms, "quiet": quiet}))
+    hurt = None if plain.get("hurt") is None else Hurt(**plain["hurt"])
+    return Report(**(plain | {"loads": loads, "storms": storms, "quiet": quiet, "hurt": hurt}))
 
 
 def _loaded(plain: dict[str, Any]) -> Loaded:

@@ -34,6 +34,9 @@ PROGRAMS = Path(sys.executable).parent
 KEEPALIVE_S = 75
 """Seconds that an idle connection is kept under the load "crowd", by each server that keeps any."""
 
+JUDGED = {"ZD_MAX_ERROR_RATE": "5", "ZD_CANARY_SECONDS": "10"}
+"""With which zdworker judges new code by its answers; the others have no such thing, and do not read it."""
+
 SEARCH = 3.0
 """Seconds in which all new workers should have answered a request that holds up nobody."""
 
@@ -176,10 +179,13 @@ def until(condition: Callable[[], bool], seconds: float, what: str, pause: float
 
 
 @contextmanager
-def serve(contender: Contender, workers: int, work: applications.Work, keeping: bool = False) -> Iterator[Server]:
+def serve(
+    contender: Contender, workers: int, work: applications.Work, keeping: bool = False, judged: bool = False
+) -> Iterator[Server]:
     """A contender that answers with version "1" from all its workers, for as long as the block lasts.
 
     :param keeping: it keeps idle connections for long; see :meth:`Contender.keeping`.
+    :param judged: it gives up code that fails, if it knows how to.
     """
     with tempfile.TemporaryDirectory(prefix="zdworker-deploys-") as name:
         directory = Path(name)
@@ -189,6 +195,8 @@ def serve(contender: Contender, workers: int, work: applications.Work, keeping: 
         environment |= {"PORT": str(server.port), "PM2_HOME": str(directory / "pm2"), "WORKERS": str(workers)}
         if keeping:
             environment["KEEPALIVE"] = str(KEEPALIVE_S)
+        if judged:
+            environment |= JUDGED
         if "--preload" not in contender.command:
             environment["ZD_PRELOAD"] = "never"  # with and without it are measured
         server.write("1", work)
