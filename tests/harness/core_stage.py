@@ -219,7 +219,7 @@ class Stage:
         left = sum(self.fleet.workers[other].verified for other in self.serving() if other != worker_id)
         assert left >= self.fleet.size - self.fleet.unavailable, f"only {left} would be ready and proved"
         slot = self.fleet.workers[worker_id].slot
-        coming = {w.worker_id for w in in_slot(self.fleet, slot) if self.fleet.fresh(w)} & set(self.processes)
+        coming = {w.worker_id for w in in_slot(self.fleet, slot)} & self.fleet.facts().fresh & set(self.processes)
         booting = {other for other in coming if self.processes[other] != READY}
         assert slot >= self.fleet.size or not booting, f"its successor {booting} boots"
 
@@ -248,8 +248,9 @@ class Stage:
         assert all(orders <= plan.FORKS_AT_A_TIME for orders in forking.values()), "more forks than at a time"
         if fleet.previous is not None:
             assert self.servers.get(fleet.previous.generation), "what is kept for a rollback cannot be spawned from"
+        fresh = fleet.facts().fresh
         for slot in range(fleet.size):
-            assert sum(fleet.fresh(w) for w in in_slot(fleet, slot)) <= 1, "two for one slot"
+            assert len({w.worker_id for w in in_slot(fleet, slot)} & fresh) <= 1, "two for one slot"
         if self.core.next_deadline() is None:
             awaited = fleet.running and (fleet.loading or not plan.converged(fleet.facts()))
             assert fleet.phase is not Phase.STOPPING, "the end is awaited without a deadline"

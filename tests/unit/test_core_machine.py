@@ -270,7 +270,7 @@ class FleetMachine(RuleBasedStateMachine):
         assert fleet.state in ("steady", "failed")
         assert len(stage.slots()) == len(stage.processes) == fleet.size
         assert sorted(w.slot for w in fleet.workers.values()) == list(range(fleet.size))
-        assert all(fleet.fresh(w) for w in fleet.workers.values())
+        assert fleet.facts().fresh == set(fleet.workers)
         assert list(stage.servers) == [fleet.source(fleet.current)]
         assert all(stage.reloads.values()), "a reload without an outcome"
 

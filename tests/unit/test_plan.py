@@ -151,18 +151,18 @@ class TestFilling:
         facts = fleet(*old(0, 1, 3))
         facts.slots[2] = Slot(failures=2, retry_at=50.0)
         assert next_to_fill(facts.facts(), 49.0) is None
-        assert next_retry(facts.facts()) == 50.0
+        assert next_retry(facts) == 50.0
         assert next_to_fill(facts.facts(), 50.0) == (2, 1)
 
     def test_a_retry_behind_one_that_waits_for_another_reason(self) -> None:
         """Slot 0 waits for the trial's outcome, slot 2 for its backoff: the second one's time is what is due."""
         facts = fleet(*old(0, 1), (3, 2, BOOTING), current=2, fallback=1, newest_verified=False)
         facts.slots[2] = Slot(failures=2, retry_at=50.0)
-        assert next_retry(facts.facts()) == 50.0
+        assert next_retry(facts) == 50.0
 
     def test_no_retry_without_room(self) -> None:
         facts = fleet(*old(0, 1, 3), (0, 1, DRAINING), (1, 1, DRAINING))
-        assert next_retry(facts.facts()) is None
+        assert next_retry(facts) is None
 
 
 class TestConverged:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.instrument.statsd import Statsd
 from gunicorn.sock import create_sockets
 
 from tests.harness.control_orders import Orders
@@ -357,7 +358,8 @@ def test_statsd_gets_no_answer_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Meter, "_send", lambda _self, *what: sent.append(what))
     book = AnswerBook()
     book.worker_answered(1, 2, answers(4))
-    meter, again = Meter(LOG, book), Meter(LOG, book)
+    log = object.__new__(Statsd)
+    meter, again = Meter(log, book), Meter(log, book)
     fleet = Fleet(Policy(), 1, Phase.STEADY)
     meter.observe(fleet, 1.0)
     assert ("increment", "zdworker.generation.2.answers", 4) in sent

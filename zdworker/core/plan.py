@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zdworker.core.fleet import Facts, Worker, WorkerState
+from zdworker.core.fleet import Facts, Fleet, Worker, WorkerState
 
 FORKS_AT_A_TIME = 8
 """Workers that a fork server is asked for at a time. It forks one after the other, so more of them would not be there
@@ -32,8 +32,8 @@ sooner; but each order holds descriptors, and an order that was given cannot be 
 
 def next_to_leave(facts: Facts) -> Worker | None:
     """Return the worker to tell to leave now, if one may."""
-    staying = (worker for workers in facts.slots.values() for worker in workers)
-    may = [w for w in staying if _should_retire(facts, w) and _availability_allows(facts, w)]
+    others = (w for workers in facts.slots.values() for w in workers if w.worker_id not in facts.fresh)
+    may = [w for w in others if _should_retire(facts, w) and _availability_allows(facts, w)]
     return min(may, key=lambda w: _order(facts, w), default=None)
 
 
@@ -44,22 +44,16 @@ def _order(facts: Facts, worker: Worker) -> tuple[int, int, bool, int]:
 
 
 def _should_retire(facts: Facts, worker: Worker) -> bool:
+    """Return whether a worker that may not stay should leave now."""
     if worker.slot >= facts.fleet.size:
         return True
-    if worker.worker_id in facts.fresh or _waits_for_successor(facts, worker):
-        return False
-    return _obsolete(facts, worker) or _is_replaced(facts, worker) or _may_leave_first(facts, worker)
-
-
-def _waits_for_successor(facts: Facts, worker: Worker) -> bool:
-    """Return whether a worker that serves can hand its connections over soon."""
-    others = (w for w in facts.slots[worker.slot] if w.worker_id in facts.fresh)
-    return worker.state is WorkerState.READY and any(w.state is not WorkerState.READY for w in others)
-
-
-def _is_replaced(facts: Facts, worker: Worker) -> bool:
-    """Return whether the worker's slot has a verified one that may stay."""
-    return any(w.worker_id in facts.fresh and w.verified for w in facts.slots[worker.slot])
+    successors = [w for w in facts.slots[worker.slot] if w.worker_id in facts.fresh]
+    if successors:
+        if worker.state is WorkerState.READY and any(w.state is not WorkerState.READY for w in successors):
+            return False  # it can hand its connections over soon
+        if any(w.verified for w in successors):
+            return True
+    return _obsolete(facts, worker) or _may_leave_first(facts, worker)
 
 
 def _obsolete(facts: Facts, worker: Worker) -> bool:
@@ -130,11 +124,14 @@ def _source_for(facts: Facts, number: int) -> int | None:
     return None if number in facts.slots else facts.fallback_source
 
 
-def next_retry(facts: Facts) -> float | None:
+def next_retry(fleet: Fleet) -> float | None:
     """Return when the next slot that waits out a backoff may be filled.
 
     A slot whose time has come waits for room, or for a fork server or its turn there, and these bring an event.
     """
+    if fleet.room <= 0:
+        return None
+    facts = fleet.facts()
     times = sorted({_retry_at(facts, n) for n in _lacking(facts)})
     return next((t for t in times if next_to_fill(facts, t) is not None), None)
 
@@ -142,7 +139,9 @@ def next_retry(facts: Facts) -> float | None:
 def converged(facts: Facts) -> bool:
     """Return whether every slot has a verified worker that may stay, and no older code runs any more."""
     fleet = facts.fleet
+    if len(facts.fresh) != fleet.size:
+        return False
     staying = [worker for workers in facts.slots.values() for worker in workers]
-    if len(staying) != fleet.size or not all(w.worker_id in facts.fresh and w.verified for w in staying):
+    if len(staying) != fleet.size or not all(w.verified for w in staying):
         return False
     return all(w.generation in fleet.current for w in fleet.workers.values())

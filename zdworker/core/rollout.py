@@ -163,7 +163,7 @@ class Rollout:
         times += [g.deadline for g in fleet.generations.values()]
         if fleet.running:
             times.append(fleet.stop_at)
-            times.append(plan.next_retry(fleet.facts()))
+            times.append(plan.next_retry(fleet))
             times.append(fleet.restore_at if self._lacks_source() else None)
             times.append(fleet.previous.until if fleet.previous else None)
         return min((t for t in times if t is not None), default=None)

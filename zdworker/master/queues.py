@@ -83,11 +83,12 @@ class Queues(Observer):
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Close the queues of slots that have gone away."""
-        outside = [slot for slot in self._queues if slot >= fleet.size or fleet.ending]
+        size, ending = fleet.size, fleet.ending
+        outside = [slot for slot in self._queues if slot >= size or ending]
         if outside:  # seldom, and this is asked after each event
             kept = {worker.slot for worker in fleet.workers.values() if not worker.leaving}
             for slot in outside:
-                if slot not in kept or fleet.ending:
+                if slot not in kept or ending:
                     self.close(slot)
         if self._closed:
             leaving = {worker.slot for worker in fleet.workers.values() if worker.leaving and not fleet.ending}

@@ -70,6 +70,8 @@ class Meter(Observer):
 
     def observe(self, fleet: Fleet, now: float) -> None:
         """Send the gauges of workers that have changed, and all of them every :data:`REPEAT_INTERVAL_S` seconds."""
+        if not isinstance(self._log, Statsd):
+            return
         gauges = gauges_of(fleet)
         repeat = now >= self._repeat_at
         # statsd keeps the value of a gauge until another one is sent, so a generation that is gone is sent with 0.
