@@ -48,6 +48,7 @@ def install() -> None:
     syscalls.open_standard_streams()
     from gunicorn.app.base import BaseApplication
     from gunicorn.arbiter import Arbiter
+    from gunicorn.config import Chdir
 
     stock_run, stock_wsgi = Arbiter.run, BaseApplication.wsgi
 
@@ -55,9 +56,13 @@ def install() -> None:
         if not roles.is_zero_downtime(arbiter.worker_class):
             stock_run(arbiter)
             return
+        refusal = refusal_of(arbiter)
+        if not refusal:
+            from zdworker.master import launch
+
+            launch.start_early(arbiter.cfg, str(Chdir.default))
         from zdworker.master.arbiter import ZeroDowntimeArbiter, refuse_start
 
-        refusal = refusal_of(arbiter)
         if refusal:
             refuse_start(refusal)
         arbiter.__class__ = ZeroDowntimeArbiter

@@ -82,14 +82,6 @@ def _call_application(name):
     getattr(_sys.modules.get("app"), name, lambda: None)()  # an application without lifespan
 
 
-def on_starting(server):
-    _note("on_starting", workers=server.num_workers)
-
-
-def when_ready(server):
-    _note("when_ready", workers=server.num_workers, listeners=len(server.LISTENERS), master=server.pid)
-
-
 def pre_fork(server, worker):
     _note("pre_fork", age=worker.age)
 
@@ -132,6 +124,17 @@ def nworkers_changed(server, new_value, old_value):
     _note("nworkers_changed", new=new_value, old=old_value)
 """
 """Each hook writes a line; ``application_here`` tells whether the process has the application's module."""
+
+START_HOOKS = """
+
+def on_starting(server):
+    _note("on_starting", workers=server.num_workers)
+
+
+def when_ready(server):
+    _note("when_ready", workers=server.num_workers, listeners=len(server.LISTENERS), master=server.pid)
+"""
+"""For few tests only: with one of these the first generation is started later (``launch.start_early``)."""
 
 FEW_DESCRIPTORS = """
 import resource as _resource

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
 
+from zdworker import syscalls
 from zdworker.errors import GenerationError
 from zdworker.ipc.messages import Place
 from zdworker.master import launch
@@ -161,6 +165,89 @@ def test_the_directory_is_left_again_if_nothing_can_be_started(current: Path) ->
     with pytest.raises(FileNotFoundError):
         launch.start_interpreter(str(current), ["./nothing"], {}, [])
     assert os.getcwd() == before
+
+
+# -- the first generation's interpreter, which is started early -----------------------------------------------
+
+
+StartEarly = Callable[[Config], "launch.Interpreter | None"]
+
+
+@pytest.fixture
+def start_early(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StartEarly:
+    """Return a function that starts an interpreter early with a configuration of Gunicorn's."""
+    monkeypatch.setattr(launch, "early", None)
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-m", "gunicorn"])
+    monkeypatch.setattr(syscalls, "become_subreaper", lambda: True)
+
+    def start(cfg: Config) -> launch.Interpreter | None:
+        launch.start_early(cfg, str(tmp_path))
+        return launch.early
+
+    return start
+
+
+def start_generation(number: int, command: launch.Command) -> ForkServer:
+    return launch.start_generation(number, command, "", {}, logging.getLogger(), print)
+
+
+def close(server: ForkServer) -> None:
+    """Close what a fork server has, and wait for its end."""
+    server.kill()
+    os.waitpid(server.pid, 0)
+    server.channel.close()
+    server.close_stderr()
+
+
+def test_the_interpreter_that_was_started_early_is_the_first_generations(start_early: StartEarly) -> None:
+    early = start_early(Config())
+    assert early is not None
+    server = start_generation(1, early.command)
+    assert (server.pid, server.interpreter, launch.early) == (early.pid, sys.executable, None)
+    close(server)
+
+
+def test_one_that_has_ended_meanwhile_is_started_again(start_early: StartEarly) -> None:
+    early = start_early(Config())
+    assert early is not None
+    os.kill(early.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, early.pid, os.WEXITED | os.WNOWAIT)
+    server = start_generation(1, early.command)
+    assert server.pid != early.pid
+    with pytest.raises(ChildProcessError):
+        os.waitpid(early.pid, 0)
+    close(server)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_one_that_is_not_wanted_ends_by_itself(start_early: StartEarly, tmp_path: Path, number: int) -> None:
+    early = start_early(Config())
+    assert early is not None
+    server = start_generation(number, early.command if number == 2 else command(tmp_path, "-m", "gunicorn"))
+    assert server.pid != early.pid
+    assert os.waitpid(early.pid, 0)[1] == 0, "its channel is closed, so it has nobody to wait for"
+    close(server)
+
+
+def changed(name: str, value: Any) -> Config:
+    cfg = Config()
+    cfg.set(name, value)
+    return cfg
+
+
+def test_none_is_started_before_what_it_would_have_to_inherit(
+    start_early: StartEarly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook: Any = lambda server: None  # noqa: E731  # Gunicorn looks at its parameters
+    for cfg in (changed("on_starting", hook), changed("when_ready", hook), changed("dirty_workers", 1)):
+        assert start_early(cfg) is None
+    monkeypatch.setattr(syscalls, "become_subreaper", lambda: False)
+    assert start_early(Config()) is None, "workers are forked from the master"
+
+
+def test_what_cannot_be_started_early_is_told_later(start_early: StartEarly, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-"])
+    assert start_early(Config()) is None
 
 
 # -- what is compared at the end of a load -------------------------------------------------------------------

@@ -507,9 +507,17 @@ WORKER_REPORT_BYTES: dict[type[Message], int] = {
 """Bytes that each kind of message from a worker may have; it sends no others."""
 
 MESSAGE_TYPES: dict[str, type[Message]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
-FIELD_TYPES: dict[type[Message], dict[str, Any]] = {
-    kind: typing.get_type_hints(kind) for kind in MESSAGE_TYPES.values()
-}
+
+
+class _FieldTypes(dict[type[Message], dict[str, Any]]):
+    """The types of the fields of each kind of message, found out when one is wanted: a process reads a few kinds."""
+
+    def __missing__(self, kind: type[Message]) -> dict[str, Any]:
+        self[kind] = types = typing.get_type_hints(kind)
+        return types
+
+
+FIELD_TYPES = _FieldTypes()
 
 
 def encode(message: Message) -> bytes:

@@ -169,6 +169,8 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
         :raises GenerationError: it cannot be run again; the text says why.
         """
+        if launch.early is not None:
+            return launch.early.command
         return launch.capture(self._zd_start_environment, str(Chdir.default), daemon=self.cfg.daemon)
 
     def zd_refuse_bind(self, places: list[addresses.Place]) -> None:

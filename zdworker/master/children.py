@@ -13,12 +13,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.base import Worker
 
 from zdworker import texts
-from zdworker.core.fleet import Fleet
 from zdworker.descendants import Descendant, before_kill
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.hand_over import HandOverQueue
@@ -36,6 +35,9 @@ from zdworker.ipc.messages import (
 from zdworker.master.reactor import Reactor
 from zdworker.master.report_rules import ReportRules
 from zdworker.plain import attributes, can_be_written, set_attributes
+
+if TYPE_CHECKING:  # the core takes a while to import, and a fork server's interpreter is started before that
+    from zdworker.core.fleet import Fleet
 
 KILLED_WAIT_S = 1.0
 """Seconds that the master waits at its end for the processes that it has killed."""
@@ -261,6 +263,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""
+        if vars(self).keys() <= self._own_names:  # nothing, as a rule; and each new worker asks this of all others
+            return {}
         return {name: value for name, value in vars(self).items() if name not in self._own_names}
 
     def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ Rules:
   load any more (:func:`refuse_moved`).
 * What Python reads from the environment at its start (PYTHONPATH) is what the master's interpreter was started with:
   agents that a wrapper puts there take themselves out, so that the application's own processes do without them.
+* The first generation's interpreter is started before the master imports the rest of itself (:func:`start_early`). It
+  imports its own modules meanwhile, and waits for the master's first message.
 * The interpreter is started with ``posix_spawn`` and never with ``fork``, because the master may have threads
   (Gunicorn's control server is one).
 * Signals that end a process by default are blocked until the new interpreter has handlers, so that a ``kill`` of the
@@ -35,7 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from zdworker import syscalls
+from zdworker import boot, gunicorn_config, syscalls
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
@@ -46,6 +48,9 @@ from zdworker.syscalls import FileState, file_state
 SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
 file and start the master at once."""
+
+FIRST_GENERATION = 1
+"""The number of a master's first generation."""
 
 PYTHONS_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
 """Variables that decide what an interpreter can import."""
@@ -270,6 +275,61 @@ def _named_by_line(command: Command) -> list[str]:
     return [path, *(words[1:] or command.options)] if os.path.exists(path) else []
 
 
+@dataclass(frozen=True)
+class Interpreter:
+    """A fork server's interpreter, which waits for its first message and ends if its channel is closed before that.
+
+    ``words`` are its path and its options, ``stderr`` is the reading end of the pipe that is its standard error.
+    """
+
+    generation: int
+    command: Command
+    words: list[str]
+    pid: int
+    channel: Channel
+    stderr: int
+
+    def close(self) -> None:
+        """Have it end."""
+        self.channel.close()
+        os.close(self.stderr)
+
+
+early: Interpreter | None = None
+"""The first generation's interpreter, until that generation is started or given up."""
+
+
+def start_early(cfg: Any, directory: str) -> None:
+    """Start the first generation's interpreter now, if it will be the same as if it is started when its time has come.
+
+    It is not where something may happen before that which it would have to inherit (a hook raises a limit), or where
+    the master forks a process that would inherit its channel. What fails here fails again later, and is reported then.
+
+    :param cfg: Gunicorn's configuration.
+    :param directory: see :func:`capture`.
+    """
+    global early
+    hooks = any(gunicorn_config.is_set(cfg, name) for name in ("on_starting", "when_ready"))
+    forks = getattr(cfg, "dirty_workers", 0) or not syscalls.become_subreaper()
+    if boot.current is not None or hooks or forks:
+        return
+    with contextlib.suppress(OSError, ValueError, GenerationError):
+        early = _start_interpreter(FIRST_GENERATION, capture(cfg.env_orig, directory, daemon=cfg.daemon))
+
+
+def _take_early(number: int, command: Command) -> Interpreter | None:
+    """Return the interpreter that :func:`start_early` has started, if it is the one that is wanted and still runs."""
+    global early
+    found, early = early, None
+    if found is None:
+        return None
+    # If it has ended before the master had a handler for that, there is no signal to learn it from.
+    if (number, command) == (found.generation, found.command) and os.waitpid(found.pid, os.WNOHANG) == (0, 0):
+        return found
+    found.close()
+    return None
+
+
 def start_generation(
     number: int,
     command: Command,
@@ -287,26 +347,42 @@ def start_generation(
     :raises OSError: the system gives no process, pipe or socket.
     :raises GenerationError: the command cannot be run again.
     """
+    init = Init(
+        generation=number,
+        master=os.getpid(),
+        directory=command.directory,
+        safe_path=command.safe_path,
+        descriptors=["stderr"],
+        configuration=configuration,
+        started=command.started,
+        environment=hooked,
+        trial=command.trial,
+    )
+    started = _take_early(number, command) or _start_interpreter(number, command)
+    try:
+        # It may not read yet; the registry of children sends what there is no room for.
+        log.debug("master -> fork server of generation %s: %r", number, init)
+        started.channel.post(init, [2])
+    except BaseException:
+        started.close()
+        raise
+    server = ForkServer(number, started.pid, started.channel, started.stderr, log, show)
+    server.interpreter = started.words[0]
+    return server
+
+
+def _start_interpreter(number: int, command: Command) -> Interpreter:
+    """Start the interpreter of a generation.
+
+    :raises OSError: the system gives no process, pipe or socket.
+    :raises GenerationError: the command cannot be run again.
+    """
+    words = interpreter(command)
     channel, other = Channel.pair(SERVER_REPORT_BYTES)
     stderr, writer = -1, -1
     try:
         stderr, writer = os.pipe()
         os.set_blocking(stderr, False)
-        init = Init(
-            generation=number,
-            master=os.getpid(),
-            directory=command.directory,
-            safe_path=command.safe_path,
-            descriptors=["stderr"],
-            configuration=configuration,
-            started=command.started,
-            environment=hooked,
-            trial=command.trial,
-        )
-        # The message is sent before there is a reader; the registry of children sends what there is no room for yet.
-        log.debug("master -> fork server of generation %s: %r", number, init)
-        channel.post(init, [2])
-        words = interpreter(command)
         pid = _spawn(command, number, words, other, writer)
     except BaseException:
         channel.close()
@@ -317,9 +393,7 @@ def start_generation(
         other.close()
         if writer >= 0:
             os.close(writer)
-    server = ForkServer(number, pid, channel, stderr, log, show)
-    server.interpreter = words[0]
-    return server
+    return Interpreter(number, command, words, pid, channel, stderr)
 
 
 def _spawn(command: Command, generation: int, words: list[str], channel: socket.socket, stderr: int) -> int:

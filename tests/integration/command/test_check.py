@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.harness import documents, processes, worker_classes
-from tests.harness.application_site import Site
+from tests.harness.application_site import START_HOOKS, Site
 from tests.harness.clients import Client, request
 from tests.harness.control_client import status
 from tests.harness.processes import wait_for
@@ -313,7 +313,7 @@ def test_a_log_configuration_that_cannot_be_used(check: Check) -> None:
 
 
 def test_hooks_that_do_not_reach_workers_are_named_and_not_called(check: Check, site: Site) -> None:
-    site.configure(worker_class=DEFAULT_CLASS)
+    site.configure(START_HOOKS, worker_class=DEFAULT_CLASS)
     found = check.found("app:app")
     (warning,) = [text for level, about, text in found if (level, about) == ("warning", "hooks")]
     assert warning.startswith("on_starting, when_ready, pre_fork: called in the master")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 
 import pytest
 
 from tests.harness import control_client
-from tests.harness.application_site import Site
+from tests.harness.application_site import START_HOOKS, Site
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
@@ -35,7 +36,7 @@ def assert_by_worker(site: Site, workers: list[int], *hooks: str) -> None:
 
 @PRELOAD
 def test_hooks_from_start_to_stop(start: Start, site: Site, preload: bool) -> None:
-    server = start(workers=2, preload_app=preload)
+    server = start(workers=2, preload_app=preload, extra=START_HOOKS)
     workers = server.workers()
     assert server.stop() == 0
     order = list(dict.fromkeys(names(site)))
@@ -64,7 +65,7 @@ def test_hooks_from_start_to_stop(start: Start, site: Site, preload: bool) -> No
 
 @PRELOAD
 def test_hooks_at_a_reload(start: Start, site: Site, preload: bool) -> None:
-    server = start(workers=2, preload_app=preload)
+    server = start(workers=2, preload_app=preload, extra=START_HOOKS)
     old = server.workers()
     server.reload("two")
     new = server.workers()
@@ -97,6 +98,14 @@ def test_new_hooks_come_with_a_reload(start: Start, site: Site) -> None:
     wait_for(lambda: site.events("new_child_exit"), BOOT_TIMEOUT_S, "the new hook has run")
     assert site.events("new_on_reload")
     assert not site.events("on_reload")
+
+
+@pytest.mark.parametrize("hook", ["on_starting", "when_ready"])
+def test_workers_inherit_what_a_hook_sets_for_its_process(start: Start, hook: str) -> None:
+    set_limit = "import resource\n    resource.setrlimit(resource.RLIMIT_CORE, (12345, 12345))"
+    server = start(workers=2, extra=f"\n\ndef {hook}(server):\n    {set_limit}\n")
+    for worker in server.workers():
+        assert resource.prlimit(worker, resource.RLIMIT_CORE) == (12345, 12345)
 
 
 SET_THINGS = """

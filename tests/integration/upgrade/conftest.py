@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.harness.application_site import Site
+from tests.harness.application_site import START_HOOKS, Site
 from tests.harness.releases import TIMEOUT_S, Releases
 from tests.harness.server import Start
 
@@ -18,7 +18,7 @@ def make_server(make_server: Start, site: Site) -> Start:
 @pytest.fixture
 def releases(make_server: Start, site: Site) -> Releases:
     """A server that runs by the link, and whose release is called "one"."""
-    server = make_server(zd_boot_timeout=TIMEOUT_S)
+    server = make_server(zd_boot_timeout=TIMEOUT_S, extra=START_HOOKS)
     made = Releases(site, server)
     server.configure()
     made.add("one")
