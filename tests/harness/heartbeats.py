@@ -2,11 +2,13 @@
 
 Rules: an answer needs a turn of the master's loop, so the longest wait for one bounds the longest turn. The time in
 which the kernel has kept the master, or the observer, waiting for a processor is not the master's: it is known
-(``/proc/<pid>/schedstat``, run_delay) and subtracted.
+(``/proc/<pid>/task/<tid>/schedstat``, run_delay) and subtracted, of all their threads, since one that waits may hold
+the interpreter's lock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -36,9 +38,13 @@ def status(path: Path, timeout: float = 10) -> dict[str, Any]:
     return found
 
 
-def processor_wait_s(task: str) -> float:
-    """Return the seconds that a task was ready to run, but had no processor."""
-    return int(Path(f"/proc/{task}/schedstat").read_text().split()[1]) / 1e9
+def processor_waits_s(*pids: int) -> dict[Path, float]:
+    """Return the seconds that each thread of some processes was ready to run, but had no processor."""
+    found: dict[Path, float] = {}
+    for task in (task for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()):
+        with contextlib.suppress(OSError):  # it has ended
+            found[task] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    return found
 
 
 def processor_time_s(pid: int) -> float:
@@ -75,16 +81,15 @@ class Heartbeats:
     def _run(self) -> None:
         while not self._ended.wait(0.01):
             try:
-                self._beat(f"self/task/{threading.get_native_id()}")
+                self._beat()
             except (OSError, ValueError, KeyError) as error:
                 self.errors.append(repr(error))
 
-    def _beat(self, own: str) -> None:
-        waited, began = self._processor_waits(own), time.monotonic()
+    def _beat(self) -> None:
+        before, began = processor_waits_s(self._master, os.getpid()), time.monotonic()
         status(self._path, timeout=60)
-        took = time.monotonic() - began - (self._processor_waits(own) - waited)
+        took = time.monotonic() - began
+        after = processor_waits_s(self._master, os.getpid())
+        took -= sum(waited - before.get(task, 0.0) for task, waited in after.items())
         self.answers += 1
         self.longest_s = max(self.longest_s, took)
-
-    def _processor_waits(self, own: str) -> float:
-        return processor_wait_s(str(self._master)) + processor_wait_s(own)

@@ -224,8 +224,13 @@ def _works_in(pid: int, directory: Path) -> bool:
     return Path(place).is_relative_to(directory.resolve())
 
 
+def unix_sockets() -> str:
+    """Return the table of Unix sockets, with their paths."""
+    return _text("/proc/net/unix")
+
+
 def _listening_unix() -> set[int]:
-    lines = [line.split() for line in _text("/proc/net/unix").splitlines()[1:]]
+    lines = [line.split() for line in unix_sockets().splitlines()[1:]]
     return {int(fields[6]) for fields in lines if int(fields[3], 16) & UNIX_ACCEPTS}
 
 

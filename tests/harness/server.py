@@ -25,6 +25,8 @@ from signal import Signals
 from types import TracebackType
 from typing import Any
 
+import gunicorn
+
 from tests.harness import processes, worker_classes
 from tests.harness.application_site import Site
 from tests.harness.clients import Address, Client
@@ -233,6 +235,15 @@ class Server:
         """Return what the master has open, but for its history's file, which a thread has open for a moment."""
         found = processes.descriptors(self.master)
         return {number: target for number, target in found.items() if "/history-" not in target}
+
+    def wait_control_server(self, deadline: float = BOOT_TIMEOUT_S) -> None:
+        """Wait until Gunicorn's own control socket is there, for who counts descriptors: a thread opens it.
+
+        With a new program it comes when an upgrade is done already.
+        """
+        path = f" {self.site.directory / 'gunicorn.ctl'}"
+        if gunicorn.version_info >= (25, 1):
+            wait_for(lambda: path in processes.unix_sockets(), deadline, f"{path} is bound")
 
     def listeners(self) -> set[int]:
         """Return the inodes of the master's listening sockets; with ``reuse_port`` each worker has its own."""

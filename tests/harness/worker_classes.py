@@ -49,6 +49,8 @@ class WorkerClass:
     """A client that is slow takes nothing away from the others: no thread, no process."""
     hands_over: bool = True
     """Its idle connections go on to the next worker of the slot."""
+    ends_idle: bool = True
+    """It ends an idle connection when its keep-alive time is over, also while it serves."""
     decodes: bool = True
     """The path that the application gets is the one that was percent-encoded."""
     polls: bool = True
@@ -90,10 +92,11 @@ ASGI = WorkerClass(
         continues=gunicorn.version_info[0] >= 27,
         pipelines=gunicorn.version_info[0] != 26,
         hands_over=gunicorn.version_info >= (25, 2),
+        ends_idle=gunicorn.version_info >= (27,),  # before, the timer is cancelled as soon as it is set
         decodes=gunicorn.version_info >= (25, 2),
     ),
 )
-TORNADO = WorkerClass("TornadoWorker", "tornado", "tornado", websockets=True)
+TORNADO = WorkerClass("TornadoWorker", "tornado", "tornado", websockets=True, ends_idle=False)  # but in an hour
 GEVENT = WorkerClass("GeventWorker", "wsgi", "gevent", {"worker_connections": 4000})
 THREAD = WorkerClass("ThreadWorker", "wsgi", "gthread", {"threads": 8, "worker_connections": 4000}, concurrent=False)
 WSGI = WorkerClass(

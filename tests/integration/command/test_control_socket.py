@@ -250,6 +250,7 @@ def test_unknown_orders_name_the_known_ones(operator: Operator) -> None:
 
 
 def test_a_crowd_an_endless_line_and_half_an_order_hurt_nobody(server: Server, path: Path) -> None:
+    server.wait_control_server()
     before = len(server.descriptors())
     with contextlib.ExitStack() as stack, Load(server.address, "new", clients=2) as load:
         crowd: list[socket.socket] = []

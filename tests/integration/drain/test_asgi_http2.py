@@ -166,12 +166,13 @@ def test_http2_streams_in_flight_and_new_ones(stage: Stage) -> Steps:
     client = connect(stage.server)
     slow = in_flight(stage, client, "/hold_apart")
     yield
-    late = client.request("GET", "/stream?seconds=1")
+    late = client.request("GET", "/sleep?seconds=1" if gunicorn.version_info[0] == 26 else "/stream?seconds=1")
     assert client.goaways == []
     (stage.server.site.directory / "release_apart").touch()
     assert_old(client.answer(slow))
     assert_old(client.answer(late))
-    assert client.streams[late].body.endswith(b"whole\n")
+    if gunicorn.version_info[0] != 26:  # that one never ends a stream whose last piece is empty
+        assert client.streams[late].body.endswith(b"whole\n")
     client.until_end()
     assert client.goaways == [(late, NO_ERROR)]
 

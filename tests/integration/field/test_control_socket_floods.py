@@ -120,6 +120,7 @@ def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None
 
 def test_clients_that_come_and_go_leave_nothing(server: Server, path: Path) -> None:
     wait_for(lambda: status(path)["state"] == "steady", BOOT_TIMEOUT_S, "the start is over")
+    server.wait_control_server()
     held, took = len(server.descriptors()), memory(server.master)
     for _ in range(5000):
         connected(path).close()

@@ -167,6 +167,7 @@ def test_hostile_workers_of_a_real_master(start: Start, site: Site, full: bool) 
     server = start(workers=workers, extra=extra, preload_app=True, zd_control_socket=str(path), **privileges)
     chance = random.Random(12)
     wait_steady(path)
+    server.wait_control_server()
     held, memory = len(server.descriptors()), processes.memory(server.master)
     with Heartbeats(server.master, path) as heartbeats, Load(server.address, "new", clients=1) as load:
         for number in range(rounds):
@@ -190,6 +191,7 @@ def test_orders(start: Start, site: Site, number: int) -> None:
     server = start(workers=1, zd_control_socket=str(path))
     chance, sent = random.Random(12), 0
     wait_steady(path)
+    server.wait_control_server()
     held, memory = len(server.descriptors()), processes.memory(server.master)
     lines = mutations.messages(chance, [Order, *MESSAGE_TYPES.values()], 0.5)
     clients: list[socket.socket] = []

@@ -87,6 +87,7 @@ def test_many_upgrades_lose_no_request_and_no_connection(start: Start, full: boo
         connect("ws://%s:%s/websocket" % server.address, proxy=None) as websocket,
     ):
         assert control_client.upgrade(server).result == "done"
+        server.wait_control_server()
         descriptors, memory = len(server.descriptors()), own_memory(server.master)
         for number in range(19 if full else 3):
             assert control_client.upgrade(server).result == "done"

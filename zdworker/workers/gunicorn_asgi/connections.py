@@ -9,7 +9,7 @@ Rules:
   is decided when the head is written, because until then more may arrive.
 * A connection is over when it is lost **and** its calls of the application have returned: background tasks run there.
 
-Known: Gunicorn 25.0 and 25.1 (a stream reader for each connection), 25.2 to 26.1 (parsers with callbacks), 27 (the
+Known: Gunicorn 25.0 and 25.1 (a stream reader for each connection), 25.2 to 26.2 (parsers with callbacks), 27 (the
 same, with responses that overlap with the rest of their call, and HTTP/2 streams that overlap with each other).
 """
 
@@ -37,6 +37,11 @@ BETWEEN_REQUESTS = (ConnectionState.UNUSED, ConnectionState.IDLE)
 """What a connection is in while nothing of a request has come."""
 
 
+SINCE_27 = hasattr(ASGIProtocol, "_serve_http_request")
+"""Whether this is Gunicorn 27 or later, whose responses overlap with the rest of their call. Earlier ones drop what a
+client has sent behind a request, although the parsers of 26.2 can hand it back, and keep a connection whose response
+has no end."""
+
 ATTRIBUTES = (
     "_zd_data_at",
     "_zd_dropped",
@@ -51,6 +56,7 @@ ATTRIBUTES = (
     "_zd_requests_before",
     "_zd_server",
     "_zd_upgraded",
+    "_zd_whole",
     "zd_offer",
 )
 """What a connection has beside the base's attributes. They are slots: the base has more than a dictionary that objects
@@ -115,9 +121,12 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         self._zd_idle: tuple[int, float] | None = None  # since when it is seen idle, and before which request
         self._zd_moved = self._zd_receiving = False
         self._zd_half_line = False  # the parser holds the first byte of an empty line, which begins no request
+        self._zd_whole = False  # the application has sent the end of the present response (before 27)
         self._zd_requests_before = 0  # answered by the workers that have handed it over
         self.zd_offer: Callable[[], None] | None = None
         """Called when a response is complete, in a drain that hands connections over."""
+        if not SINCE_27:
+            self.use(self.app)
 
     def connection_made(self, transport: Any) -> None:
         """Register, then do as the base does."""
@@ -179,6 +188,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """Have further requests answered by ``application``; a WebSocket has its own for good."""
         if not self._zd_upgraded:
             self.app = application if self.zd_offer is None else self._zd_holding(application)
+            if not SINCE_27:
+                self.app = self._zd_noting(self.app)
 
     async def _handle_websocket(self, *args: Any) -> None:
         self._zd_upgraded = True
@@ -249,9 +260,8 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         """Return whether the connection may end with the response to ``request``: nothing else is under way."""
         parser = getattr(self, "_callback_parser", None)
         if parser is not None:
-            # Gunicorn before 27 drops what a client has sent behind a request, so it is better to say that nothing
-            # follows.
-            behind = bool(parser.remaining()) if hasattr(parser, "remaining") else False
+            # Where the base drops what a client has sent behind a request, it is better to say that nothing follows.
+            behind = SINCE_27 and hasattr(parser, "remaining") and bool(parser.remaining())
         elif hasattr(request, "unreader"):
             behind = bool(request._body_remaining or request.unreader.has_buffered_data() or self.reader._buffer)
         else:
@@ -315,6 +325,30 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
         if not await done_within(task, LINGER_S):
             task.cancel()
         self._zd_dropped = True
+
+    if not SINCE_27:
+
+        async def _handle_http_request(self, *args: Any) -> Any:
+            """Answer a request, and end the connection if the application has not sent the end of its response.
+
+            The base would keep it, and the client would wait for the rest.
+            """
+            self._zd_whole = False
+            keepalive = await super()._handle_http_request(*args)
+            return keepalive and self._zd_whole
+
+    def _zd_noting(self, application: AsgiApplication) -> AsgiApplication:
+        """Return ``application`` with the end of each response noted."""
+
+        def answer(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+            def sent(message: Event) -> Awaitable[None]:
+                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                    self._zd_whole = True
+                return send(message)
+
+            return application(scope, receive, sent)
+
+        return answer
 
     def _close_transport(self) -> None:
         """Close, but first read what the client is still sending: the rest of a body, its half of a WebSocket's end.
@@ -440,7 +474,7 @@ class Connection(ASGIProtocol):  # type: ignore[misc]  # Gunicorn has no types
     def zd_tend(self, now: float, drain: Drain) -> None:
         """End the connection if its time is over at ``now``, by ``time.monotonic()``.
 
-        The base has no timer for one that was never used, until 26.1 none that works for any other.
+        The base has no timer for one that was never used, before 27 none that works for any other.
         """
         if self._zd_http2 is not None and self._zd_lost and not self._zd_http2.in_flight():
             self._zd_server.open.discard(self)  # until 26.1 the task of one that broke the protocol never ends
