@@ -208,7 +208,7 @@ def _start(
     if under:
         environment["PYTHONHASHSEED"] = "0"
     if "--preload" not in options:
-        environment["ZD_PRELOAD"] = "never"  # with and without it are measured
+        environment.setdefault("ZD_PRELOAD", "never")  # with and without it are measured
     with (directory / "log").open("wb") as log:
         return subprocess.Popen(
             command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -32,8 +32,16 @@ sooner; but each order holds descriptors, and an order that was given cannot be 
 
 def next_to_leave(facts: Facts) -> Worker | None:
     """Return the worker to tell to leave now, if one may."""
-    others = (w for workers in facts.slots.values() for w in workers if w.worker_id not in facts.fresh)
-    may = [w for w in others if _should_retire(facts, w) and _availability_allows(facts, w)]
+    # Most of hundreds of workers serve alone in their slots, and go on to while none may leave first.
+    leave_first, size = _some_may_leave_first(facts), facts.fleet.size
+    asked = (
+        worker
+        for workers in facts.slots.values()
+        for worker in workers
+        if worker.worker_id not in facts.fresh
+        and (leave_first or len(workers) > 1 or not worker.verified or worker.slot >= size)
+    )
+    may = [w for w in asked if _should_retire(facts, w) and _availability_allows(facts, w)]
     return min(may, key=lambda w: _order(facts, w), default=None)
 
 
@@ -69,15 +77,18 @@ def _obsolete(facts: Facts, worker: Worker) -> bool:
     return booting and (fleet.newest_verified or len(facts.slots[worker.slot]) > 1)
 
 
-def _may_leave_first(facts: Facts, worker: Worker) -> bool:
-    """Return whether a worker may leave before its slot has another one, to make room for that."""
+def _some_may_leave_first(facts: Facts) -> bool:
+    """Return whether there are workers that may leave before their slot has another one, to make room for that."""
     fleet = facts.fleet
     if facts.source is None or facts.room > 0:
         return False
-    if fleet.newest_verified and facts.must_serve < fleet.size and not worker.replacement_requested:
-        return True
-    # Otherwise only where nothing but the end of a worker that serves can make room.
-    return facts.only_verified
+    # Either some may be missing, or nothing but the end of a worker that serves can make room.
+    return facts.only_verified or (fleet.newest_verified and facts.must_serve < fleet.size)
+
+
+def _may_leave_first(facts: Facts, worker: Worker) -> bool:
+    """Return whether this worker is one of them."""
+    return _some_may_leave_first(facts) and (facts.only_verified or not worker.replacement_requested)
 
 
 def _availability_allows(facts: Facts, worker: Worker) -> bool:
