@@ -47,6 +47,16 @@ def test_the_request_and_its_whole_answer() -> None:
     assert b"\r\nX-Probe: yes\r\n" in seen[0]
 
 
+@pytest.mark.parametrize(
+    "framing",
+    ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "\r\nhello"],
+)
+def test_the_end_of_an_answer_with_which_its_connection_ends(framing: str) -> None:
+    """From Python 3.13 on the connection is closed with the last byte of the body."""
+    reply = f"HTTP/1.1 200 OK\r\nConnection: close\r\n{framing}".encode()
+    assert asked(lambda connection, _request: connection.sendall(reply)).body == b"hello"
+
+
 @pytest.mark.parametrize("reply", [b"", b"SSH-2.0\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhal"])
 def test_an_answer_that_is_none(reply: bytes) -> None:
     with pytest.raises(NoInstance, match="the canary has not answered"):

@@ -59,7 +59,7 @@ def _whole_body(connection: socket.socket, answer: http.client.HTTPResponse, dea
     :raises TimeoutError: it has not ended in time.
     """
     parts: list[bytes] = []
-    while True:
+    while not answer.isclosed():  # from Python 3.13 on it closes the connection with its last byte
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise TimeoutError
@@ -68,5 +68,6 @@ def _whole_body(connection: socket.socket, answer: http.client.HTTPResponse, dea
         if not part:
             if answer.length:
                 raise http.client.IncompleteRead(b"".join(parts), answer.length)
-            return b"".join(parts)
+            break
         parts.append(part)
+    return b"".join(parts)
