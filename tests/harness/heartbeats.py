@@ -1,9 +1,9 @@
 """A healthy observer of a master: it asks for the status again and again, and notes how long the answers take.
 
 Rules: an answer needs a turn of the master's loop, so the longest wait for one bounds the longest turn. The time in
-which the kernel has kept the master, or the observer, waiting for a processor is not the master's: it is known
-(``/proc/<pid>/task/<tid>/schedstat``, run_delay) and subtracted, of all their threads, since one that waits may hold
-the interpreter's lock.
+which the kernel has kept the master, or the observer, waiting for a processor is not the master's. It is known
+(``/proc/<pid>/task/<tid>/schedstat``, run_delay) and subtracted. That of all their threads is, because one that waits
+may hold the interpreter's lock.
 """
 
 from __future__ import annotations
