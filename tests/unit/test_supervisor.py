@@ -31,6 +31,7 @@ from zdworker.master.statsd import Meter
 from zdworker.master.status import Journal
 from zdworker.master.supervisor import Supervisor
 from zdworker.master.systemd import Notifier
+from zdworker.master.upgrade import Upgrader
 from zdworker.settings import Settings
 
 RAISED = [RuntimeError("broken \udce9"), StopIteration(), SystemExit(1), asyncio.CancelledError(), KeyError()]
@@ -225,3 +226,25 @@ def test_the_actions_that_the_core_waits_for_are_known() -> None:
     }
     assert waited_for | others == set(events.Action.__args__)
     assert all(dataclasses.is_dataclass(kind) for kind in waited_for)
+
+
+def test_turns_without_an_event_look_at_everything_soon_and_not_each_time(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hundreds of workers report several hundred times a second, which leads to nothing."""
+    now, seen = 100.0, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(Upgrader, "look", lambda _self: seen.append(now))
+    waits: list[float] = []
+    monkeypatch.setattr(supervisor.reactor, "wait", waits.append)
+    supervisor.poll(1.0)
+    assert seen == [100.0], "an idle master looks in each turn"
+    for _ in range(100):  # reports
+        now += 0.001
+        supervisor.poll(1.0)
+    assert seen == pytest.approx([100.0, 100.05, 100.1])
+    now += 0.001
+    waits.clear()
+    supervisor.poll(1.0)
+    supervisor.poll(1.0)
+    assert waits == pytest.approx([1.0, 0.049]), "what one of these turns has brought is looked at in time"

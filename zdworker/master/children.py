@@ -263,7 +263,7 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""
-        if vars(self).keys() <= self._own_names:  # nothing, as a rule; and each new worker asks this of all others
+        if len(vars(self)) == len(self._own_names):  # nothing, as a rule; and each new worker asks this of all others
             return {}
         return {name: value for name, value in vars(self).items() if name not in self._own_names}
 

@@ -357,15 +357,12 @@ class Executor:
 
     def _siblings(self, record: WorkerRecord) -> dict[str, dict[str, Any]]:
         """Return what the hooks in a worker see of the others."""
-        return {
-            str(pid): {
-                **{n: v for n, v in other.hook_attributes().items() if gunicorn_config.is_plain(v, SIBLING_BYTES)},
-                "age": other.worker_id,
-                "slot": other.slot,
-                "alive": other.alive,
-            }
-            for pid, other in self._children.seen_by_hooks(self._fleet, record).items()
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for pid, other in self._children.seen_by_hooks(self._fleet, record).items():
+            hooked = other.hook_attributes()
+            plain = {n: v for n, v in hooked.items() if gunicorn_config.is_plain(v, SIBLING_BYTES)} if hooked else {}
+            found[str(pid)] = {**plain, "age": other.worker_id, "slot": other.slot, "alive": other.alive}
+        return found
 
     def _send_order(self, record: WorkerRecord, hook_data: HookData, spawn: Spawn, descriptors: list[int]) -> None:
         if record.generation in self._local:
