@@ -207,11 +207,12 @@ def test_the_interpreter_that_was_started_early_is_the_first_generations(start_e
     close(server)
 
 
-def test_one_that_has_ended_meanwhile_is_started_again(start_early: StartEarly) -> None:
+@pytest.mark.parametrize("reaped", [False, True], ids=["", "reaped"])
+def test_one_that_has_ended_meanwhile_is_started_again(start_early: StartEarly, reaped: bool) -> None:
     early = start_early(Config())
     assert early is not None
     os.kill(early.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, early.pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, early.pid, os.WEXITED | (0 if reaped else os.WNOWAIT))
     server = start_generation(1, early.command)
     assert server.pid != early.pid
     with pytest.raises(ChildProcessError):

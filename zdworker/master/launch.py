@@ -323,9 +323,11 @@ def _take_early(number: int, command: Command) -> Interpreter | None:
     found, early = early, None
     if found is None:
         return None
-    # If it has ended before the master had a handler for that, there is no signal to learn it from.
-    if (number, command) == (found.generation, found.command) and os.waitpid(found.pid, os.WNOHANG) == (0, 0):
-        return found
+    if (number, command) == (found.generation, found.command):
+        # If it has ended before the master had a handler for that, there is no signal to learn it from.
+        with contextlib.suppress(ChildProcessError):  # the handler was there, and has reaped it
+            if os.waitpid(found.pid, os.WNOHANG) == (0, 0):
+                return found
     found.close()
     return None
 
