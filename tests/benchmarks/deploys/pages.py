@@ -69,8 +69,8 @@ Each client has one connection, on which it sends a POST of 2 kB, and rests from
 between an answer and the next request. Every server that keeps connections keeps an idle one for {keepalive} s. One
 deploy. A client connects again when its connection is closed, when the server announces that, or when a request fails.
 uWSGI's `http-socket`, `sync` and `WSGIWorker` keep none.
-On {taken} the machine had much other work, so times are in imports: an import is a second of processor time, and the
-last column has how long that took right before the deploy.
+Times are in imports: an import is a second of processor time, and the last column has how long that took right before
+the deploy. Taken on {taken}.
 """
 STORM = """\
 `ab -n 100000 -c 1000` (a connection for each request) and `wrk -c 1000` (kept where the server keeps them), one deploy
