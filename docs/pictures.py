@@ -294,7 +294,7 @@ def _panel(picture: Picture, top: float, words: str, loaded: dict[str, Any], wid
     end = EDGE + (LEAD + loaded["course"][-1][0] / work_s) * width
     picture.path(f"M{EDGE} {axis:g} H{min(end, FAR):g}")
     if end < FAR - 100:
-        picture.text(end + 8, axis + 4, "the deploy is over", "note")
+        picture.text(end + 8, axis + 4, "deploy over", "note")
 
 
 def _height(count: int, room: float) -> float:

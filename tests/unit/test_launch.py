@@ -242,6 +242,11 @@ def test_none_is_started_before_what_it_would_have_to_inherit(
     hook: Any = lambda server: None  # noqa: E731  # Gunicorn looks at its parameters
     for cfg in (changed("on_starting", hook), changed("when_ready", hook), changed("dirty_workers", 1)):
         assert start_early(cfg) is None
+    assert start_early(changed("bind", ["127.0.0.1:8000", "fd://3"])) is None
+    for name in ("LISTEN_FDS", "GUNICORN_FD"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "3")
+            assert start_early(Config()) is None
     monkeypatch.setattr(syscalls, "become_subreaper", lambda: False)
     assert start_early(Config()) is None, "workers are forked from the master"
 

@@ -49,6 +49,9 @@ SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
 file and start the master at once."""
 
+HANDING_OVER = ("LISTEN_FDS", "GUNICORN_FD")
+"""Variables by which systemd (sd_listen_fds(3)) and an old master of Gunicorn's hand listening sockets over."""
+
 FIRST_GENERATION = 1
 """The number of a master's first generation."""
 
@@ -302,16 +305,21 @@ early: Interpreter | None = None
 def start_early(cfg: Any, directory: str) -> None:
     """Start the first generation's interpreter now, if it will be the same as if it is started when its time has come.
 
-    It is not where something may happen before that which it would have to inherit (a hook raises a limit), or where
-    the master forks a process that would inherit its channel. What fails here fails again later, and is reported then.
+    It is not where something may happen before that which it would have to inherit (a hook raises a limit), where the
+    master has been handed listening sockets, which the interpreter would inherit until the master has taken them, or
+    where the master forks a process that would inherit its channel. What fails here fails again later, and is reported
+    then.
 
     :param cfg: Gunicorn's configuration.
     :param directory: see :func:`capture`.
     """
     global early
     hooks = any(gunicorn_config.is_set(cfg, name) for name in ("on_starting", "when_ready"))
+    handed_over = any(name in cfg.env_orig for name in HANDING_OVER) or any(
+        str(at).startswith("fd:") for at in cfg.bind
+    )
     forks = getattr(cfg, "dirty_workers", 0) or not syscalls.become_subreaper()
-    if boot.current is not None or hooks or forks:
+    if boot.current is not None or hooks or handed_over or forks:
         return
     with contextlib.suppress(OSError, ValueError, GenerationError):
         early = _start_interpreter(FIRST_GENERATION, capture(cfg.env_orig, directory, daemon=cfg.daemon))
