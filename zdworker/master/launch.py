@@ -305,10 +305,9 @@ early: Interpreter | None = None
 def start_early(cfg: Any, directory: str) -> None:
     """Start the first generation's interpreter now, if it will be the same as if it is started when its time has come.
 
-    It is not where something may happen before that which it would have to inherit (a hook raises a limit), where the
-    master has been handed listening sockets, which the interpreter would inherit until the master has taken them, or
-    where the master forks a process that would inherit its channel. What fails here fails again later, and is reported
-    then.
+    It is not in three cases: a hook may set what it would have to inherit (a limit), it would inherit listening sockets
+    that the master has been handed and not taken yet, or the master forks a process that would inherit its channel.
+    What fails here fails again later, and is reported then.
 
     :param cfg: Gunicorn's configuration.
     :param directory: see :func:`capture`.
