@@ -305,9 +305,9 @@ early: Interpreter | None = None
 def start_early(cfg: Any, directory: str) -> None:
     """Start the first generation's interpreter now, if it will be the same as if it is started when its time has come.
 
-    It is not in three cases: a hook may set what it would have to inherit (a limit), it would inherit listening sockets
-    that the master has been handed and not taken yet, or the master forks a process that would inherit its channel.
-    What fails here fails again later, and is reported then.
+    There are three cases in which it is not. A hook may set what it would have to inherit, such as a limit. It would
+    inherit the listening sockets that the master has been handed and has not taken yet. The master forks a process that
+    would inherit its channel. What fails here fails again later, and is reported then.
 
     :param cfg: Gunicorn's configuration.
     :param directory: see :func:`capture`.
