@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -132,3 +133,23 @@ def test_a_reader_may_remove_its_own_descriptor_before_it_is_written_to(reactor:
     reactor.wait(0)
     assert called == []
     ours.close()
+
+
+def test_fewer_descriptors_are_allowed_than_are_polled(reactor: Reactor) -> None:
+    """poll(2) refuses that, and it must not end the master."""
+    pipes = [os.pipe() for _ in range(10)]
+    called: list[int] = []
+    for reader, _ in pipes:
+        reactor.add(reader, lambda reader=reader: called.append(len(os.read(reader, 10))))  # type: ignore[misc]
+    os.write(pipes[-1][1], b"x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))
+    try:
+        reactor.wait(5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert called == [1]
+    for reader, writer in pipes:
+        reactor.remove(reader)
+        os.close(reader)
+        os.close(writer)

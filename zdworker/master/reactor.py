@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import heapq
 import itertools
 import logging
@@ -21,6 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 _LOG = logging.getLogger("gunicorn.error")
+
+ALONE_S = 0.02
+"""Seconds between two looks at descriptors that cannot be polled together."""
 
 
 class Reactor:
@@ -98,13 +102,28 @@ class Reactor:
             self._call(heapq.heappop(self._timers)[2])
 
     def _poll(self, timeout: float) -> None:
-        for key, events in self._selector.select(max(0.0, timeout)):
+        for key, events in self._select(max(0.0, timeout)):
             # A callback may have removed another one's descriptor, or its own.
             if events & selectors.EVENT_READ and self._is_registered(key):
                 self._call(key.data)
             if events & selectors.EVENT_WRITE and self._is_registered(key) and key.fd in self._writers:
                 self._poll_for(key.fd, selectors.EVENT_READ)
                 self._call(self._writers.pop(key.fd))
+
+    def _select(self, timeout: float) -> list[tuple[selectors.SelectorKey, int]]:
+        try:
+            return self._selector.select(timeout)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # RLIMIT_NOFILE has been lowered below the number of polled descriptors (poll(2)), so each is polled alone.
+        time.sleep(min(timeout, ALONE_S))
+        found: list[tuple[selectors.SelectorKey, int]] = []
+        for key in list(self._selector.get_map().values()):
+            with selectors.PollSelector() as alone:
+                alone.register(key.fd, key.events)
+                found += [(key, events) for _, events in alone.select(0)]
+        return found
 
     def _is_registered(self, key: selectors.SelectorKey) -> bool:
         now = self._selector.get_map().get(key.fd)
