@@ -22,7 +22,10 @@ def asked(serve: Callable[[socket.socket, bytes], None], timeout_s: float = 5.0)
 
     def run() -> None:
         with theirs:
-            serve(theirs, theirs.recv(65536))
+            request = b""
+            while not request.endswith(b"a=1"):  # head and body come in two pieces
+                request += theirs.recv(65536)
+            serve(theirs, request)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -36,8 +39,6 @@ def test_the_request_and_its_whole_answer() -> None:
     seen: list[bytes] = []
 
     def serve(connection: socket.socket, request: bytes) -> None:
-        while not request.endswith(b"a=1"):
-            request += connection.recv(65536)
         seen.append(request)
         connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello")
 
