@@ -226,7 +226,7 @@ def test_one_that_is_not_wanted_ends_by_itself(start_early: StartEarly, tmp_path
     assert early is not None
     server = start_generation(number, early.command if number == 2 else command(tmp_path, "-m", "gunicorn"))
     assert server.pid != early.pid
-    assert os.waitpid(early.pid, 0)[1] == 0, "its channel is closed, so it has nobody to wait for"
+    assert os.waitpid(early.pid, 0)[1] == 0, "its channel is closed, so no message can come"
     close(server)
 
 
@@ -239,19 +239,26 @@ def changed(name: str, value: Any) -> Config:
 def test_none_is_started_before_what_it_would_have_to_inherit(
     start_early: StartEarly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hook: Any = lambda server: None  # noqa: E731  # Gunicorn looks at its parameters
+    def hook(server: object) -> None: ...
+
     for cfg in (changed("on_starting", hook), changed("when_ready", hook), changed("dirty_workers", 1)):
         assert start_early(cfg) is None
     assert start_early(changed("bind", ["127.0.0.1:8000", "fd://3"])) is None
-    for name in ("LISTEN_FDS", "GUNICORN_FD"):
+    for handing_over in (
+        {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())},
+        {"GUNICORN_FD": "3", "GUNICORN_PID": str(os.getppid())},
+    ):
         with monkeypatch.context() as patch:
-            patch.setenv(name, "3")
+            for name, value in handing_over.items():
+                patch.setenv(name, value)
             assert start_early(Config()) is None
     monkeypatch.setattr(syscalls, "become_subreaper", lambda: False)
     assert start_early(Config()) is None, "workers are forked from the master"
 
 
-def test_what_cannot_be_started_early_is_told_later(start_early: StartEarly, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_started_early_is_reported_later(
+    start_early: StartEarly, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-"])
     assert start_early(Config()) is None
 

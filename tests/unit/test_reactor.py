@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import resource
 import socket
@@ -135,20 +136,27 @@ def test_a_reader_may_remove_its_own_descriptor_before_it_is_written_to(reactor:
     ours.close()
 
 
-def test_fewer_descriptors_are_allowed_than_are_polled(reactor: Reactor) -> None:
+@pytest.mark.parametrize("limit", [5, 0])
+def test_fewer_descriptors_are_allowed_than_are_polled(reactor: Reactor, limit: int) -> None:
     """poll(2) refuses that, and it must not end the master."""
     pipes = [os.pipe() for _ in range(10)]
-    called: list[int] = []
+    called: list[bytes] = []
+
+    def receive(reader: int) -> None:
+        called.append(os.read(reader, 10))
+
     for reader, _ in pipes:
-        reactor.add(reader, lambda reader=reader: called.append(len(os.read(reader, 10))))  # type: ignore[misc]
+        reactor.add(reader, functools.partial(receive, reader))
     os.write(pipes[-1][1], b"x")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (5, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
         reactor.wait(5)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert called == [1]
+    assert called == ([b"x"] if limit else [])
+    reactor.wait(0)
+    assert called == [b"x"]
     for reader, writer in pipes:
         reactor.remove(reader)
         os.close(reader)

@@ -32,7 +32,8 @@ sooner; but each order holds descriptors, and an order that was given cannot be 
 
 def next_to_leave(facts: Facts) -> Worker | None:
     """Return the worker to tell to leave now, if one may."""
-    # Most of hundreds of workers serve alone in their slots, and go on to while none may leave first.
+    # With hundreds of workers it matters that most are not asked: those that serve alone in their slots stay, as long
+    # as none may leave first.
     leave_first, size = _some_may_leave_first(facts), facts.fleet.size
     asked = (
         worker

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gunicorn import util
+from gunicorn import systemd, util
 
 from zdworker.errors import GenerationError
 
@@ -50,6 +50,15 @@ class Place:
     def any_port(self) -> bool:
         """Whether the kernel chooses the port: then each such address is a socket of its own."""
         return isinstance(self.key, tuple) and self.key[1] == 0
+
+
+def handed_over() -> list[int]:
+    """Return the descriptors that systemd (sd_listen_fds(3)) or an old master hands over, as Gunicorn does."""
+    number = systemd.listen_fds(unset_environment=False)
+    if number:
+        return list(range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + number))
+    given = os.environ.get("GUNICORN_FD", "") if "GUNICORN_PID" in os.environ else ""
+    return [int(number) for number in given.split(",") if number]
 
 
 def places(cfg: Any, directory: str) -> list[Place]:

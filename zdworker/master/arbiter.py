@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from gunicorn import __version__, sock, systemd
+from gunicorn import __version__, sock
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
@@ -145,7 +145,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             self._zd_adopt(boot.current)
             return
         self._zd_start_environment = dict(self.cfg.env_orig)
-        self._zd_handed_over = self._zd_find_handed_over()
+        self._zd_handed_over = addresses.handed_over()
         self.zd_refuse_bind(addresses.places(self.cfg, os.getcwd()))
         self.zd_listeners = Listeners(self.log)
         self.zd_configuration = Configuration(self, self.zd_listeners)
@@ -245,14 +245,6 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         finally:
             if address is not None:
                 os.environ["NOTIFY_SOCKET"] = address
-
-    def _zd_find_handed_over(self) -> list[int]:
-        """Return the descriptors that systemd (sd_listen_fds(3)) or an old master hands over, as Gunicorn does."""
-        number = systemd.listen_fds(unset_environment=False)
-        if number:
-            return list(range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + number))
-        handed_over = os.environ.get("GUNICORN_FD", "") if "GUNICORN_PID" in os.environ else ""
-        return [int(number) for number in handed_over.split(",") if number]
 
     def _start_control_server(self) -> None:
         """Start Gunicorn's control server (25.1 and later), if there can be one at its default place.

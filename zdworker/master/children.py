@@ -263,7 +263,8 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
 
     def hook_attributes(self) -> dict[str, Any]:
         """Return what hooks have set on this record."""
-        if len(vars(self)) == len(self._own_names):  # nothing, as a rule; and each new worker asks this of all others
+        # Nothing, as a rule, and each new worker asks this of all others. No attribute of its own is ever deleted.
+        if len(vars(self)) == len(self._own_names):
             return {}
         return {name: value for name, value in vars(self).items() if name not in self._own_names}
 

@@ -41,6 +41,7 @@ from zdworker import boot, gunicorn_config, syscalls
 from zdworker.errors import GenerationError
 from zdworker.ipc.channel import Channel
 from zdworker.ipc.messages import SERVER_REPORT_BYTES, Init
+from zdworker.master import addresses
 from zdworker.master.children import ForkServer
 from zdworker.settings import GENERATION_VARIABLE
 from zdworker.syscalls import FileState, file_state
@@ -48,9 +49,6 @@ from zdworker.syscalls import FileState, file_state
 SAME_DEPLOY_NS = 2_000_000_000
 """Nanoseconds before the master's start in which a change of a source file counts as a deploy too: a script may write a
 file and start the master at once."""
-
-HANDING_OVER = ("LISTEN_FDS", "GUNICORN_FD")
-"""Variables by which systemd (sd_listen_fds(3)) and an old master of Gunicorn's hand listening sockets over."""
 
 FIRST_GENERATION = 1
 """The number of a master's first generation."""
@@ -314,13 +312,12 @@ def start_early(cfg: Any, directory: str) -> None:
     """
     global early
     hooks = any(gunicorn_config.is_set(cfg, name) for name in ("on_starting", "when_ready"))
-    handed_over = any(name in cfg.env_orig for name in HANDING_OVER) or any(
-        str(at).startswith("fd:") for at in cfg.bind
-    )
     forks = getattr(cfg, "dirty_workers", 0) or not syscalls.become_subreaper()
-    if boot.current is not None or hooks or handed_over or forks:
+    if boot.current is not None or hooks or forks:
         return
-    with contextlib.suppress(OSError, ValueError, GenerationError):
+    with contextlib.suppress(OSError, ValueError, RuntimeError, GenerationError):
+        if addresses.handed_over() or any(isinstance(address, int) for address in cfg.address):
+            return
         early = _start_interpreter(FIRST_GENERATION, capture(cfg.env_orig, directory, daemon=cfg.daemon))
 
 

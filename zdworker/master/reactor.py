@@ -23,8 +23,8 @@ from typing import Any
 
 _LOG = logging.getLogger("gunicorn.error")
 
-ALONE_S = 0.02
-"""Seconds between two looks at descriptors that cannot be polled together."""
+SINGLE_POLL_INTERVAL_S = 0.02
+"""Seconds between two rounds in which each descriptor is polled by itself."""
 
 
 class Reactor:
@@ -116,13 +116,14 @@ class Reactor:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-        # RLIMIT_NOFILE has been lowered below the number of polled descriptors (poll(2)), so each is polled alone.
-        time.sleep(min(timeout, ALONE_S))
+        # RLIMIT_NOFILE has been lowered below the number of polled descriptors (poll(2)), so each is polled by itself.
+        # With a limit of 0 none can be, until the limit is raised again.
+        time.sleep(min(timeout, SINGLE_POLL_INTERVAL_S))
         found: list[tuple[selectors.SelectorKey, int]] = []
-        for key in list(self._selector.get_map().values()):
-            with selectors.PollSelector() as alone:
-                alone.register(key.fd, key.events)
-                found += [(key, events) for _, events in alone.select(0)]
+        for key in self._selector.get_map().values():
+            with selectors.PollSelector() as single, contextlib.suppress(OSError):
+                single.register(key.fd, key.events)
+                found += [(key, events) for _, events in single.select(0)]
         return found
 
     def _is_registered(self, key: selectors.SelectorKey) -> bool:

@@ -44,8 +44,8 @@ from zdworker.master.status import Journal, waiting
 from zdworker.master.systemd import Notifier
 from zdworker.master.upgrade import REPLACING, Upgrader
 
-LOOK_INTERVAL_S = 0.05
-"""Seconds between two looks at everything while no event asks for one, at least."""
+TICK_INTERVAL_S = 0.05
+"""Seconds, at least, between an event and the tick after it, if the loop has turned without another event."""
 
 WATCHDOG_LIMITS = 3
 """How often an upgrade may use up its limit of time: in the next program, and twice in the one before."""
@@ -92,9 +92,9 @@ class Supervisor:
         self._executor = Executor(parts, self._receiver, command)
         self._events: collections.deque[events.Event] = collections.deque()
         self._handling = self._handled = False
-        self._looked_at = 0.0
-        self._look_at: float | None = None
-        """When the core and the observers look again, after a turn without an event; None after one with an event."""
+        self._handled_at = 0.0
+        self._tick_at: float | None = None
+        """When a tick is due because the loop has turned without an event; None if it has not."""
         self._upgrader = Upgrader(
             command,
             parts,
@@ -117,17 +117,17 @@ class Supervisor:
         if deadline is not None:
             timeout = min(timeout, deadline - time.monotonic())
         timeout = min(timeout, self._notifier.due_in())
-        if self._look_at is not None:
-            timeout = min(timeout, self._look_at - time.monotonic())
+        if self._tick_at is not None:
+            timeout = min(timeout, self._tick_at - time.monotonic())
         self.leftovers.look()
         self._handled = False
         self.reactor.wait(timeout)
-        # After an event the core and the observers have looked at everything. A tick is for turns without one. Hundreds
-        # of workers report several hundred times a second, so not each of their turns looks at all of them.
+        # With an event the core and the observers have looked at everything. A tick is for turns without one. Hundreds
+        # of workers report several hundred times a second, so not each of these turns is a tick.
         now = time.monotonic()
-        if not self._handled and self._look_at is None:
-            self._look_at = self._looked_at + LOOK_INTERVAL_S
-        if any(due is not None and now >= due for due in (deadline, self._look_at)):
+        if not self._handled and self._tick_at is None:
+            self._tick_at = self._handled_at + TICK_INTERVAL_S
+        if any(due is not None and now >= due for due in (deadline, self._tick_at)):
             self.handle(events.Tick())
 
     def handle(self, event: events.Event) -> None:
@@ -143,8 +143,8 @@ class Supervisor:
             self._handling = False
         if self.fleet.stopping:
             self.children.announce_stop()
-        self._looked_at, self._look_at = time.monotonic(), None
-        self._observers.notify(Observer.observe, self.fleet, self._looked_at)
+        self._handled_at, self._tick_at = time.monotonic(), None
+        self._observers.notify(Observer.observe, self.fleet, self._handled_at)
         self._upgrader.look()
 
     def _publish_later(self, event: events.Event) -> None:

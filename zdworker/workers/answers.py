@@ -139,7 +139,7 @@ def post_request(
 
     :param threads: Gunicorn calls it in the thread that has answered, and there are several.
     """
-    # A lock is dear where gevent has replaced it, and of greenlets one at a time counts in any case.
+    # gevent's lock is slow, and needless: a greenlet that counts does not give way to another one.
     count = _one_at_a_time(_count_response) if threads else _count_response
 
     def counted(worker: Any, request: Any, environ: Any, response: Any) -> None:
@@ -163,13 +163,13 @@ def _one_at_a_time(function: Callable[..., None]) -> Callable[..., None]:
 
 def _count_response(counter: AnswerCounter, response: Any, environ: Environ, seconds: float) -> None:
     error, method, path = sys.exc_info()[1], environ["REQUEST_METHOD"], environ["PATH_INFO"]
-    if error is None:
+    # StopIteration is how Gunicorn ends a connection.
+    if error is None or isinstance(error, StopIteration) or response.headers_sent:
         counter.answered(response.status_code or 0, seconds, method, path)
-        return
-    # StopIteration is how Gunicorn ends a connection. An OSError behind the head is the client's, which has gone.
-    # So is a body that Gunicorn cannot parse when the application reads it.
-    is_clients = isinstance(error, BAD_BODY) or (isinstance(error, OSError) and response.status is not None)
-    if isinstance(error, StopIteration) or response.headers_sent:
-        counter.answered(response.status_code or 0, seconds, method, path)
-    elif isinstance(error, Exception) and not is_clients:
+    elif isinstance(error, Exception) and not _is_clients(error, response):
         counter.raised(error, seconds, method, path)
+
+
+def _is_clients(error: Exception, response: Any) -> bool:
+    """Return whether an error is the client's: it has gone, or has sent a body that Gunicorn cannot parse."""
+    return isinstance(error, BAD_BODY) or (isinstance(error, OSError) and response.status is not None)
