@@ -8,6 +8,8 @@ Rules:
   digits or more (pids, times, counts). A table may be wider or narrower.
 * Two things are not as on the page: the port is one that is free, and ``pip install`` finds what is under test already
   there, so that nothing is downloaded.
+* Before ``zdworker status`` is typed, the workers have reported that the clients of the commands before it are gone. A
+  report is up to a second old: time that a reader takes to type, and this one does not.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,6 +78,8 @@ class Reader:
                 self._compare(text, place)
 
     def _type(self, text: str, place: str) -> None:
+        if text.startswith("zdworker status"):
+            wait_for(self._without_clients, BOOT_TIMEOUT_S, f"{place}: no client is connected any more")
         environment = dict(self.environment)
         if "pip install" in text:  # what the tests have already; setproctitle they do not, since it renames processes
             environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
@@ -116,9 +121,17 @@ class Reader:
     def _steady(self) -> bool:
         assert self._gunicorn is not None
         assert self._gunicorn.poll() is None, self._said()
+        return self._status().get("state") == "steady"
+
+    def _without_clients(self) -> bool:
+        workers = self._status().get("workers")
+        return workers is not None and not any(worker["connections"] for worker in workers)
+
+    def _status(self) -> dict[str, Any]:
+        """Return what ``zdworker status --json`` prints; nothing while no master answers it."""
         words = [sys.executable, "-m", "zdworker", "status", "--json"]
         asked = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=TYPED, check=False)
-        return asked.returncode == 0 and json.loads(asked.stdout)["state"] == "steady"
+        return dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
 
     def _said(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
