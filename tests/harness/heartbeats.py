@@ -18,6 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+LOOP_TURN_S = 0.5
+"""Seconds that a turn of the master's loop may take.
+
+It takes milliseconds. One that is held up lasts as long as what holds it up, which in the tests is seconds at least.
+Between the two is what no counter has: waits for a disk, and pauses of a virtual machine.
+"""
+
 STATUS = b'{"type": "order", "command": "status"}\n'
 
 

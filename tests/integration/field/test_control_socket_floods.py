@@ -14,12 +14,9 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
-from tests.harness.heartbeats import STATUS, Heartbeats, processor_time_s, status
+from tests.harness.heartbeats import LOOP_TURN_S, STATUS, Heartbeats, processor_time_s, status
 from tests.harness.processes import lowest_free_descriptor, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
-
-LOOP_TURN_S = 0.1
-"""Seconds that a turn of the master's loop may take."""
 
 
 @pytest.fixture
@@ -77,7 +74,7 @@ def test_the_listener_changes_while_no_descriptor_is_free(server: Server, path: 
 
 def test_orders_in_thousands(server: Server, path: Path) -> None:
     """Each is answered, and other clients get their turn between two of them."""
-    orders = 3000
+    orders = 20_000
     with Heartbeats(server.master, path) as heartbeats, contextlib.closing(connected(path)) as crowd:
         rest, answers = STATUS * orders, 0
         end = time.monotonic() + 120
@@ -97,7 +94,7 @@ def test_orders_in_thousands(server: Server, path: Path) -> None:
 
 def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None:
     """Reloads among them, and orders of clients that wait for one: a turn answers one order, of one client."""
-    orders = 100
+    orders = 400
     reload = b'{"type": "order", "command": "reload", "wait": true}\n'
     with Heartbeats(server.master, path) as heartbeats, contextlib.ExitStack() as stack:
         crowd = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) for _ in range(40)]

@@ -12,12 +12,9 @@ import pytest
 
 from tests.harness import hostile_worker, processes
 from tests.harness.clients import Load
-from tests.harness.heartbeats import Heartbeats, status
+from tests.harness.heartbeats import LOOP_TURN_S, Heartbeats, status
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
-
-LOOP_TURN_S = 0.1
-"""Seconds that a turn of the master's loop may take."""
 
 FLOOD = """
 while left({seconds}):
