@@ -224,8 +224,14 @@ class Site:
         new.symlink_to(Path("releases") / version)
         new.replace(self.directory / "current")
 
+    @property
+    def breakable(self) -> tuple[BrokenKind, ...]:
+        """What the application can fail by: only one of ASGI has a lifespan."""
+        return tuple(kind for kind in BROKEN if kind != "lifespan" or self.kind == "asgi")
+
     def break_(self, kind: BrokenKind) -> str:
         """Put a version in place that cannot start; return a text that is nowhere else than in its error."""
+        assert kind in self.breakable, f"an application of {self.kind} cannot fail by its {kind}"
         unique = f"{kind}_{next(self._unique)}_{os.urandom(4).hex()}"
         if kind == "lifespan":
             self.deploy(unique, extra=LIFESPAN_FAILS.format(unique=unique))

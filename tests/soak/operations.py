@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.harness import control_client
-from tests.harness.application_site import BROKEN
 from tests.harness.processes import alive, descriptors, lowest_free_descriptor, wait_for
 from tests.harness.server import Server
 from zdworker.command import client
@@ -141,9 +140,10 @@ def slow_boot(fleet: Fleet) -> str:
 
 
 def broken_deploy(fleet: Fleet) -> str:
-    """New code that does not start, of each kind."""
-    kind = fleet.chance.choice(BROKEN)
-    fleet.server.site.break_(kind)
+    """New code that does not start, of each kind that the application can be."""
+    site = fleet.server.site
+    kind = fleet.chance.choice(site.breakable)
+    site.break_(kind)
     assert fleet.reload() == "failed"
     assert fleet.status()["state"] == "failed"
     fleet.heal_disk()
