@@ -1,6 +1,6 @@
 """A healthy observer of a master: it asks for the status again and again, and notes how long the answers take.
 
-Rules: an answer needs a turn of the master's loop, so the longest wait for one bounds the longest turn. The time in
+Rules: an answer needs turns of the master's loop, so the longest wait for one bounds the longest turn. The time in
 which the kernel has kept the master, or the observer, waiting for a processor is not the master's. It is known
 (``/proc/<pid>/task/<tid>/schedstat``, run_delay) and subtracted. That of all their threads is, because one that waits
 may hold the interpreter's lock.
@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-LOOP_TURN_S = 0.5
-"""Seconds that a turn of the master's loop may take.
+LOOP_TURN_S = 0.1
+"""Seconds that a turn of the master's loop may take."""
 
-It takes milliseconds. One that is held up lasts as long as what holds it up, which in the tests is seconds at least.
-Between the two is what no counter has: waits for a disk, and pauses of a virtual machine.
-"""
+ANSWER_S = 3 * LOOP_TURN_S
+"""Seconds that an answer may take: the connection is accepted in one turn, the order read in the next, and answered in
+the one after that."""
 
 STATUS = b'{"type": "order", "command": "status"}\n'
 

@@ -29,7 +29,6 @@ def main() -> None:
                     **asdict(done[-1]),
                     "memory": done[-1].memory[-1:],
                     "descriptors": done[-1].descriptors[-1:],
-                    "threads": done[-1].threads[-1:],
                 }
             )
         )

@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
-from tests.harness.heartbeats import LOOP_TURN_S, STATUS, Heartbeats, processor_time_s, status
+from tests.harness.heartbeats import ANSWER_S, STATUS, Heartbeats, processor_time_s, status
 from tests.harness.processes import lowest_free_descriptor, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
@@ -89,7 +89,7 @@ def test_orders_in_thousands(server: Server, path: Path) -> None:
                 assert data, "the master has closed the connection"
                 answers += data.count(b"\n")
     assert heartbeats.errors == []
-    assert heartbeats.longest_s < LOOP_TURN_S
+    assert heartbeats.longest_s < ANSWER_S
 
 
 def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None:
@@ -112,7 +112,7 @@ def test_orders_in_thousands_of_many_clients(server: Server, path: Path) -> None
                 *lines, parts[client] = (parts[client] + data).split(b"\n")
                 answered[client] += sum(json.loads(line)["type"] != "progress" for line in lines)
     assert heartbeats.errors == []
-    assert heartbeats.longest_s < LOOP_TURN_S
+    assert heartbeats.longest_s < ANSWER_S
 
 
 def test_clients_that_come_and_go_leave_nothing(server: Server, path: Path) -> None:

@@ -25,7 +25,7 @@ from gunicorn.config import Config
 from tests.harness import hostile_worker, mutations, processes
 from tests.harness.application_site import Site
 from tests.harness.clients import Load
-from tests.harness.heartbeats import LOOP_TURN_S, Heartbeats, status
+from tests.harness.heartbeats import ANSWER_S, LOOP_TURN_S, Heartbeats, status
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.core import events
 from zdworker.core.rollout import Rollout, rollout
@@ -42,8 +42,6 @@ from zdworker.master.receiver import Receiver
 from zdworker.syscalls import resident_memory
 
 FULL_MESSAGES = 100_000
-LOOP_TURN_PROCESSOR_S = 0.1
-"""Seconds of the processor's time that a turn of the master's loop may take."""
 
 REPORTS: list[type[Message]] = list(WORKER_REPORT_BYTES)
 SUBJECT = 2
@@ -148,7 +146,7 @@ def test_reports(seed: int, number: int, monkeypatch: pytest.MonkeyPatch) -> Non
                     sent += 1
                 if chance.random() < 0.5:
                     master.turn()
-    assert master.longest_turn_s < LOOP_TURN_PROCESSOR_S
+    assert master.longest_turn_s < LOOP_TURN_S
     gc.collect()
     assert len(os.listdir("/dev/fd")) <= held
     assert (resident_memory() or 0) < memory + (32 << 20)
@@ -181,7 +179,7 @@ def test_hostile_workers_of_a_real_master(start: Start, site: Site, full: bool) 
             server.reload(f"version {number}")
         assert load.stop().failures == []
     assert heartbeats.errors == []
-    assert heartbeats.longest_s < LOOP_TURN_S
+    assert heartbeats.longest_s < ANSWER_S
     healthy(server, path, held, memory)
 
 
@@ -221,7 +219,7 @@ def test_orders(start: Start, site: Site, number: int) -> None:
                 clients.remove(client)
                 client.close()
     assert heartbeats.errors == []
-    assert heartbeats.longest_s < LOOP_TURN_S
+    assert heartbeats.longest_s < ANSWER_S
     healthy(server, path, held, memory)
 
 
