@@ -7,6 +7,7 @@ import pytest
 from tests.harness.core_stage import Stage, in_slot, roll_on, steady
 from zdworker.core.events import (
     CanaryReady,
+    Degraded,
     Drain,
     GenerationJudged,
     Kill,
@@ -194,6 +195,18 @@ def test_what_is_given_up_keeps_the_number_that_was_asked_for_since() -> None:
     assert len(stage.slots()) == 3
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("new", [2, 6])
+def test_a_number_that_was_named_stays_when_a_canary_is_given_up(new: int, number: int) -> None:
+    """Whether it is more or less than the number that the canary's configuration brings, or the same."""
+    stage = steady(4).reload(policy=Policy(workers=new))
+    stage.tell(Scale(number, absolute=True))
+    assert stage.fleet.wanted_size == number
+    stage.boot().judge("worse")
+    stage.all_goes_well()
+    assert len(stage.slots()) == number
+
+
 def test_a_new_worker_whose_old_one_is_still_there_does_not_stay() -> None:
     stage = with_canary(3, min_ready=5.0)
     stage.passes(20.0)
@@ -281,6 +294,35 @@ def test_an_old_worker_that_crashes_comes_back_as_the_old_code() -> None:
     stage = with_canary(3)
     stage.crash(2)
     assert stage.coming() == [(2, 1)]
+
+
+def test_a_slot_that_nothing_may_fill_is_told_once() -> None:
+    """The canary's code may have no second worker, and the old fork server is gone."""
+    stage = with_canary(3, canary=60.0).passes(10.0)
+    stage.lose_server(1).crash(2).passes(20.0)
+    (degraded,) = [action for action in stage.log if isinstance(action, Degraded)]
+    assert (degraded.slot, degraded.next_try_s) == (2, 50.0)
+    assert "the fork server of generation 1 is gone, and 2 is on trial" in degraded.reason
+    assert stage.fleet.state == "degraded"
+    stage.passes(31.0)
+    roll_on(stage)
+    assert (stage.slots(), stage.fleet.state) == ([2, 2, 2], "steady")
+
+
+@pytest.mark.parametrize("canary_is_there", [True, False])
+def test_a_canary_without_its_fork_server_is_given_up_whatever_else_loads(canary_is_there: bool) -> None:
+    stage = steady(2, preloaded=True).reload(preloaded=True, hold=600.0)
+    if canary_is_there:
+        stage.boot()
+    stage.tell(Reload())
+    stage.lose_server(2)
+    assert stage.reloads == {2: "failed", 3: ""}
+    stage.crash(1)
+    stage.fail_load()
+    while stage.coming() or stage.going():
+        stage.boot().gone()
+    assert stage.slots() == [1, 1]
+    assert stage.servers == {1: True}, "nothing is loaded from the disk in its place"
 
 
 # -- holding -----------------------------------------------------------------------------------------------------

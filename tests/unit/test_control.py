@@ -323,6 +323,39 @@ def test_a_rollback_that_calls_a_newer_reload_off_is_done_although_an_older_one_
     assert answer.result == "done"
 
 
+@pytest.mark.parametrize("result", [Outcome.FAILED, Outcome.ROLLED_BACK])
+def test_the_end_of_a_newer_reload_is_not_that_of_a_rollback_that_goes_on(client: Client, result: Outcome) -> None:
+    """Workers of generation 1 are started once more when generation 3 fails, or another rollback calls it off."""
+    client.order("rollback")
+    client.control.reload_started(Reload.begin(1, Kind.ROLLBACK))
+    client.control.reload_finished(Reload(3, 0.0, 0.0, 1.0, result), client.fleet(reloading=1))
+    assert client.answer() is None
+    client.finish(1, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("done", 1)
+
+
+def test_a_rollback_that_a_newer_reload_overtakes_says_so(client: Client) -> None:
+    client.order("rollback")
+    client.control.reload_started(Reload.begin(1, Kind.ROLLBACK))
+    client.finish(1, Outcome.SUPERSEDED)
+    client.finish(3, Outcome.DONE)
+    answer = client.answer()
+    assert answer is not None
+    assert (answer.result, answer.generation) == ("superseded", 1)
+
+
+def test_a_canary_is_not_to_blame_for_an_old_worker_that_cannot_boot(client: Client) -> None:
+    client.order("reload")
+    client.control.degraded("a worker failed to boot", "", client.fleet(reloading=2, newest_verified=False))
+    assert client.answer() is None
+    client.control.degraded("a worker failed to boot", "", client.fleet(reloading=2))
+    answer = client.answer()
+    assert answer is not None
+    assert answer.result == "degraded"
+
+
 def test_a_reload_that_makes_no_progress_is_not_the_newer_one(client: Client) -> None:
     """Generation 1 is rolled out and makes no progress when the next one is asked for, which repairs that."""
     client.order("reload")

@@ -140,9 +140,9 @@ class FleetMachine(RuleBasedStateMachine):
     def roll_back(self) -> None:
         self.stage.tell(Rollback())
 
-    @rule(workers=st.integers(0, 5))
-    def scale(self, workers: int) -> None:
-        self.stage.tell(Scale(workers))
+    @rule(workers=st.integers(0, 5), absolute=st.booleans())
+    def scale(self, workers: int, absolute: bool) -> None:
+        self.stage.tell(Scale(workers, absolute=absolute))
 
     @precondition(lambda self: self.may_stop)
     @rule(quick=st.booleans())

@@ -20,7 +20,7 @@ from zdworker.core.steps import Steps
 @pytest.mark.parametrize(
     ("policy", "disturbances", "states"),
     [
-        (Policy(workers=1, surge=0, unavailable=1), None, 500),
+        (Policy(workers=1, surge=0, unavailable=1), None, 400),
         (Policy(workers=1, rollback_window=100.0), 2, 150),
         (Policy(workers=2), 2, 1000),
         (Policy(workers=1, canary=60.0), 3, 1000),

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from zdworker.ipc.messages import (
     Failed,
     Hello,
     Leave,
+    LoadFailed,
     Ready,
     ReplacementRequested,
     Start,
@@ -136,7 +138,8 @@ class Gunicorn:
         assert (evaluated is None) == (number == 0)
         return Policy(configuration=number)
 
-    num_workers = 1
+    def manage_workers(self) -> None:
+        pass
 
     def zd_hook(self, name: str, *arguments: Any) -> None:
         self.hooks.append(name)
@@ -268,6 +271,52 @@ def test_a_wish_to_be_replaced_waits_until_the_worker_is_ready(bench: Bench) -> 
         theirs.sendall(encode(Ready()))
         bench.reactor.wait(5.0)
     assert bench.taken() == [events.WorkerReady(1), events.WorkerReplacementRequested(1)]
+
+
+def of_another_process(bench: Bench, number: int) -> tuple[ForkServer, socket.socket]:
+    """Register a fork server whose process ended long ago."""
+    process = subprocess.Popen(["true"])  # whichever there is
+    process.wait()
+    channel, theirs = Channel.pair(SERVER_REPORT_BYTES)
+    server = ForkServer(number, process.pid, channel, -1, bench.gunicorn.log, lambda _text: None)
+    bench.children.add_server(server, bench.receiver.receive_from_server)
+    bench.fleet.generations[number] = Generation(number, GenerationState.LOADING, 1.0)
+    bench.fleet.last_generation = number
+    return server, theirs
+
+
+def test_a_fork_server_whose_last_words_have_it_ended_is_not_awaited_once_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the end of a later worker, whose process has got the same number, would be taken for the fork server's."""
+    server, theirs = of_another_process(bench, 2)
+
+    def publish(event: Event) -> None:
+        bench.published.append(event)
+        if isinstance(event, events.GenerationFailed):  # as the core does it
+            bench.fleet.generations[2].state = GenerationState.LOST
+            bench.executor.execute(events.EndGeneration(2))
+
+    monkeypatch.setattr(bench.receiver, "_publish", publish)
+    theirs.sendall(encode(LoadFailed("ImportError: broken")))
+    theirs.close()
+    assert bench.receiver.reaped(server.pid, 3)
+    assert [type(event) for event in bench.taken()][:1] == [events.GenerationFailed]
+    _record, channel = bench.worker(1, pid=server.pid)
+    with channel:
+        assert bench.receiver.reaped(server.pid, -9)
+    assert [type(event) for event in bench.taken()] == [events.WorkerGone]
+
+
+def test_a_reload_that_is_turned_back_has_its_version(bench: Bench) -> None:
+    """Its fork server is ended first."""
+    server, theirs = of_another_process(bench, 2)
+    server.label = "v2"
+    bench.executor.execute(events.ReloadStarted(2))
+    with theirs:
+        bench.executor.execute(events.EndGeneration(2))
+    bench.executor.execute(events.ReloadFinished(2, Outcome.FAILED, "the canary crashed"))
+    assert [reload.label for reload in bench.seen.reloads] == ["v2"]
 
 
 def test_a_broken_channel_is_closed_and_a_worker_that_boots_has_failed(bench: Bench) -> None:

@@ -168,6 +168,15 @@ def test_a_reload_on_trial_is_turned_back_without_preload_too() -> None:
     assert stage.slots() == [1, 1]
 
 
+def test_a_canary_is_taken_back_although_the_old_fork_server_is_gone() -> None:
+    """All old workers serve, so no code from memory is needed."""
+    stage = steady(workers=2, preloaded=True).reload(preloaded=True, hold=600.0).boot().lose_server(1)
+    stage.tell(Rollback())
+    stage.gone()
+    assert stage.slots() == [1, 1]
+    assert stage.reloads == {2: "rolled_back"}
+
+
 def test_a_reload_that_has_proved_itself_cannot_be_turned_back_without_preload() -> None:
     stage = steady(workers=2)
     stage.reload()

@@ -76,6 +76,7 @@ def make_supervisor() -> Supervisor:
         zd_print=print,
         zd_hook=lambda *_arguments: None,
         kill_worker=lambda *_arguments: None,
+        manage_workers=lambda: None,
     )
     command = launch.Command("/nowhere/python", [], ["-c", ""], {}, "/", safe_path=False, started=0)
     return Supervisor(gunicorn, command, Observer())
@@ -215,6 +216,15 @@ def test_who_has_ordered_an_upgrade_gets_an_answer_whatever_raises(
     with pytest.raises(ValueError, match="no"):
         supervisor.go_on(upgrade)
     assert ended == [upgrade]
+
+
+def test_a_number_of_workers_reaches_the_core_at_once(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noted for later it would be lost where a canary is given up in the same turn of the loop."""
+    monkeypatch.setattr(Executor, "_start_generation", lambda *_arguments: None)
+    supervisor.start()
+    supervisor.scale(3)
+    assert supervisor.fleet.wanted_size == 3
+    assert supervisor.fleet.fallback_size == 3
 
 
 def test_the_actions_that_the_core_waits_for_are_known() -> None:

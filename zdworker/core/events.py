@@ -71,9 +71,14 @@ class Resume:
 
 @dataclass(frozen=True)
 class Scale:
-    """A user asks for this number of workers."""
+    """A user asks for this number of workers.
+
+    ``absolute`` means that the user has named the number, so that it stays if a reload is given up that brings another
+    one. Else it was one more or less than there were (TTIN, TTOU), and that difference stays.
+    """
 
     workers: int
+    absolute: bool = False
 
 
 @dataclass(frozen=True)

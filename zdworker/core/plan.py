@@ -136,6 +136,15 @@ def _source_for(facts: Facts, number: int) -> int | None:
     return None if number in facts.slots else facts.fallback_source
 
 
+def left_empty(facts: Facts) -> int | None:
+    """Return a slot that nothing may fill while the canary is tried: the fork server of the code before is gone."""
+    fleet = facts.fleet
+    if fleet.newest_verified or facts.fallback_source is not None:
+        return None
+    empty = next((n for n in range(fleet.size) if n not in facts.slots), None)
+    return empty if empty is not None and _source_for(facts, empty) is None else None
+
+
 def next_retry(fleet: Fleet) -> float | None:
     """Return when the next slot that waits out a backoff may be filled.
 

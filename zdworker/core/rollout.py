@@ -210,8 +210,8 @@ class Rollout:
         if purpose is Purpose.RELOAD or (fleet.reloading is None and fleet.previous is not None):
             return ""
         if fleet.reloading is not None:
-            back = fleet.source(fleet.fallback)
-            kept = back is not None and (fleet.generations[back].preloaded or not fleet.newest_verified)
+            # Up to there the workers of the code before are there, and only the canary has to leave.
+            kept = not fleet.newest_verified or self._has_way_back()
             return "" if kept else "the generation before is not preloaded (--preload), or its fork server is gone"
         if fleet.policy.rollback_window == 0:
             return "no generation is kept: zd_rollback_window is 0"
@@ -247,10 +247,13 @@ class Rollout:
         if event.workers < 0:
             raise IllegalEvent(f"a fleet of {event.workers} workers")
         fleet = self.fleet
+        if event.absolute:
+            fleet.fallback_size = event.workers
         if fleet.shrink_to is not None and event.workers < fleet.size:
             # The canary will bring fewer workers, and until it is verified none of the old ones can be spared. If it
-            # fails, what is asked for now is as much less (or more) than what there was before.
-            fleet.fallback_size = max(0, fleet.fallback_size + event.workers - fleet.shrink_to)
+            # fails, one more (or less) that is asked for now is one more than there was before.
+            if not event.absolute:
+                fleet.fallback_size = max(0, fleet.fallback_size + event.workers - fleet.shrink_to)
             fleet.shrink_to = event.workers
         else:
             fleet.size, fleet.shrink_to = event.workers, None
@@ -388,7 +391,8 @@ class Rollout:
             self.fleet.previous = None  # nothing is spawned from it, so it is not replaced
             return
         self._steps.count_loss(generation, now)
-        if not self.fleet.newest_verified and self._lacks_source():
+        # Whatever newer code loads meanwhile: the reload has no canary any more, or none that could be tried again.
+        if not self.fleet.newest_verified and self.fleet.source(self.fleet.current) is None:
             self._steps.turn_back("its fork server died before the first new worker was ready", "")
 
     def _load_failed(self, event: GenerationFailed, now: float) -> None:
@@ -615,6 +619,9 @@ class Rollout:
             facts = fleet.facts()
         if plan.converged(facts) and (fleet.loading is None or fleet.loading.purpose is not Purpose.START):
             self._steps.settle(facts, now)
+        unfilled = plan.left_empty(facts)
+        if unfilled is not None and not fleet.degraded:
+            self._steps.leave_empty(unfilled, now)
         self._load_next(now)
         if len(fleet.generations) > 1:
             self._steps.end_unused_generations()

@@ -315,6 +315,14 @@ class Steps:
         self.fleet.degradation = Trouble(reason, traceback)
         self.actions.append(Degraded(reason, traceback, slot, max(0.0, next_try_s)))
 
+    def leave_empty(self, slot: int, now: float) -> None:
+        """Note that a slot stays empty for as long as the canary is tried."""
+        fleet = self.fleet
+        old, new = fleet.fallback[-1], fleet.current[-1]
+        reason = f"the fork server of generation {old} is gone, and {new} is on trial: nothing can fill the slot yet"
+        ends = [w.deadline for w in fleet.workers.values() if fleet.is_canary(w) and w.deadline is not None]
+        self.degrade(reason, "", slot=slot, next_try_s=min(ends, default=now) - now)
+
     def _forgive(self) -> None:
         self.fleet.roll_failures, self.fleet.roll_at = 0, 0.0
         self.fleet.slots = {n: Slot() for n in self.fleet.slots}

@@ -454,6 +454,9 @@ class Control(Observer):
                 client.after, client.active_at = None, time.monotonic()
                 result, serving = events.Outcome.ROLLED_BACK.value, serving_generation(self._orders.fleet) or 0
                 self._send(client, Outcome(result, reload.generation, 0.0, serving, CALLED_OFF))
+            elif client.after is not None:
+                # Theirs is this one: from here on they wait for it as for any reload.
+                client.after, client.rolls_back = reload.generation - 1, False
 
     def canary_ready(self, generation: int, held: bool, fleet: Fleet) -> None:
         """Answer the clients that wait for a canary that is held."""
@@ -481,7 +484,7 @@ class Control(Observer):
 
     def degraded(self, reason: str, traceback: str, fleet: Fleet) -> None:
         """Answer the clients that wait for a reload that makes no progress and cannot go back, and is retried."""
-        if fleet.reloading is None:
+        if fleet.reloading is None or not fleet.newest_verified:  # a canary that fails is turned back, or goes on
             return
         duration_s = 0.0 if self._latest is None else self._latest.duration_s()
         serving = serving_generation(fleet) or 0

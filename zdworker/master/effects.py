@@ -172,6 +172,8 @@ class Executor:
         self._evaluations.pop(number, None)
         server = self._children.servers.get(number)
         if server is not None:
+            if number in self._reloads:
+                self._reloads[number].label = server.label  # a reload that is turned back ends after its fork server
             self._children.end_server(server)
             self._receiver.call_off_boots(number)
 
@@ -499,7 +501,8 @@ class Executor:
             if record.generation == action.generation:  # the canary of another one may still be held
                 record.close_probes()
         server = self._children.servers.get(action.generation)
-        reload.label = server.label if server is not None else ""
+        if server is not None:
+            reload.label = server.label
         older = behind(versions(), server.versions) if server is not None else ""
         if older and action.outcome is Outcome.DONE:
             reload.note = f"the master still runs {older}: zdworker upgrade"

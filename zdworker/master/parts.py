@@ -33,9 +33,6 @@ class Gunicorn(Protocol):
     zd_listeners: Listeners
     """The listening sockets."""
 
-    num_workers: int
-    """The number of workers that was asked for; setting it asks for another one."""
-
     def zd_hook(self, name: str, *arguments: Any) -> object:
         """Call a server hook of Gunicorn's or of zdworker's, and return what that returns; what it raises is logged."""
 
@@ -50,6 +47,9 @@ class Gunicorn(Protocol):
 
     def zd_settle_log(self) -> bool:
         """Write what the log has waiting; return False if the log does not take it."""
+
+    def manage_workers(self) -> None:
+        """Hand a number of workers to the core that was asked for and has not reached it yet."""
 
     def kill_worker(self, pid: int, sig: int) -> None:
         """Send a signal to a worker; one that has just died is reaped as any other."""

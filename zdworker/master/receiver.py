@@ -95,6 +95,7 @@ class Receiver:
             with self._going_on("what a fork server has left"):
                 self._leftovers.server_gone(server)
             self._server_gone(server, code)
+            self._children.killed_server(pid)  # what it has sent last may have had it ended: it is reaped already
             return True
         server = self._children.killed_server(pid)
         if server is not None:

@@ -232,7 +232,9 @@ class Supervisor:
 
     def scale(self, workers: int) -> None:
         """Ask for this number of workers; the next configuration that is taken over brings its own."""
-        self._gunicorn.num_workers = workers
+        self._gunicorn.manage_workers()  # what was asked for before
+        self._gunicorn.zd_hook("nworkers_changed", workers, self.fleet.wanted_size)
+        self.handle(events.Scale(workers, absolute=True))
 
     def upgrade(self, who: Requester) -> None:
         """Begin to replace the master's program; ``who`` has asked for that.

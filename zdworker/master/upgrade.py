@@ -9,6 +9,8 @@ Rules:
   nothing has happened.
 * Nothing is replaced while a reload is under way, or when the interpreter or one of the places that the rehearsal came
   from leads elsewhere by then.
+* A rehearsal runs beside the master, as a generation does, and is told so in the same way (``ZD_GENERATION``): a
+  program of the user's opens its own port only once.
 * Between the block of the signals and ``execve`` nothing is read, so that the state is that of one moment. What came
   before is in it, what comes after is still in the descriptors.
 * Only the descriptors that are named in the state lose their close-on-exec flag, and get it back if ``execve`` fails.
@@ -36,6 +38,7 @@ from zdworker.master.launch import Command
 from zdworker.master.leftovers import LeftoverProcesses
 from zdworker.master.parts import Parts
 from zdworker.master.state import Descriptors, sealed
+from zdworker.settings import GENERATION_VARIABLE
 from zdworker.versions import versions
 
 REHEARSING, REPLACING = "rehearsing", "replacing"
@@ -51,7 +54,8 @@ _PATH = [os.path.realpath(entry) for entry in sys.path if entry]
 
 BLOCKED = (*boot.HELD, signal.SIGCHLD)
 """The signals that wait while the state is written and the program replaced: in this thread, and the others of the
-master block :data:`zdworker.boot.HELD` all their life, or the kernel would give the signals to them."""
+master block :data:`zdworker.boot.HELD` all their life, or the kernel would give the signals to them. (Not those that
+evaluate a configuration, since the processes that it starts would inherit that.)"""
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 
@@ -186,7 +190,8 @@ class Upgrader:
             actions += [(os.POSIX_SPAWN_DUP2, stderr, stream) for stream in (1, 2)]
             line = _words(words, state, answer, command)
             with self._leftovers.masters_own():
-                self._rehearsal.pid = launch.start_interpreter(command.directory, line, _environment(command), actions)
+                environment = {**_environment(command), GENERATION_VARIABLE: str(self._fleet.last_generation)}
+                self._rehearsal.pid = launch.start_interpreter(command.directory, line, environment, actions)
         except BaseException:
             self._forget_rehearsal()
             raise
@@ -314,13 +319,20 @@ class Upgrader:
         self._settle_log()
         descriptors = Descriptors()
         directory = os.open(".", syscalls.OPEN_DIRECTORY)
-        descriptors.named["directory"] = directory
         state, mask = -1, signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         # Timers outlive execve(2), the handlers of their signals do not, and those signals end a process.
         timers = {timer: signal.setitimer(timer, 0.0) for timer in _TIMERS}
         try:
-            state = sealed(self._state(command, descriptors))
-            descriptors.named["state"] = state
+            signals: list[int] | None = None
+            while signals != (come := self._gunicorn.zd_signals()):
+                # Again if one has come meanwhile: a thread of a configuration that hangs does not block any.
+                signals, last = come, state
+                descriptors = Descriptors()
+                descriptors.named["directory"] = directory
+                state = sealed(self._state(command, descriptors))
+                descriptors.named["state"] = state
+                if last >= 0:
+                    os.close(last)
             descriptors.set_inheritable(True)
             with contextlib.suppress(OSError):
                 os.chdir(command.directory)
