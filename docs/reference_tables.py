@@ -146,7 +146,7 @@ SETTINGS: Mapping[str, Described] = {
         '`"auto"` imports the application once for each reload, for all workers, unless something in the configuration '
         'or what the import leaves open prevents that. With `"never"` each worker imports it.',
         'zd_preload = "never"',
-        "`preload_app = True` (`--preload`) always imports it once, whatever this setting says. [Fork "
+        '`preload_app = True` (`--preload`) always imports it once; together with `"never"` it is an error. [Fork '
         "safety](../fork-safety.md) explains the choice.",
     ),
     "zd_control_socket": Described(
@@ -182,8 +182,9 @@ SETTINGS: Mapping[str, Described] = {
     "zd_max_error_rate": Described(
         "percentage of answers",
         "The share of failed answers above which new code is given up during its reload. An answer counts as failed "
-        "with a status of 500 and above, or if there was none. The old code's share in the same time has to be lower, "
-        "with significance. Code whose workers crash where the old ones do not is given up, too.",
+        "with a status of 500 and above, or if there was none. The new code is given up only if its share is higher "
+        "than that of the old code in the same time, and chance cannot explain the difference. Code whose workers "
+        "crash while the old ones do not is given up, too.",
         "zd_max_error_rate = 5",
         "`zd_canary_seconds` gives the comparison time ([judged deploys](../judged-deploys.md)). With this setting "
         "workers count their answers, whatever `zd_count_answers` says.",
@@ -261,7 +262,10 @@ MASTER_SIGNALS = {
         "When a graceful end takes too long.",
     ),
     "INT": ("As `QUIT`.", "`Ctrl-C` in a terminal sends it."),
-    "TTIN": ("One worker more.", "To try another number of workers without a change of the configuration."),
+    "TTIN": (
+        "One worker more, until a reload brings the number of the configuration.",
+        "To try another number of workers; `zdworker scale` sets the number itself.",
+    ),
     "TTOU": ("One worker less.", "As `TTIN`."),
     "USR1": (
         "The master, the fork servers and the workers reopen their log files.",
@@ -359,9 +363,9 @@ STATUS = {
     "generations[].answers.answers": "all, those that failed included",
     "generations[].answers.errors": "those with a status of 500 or above",
     "generations[].answers.exceptions": "requests without an answer, because the application has raised",
-    "generations[].answers.seconds": "that all of them took together, until the head of each",
-    "generations[].answers.p50_s": "seconds within which half of them came, as the buckets tell; null without answers",
-    "generations[].answers.p99_s": "seconds within which 99 of 100 came",
+    "generations[].answers.seconds": "the sum of the times from each request to the head of its answer, in seconds",
+    "generations[].answers.p50_s": "the median of these times, estimated from `latency`; null without answers",
+    "generations[].answers.p99_s": "their 99th percentile, estimated in the same way",
     "generations[].answers.latency": "how many took at most 5, 10, 25, 50, 100, 250, 500 ms, 1, 2.5, 5 and 10 s, and "
     "more than that; each is counted once",
     "generations[].answers.newest_failures": "the newest three, the newest one last: method, path, status or exception",
@@ -374,7 +378,7 @@ STATUS = {
     "or null while it goes on",
     "last_reload.generation": "the one that it loads",
     "last_reload.started_at": "UTC, ISO 8601",
-    "last_reload.duration_s": "so far, or in all",
+    "last_reload.duration_s": "seconds that it took, or has taken so far",
     "last_reload.error": "a line, or null",
     "last_reload.traceback": "the application's own, or null",
     "last_reload.label": "the version of the application, or null",
@@ -419,8 +423,8 @@ EXAMPLE_PLACES = {
 
 OUTCOME = {
     "result": "`done`, `superseded` (a newer reload took its place), `rolled_back` (a rollback has undone it), "
-    "`held` (its canary serves, and it waits for `resume` or `rollback`), `failed`, or `degraded` (it goes on, but "
-    "without success, and there is no way back)",
+    "`held` (its canary serves, and it waits for `resume` or `rollback`), `failed`, or `degraded`. The last one means "
+    "that new workers fail one after the other, and that the master keeps trying because the old code is not in memory",
     "generation": "the one that was loaded",
     "duration_s": "seconds",
     "serving": "the generation that serves now",
@@ -431,9 +435,9 @@ OUTCOME = {
     "cut_requests": "requests that were cut at `graceful_timeout`",
     "closed_websockets": "WebSockets that were closed",
     "cut_paths": STATUS["last_reload.cut_paths"],
-    "label": "the version of the application, empty if nothing tells",
-    "judgement": "with `zd_max_error_rate`, what was found of the answers, when it is done",
-    "note": "what is left to do (`zdworker upgrade`), empty if nothing is",
+    "label": "the version of the application, empty if it is not known",
+    "judgement": "with `zd_max_error_rate`, how the answers of the new code and the old code compare; empty without",
+    "note": "what you still have to do (`zdworker upgrade`), empty if nothing",
 }
 
 HISTORY = {

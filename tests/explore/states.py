@@ -23,7 +23,7 @@
   Whether it was killed decides only, while the master ends, if its next deadline removes it; so the first event of the
   end is tried with any number of them killed before.
 * Steady or rolling: the table leads from both to the same states by the same causes. Reasons and tracebacks, which are
-  only shown; that nothing may fill a slot is told once. Whether a reload is rolled out: that is so whenever there is a
+  only shown; the core says once that nothing may fill a slot. Whether a reload is rolled out: that is so whenever there is a
   fallback policy.
 * How long until a lost fork server is replaced, while there is another one: each loss writes it again, unless a
   rollout is turned back to a generation whose server was lost before.
@@ -339,7 +339,7 @@ def stage_of(state: State, policies: Policies) -> Stage:
         whole = plan.converged(fleet.facts())
         fleet.phase = Phase.STEADY if whole else Phase.ROLLING
     if plan.left_empty(fleet.facts()) is not None:
-        fleet.degradation = Trouble("a slot that nothing may fill")  # which was told when it came to that
+        fleet.degradation = Trouble("a slot that nothing may fill")  # the core has said so when it came to that
     return stage
 
 

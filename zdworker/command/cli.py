@@ -118,14 +118,15 @@ def main() -> None:
     is_flag=False,
     flag_value=HOLD_S,
     metavar="[SECONDS]",
-    help=f"Stop when the first new worker serves, for SECONDS ({HOLD_S:g}): then resume, or it is given up.",
+    help=f"Stop when the first new worker serves, and wait for 'zdworker resume', at most SECONDS ({HOLD_S:g}).",
 )
 @click.option("--upgrade", "upgrades", is_flag=True, help="When that is done, replace the master's program, too.")
 def reload(hold: float | None, upgrades: bool, **options: Any) -> None:
     """Load the newest code and replace all workers, one after the other.
 
-    With --hold it ends with 0 when the first new worker, the canary, serves beside all old ones. "zdworker resume" has
-    the reload go on, "zdworker rollback" ends it; without either it is given up when the time is over.
+    With --hold the command ends with 0 when the first new worker, the canary, serves beside all old ones. "zdworker
+    resume" continues the reload, "zdworker rollback" ends it. Without either the new code is given up when the time is
+    over.
     """
     if upgrades and options["no_wait"]:
         raise click.UsageError("--upgrade comes after the reload, and --no-wait does not wait for it: give one of them")
@@ -138,7 +139,7 @@ def reload(hold: float | None, upgrades: bool, **options: Any) -> None:
 @_with_master_options
 @_with_wait_options
 def resume(**options: Any) -> None:
-    """Have a reload go on whose first new worker serves (reload --hold, zd_canary_seconds)."""
+    """Continue a reload that waits at its canary, the first new worker (reload --hold, zd_canary_seconds)."""
     _send_order("resume", **options)
 
 
@@ -171,7 +172,7 @@ def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool,
     type=click.FloatRange(min=0, min_open=True),
     default=30.0,
     metavar="S",
-    help="Seconds to wait for the answer.",
+    help="Seconds to wait for the answer (30).",
 )
 @click.argument("target", metavar="PATH")
 def probe(  # noqa: PLR0913  # one for each option
@@ -185,7 +186,7 @@ def probe(  # noqa: PLR0913  # one for each option
     timeout: float,
     target: str,
 ) -> None:
-    """Have the canary of a held reload answer a request, and print the answer; 1 if its status is 400 or above."""
+    """Send a request to the canary of a held reload and print the answer; exit with 1 if its status is 400 or above."""
     if not target.startswith("/"):
         raise click.UsageError(f"{target!r} is no path: it begins with /")
     if not all(":" in header for header in headers):

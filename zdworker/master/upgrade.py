@@ -9,8 +9,8 @@ Rules:
   nothing has happened.
 * Nothing is replaced while a reload is under way, or when the interpreter or one of the places that the rehearsal came
   from leads elsewhere by then.
-* A rehearsal runs beside the master, as a generation does, and is told so in the same way (``ZD_GENERATION``): a
-  program of the user's opens its own port only once.
+* A rehearsal runs beside the master, as a generation does, and ``ZD_GENERATION`` says so to both: a program of
+  the user's opens its own port only once.
 * Between the block of the signals and ``execve`` nothing is read, so that the state is that of one moment. What came
   before is in it, what comes after is still in the descriptors.
 * Only the descriptors that are named in the state lose their close-on-exec flag, and get it back if ``execve`` fails.

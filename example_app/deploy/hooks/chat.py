@@ -8,7 +8,7 @@ import urllib.request
 
 def zd_reload_finished(server, report):
     url = os.environ.get("CHAT_WEBHOOK_URL")
-    if url and report["result"] != "superseded":  # then the newer one will tell
+    if url and report["result"] != "superseded":  # the newer reload sends its own message
         # In a thread: hooks run in the master's loop, and a server that does not answer would hold it up.
         threading.Thread(target=_post, args=(server.log, url, _sentence(report)), daemon=True).start()
 
