@@ -443,7 +443,9 @@ def _print_outcome(command: str, outcome: messages.Outcome) -> None:
     else:
         _print_failure(command, outcome)
         if outcome.result == "failed" and command == "reload":
-            whole = "; the log has the whole traceback" if outcome.traceback else ""
+            # Of code that was given up for its answers this has the newest failed requests, and the log has no more.
+            in_log = outcome.traceback and not outcome.error.startswith("given up: ")
+            whole = "; the log has the whole traceback" if in_log else ""
             _print_error(f"fix that, and reload again{whole}")
         _print_error(f"generation {outcome.serving} serves on")
 

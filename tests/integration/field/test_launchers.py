@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.harness import documents
 from tests.harness.application_site import Site
-from tests.harness.control_client import status
+from tests.harness.control_client import status, upgrade
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
@@ -56,6 +57,17 @@ def test_a_launcher_that_asks_is_run_once_more_for_each_generation(server: Serve
     server.wait_only("two")
     assert {mark["number"] for mark in site.marks("generation", "one")} == {"1"}
     assert {mark["number"] for mark in site.marks("generation", "two")} == {"2"}
+    assert server.stop() == 0
+
+
+def test_an_upgrade_runs_a_launcher_that_asks(server: Server, site: Site, admin: int) -> None:
+    """The rehearsal leaves the launcher's port alone, and the program that takes the master's place opens it again."""
+    write(site, server, admin, LAUNCHER)
+    server.start()
+    for _ in range(2):
+        outcome = upgrade(server)
+        assert (outcome.result, outcome.error) == ("done", "")
+        socket.create_connection(("127.0.0.1", admin), timeout=5.0).close()
     assert server.stop() == 0
 
 
