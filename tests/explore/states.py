@@ -23,8 +23,8 @@
   Whether it was killed decides only, while the master ends, if its next deadline removes it; so the first event of the
   end is tried with any number of them killed before.
 * Steady or rolling: the table leads from both to the same states by the same causes. Reasons and tracebacks, which are
-  only shown; the core says once that nothing may fill a slot. Whether a reload is rolled out: that is so whenever there is a
-  fallback policy.
+  only shown; the core says once that nothing may fill a slot. Whether a reload is rolled out: that is so whenever there
+  is a fallback policy.
 * How long until a lost fork server is replaced, while there is another one: each loss writes it again, unless a
   rollout is turned back to a generation whose server was lost before.
 * While the master ends: all but the number of workers, and of those that were killed, because nothing else follows.
