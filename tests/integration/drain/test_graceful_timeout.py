@@ -152,3 +152,41 @@ async def block(scope, receive, send, query):
 
 ENDPOINTS["/block"] = block
 """
+
+
+LEAVING_AS_IT_BEGINS = """
+import os
+import signal
+import time
+
+from {module} import {name}
+
+
+class Leaving({name}):
+    def zd_refuse_bad_tls(self):
+        super().zd_refuse_bad_tls()
+        if os.path.exists("leave"):
+            os.rename("leave", f"left-{{os.getpid()}}")
+            os.kill(self.zd_master_pid, signal.SIGTERM)
+            until = time.monotonic() + 60
+            while not self.zd_leaving and time.monotonic() < until:
+                time.sleep(0.01)
+"""
+
+
+@for_each(ALL)
+def test_an_order_to_leave_right_before_a_worker_would_accept_ends_it_in_order(
+    start_class: Start, site: Site, worker: WorkerClass
+) -> None:
+    """Its listeners are closed when the base class sets them up."""
+    module, _, name = worker.path.rpartition(".")
+    site.write("leaving.py", LEAVING_AS_IT_BEGINS.format(module=module, name=name))
+    server = start_class(worker, worker_class="leaving.Leaving", workers=1, extra=NOTING_EXITS)
+    (victim,) = server.workers()
+    site.write("leave", "")
+    os.kill(victim, signal.SIGKILL)
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 0
+    (left,) = site.directory.glob("left-*")
+    exits = dict(line.split() for line in (site.directory / "exits").read_text().splitlines())
+    assert exits[left.name.partition("-")[2]] == "0"
+    assert "Traceback" not in server.log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -55,8 +56,13 @@ def when_ready(server):
 
 
 def blocked(pid: int, thread: int) -> int:
-    """Return the signals that a thread blocks, a bit each (proc_pid_status(5))."""
+    """Return the signals that a thread blocks, a bit each (proc_pid_status(5)).
+
+    :raises ProcessLookupError: it has ended, or ends: it has no mask any more then, which the kernel shows as 0.
+    """
     status = Path(f"/proc/{pid}/task/{thread}/status").read_text()
+    if re.search(r"^State:\s+[XZ]", status, re.MULTILINE):
+        raise ProcessLookupError
     (mask,) = (line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
     return int(mask, 16)
 

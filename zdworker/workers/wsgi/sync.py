@@ -153,7 +153,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         if self.zd_queue is not None and self.zd_takes:
             self._poller.register(self.zd_queue, selectors.EVENT_READ, self._on_queue_readable)
         try:
-            super().run()
+            self._accept_and_answer()
             self.zd_leave(self.cfg.graceful_timeout)  # without zdworker's arbiter the loop may have ended by itself
             for pause_s in self._drain.until_over():
                 self.notify()
@@ -165,6 +165,14 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
                 signal.setitimer(signal.ITIMER_REAL, 0)
         for _pause_s in self._drain.cut_rest():
             pass
+
+    def _accept_and_answer(self) -> None:
+        try:
+            super().run()
+        except AttributeError:
+            # It begins with a call of each listener, and an order to leave may have closed them by then.
+            if not self.zd_leaving:
+                raise
 
     def zd_refuse_bad_tls(self) -> None:
         """Check TLS, then have its sockets linger, too."""
