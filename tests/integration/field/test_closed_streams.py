@@ -31,7 +31,10 @@ def test_no_process_has_anything_else_in_their_place(make_server: Start, site: S
     allowed = {"/dev/null", str(server.log_file), str(site.directory / "error.log")}
     for pid in [server.master, *server.fork_servers(), *server.workers()]:
         held = descriptors(pid)
-        assert {held.get(number) for number in STREAMS} <= allowed, (pid, held)
+        # Not what libffi holds of itself (its static trampolines): it does so as soon as ctypes is imported, which may
+        # be before zdworker is.
+        places = {held.get(number) for number in STREAMS if "/libffi.so" not in str(held.get(number))}
+        assert places <= allowed, (pid, held)
     assert server.stop() == 0
 
 

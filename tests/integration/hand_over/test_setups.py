@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.clients import Client
+from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
 from tests.harness.server import Start
 from tests.harness.worker_classes import ASGI, GEVENT, THREAD, UVICORN, UVICORN_H11, WorkerClass, for_each
@@ -15,6 +17,7 @@ KEEPALIVE_S = 300
 CLIENTS = 10
 
 PROXY_HEADER = b"PROXY TCP4 192.0.2.7 127.0.0.1 1234 80\r\n"
+REFUSED = b"HTTP/1.1 400 "
 
 
 def versions(clients: list[Client]) -> set[str]:
@@ -62,8 +65,9 @@ def test_what_the_proxy_protocol_said_moves_along(start_class: Start, site: Site
     wait_for(lambda: log.read_text().count(" 200") == 2, 30, "that answer is in the log, before the next one")
     silent.send(PROXY_HEADER)
     assert silent.ask("GET", "/").json()["version"] == "two"
-    used.send(PROXY_HEADER)
-    assert used.ask("GET", "/").status == 400
+    used.send(PROXY_HEADER + request("GET", "/"))
+    # Not the whole answer: Gunicorn's has no empty line before its body since Python 3.14's textwrap.dedent().
+    assert used.socket.recv(len(REFUSED), socket.MSG_WAITALL) == REFUSED
     wait_for(lambda: log.read_text().count(" 200") == 3, 30, "the answers are in the log")
     told = [line.split()[0] for line in log.read_text().splitlines() if line.endswith(" 200")]
     assert told == ["192.0.2.7", "127.0.0.1" if worker is THREAD else "192.0.2.7", "192.0.2.7"]
