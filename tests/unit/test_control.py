@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import stat
 from collections.abc import Iterator
@@ -154,6 +155,23 @@ def test_a_new_path_that_cannot_be_leaves_the_old_one(server: Control, tmp_path:
 
 def settings(path: Path) -> Settings:
     return Settings(control_socket=str(path))
+
+
+@pytest.mark.parametrize("own_path", [True, False])
+def test_a_socket_whose_file_was_removed_comes_back_with_the_next_configuration(
+    server: Control, runtime: Path, tmp_path: Path, own_path: bool
+) -> None:
+    """Logind removes the runtime directory when a user logs out, systemd one that two units share."""
+    wanted = settings(tmp_path / "own" / "a.sock") if own_path else Settings()
+    (tmp_path / "own").mkdir()
+    server.configuration_changed(wanted)
+    path = Path(server.path)
+    shutil.rmtree(path.parent)
+    if own_path:
+        path.parent.mkdir()
+    server.configuration_changed(wanted)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
 
 
 def test_a_path_of_ones_own_has_a_link_where_the_command_looks(server: Control, runtime: Path, tmp_path: Path) -> None:

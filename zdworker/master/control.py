@@ -198,7 +198,8 @@ class Control(Observer):
         :param path: "" for none.
         :raises ControlError: that is impossible; the socket before stays open.
         """
-        if path == self.path:
+        # One whose file was removed (by logind when the user has logged out, say) no client finds any more.
+        if path == self.path and (not path or os.path.lexists(path)):
             return
         listener = _listen(path) if path else None
         self._close_listener()
