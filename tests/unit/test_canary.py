@@ -296,7 +296,7 @@ def test_an_old_worker_that_crashes_comes_back_as_the_old_code() -> None:
     assert stage.coming() == [(2, 1)]
 
 
-def test_a_slot_that_nothing_may_fill_is_told_once() -> None:
+def test_the_log_names_a_slot_that_nothing_may_fill_once() -> None:
     """The canary's code may have no second worker, and the old fork server is gone."""
     stage = with_canary(3, canary=60.0).passes(10.0)
     stage.lose_server(1).crash(2).passes(20.0)
