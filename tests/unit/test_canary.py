@@ -302,7 +302,7 @@ def test_the_log_names_a_slot_that_nothing_may_fill_once() -> None:
     stage.lose_server(1).crash(2).passes(20.0)
     (degraded,) = [action for action in stage.log if isinstance(action, Degraded)]
     assert (degraded.slot, degraded.next_try_s) == (2, 50.0)
-    assert "the fork server of generation 1 is gone, and 2 is on trial" in degraded.reason
+    assert "the fork server of generation 1 is gone: until the canary of 2 is verified" in degraded.reason
     assert stage.fleet.state == "degraded"
     stage.passes(31.0)
     roll_on(stage)

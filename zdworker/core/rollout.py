@@ -210,7 +210,7 @@ class Rollout:
         if purpose is Purpose.RELOAD or (fleet.reloading is None and fleet.previous is not None):
             return ""
         if fleet.reloading is not None:
-            # While the canary is on trial only it has to leave, as when it fails: that needs no code from memory.
+            # Until it is verified only the canary has to leave, as when it fails: that needs no code from memory.
             kept = not fleet.newest_verified or self._has_way_back()
             return "" if kept else "the generation before is not preloaded (--preload), or its fork server is gone"
         if fleet.policy.rollback_window == 0:
