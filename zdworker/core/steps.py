@@ -319,7 +319,9 @@ class Steps:
         """Note that a slot stays empty for as long as the canary is tried."""
         fleet = self.fleet
         old, new = fleet.fallback[-1], fleet.current[-1]
-        reason = f"the fork server of generation {old} is gone: until the canary of {new} is verified, the slot is empty"
+        reason = (
+            f"the fork server of generation {old} is gone: until the canary of {new} is verified, the slot is empty"
+        )
         ends = [w.deadline for w in fleet.workers.values() if fleet.is_canary(w) and w.deadline is not None]
         self.degrade(reason, "", slot=slot, next_try_s=min(ends, default=now) - now)
 
