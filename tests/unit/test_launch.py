@@ -132,6 +132,44 @@ def test_a_line_that_has_not_given_the_master_its_interpreter(monkeypatch: pytes
     assert launch.interpreter(found) == [sys.executable, "-u"]
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        """'''exec' "$(dirname -- "$(realpath -- "$0")")"/'python3' "$0" "$@"\n' '''""",
+        """'''exec' /a/long/path/with/python "$0" "$@"\n' '''""",
+    ],
+    ids=["relocatable", "long"],
+)
+def test_a_script_that_a_shell_runs(monkeypatch: pytest.MonkeyPatch, current: Path, start: str) -> None:
+    """It starts the interpreter that lies beside it."""
+    for number, names in (("one", ["python3.x", "python3"]), ("two", ["python3", "python"]), ("three", [])):
+        directory = current.parent / "releases" / number / "bin"
+        directory.mkdir(parents=True)
+        (directory / "gunicorn").write_text(f"#!/bin/sh\n{start}\n")
+        for name in names:
+            (directory / name).symlink_to(sys.executable)
+    first = current.parent / "releases" / "one" / "bin" / "python3.x"
+    monkeypatch.setattr(sys, "executable", str(first))
+    found = capture(monkeypatch, current, str(first), "-u", f"{current}/bin/gunicorn", "app:app")
+    assert found.follows_line
+    assert launch.interpreter(found) == [str(first), "-u"]
+    point_to(current, "releases/two")
+    assert launch.interpreter(found) == [f"{current.resolve()}/bin/python3", "-u"]
+    point_to(current, "releases/three")
+    assert launch.interpreter(found) == [f"{current.resolve()}/bin/python3.x", "-u"], "an error will name it"
+
+
+def test_a_wrapper_that_has_given_the_interpreter_its_own_name(monkeypatch: pytest.MonkeyPatch, current: Path) -> None:
+    """``exec -a "$0" python ...``: Python takes the wrapper's path for its own, and it would start another master."""
+    wrapper = current / "shop"
+    wrapper.write_text("#!/bin/sh\n")
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(wrapper))
+    for called in (str(wrapper), "shop"):
+        found = capture(monkeypatch, current, called, "-m", "gunicorn", PATH=str(current))
+        assert found.interpreter == os.readlink("/proc/self/exe")
+
+
 # -- where it is started -------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,7 @@ PYTHONS_VARIABLES = ("PYTHONPATH", "PYTHONHOME")
 
 _LONG_OPTION_WITH_VALUE = "--check-hash-based-pycs"
 _LETTERS_WITH_VALUE = "cmWX"
+_SHELLS = ("sh", "bash", "dash")
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,18 @@ def _interpreter_as_called(environment: Mapping[str, str], directory: str) -> st
     # A profiler may have put a program of its own into sys.executable; the kernel knows which one runs.
     for running in (sys.executable, "/proc/self/exe"):
         with contextlib.suppress(OSError):
-            if path is not None and os.path.samefile(path, running):
+            if path is not None and _has_pythons_name(path) and os.path.samefile(path, running):
                 return path
+    if not _has_pythons_name(sys.executable):
+        # ``exec -a "$0" python ...`` in a wrapper gives Python the wrapper's name, and Python takes that for its own
+        # path. The wrapper would start another master.
+        with contextlib.suppress(OSError):
+            return os.readlink("/proc/self/exe")
     return sys.executable
+
+
+def _has_pythons_name(path: str) -> bool:
+    return os.path.basename(path).startswith(("python", "pypy"))
 
 
 def _which(name: str, environment: Mapping[str, str], directory: str) -> str | None:
@@ -252,7 +262,9 @@ def interpreter(command: Command) -> list[str]:
 def _named_by_line(command: Command) -> list[str]:
     """Return the interpreter that the ``#!`` line of the command's script names now, with its options; or nothing.
 
-    A line that names no Python is ignored (pip writes a shell there when the path is too long).
+    Where that line names a shell, the script's next line starts the interpreter. Installers write this when a path is
+    too long for the kernel or has a blank (distlib), or to have a virtual environment that can be moved (``uv venv
+    --relocatable``). It lies beside the script then. A line that names anything else is ignored.
 
     :raises GenerationError: the script cannot be read.
     """
@@ -270,10 +282,19 @@ def _named_by_line(command: Command) -> list[str]:
     if words and os.path.basename(words[0]) == "env":
         found = _which(words[1], command.environment, command.directory) if len(words) == 2 else None
         words = [found] if found else []
-    if not words or not os.path.basename(words[0]).startswith(("python", "pypy")):
+    if words and os.path.basename(words[0]) in _SHELLS:
+        return [_beside(command), *command.options]
+    if not words or not _has_pythons_name(words[0]):
         return []
     path = os.path.join(command.directory, words[0])
     return [path, *(words[1:] or command.options)] if os.path.exists(path) else []
+
+
+def _beside(command: Command) -> str:
+    """Return the path of the interpreter in the directory of the command's script, where links lead now."""
+    directory = os.path.dirname(os.path.realpath(command.script or ""))
+    paths = [os.path.join(directory, name) for name in (os.path.basename(command.interpreter), "python3", "python")]
+    return next(filter(os.path.exists, paths), paths[0])  # if there is none, the start's error names it
 
 
 @dataclass(frozen=True)

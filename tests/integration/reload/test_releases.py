@@ -55,20 +55,32 @@ def own_interpreter(site: Site) -> list[str]:
     return ["sh", "-c", 'cd "$0" && exec "$@"', str(site.directory / "current"), *words]
 
 
-WAYS: tuple[Way, ...] = (relative_chdir, absolute_chdir_without_pwd, within, own_environment, own_interpreter)
+def relocatable_environment(site: Site) -> list[str]:
+    """The same, installed in the release's own path: a shell finds the interpreter (``uv venv --relocatable``)."""
+    return [*own_environment(site)[:-1], str(site.directory / "current/venv/bin/relocatable")]
+
+
+WAYS: tuple[Way, ...] = (
+    relative_chdir,
+    absolute_chdir_without_pwd,
+    within,
+    own_environment,
+    own_interpreter,
+    relocatable_environment,
+)
 
 
 def release(site: Site, version: str) -> Path:
     site.release(version)
     place = site.directory / "releases" / version
     python = virtual_environment(place / "venv")
-    script = python.with_name("gunicorn")
     # The name by which a script that was installed through the link knows its interpreter.
-    script.write_text(
-        f"#!{site.directory / 'current/venv/bin/python'}\n"
-        "import sys\nfrom gunicorn.app.wsgiapp import run\nsys.exit(run())\n"
-    )
-    script.chmod(0o755)
+    through_link = f"#!{site.directory / 'current/venv/bin/python'}\n"
+    relocatable = "#!/bin/sh\n'''exec' \"$(dirname -- \"$(realpath -- \"$0\")\")\"/'python' \"$0\" \"$@\"\n' '''\n"
+    for name, line in (("gunicorn", through_link), ("relocatable", relocatable)):
+        script = python.with_name(name)
+        script.write_text(f"{line}import sys\nfrom gunicorn.app.wsgiapp import run\nsys.exit(run())\n")
+        script.chmod(0o755)
     return place
 
 

@@ -43,6 +43,15 @@ def test_both_ways_to_call_gunicorn(start: Start, words: tuple[str, ...], preloa
     assert_reloads_and_stops(start(command=words, preload_app=preload))
 
 
+def test_a_wrapper_that_gives_the_interpreter_its_own_name(start: Start, site: Site) -> None:
+    """As nixpkgs' ``makeWrapper`` and systemd's ``ExecStart=@`` do it; Python takes that name for its own path."""
+    wrapper = site.directory / "shop"
+    wrapper.write_text(f'#!/bin/bash\nexec -a "$0" {os.path.realpath(sys.executable)} -m gunicorn "$@"\n')
+    wrapper.chmod(0o755)
+    packages = os.pathsep.join(entry for entry in sys.path if entry)
+    assert_reloads_and_stops(start(command=(str(wrapper),), environment={"PYTHONPATH": packages}))
+
+
 def test_without_a_configuration_file(make_server: Start, site: Site) -> None:
     """Everything on the command line, as in most Procfiles."""
     server = make_server()
