@@ -39,8 +39,7 @@ def guard(log: Any) -> None:
     def guarded() -> None:
         try:
             for path in set(_paths(log)):
-                with open(path, "a", encoding="utf-8"):
-                    pass
+                _try_to_open(path, log.cfg)
             _drop_unwritten(log)
             reopen_files()
         except Exception as error:  # noqa: BLE001  # a user's logger class may raise anything
@@ -77,6 +76,18 @@ def _paths(log: Any) -> Iterator[str]:
         yield log.cfg.errorlog
     for handler in _file_handlers():
         yield handler.baseFilename
+
+
+def _try_to_open(path: str, cfg: Any) -> None:
+    """Create a log file if there is none, and give it to the workers' user, as Gunicorn does at its start (glogging.py).
+
+    :raises OSError: it cannot be opened.
+    """
+    is_new = not os.path.exists(path)
+    with open(path, "a", encoding="utf-8") as file:
+        if is_new:
+            with contextlib.suppress(OSError):  # this process may not: then it is the workers' user itself
+                os.fchown(file.fileno(), cfg.user, cfg.group)
 
 
 def _file_handlers() -> Iterator[logging.FileHandler]:

@@ -75,6 +75,9 @@ OLD_SCRIPT_S = 600.0
 HEARTBEATS_S = 0.5
 """Seconds between two looks at the workers' heartbeats, at least."""
 
+REOPEN_WAIT_S = 1.0
+"""Seconds for which the workers wait for the master to have reopened the log: one that nobody reads holds it up."""
+
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""
 
@@ -140,6 +143,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_scale_request: int | None = None
         self._zd_halt_by = self._zd_heartbeats_at = 0.0
         self._zd_usr2_at = -math.inf
+        self._zd_children_reopen = False
         self._zd_leftovers_by: float | None = None
         if boot.current is not None:
             self._zd_adopt(boot.current)
@@ -451,8 +455,23 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_stop(quick=True)
 
     def handle_usr1(self) -> None:
-        """USR1: reopen the log files, here, in the workers and in the fork servers."""
-        super().handle_usr1()
+        """USR1: reopen the log files here, then in the workers and in the fork servers.
+
+        In this order, because only a master that was started as root may be able to create the new files.
+        """
+        self._zd_children_reopen = True
+        self.log.reopen_files()
+        self._zd_log_writer.in_turn(lambda: self._zd.reactor.call_from_thread(self._zd_reopen_in_children))
+        self._zd.reactor.call_later(REOPEN_WAIT_S, self._zd_reopen_in_children)
+
+    def _zd_reopen_in_children(self) -> None:
+        """Have all other processes reopen the log files, unless they have been told since the last USR1."""
+        if not self._zd_children_reopen:
+            return
+        self._zd_children_reopen = False
+        self.kill_workers(signal.SIGUSR1)
+        if self.dirty_arbiter_pid:
+            self.kill_dirty_arbiter(signal.SIGUSR1)
         self._zd.children.signal_servers(signal.SIGUSR1)
 
     def handle_winch(self) -> None:
@@ -502,7 +521,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
     def zd_settle_log(self) -> bool:
         """Write what the log has waiting; return False if the log does not take it."""
-        return self._zd_log_writer.settle()
+        settled = self._zd_log_writer.settle()
+        self._zd_reopen_in_children()
+        return settled
 
     def _zd_adopt(self, program: boot.Boot) -> None:
         """Make everything that this program needs from the state of the one before, and have no effect by that.

@@ -82,8 +82,8 @@ class LogWriter(logging.Filter):
             setup(cfg)
 
         log.setup = lambda cfg: self._wait_for(lambda: set_up(cfg))
-        log.reopen_files = lambda: self._in_turn(reopen_files)
-        log.close_on_exec = lambda: self._in_turn(close_on_exec)
+        log.reopen_files = lambda: self.in_turn(reopen_files)
+        log.close_on_exec = lambda: self.in_turn(close_on_exec)
 
     def _guarded(self, method: Callable[..., None]) -> Callable[..., None]:
         def guarded(*arguments: Any, **names: Any) -> None:
@@ -138,7 +138,8 @@ class LogWriter(logging.Filter):
 
     # -- what is done to the log ---------------------------------------------------------------------------------
 
-    def _in_turn(self, call: Callable[[], object]) -> None:
+    def in_turn(self, call: Callable[[], object]) -> None:
+        """Have something done by the thread after all that it has been given before."""
         if self._is_direct():
             call()
         else:
@@ -166,7 +167,7 @@ class LogWriter(logging.Filter):
             finally:
                 done.set()
 
-        self._in_turn(run)
+        self.in_turn(run)
         if not done.wait(SETUP_WAIT_S):
             given_up.set()
             self._logger.warning("The log takes no lines: it goes by the new configuration as soon as it does")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def lines(path: Path, pattern: str) -> list[str]:
 def holders(server: Server, path: Path) -> list[int]:
     """Return the processes of a server that have a file open, by its present name."""
     return [pid for pid in server.left() if str(path) in descriptors(pid).values()]
+
+
+def no_holders(server: Server, path: Path) -> bool:
+    return not holders(server, path)
 
 
 def test_each_line_is_written_once_through_reloads(server: Server, error_log: Path, access_log: Path) -> None:
@@ -130,6 +135,24 @@ def test_rotation_in_the_middle_of_a_reload(
     wait_for(lambda: lines(error_log, "all workers are new"), 30, "the log is written")
     booted = [line for path in (error_log, rotated[0]) for line in lines(path, "Booting worker")]
     assert len(booted) == len(site.events("post_fork")), "each line once, in one of the files"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
+def test_a_rotation_where_only_the_master_can_create_files(make_server: Start, site: Site) -> None:
+    """``/var/log`` of a master that was started as root; logrotate moves the files and creates none."""
+    place = site.directory / "logs"
+    place.mkdir()
+    files = [place / "error.log", place / "access.log"]
+    logs: dict[str, str] = {"errorlog": str(files[0]), "accesslog": str(files[1])}
+    server = make_server(user="nobody", group="nogroup", preload_app=True, **logs).start()
+    for number in range(3):
+        moved = [path.rename(f"{path}.{number}") for path in files]
+        server.signal(signal.SIGUSR1)
+        for path in moved:
+            wait_for(partial(no_holders, server, path), 30, f"nobody has {path.name}")
+        assert [path.owner() for path in files] == ["nobody", "nobody"]
+    server.get("/environment?name=HOME")
+    wait_for(lambda: lines(files[1], "GET /environment"), 30, "a worker has written to the new file")
 
 
 def test_a_rotation_into_a_directory_that_is_gone(make_server: Start, tmp_path: Path) -> None:
