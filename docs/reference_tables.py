@@ -160,7 +160,7 @@ SETTINGS: Mapping[str, Described] = {
         "text, or function that returns one",
         "The version of the application, for the log, `status`, the metrics and the hooks. The application finds it in "
         "its environment as `ZD_VERSION`. The default is the name of the release to which the `current` link leads, or "
-        "else what `git describe` prints.",
+        "else git's name for the commit.",
         'zd_version = "v1.4.2"',
         "The label of a generation in the metrics and in `status --json` is this text.",
     ),

@@ -79,7 +79,7 @@ def _paths(log: Any) -> Iterator[str]:
 
 
 def _try_to_open(path: str, cfg: Any) -> None:
-    """Create a log file if there is none, and give it to the workers' user, as Gunicorn does at its start (glogging.py).
+    """Create a log file if there is none, and give it to the workers' user, as Gunicorn's ``glogging.py`` does it.
 
     :raises OSError: it cannot be opened.
     """

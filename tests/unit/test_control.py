@@ -36,13 +36,19 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[Control]:
-    reactor = Reactor()
+def reactor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reactor]:
+    monkeypatch.setattr(control, "FILES_INTERVAL_S", 0.0)  # in each turn
+    made = Reactor()
+    yield made
+    made.close_in_child()
+
+
+@pytest.fixture
+def server(reactor: Reactor) -> Iterator[Control]:
     orders: Any = None  # no client orders anything here
     made = Control(orders, reactor, logging.getLogger())
     yield made
     made.close()
-    reactor.close_in_child()
 
 
 def test_the_directory_is_this_users_own(runtime: Path) -> None:
@@ -157,21 +163,37 @@ def settings(path: Path) -> Settings:
     return Settings(control_socket=str(path))
 
 
-@pytest.mark.parametrize("own_path", [True, False])
-def test_a_socket_whose_file_was_removed_comes_back_with_the_next_configuration(
-    server: Control, runtime: Path, tmp_path: Path, own_path: bool
+@pytest.mark.parametrize("reload", [True, False], ids=["reload", "by itself"])
+@pytest.mark.parametrize("own_path", [True, False], ids=["own path", "default"])
+def test_a_socket_whose_file_was_removed_comes_back(
+    server: Control, reactor: Reactor, runtime: Path, tmp_path: Path, own_path: bool, reload: bool
 ) -> None:
     """Logind removes the runtime directory when a user logs out, systemd one that two units share."""
     wanted = settings(tmp_path / "own" / "a.sock") if own_path else Settings()
     (tmp_path / "own").mkdir()
     server.configuration_changed(wanted)
     path = Path(server.path)
-    shutil.rmtree(path.parent)
-    if own_path:
-        path.parent.mkdir()
-    server.configuration_changed(wanted)
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(path))
+    links = [] if not own_path else [Path(default_path(os.getpid()))]
+    for _ in range(2):
+        for removed in (path, *links):
+            shutil.rmtree(removed.parent)
+        if own_path:
+            path.parent.mkdir()
+        if reload:
+            server.configuration_changed(wanted)
+        else:
+            reactor.wait(0)
+        for name in (path, *links):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(name))
+
+
+def test_a_link_that_was_removed_comes_back(server: Control, reactor: Reactor, runtime: Path, tmp_path: Path) -> None:
+    server.configuration_changed(settings(tmp_path / "a.sock"))
+    link = Path(default_path(os.getpid()))
+    link.unlink()
+    reactor.wait(0)
+    assert link.readlink() == tmp_path / "a.sock"
 
 
 def test_a_path_of_ones_own_has_a_link_where_the_command_looks(server: Control, runtime: Path, tmp_path: Path) -> None:
@@ -203,13 +225,6 @@ def test_links_to_masters_that_were_killed_are_removed(server: Control, runtime:
     server.configuration_changed(settings(tmp_path / "own.sock"))
     default_path(3)
     assert own.is_symlink(), "a process listens there"
-
-
-@pytest.fixture
-def reactor() -> Iterator[Reactor]:
-    made = Reactor()
-    yield made
-    made.close_in_child()
 
 
 class Client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -26,6 +27,22 @@ def test_the_release_that_a_link_leads_to(tmp_path: Path) -> None:
     assert label_of("", str(tmp_path / "releases" / "42")) == ""
 
 
+def test_a_link_that_is_there_for_another_reason(tmp_path: Path) -> None:
+    """``/var/www``, a link to another disk: a working copy below it is what git says, if git says something."""
+    data, var = tmp_path / "data", tmp_path / "var"
+    (data / "www" / "shop").mkdir(parents=True)
+    var.mkdir()
+    (var / "www").symlink_to(data / "www")
+    shop = var / "www" / "shop"
+    assert label_of("", str(shop)) == "www", "it may be a release all the same"
+    git(shop, "init", "-q")
+    git(shop, "commit", "-q", "--allow-empty", "-m", "first")
+    git(shop, "tag", "v3")
+    assert label_of("", str(shop)) == "v3"
+    (var / "current").symlink_to(data / "www" / "shop")
+    assert label_of("", str(var / "current")) == "shop"
+
+
 def git(directory: Path, *words: str) -> None:
     identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
     subprocess.run(["git", "-C", str(directory), *identity, *words], check=True, capture_output=True)
@@ -40,6 +57,21 @@ def test_what_git_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert label_of("", str(tmp_path / "src")) == "v2"
     monkeypatch.setattr("shutil.which", lambda _name: None)
     assert label_of("", str(tmp_path)) == ""
+
+
+def test_git_is_asked_without_writing(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    file = tmp_path / "app.py"
+    file.write_text("1")
+    git(tmp_path, "add", "app.py")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    git(tmp_path, "tag", "v2")
+    os.utime(file, (1, 1))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert label_of("", str(tmp_path)) == "v2"
+    file.write_text("2")
+    assert label_of("", str(tmp_path)) == "v2-dirty"
+    assert (tmp_path / ".git" / "index").read_bytes() == index
 
 
 def test_a_git_that_does_not_answer_costs_no_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

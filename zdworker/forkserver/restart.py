@@ -19,6 +19,9 @@ from zdworker.descendants import end_own_descendants
 from zdworker.forkserver.worker_boot import EXECUTORS_S, EXIT_HANDLERS_TIMEOUT_S, run_exit_functions, stop_executors
 from zdworker.ipc.messages import Init, decode, encode
 
+DESCRIPTORS_MAX = 65_536
+"""Descriptors that are gone through where there is no /proc to list them; each costs about a microsecond."""
+
 PROCESSES_GRACE_S = 0.5
 """Seconds between TERM and KILL for the processes that were started at import."""
 
@@ -78,7 +81,7 @@ class Restart:
         os.write(message, encode(init))
         os.lseek(message, 0, os.SEEK_SET)
         kept = (self._channel, message, stderr)
-        _keep_only({0, 1, 2, *kept})
+        keep_only({0, 1, 2, *kept})
         words = [*self._words, *map(str, kept), *self._command]
         os.execve(self._words[0], words, self._environment)  # noqa: S606  # the master's own command, without a shell
 
@@ -95,8 +98,12 @@ def first_message(number: int) -> Init:
     return message
 
 
-def _keep_only(kept: set[int]) -> None:
+def keep_only(kept: set[int]) -> None:
     """Have all other descriptors closed by ``execve``, those too that a C library has left inheritable."""
-    for name in os.listdir("/proc/self/fd"):
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # there is no /proc
+        numbers = list(range(DESCRIPTORS_MAX))
+    for number in numbers:
         with contextlib.suppress(OSError):
-            os.set_inheritable(int(name), int(name) in kept)
+            os.set_inheritable(number, number in kept)

@@ -76,6 +76,9 @@ SILENCE_CHECK_INTERVAL_S = 1.0
 ACCEPT_RETRY_S = 0.5
 """Seconds without a look at those who want to connect, when the master has no descriptor or memory for one more."""
 
+FILES_INTERVAL_S = 10.0
+"""Seconds between two looks whether the socket's file is still there."""
+
 ANSWERED_AT_ONCE = ("status", "history", "scale", "probe")
 """The orders of which nothing is to be waited for."""
 
@@ -179,6 +182,7 @@ class Control(Observer):
         self._with_orders: collections.deque[Client] = collections.deque()
         self._checks_silence = False
         self._latest: Reload | None = None
+        reactor.call_later(FILES_INTERVAL_S, self._restore_files)
 
     # -- the socket ----------------------------------------------------------------------------------------------
 
@@ -198,7 +202,6 @@ class Control(Observer):
         :param path: "" for none.
         :raises ControlError: that is impossible; the socket before stays open.
         """
-        # One whose file was removed (by logind when the user has logged out, say) no client finds any more.
         if path == self.path and (not path or os.path.lexists(path)):
             return
         listener = _listen(path) if path else None
@@ -224,6 +227,20 @@ class Control(Observer):
             with contextlib.suppress(OSError):
                 os.unlink(self._link)
             self._link = ""
+
+    def _restore_files(self) -> None:
+        """Have the socket and the link come back if somebody has removed them: logind when the user has logged out, or
+        systemd when a unit ends that shares the runtime directory.
+        """
+        is_lost = bool(self.path) and not os.path.lexists(self.path)
+        if is_lost:
+            with contextlib.suppress(ControlError):
+                own_directory()
+            with contextlib.suppress(ControlError):  # tried again the next time
+                self.open(self.path)
+        if is_lost or (self._link and not os.path.lexists(self._link)):
+            self._place_link()
+        self._reactor.call_later(FILES_INTERVAL_S, self._restore_files)
 
     def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
         """Return the socket and the clients, for :meth:`adopt` in another program of this process (an upgrade).

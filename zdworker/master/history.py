@@ -50,7 +50,7 @@ FILES_MAX = 50
 END_WAIT_S = 1.0
 """Seconds that the master's end waits for the file."""
 
-_PATTERN = "history-*.jsonl"
+_PATTERN = "history-*.jsonl*"  # with those that a master was killed over ("….jsonl.new")
 
 
 class Recorder(Observer):

@@ -56,6 +56,9 @@ from zdworker.settings import Settings
 REPORT_TURN_BYTES = 8192
 """Bytes that are read at a time from a worker: a hundred times what one has to say in a second."""
 
+NOT_INSTALLED = "specification for 'zdworker.forkserver' (ModuleNotFoundError: No module named 'zdworker')"
+"""What ``runpy`` prints where an interpreter does not find this package."""
+
 REST_READS = 64
 """Such reads of what a worker has left behind: its last words are behind a full socket's buffer at most."""
 
@@ -382,6 +385,11 @@ class Receiver:
         self._gunicorn.zd_configuration.withdraw(server.number)
         if loading:
             reason = f"the new code's interpreter {_how(code)} while it was loading"
+            if NOT_INSTALLED in server.last_line():
+                reason = (
+                    f"zdworker is not installed for {server.interpreter}, only on the import path of the program that "
+                    "started Gunicorn: install it there (with pex: --venv)"
+                )
             failed = events.GenerationFailed(server.number, reason, server.printed(), code if code in (3, 4) else 3)
             self._publish(failed)
             return

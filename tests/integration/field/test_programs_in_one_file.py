@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tests.harness.application_site import ENDPOINTS, Site
 from tests.harness.processes import wait_for
-from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, DEFAULT_CLASS, Server, Start
 from zdworker.command import client, finder
 
 MAIN = "from gunicorn.app.wsgiapp import run\n\nrun()\n"
@@ -96,3 +97,21 @@ def test_a_program_that_pex_has_unpacked(make_server: Start, site: Site) -> None
     wait_for(lambda: server.fork_servers() not in ([], [victim]), BOOT_TIMEOUT_S, "the fork server is replaced")
     wait_for(lambda: client.status(path)["state"] == "failed", BOOT_TIMEOUT_S, "and no more than the reload has failed")
     assert server.get()["version"] == "one"
+
+
+def test_a_program_that_alone_knows_where_zdworker_is(site: Site) -> None:
+    """A default pex: the interpreter by itself finds none of its packages."""
+    program = site.directory / "program.py"
+    program.write_text(f"import sys\n\nsys.path += {sys.path!r}\n{MAIN}")
+    python = os.path.realpath(sys.executable)
+    ended = subprocess.run(
+        [python, "-I", str(program), "-k", DEFAULT_CLASS, "-b", "127.0.0.1:0", "app:app"],
+        cwd=site.directory,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=BOOT_TIMEOUT_S,
+        check=False,
+    )
+    assert ended.returncode == 3
+    assert f"zdworker is not installed for {python}, only on the import path of the program" in ended.stderr
