@@ -207,8 +207,8 @@ def _of_process(pid: int, deadline: float | None) -> Master:
             return master
     raise NoInstance(
         f"the process {pid} has no control socket that can be reached: it is no master of zdworker's, has "
-        "zd_control_socket = 'none', is another user's, or its socket's file was removed (the master puts it back within "
-        "ten seconds)"
+        "zd_control_socket = 'none', is another user's, or its socket's file was removed (the master puts it back "
+        "within ten seconds)"
     )
 
 

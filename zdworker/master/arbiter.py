@@ -465,7 +465,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd.reactor.call_later(REOPEN_WAIT_S, self._zd_reopen_in_children)
 
     def _zd_reopen_in_children(self) -> None:
-        """Have all other processes reopen the log files, unless they have been told since the last USR1."""
+        """Have all other processes reopen the log files, once for each USR1."""
         if not self._zd_children_reopen:
             return
         self._zd_children_reopen = False
