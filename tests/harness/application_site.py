@@ -236,12 +236,14 @@ class Site:
         if kind == "lifespan":
             self.deploy(unique, extra=LIFESPAN_FAILS.format(unique=unique))
             return unique
+        mark = {"event": "hang", "version": unique}
         lines = {
             "syntax": f"def broken_{unique}(:",
             "import": f"import broken_{unique}",
             "raise": f"raise RuntimeError('broken {unique}')",
             "exit": "import os\nos._exit(1)",
-            "hang": "import time\ntime.sleep(600)",
+            "hang": f"import time\nwith open({str(self.marks_file)!r}, 'a') as marks:\n"
+            f"    marks.write({json.dumps(mark)!r} + '\\n')\ntime.sleep(600)",
         }
         self.write("app.py", f"{lines[kind]}\n")
         return unique

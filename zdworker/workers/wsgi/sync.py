@@ -171,7 +171,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
             super().run()
         except AttributeError:
             # It begins with a call of each listener, and an order to leave may have closed them by then.
-            if not self.zd_leaving:
+            if not self.zd_leaving or all(listener.sock is not None for listener in self.sockets):
                 raise
 
     def zd_refuse_bad_tls(self) -> None:
