@@ -271,3 +271,33 @@ def test_zd_hooks_that_raise_hurt_nothing(start: Start, site: Site) -> None:
     said = "raised; nothing else comes of it"
     wait_for(lambda: server.log.count(said) == 2 * 2 + 2, BOOT_TIMEOUT_S, "each of them is in the log")
     assert server.stop() == 0
+
+
+JOINS_A_THREAD = """
+import threading
+
+def _until_it_leaves(worker):
+    while not worker.zd_leaving:
+        _time.sleep(0.05)
+
+def post_worker_init(worker):
+    worker.zd_thread = threading.Thread(target=_until_it_leaves, args=(worker,))
+    worker.zd_thread.start()
+    _note("post_worker_init", pid=worker.pid)
+    if worker.slot == 1:
+        _time.sleep(600)
+
+def worker_exit(server, worker):
+    worker.zd_thread.join()
+    _note("worker_exit", pid=worker.pid)
+"""
+
+
+def test_a_worker_that_ends_while_it_boots_is_leaving_too(make_server: Start, site: Site) -> None:
+    """A hook that waits for a thread of its own would hold it up until it is killed."""
+    server = make_server(workers=2, graceful_timeout=30, extra=JOINS_A_THREAD)
+    server.launch()
+    wait_for(lambda: len(site.events("post_worker_init")) == 2, BOOT_TIMEOUT_S, "one is ready, the other one boots")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(20) == 0
+    assert len(site.events("worker_exit")) == 2

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
 from tests.harness.processes import alive, wait_for
@@ -50,6 +51,7 @@ class TestStandingStill:
     ) -> None:
         site.deploy("one", extra=SPIN)
         server = start(workers=3, timeout=5, preload_app=preload)
+        wait_for(lambda: control_client.ready(server, 1) == 3, BOOT_TIMEOUT_S, "the master knows that all are ready")
         victim = how(server)
         wait_for(lambda: not alive(victim), BOOT_TIMEOUT_S, "it is ended")
         server.wait_full()

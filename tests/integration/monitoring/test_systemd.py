@@ -114,6 +114,7 @@ def test_a_reload_s_status_tells_what_it_waits_for(server: Server, site: Site, e
 
 def test_a_failed_reload_ends_ready_too_and_says_why(server: Server, site: Site, ear: Ear) -> None:
     server.start()
+    ear.wait("READY")
     site.break_("raise")
     server.signal(signal.SIGHUP)
     ear.wait("READY", "RELOADING", "READY")
