@@ -50,7 +50,9 @@ class TestStandingStill:
         self, start: Start, site: Site, how: Callable[[Server], int], preload: bool
     ) -> None:
         site.deploy("one", extra=SPIN)
-        server = start(workers=3, timeout=5, preload_app=preload)
+        server = start(
+            workers=3, timeout=5, preload_app=preload, zd_control_socket=str(site.directory / "control.sock")
+        )
         wait_for(lambda: control_client.ready(server, 1) == 3, BOOT_TIMEOUT_S, "the master knows that all are ready")
         victim = how(server)
         wait_for(lambda: not alive(victim), BOOT_TIMEOUT_S, "it is ended")
