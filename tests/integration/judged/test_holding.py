@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -120,6 +121,26 @@ def test_a_second_reload_takes_the_place_of_one_that_is_held(start: Start, site:
     done = command(server, "reload")
     assert done.returncode == 0, done.stderr
     assert set(server.versions().values()) == {"three"}
+
+
+@pytest.mark.parametrize("order", ["rollback", "resume"])
+def test_the_old_code_s_fork_server_dies_during_a_hold(start: Start, site: Site, order: str) -> None:
+    """Its workers serve. A slot that loses its worker then stays empty: nothing but old code may serve there."""
+    server = start(worker_class=UVICORN.path, workers=3, preload_app=True)
+    (old_fork_server,) = server.fork_servers()
+    site.deploy("two")
+    hold(server)
+    os.kill(old_fork_server, signal.SIGKILL)
+    wait_for(lambda: old_fork_server not in server.fork_servers(), BOOT_TIMEOUT_S, "the old fork server is gone")
+    lost = [worker["pid"] for worker in status(server)["workers"] if worker["generation"] == 1][-1]
+    os.kill(lost, signal.SIGKILL)
+    wait_for(lambda: status(server)["state"] == "degraded", BOOT_TIMEOUT_S, "a slot is empty, and the master says so")
+    assert "the fork server of generation 1 is gone" in status(server)["reason"]
+    site.deploy("one")
+    ended = command(server, order)
+    assert ended.returncode == 0, ended.stderr
+    wait_for(lambda: status(server)["state"] == "steady", BOOT_TIMEOUT_S, "the master is steady")
+    server.wait_only("one" if order == "rollback" else "two")
 
 
 def test_what_cannot_be_held_or_resumed_says_why(start: Start, site: Site) -> None:
