@@ -136,7 +136,7 @@ class Client(threading.Thread):
 
     def exchange(self) -> str:
         """One request; returns the version that answered, raises on anything but a right answer."""
-        if self.kind == "post, kept connection":
+        if self.kind == "post, keep-alive connection":
             self.drop_if_closed()
             return self.answer("POST", "/echo", body=os.urandom(512))
         self.connection.close()
@@ -159,7 +159,7 @@ class Client(threading.Thread):
         return version
 
 
-KINDS = ["get, new connection"] * 4 + ["post, kept connection"] * 4 + [SLOW] * 2
+KINDS = ["get, new connection"] * 4 + ["post, keep-alive connection"] * 4 + [SLOW] * 2
 
 
 @contextmanager
@@ -411,7 +411,7 @@ def summary(answers: list[Answer], periods: list[Period], masters: set[int], tro
         print(f"             {number:5}  {kind}")
     print(f"answered by  {counts(answers)}")
     if meant:
-        print(f"hurt         {meant} requests, by {FAILING} until it was given up")
+        print(f"failed       {meant} requests, answered by {FAILING} before it was given up")
     print(f"longest gap  {longest_gap(answers) * 1000:.0f} ms without an answer")
     print(f"master PID   {'unchanged' if len(masters) == 1 and 0 not in masters else f'changed: {masters}'}")
     for answer in failed[:5]:

@@ -335,7 +335,7 @@ def test_a_hold_ends_by_itself_with_the_old_code() -> None:
     assert sorted(stage.slots()) == [1, 1, 2]
     stage.passes(2.0)
     assert stage.reloads == {2: "failed"}
-    assert outcome(stage).reason == "given up: nobody has resumed it within 600 s (zdworker resume)"
+    assert outcome(stage).reason == "given up: it was not resumed within 600 s (zdworker resume)"
     stage.gone()
     assert stage.slots() == [1, 1]
 

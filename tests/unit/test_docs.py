@@ -303,7 +303,7 @@ def test_lines_are_those_that_are_printed(line: str) -> None:
 
 def test_other_lines_are_noticed() -> None:
     assert len(LINES) > 25
-    assert not printed("Reload to generation … succeeded, the code that was running serves on: …")
+    assert not printed("Reload to generation … succeeded, the code that was running is still serving: …")
 
 
 # -- pictures, and the site's own check ----------------------------------------------------------------------------

@@ -447,7 +447,7 @@ def _print_outcome(command: str, outcome: messages.Outcome) -> None:
             in_log = outcome.traceback and not outcome.error.startswith("given up: ")
             whole = "; the log has the whole traceback" if in_log else ""
             _print_error(f"fix that, and reload again{whole}")
-        _print_error(f"generation {outcome.serving} serves on")
+        _print_error(f"generation {outcome.serving} is still serving")
 
 
 def _print_upgraded(outcome: messages.Upgraded) -> None:
@@ -462,7 +462,7 @@ def _print_upgraded(outcome: messages.Upgraded) -> None:
         click.echo(texts.lines(f"upgrade done, after {outcome.duration_s:.1f} s: the master runs {', '.join(runs)}"))
     else:
         _print_failure("upgrade", outcome)
-        _print_error("the program that was running goes on")
+        _print_error("the program that was running is still in place")
 
 
 def _print_failure(command: str, outcome: messages.Outcome | messages.Upgraded) -> None:
@@ -586,7 +586,7 @@ def _caption(status: dict[str, Any]) -> str:
         )
     last = status["last_reload"]
     if last is not None:
-        result = (last["result"] or "going on").replace("_", " ")
+        result = (last["result"] or "under way").replace("_", " ")
         what = "rollback" if last.get("rollback") else "reload"
         took = f"{last['duration_s']:.1f} s, {last['started_at']}"
         lines.append(f"last {what}: {result}, generation {last['generation']}, {took}")

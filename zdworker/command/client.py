@@ -182,7 +182,7 @@ class Connection:
                 data = b""
             except TimeoutError:
                 if deadline is not None:
-                    raise TimeoutError("timed out waiting; the master goes on with the order") from None
+                    raise TimeoutError("timed out waiting; the master still carries the order out") from None
                 try:
                     status(self._path, users=self._users)
                 except TimeoutError as error:

@@ -519,7 +519,7 @@ class Rollout:
         if before is WorkerState.READY:
             worker.deadline, worker.verified = None, True
             if self.fleet.is_canary(worker) and self.fleet.held:
-                reason = f"given up: nobody has resumed it within {self.fleet.canary_s:g} s (zdworker resume)"
+                reason = f"given up: it was not resumed within {self.fleet.canary_s:g} s (zdworker resume)"
                 self._steps.turn_back(reason, "")
             elif worker.generation in self.fleet.current:
                 self._steps.verify_newest()

@@ -402,7 +402,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
                 with self._zd.leftovers.masters_own(), self.zd_configuration.modules.of_hooks():
                     return hook(self, *arguments)
         except BaseException:  # an exit, or what asyncio and gevent end their tasks with
-            what = "the worker starts without what it has not set" if name == "pre_fork" else "nothing else comes of it"
+            what = "the worker starts without what it has not set" if name == "pre_fork" else "the master continues"
             self.log.exception("The hook %s raised; %s.", name, what)
         finally:
             self.WORKERS = self._zd.children.workers_by_pid
@@ -580,7 +580,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         outcome = ordered.outcome("done")
         if program.failure:
             outcome = ordered.outcome("failed", f"the next program failed: {program.failure}")
-            self.log.error("Upgrade failed, the program that was running goes on: %s", program.failure)
+            self.log.error("Upgrade failed, the program that was running is still in place: %s", program.failure)
         if program.without_configuration:
             text = f"the configuration cannot be evaluated, its hooks are missing: {program.without_configuration}"
             outcome = ordered.outcome("failed", "; ".join(filter(None, [outcome.error, text])))

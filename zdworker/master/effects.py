@@ -521,7 +521,7 @@ class Executor:
                 what = "Rollback" if reload.rollback else "Reload"
                 slot = f" (slot {action.slot}, which goes back to it)" if action.slot is not None else ""
                 self._log.error(
-                    "%s to generation %s failed, the code that was running serves on: %s%s",
+                    "%s to generation %s failed, the code that was running is still serving: %s%s",
                     what,
                     generation,
                     action.reason,

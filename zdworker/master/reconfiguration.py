@@ -416,7 +416,7 @@ class Configuration(Observer):
         if imported.not_renewed:
             self._arbiter.log.warning(
                 "The configuration can be evaluated in the master only with the installed packages that are imported "
-                "there (%s): restart the master if its hooks need newer ones.",
+                "there (%s): run zdworker upgrade if its hooks need newer ones.",
                 ", ".join(imported.not_renewed),
             )
 

@@ -167,7 +167,7 @@ class Upgrader:
     def _fail(self, reason: str, traceback: str = "") -> None:
         ordered = self.ordered or Ordered()
         self.ordered = None
-        self._log.error("Upgrade failed, the program that was running goes on: %s", reason)
+        self._log.error("Upgrade failed, the program that was running is still in place: %s", reason)
         self._ended(ordered.outcome("failed", reason, traceback))
 
     # -- the rehearsal -------------------------------------------------------------------------------------------

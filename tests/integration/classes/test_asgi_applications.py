@@ -212,7 +212,7 @@ def test_warm_up_has_the_lifespan_s_state(start_class: Start, site: Site, worker
     wait_for(
         lambda: [child.pid for child in server.children() if child.forked] == [pid],
         BOOT_TIMEOUT_S,
-        "the old code serves on",
+        "the old code is still serving",
     )
     assert server.get("/")["version"] == "one"
 
@@ -228,6 +228,6 @@ def test_lifespan_that_fails_is_a_failed_reload(start: Start, site: Site, mode: 
     wait_for(
         lambda: [child.pid for child in server.children() if child.forked] == old,
         BOOT_TIMEOUT_S,
-        "the old code serves on",
+        "the old code is still serving",
     )
     assert server.get("/")["version"] == "one"

@@ -101,7 +101,7 @@ def test_a_failed_reload_prints_the_applications_own_traceback(server: Server, s
     failed = command("reload", code=FAILED)
     assert f"RuntimeError: broken {unique}" in failed.stderr
     assert "app.py" in failed.stderr
-    assert failed.stderr.rstrip().endswith("generation 1 serves on")
+    assert failed.stderr.rstrip().endswith("generation 1 is still serving")
     assert command.json("reload", code=FAILED)["result"] == "failed"
     assert set(server.versions().values()) == {"one"}
 
@@ -117,7 +117,7 @@ def test_not_waiting_returns_at_once(server: Server, site: Site, command: Comman
 def test_waiting_for_a_reload_has_an_end(server: Server, site: Site, command: Command) -> None:
     gate = site.deploy_gated("two")
     timed_out = command("reload", "--timeout", "0.5", code=TIMED_OUT)
-    assert "the master goes on with the order" in timed_out.stderr
+    assert "the master still carries the order out" in timed_out.stderr
     gate.open("wb").close()
     server.wait_only("two")
 

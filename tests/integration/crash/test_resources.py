@@ -86,7 +86,9 @@ def fails(server: Server) -> str:
     with Load(server.address, "new", clients=2) as load:
         server.signal(signal.SIGUSR2)
         wait_for(
-            lambda: "failed, the code that was running serves on" in server.log, BOOT_TIMEOUT_S, "the reload has failed"
+            lambda: "failed, the code that was running is still serving" in server.log,
+            BOOT_TIMEOUT_S,
+            "the reload has failed",
         )
         assert load.stop().failures == []
     assert server.workers() == before
@@ -118,7 +120,7 @@ def test_descriptors_run_out_in_the_middle_of_a_reload(start: Start, site: Site)
         with limited(server.master, resource.RLIMIT_NOFILE, lowest_free_descriptor(server.master)):
             gate.open("wb").close()
             wait_for(
-                lambda: "failed, the code that was running serves on" in server.log,
+                lambda: "failed, the code that was running is still serving" in server.log,
                 BOOT_TIMEOUT_S,
                 "the reload has failed",
             )

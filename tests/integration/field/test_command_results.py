@@ -86,7 +86,7 @@ def test_a_superseded_reload_fails_with_the_newer_one(server: Server, site: Site
     for one in superseded(server, site, path, lambda: site.break_("raise")):
         assert one.returncode == FAILED
         assert "RuntimeError: broken" in one.stderr
-        assert one.stderr.endswith("generation 1 serves on\n")
+        assert one.stderr.endswith("generation 1 is still serving\n")
 
 
 def test_what_cannot_be_printed_changes_no_result(server: Server, site: Site, path: Path) -> None:

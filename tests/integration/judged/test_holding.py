@@ -107,9 +107,7 @@ def test_a_hold_ends_by_itself(start: Start, site: Site) -> None:
     site.deploy("two")
     hold(server, "1")
     wait_for(lambda: control_client.last_reload(server)["result"], BOOT_TIMEOUT_S, "it has ended")
-    assert control_client.last_reload(server)["error"] == (
-        "given up: nobody has resumed it within 1 s (zdworker resume)"
-    )
+    assert control_client.last_reload(server)["error"] == ("given up: it was not resumed within 1 s (zdworker resume)")
     wait_for(lambda: server.workers() == before, BOOT_TIMEOUT_S, "the old workers alone are left")
 
 

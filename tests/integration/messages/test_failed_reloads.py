@@ -40,7 +40,7 @@ def failed(server: Server) -> Screen:
     screen = typed(server, "reload")
     wait_for(lambda: re.search(r"Reload to generation \d+ failed, .*\n", error_log(server)), 30, "the log is written")
     assert screen.code == FAILED, screen
-    assert screen.lines[-1] == "generation 1 serves on"
+    assert screen.lines[-1] == "generation 1 is still serving"
     assert screen.lines[-2].startswith("fix that, and reload again")
     return screen
 

@@ -167,7 +167,7 @@ def test_a_reload_that_a_rollback_undoes_has_not_failed(kept: Server, site: Site
     assert undone.code == 1
     assert undone.lines[-2:] == [
         "reload rolled back: called off: a rollback was asked for",
-        "generation 1 serves on",
+        "generation 1 is still serving",
     ]
     assert typed(kept, "status", "--check").code == 0, "nothing is wrong"
     assert "last reload: rolled back, generation 2" in typed(kept, "status").text

@@ -82,7 +82,7 @@ def check(server: Server, file: str, function: str) -> None:
     frame = f'  File "{path}", line '
     assert lines[0] == "Stack (most recent call first):"
     assert lines[1] in {f"{frame}{number} in {function}", f"{frame}{number - 1} in {function}"}
-    assert lines[-1] == "generation 1 serves on"
+    assert lines[-1] == "generation 1 is still serving"
     assert lines[-2].startswith("fix that, and reload again")
     reason = f"not loaded within {LIMIT_S} s (zd_boot_timeout): it hangs at {path}, line "
     assert lines[-3].startswith(f"reload failed: {reason}")

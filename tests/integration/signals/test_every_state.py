@@ -48,7 +48,9 @@ def draining(server: Server, stack: contextlib.ExitStack) -> None:
 def failed(server: Server, stack: contextlib.ExitStack) -> None:
     server.site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(lambda: "the code that was running serves on" in server.log, BOOT_TIMEOUT_S, "the reload has failed")
+    wait_for(
+        lambda: "the code that was running is still serving" in server.log, BOOT_TIMEOUT_S, "the reload has failed"
+    )
     server.site.deploy("two")
 
 
@@ -97,7 +99,7 @@ def test_what_is_no_order_to_end_ends_nothing(
 def idle(server: Server) -> bool:
     """Whether no reload is under way: as many have ended as have begun."""
     log = server.log
-    ended = sum(log.count(text) for text in ("all workers are new", "superseded by", "serves on:"))
+    ended = sum(log.count(text) for text in ("all workers are new", "superseded by", "is still serving:"))
     return log.count("Reload: loading") == ended
 
 
