@@ -129,9 +129,7 @@ def test_a_release_that_is_gone_leaves_preloaded_workers_serving(make_server: St
     kill_one(server)
     assert set(server.versions().values()) == {"one"}
     server.signal(signal.SIGUSR2)
-    wait_for(
-        lambda: "the code that was running is still serving" in server.log, BOOT_TIMEOUT_S, "the reload has failed"
-    )
+    wait_for(lambda: "that was running is still serving" in server.log, BOOT_TIMEOUT_S, "the reload has failed")
     release(site, "two")
     server.signal(signal.SIGUSR2)
     server.wait_only("two")

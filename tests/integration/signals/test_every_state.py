@@ -48,9 +48,7 @@ def draining(server: Server, stack: contextlib.ExitStack) -> None:
 def failed(server: Server, stack: contextlib.ExitStack) -> None:
     server.site.break_("raise")
     server.signal(signal.SIGUSR2)
-    wait_for(
-        lambda: "the code that was running is still serving" in server.log, BOOT_TIMEOUT_S, "the reload has failed"
-    )
+    wait_for(lambda: "that was running is still serving" in server.log, BOOT_TIMEOUT_S, "the reload has failed")
     server.site.deploy("two")
 
 
