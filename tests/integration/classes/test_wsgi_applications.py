@@ -144,9 +144,10 @@ def test_application_that_cannot_be_interrupted(start_class: Start, site: Site, 
 def test_worker_whose_master_dies_ends_soon(start_class: Start, site: Site, worker: WorkerClass) -> None:
     """A short request is answered, and a long one cut: within two seconds nothing is left."""
     server = start_class(worker, workers=2, zd_hand_over=False)
-    short, long = Client(server.address), Client(server.address)
+    long = Client(server.address)
     long.send(request("GET", "/sleep?seconds=60"))
     wait_for(lambda: len(site.marks("request")) == 1, BOOT_TIMEOUT_S, "the application has the long one")
+    short = Client(server.address)  # not before: the worker that accepts it may be the one that gets the long request
     short.send(request("GET", "/sleep?seconds=0.5"))
     wait_for(lambda: len(site.marks("request")) == 2, BOOT_TIMEOUT_S, "the application has both")
     workers = server.workers()
