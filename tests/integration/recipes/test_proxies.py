@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import pwd
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from tests.harness.application_site import Site
 from tests.harness.clients import Address, Load
+from tests.harness.processes import wait_for
 from tests.harness.proxies import HAProxy, Nginx, Proxy, program
 from tests.harness.recipes import DEPLOY, adapted, run
-from tests.harness.server import Server, Start
+from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
+from tests.harness.worker_classes import ALL, TORNADO, UVICORN, UVICORN_H11, WorkerClass, for_each
 
 BEHIND = {"keepalive": 5, "graceful_timeout": 20}
 """What the example's gunicorn.conf.py has, too."""
@@ -119,3 +122,53 @@ def test_a_proxy_understands_its_file_as_it_stands(words: list[str], tmp_path: P
     understood = run([path, *words[1:]], tmp_path)
     assert understood.returncode == 0, understood.stdout
     assert "WARN" not in understood.stdout.upper()
+
+
+SEEN_BY = {
+    "asgi": """
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return
+    seen = f"{scope['scheme']} {scope['client'][0]}".encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": seen})
+""",
+    "wsgi": """
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [f"{environ['wsgi.url_scheme']} {environ['REMOTE_ADDR']}".encode()]
+""",
+}
+FORWARDED = {"X-Forwarded-For": "203.0.113.5", "X-Forwarded-Proto": "https"}
+PROXY = "127.0.0.2"
+"""Another address of this machine, which nobody trusts by default."""
+
+
+@for_each(ALL)
+def test_a_proxy_with_another_address(make_server: Start, site: Site, worker: WorkerClass) -> None:
+    """The scheme is believed by every class but Tornado's, the client's address by uvicorn's."""
+    seen = []
+    for environment in ({"FORWARDED_ALLOW_IPS": "127.0.0.1"}, {"FORWARDED_ALLOW_IPS": "*"}):
+        server: Server = make_server(worker_class=worker.path, environment=environment, **worker.settings)
+        site.write("app.py", SEEN_BY.get(worker.kind, SEEN_BY["wsgi"]))
+        server.launch()
+        wait_for(lambda: ask(server) is not None, BOOT_TIMEOUT_S, "it answers")  # noqa: B023
+        seen.append(ask(server))
+        assert server.stop() == 0
+    scheme = "http" if worker is TORNADO else FORWARDED["X-Forwarded-Proto"]
+    client = FORWARDED["X-Forwarded-For"] if worker in (UVICORN, UVICORN_H11) else PROXY
+    assert seen == [f"http {PROXY}", f"{scheme} {client}"]
+
+
+def ask(server: Server) -> str | None:
+    """Return the answer to a request with the proxy's headers, from its address; None before the server answers."""
+    assert isinstance(server.address, tuple)
+    host, port = server.address
+    connection = http.client.HTTPConnection(str(host), int(port), timeout=10, source_address=(PROXY, 0))
+    try:
+        connection.request("GET", "/", headers=FORWARDED)
+        return connection.getresponse().read().decode()
+    except OSError:
+        return None
+    finally:
+        connection.close()
