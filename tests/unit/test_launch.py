@@ -168,6 +168,13 @@ def test_a_wrapper_that_has_given_the_interpreter_its_own_name(monkeypatch: pyte
     for called in (str(wrapper), "shop"):
         found = capture(monkeypatch, current, called, "-m", "gunicorn", PATH=str(current))
         assert found.interpreter == os.readlink("/proc/self/exe")
+    (current / "python3").symlink_to(sys.executable)
+    assert capture(monkeypatch, current, "shop", "-m", "gunicorn", PATH=str(current)).interpreter == os.readlink(
+        "/proc/self/exe"
+    ), "another interpreter"
+    (current / "python").symlink_to(os.readlink("/proc/self/exe"))
+    found = capture(monkeypatch, current, "shop", "-m", "gunicorn", PATH=str(current))
+    assert found.interpreter == str(current / "python")
 
 
 # -- where it is started -------------------------------------------------------------------------------------

@@ -194,12 +194,23 @@ def _interpreter_as_called(environment: Mapping[str, str], directory: str) -> st
         with contextlib.suppress(OSError):
             if path is not None and _has_pythons_name(path) and os.path.samefile(path, running):
                 return path
-    if not _has_pythons_name(sys.executable):
-        # ``exec -a "$0" python ...`` in a wrapper gives Python the wrapper's name, and Python takes that for its own
-        # path. The wrapper would start another master.
-        with contextlib.suppress(OSError):
-            return os.readlink("/proc/self/exe")
+    if _has_pythons_name(sys.executable):
+        return sys.executable
+    # ``exec -a "$0" python ...`` in a wrapper gives Python the wrapper's name, and Python takes that for its own path,
+    # and looks there for a virtual environment. Started again, the wrapper would start another master.
+    for known in filter(None, (path, sys.executable)):
+        for beside in _pythons_in(os.path.dirname(known)):
+            with contextlib.suppress(OSError):
+                if os.path.samefile(beside, "/proc/self/exe"):
+                    return beside
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/exe")
     return sys.executable
+
+
+def _pythons_in(directory: str) -> list[str]:
+    """Return where a virtual environment with this directory of programs has its interpreter."""
+    return [os.path.join(directory, name) for name in ("python3", "python")]
 
 
 def _has_pythons_name(path: str) -> bool:
@@ -293,7 +304,7 @@ def _named_by_line(command: Command) -> list[str]:
 def _beside(command: Command) -> str:
     """Return the path of the interpreter in the directory of the command's script, where links lead now."""
     directory = os.path.dirname(os.path.realpath(command.script or ""))
-    paths = [os.path.join(directory, name) for name in (os.path.basename(command.interpreter), "python3", "python")]
+    paths = [os.path.join(directory, os.path.basename(command.interpreter)), *_pythons_in(directory)]
     return next(filter(os.path.exists, paths), paths[0])  # if there is none, the start's error names it
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import gunicorn
 import pytest
@@ -50,6 +51,14 @@ def test_a_wrapper_that_gives_the_interpreter_its_own_name(start: Start, site: S
     wrapper.chmod(0o755)
     packages = os.pathsep.join(entry for entry in sys.path if entry)
     assert_reloads_and_stops(start(command=(str(wrapper),), environment={"PYTHONPATH": packages}))
+
+
+def test_an_interpreter_with_the_name_of_a_script_of_its_environment(start: Start) -> None:
+    """``ExecStart=@/srv/venv/bin/python gunicorn -m gunicorn``: Python finds its environment by that name."""
+    python = Path(sys.executable)
+    path = os.pathsep.join([str(python.parent), os.environ["PATH"]])
+    words = ("bash", "-c", 'exec -a gunicorn "$@"', "-", str(python), "-m", "gunicorn")
+    assert_reloads_and_stops(start(command=words, environment={"PATH": path}))
 
 
 def test_without_a_configuration_file(make_server: Start, site: Site) -> None:
