@@ -179,7 +179,7 @@ def _run(
         # The master says how a drain has ended, for all workers in the same words.
         (log.debug if worker.zd_leaving and worker.booted else log.info)("Worker exiting (pid: %s)", worker.pid)
         # Also for one that ends while it boots: the hook may wait for a thread that looks at ``zd_leaving``.
-        worker.zd_deadline = min(worker.zd_deadline, time.monotonic())
+        worker.zd_deadline = min(worker.zd_deadline, time.monotonic() + generation.cfg.graceful_timeout)
         try:
             worker.tmp.close()
             generation.cfg.worker_exit(server, worker)

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 from gunicorn import __version__, sock
@@ -143,7 +144,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         self._zd_scale_request: int | None = None
         self._zd_halt_by = self._zd_heartbeats_at = 0.0
         self._zd_usr2_at = -math.inf
-        self._zd_children_reopen = False
+        self._zd_reopened = self._zd_reopened_in_children = 0  # how often the log's files were
         self._zd_leftovers_by: float | None = None
         if boot.current is not None:
             self._zd_adopt(boot.current)
@@ -459,16 +460,17 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
 
         In this order, because only a master that was started as root may be able to create the new files.
         """
-        self._zd_children_reopen = True
+        self._zd_reopened += 1
+        reopen_in_children = partial(self._zd_reopen_in_children, self._zd_reopened)
         self.log.reopen_files()
-        self._zd_log_writer.in_turn(lambda: self._zd.reactor.call_from_thread(self._zd_reopen_in_children))
-        self._zd.reactor.call_later(REOPEN_WAIT_S, self._zd_reopen_in_children)
+        self._zd_log_writer.in_turn(lambda: self._zd.reactor.call_from_thread(reopen_in_children))
+        self._zd.reactor.call_later(REOPEN_WAIT_S, reopen_in_children)
 
-    def _zd_reopen_in_children(self) -> None:
-        """Have all other processes reopen the log files, once for each USR1."""
-        if not self._zd_children_reopen:
+    def _zd_reopen_in_children(self, number: int) -> None:
+        """Have all other processes reopen the log files for the ``number``-th USR1, unless they have done that."""
+        if number <= self._zd_reopened_in_children:
             return
-        self._zd_children_reopen = False
+        self._zd_reopened_in_children = number
         self.kill_workers(signal.SIGUSR1)
         if self.dirty_arbiter_pid:
             self.kill_dirty_arbiter(signal.SIGUSR1)
@@ -520,9 +522,9 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         return signals
 
     def zd_settle_log(self) -> bool:
-        """Write what the log has waiting; return False if the log does not take it."""
+        """Write and do what the log has waiting; return False if the log does not take it."""
         settled = self._zd_log_writer.settle()
-        self._zd_reopen_in_children()
+        self._zd_reopen_in_children(self._zd_reopened)
         return settled
 
     def _zd_adopt(self, program: boot.Boot) -> None:
