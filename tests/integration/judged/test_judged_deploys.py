@@ -57,6 +57,10 @@ Endpoint.prepare = prepare
 GIVEN_UP = r"given up: (\d+) of (\d+) answers of generation (\d+) failed, (\d+) of (\d+) of generation (\d+)"
 
 
+ENOUGH = 12
+"""Failed answers, all of the new code's, after which it is certain that it is worse."""
+
+
 def failing(kind: str, condition: str) -> str:
     """Code that fails where ``condition``, an expression with ``number``, is true."""
     return f"\nimport time\ndef FAILS(number):\n    return {condition}\n{FAILS[kind]}"
@@ -117,9 +121,7 @@ def test_code_that_fails_a_fifth_of_its_requests_is_given_up(
 
 
 @for_each((UVICORN, THREAD))
-def test_code_that_fails_always_is_given_up_within_two_seconds_of_its_first_answer(
-    start: Start, site: Site, worker: WorkerClass
-) -> None:
+def test_code_that_fails_always_is_given_up_within_two_seconds(start: Start, site: Site, worker: WorkerClass) -> None:
     server = start(worker_class=worker.path, **judged(worker))
     with load(server) as running:
         site.deploy("two", extra=failing(worker.kind, "True"))
@@ -128,9 +130,10 @@ def test_code_that_fails_always_is_given_up_within_two_seconds_of_its_first_answ
         wait_for(lambda: len(server.workers()) == 4, BOOT_TIMEOUT_S, "the canary is gone")
         results = running.stop()
     assert statuses(results) == {"status 500"}
-    times = [failure.time for failure in results.failures]
+    times = sorted(failure.time for failure in results.failures)
     stalled = results.longest_gap(min(times), max(times))  # nobody was answered: that is the machine
-    assert max(times) - min(times) < 2.0 + 4 * stalled
+    # How soon the canary has answered that often the kernel decides, which distributes the connections.
+    assert max(times) - times[:ENOUGH][-1] < 2.0 + 4 * stalled
     total = len([a for a in results.answers if min(times) <= a.time <= max(times)]) + len(times)
     assert len(times) < total / 2, "the canary has its share and no more"
 
