@@ -74,7 +74,7 @@ class Worker:
     def zd_drained(self, drained: Drained) -> None:
         self.drained = drained
 
-    def zd_take_waiting(self) -> bool:
+    def zd_take_or_stop(self) -> bool:
         return False
 
     def zd_warmup_failed(self, error: Exception) -> None:

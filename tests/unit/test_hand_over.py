@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
+import resource
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -17,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zdworker import syscalls
-from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue, QueueClosed
+from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue, QueueClosed, Room
 from zdworker.ipc.messages import Leave
 from zdworker.ipc.report import Reporter
 from zdworker.settings import Settings
@@ -139,6 +142,47 @@ def test_a_queue_without_descriptors_left_is_full(queue: HandOverQueue, monkeypa
     connections[0].sock.close()
 
 
+def test_a_default_timeout_of_the_application_s_makes_nothing_wait(queue: HandOverQueue) -> None:
+    """Each heartbeat looks into the queue: with ``socket.setdefaulttimeout(20)`` no worker would be seen alive."""
+    socket.setdefaulttimeout(20)
+    try:
+        inherited = HandOverQueue(*(socket.socket(fileno=os.dup(number)) for number in queue.descriptors()))
+    finally:
+        socket.setdefaulttimeout(None)
+    began = time.monotonic()
+    assert inherited.take() == []
+    assert time.monotonic() - began < 15
+    inherited.close()
+
+
+def test_a_message_without_room_for_its_descriptors_waits(queue: HandOverQueue) -> None:
+    clients, connections = pairs(50)
+    assert queue.give(connections)
+    used = len(os.listdir("/proc/self/fd"))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, before[1]))
+    try:
+        assert queue.take() == []
+        assert queue.lacks_descriptors
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    taken = queue.take()
+    assert (len(taken), queue.lacks_descriptors) == (50, False)
+    for each in (*clients, *(connection.sock for connection in taken)):
+        each.close()
+
+
+@pytest.mark.parametrize(("error", "left"), [(FileNotFoundError, sys.maxsize), (OSError, 0)])
+def test_descriptors_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch, error: type[OSError], left: int) -> None:
+    """Without /proc nobody knows; without a descriptor to look with there is none."""
+
+    def fail(path: str) -> list[str]:
+        raise error(path)
+
+    monkeypatch.setattr(os, "listdir", fail)
+    assert Room().has(left - 100 if left else 0) is (left > 0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(["give", "take", "die"]), max_size=40))
 def test_each_connection_is_with_exactly_one_worker(schedule: list[str]) -> None:
@@ -172,10 +216,13 @@ def test_each_connection_is_with_exactly_one_worker(schedule: list[str]) -> None
 class Plain(ZeroDowntime):
     """A worker class of a few lines, which keeps its connections in a list."""
 
+    log = logging.getLogger("test")
+
     def __init__(self, queue: HandOverQueue | None, **settings: Any) -> None:
         self.held: list[Connection] = []
         self.zd_queue = queue
         self.zd_settings = Settings(**settings)
+        self.cfg = SimpleNamespace(is_ssl=False)
         self.zd_reporter: Any = SimpleNamespace(send=lambda _message: None, was_announced=lambda kind: kind is Leave)
 
     def zd_take(self, connection: Connection) -> None:
@@ -218,6 +265,9 @@ def test_who_gives_and_takes(queue: HandOverQueue) -> None:
     assert not Plain(None).zd_takes
     assert not Plain(queue, hand_over=False).zd_takes
     assert not Plain(None).zd_gives
+    with_tls = Plain(queue)
+    with_tls.cfg.is_ssl = True
+    assert not with_tls.zd_takes
     unasked = Plain(queue)
     unasked.zd_reporter = SimpleNamespace(was_announced=lambda _kind: False)
     assert not unasked.zd_gives
@@ -232,6 +282,29 @@ def test_who_gives_and_takes(queue: HandOverQueue) -> None:
     with pytest.raises(NotImplementedError):
         other.zd_take(Connection(queue_socket := socket.socket()))
     queue_socket.close()
+
+
+def test_a_worker_without_descriptors_stops_watching_and_says_so_once(
+    queue: HandOverQueue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The heartbeat looks on: a loop that watches a queue that stays readable would do nothing else."""
+    new = Plain(queue)
+    assert new.zd_take_or_stop()
+    new.zd_ready()
+    clients, connections = pairs(2)
+    assert queue.give(connections)
+    with monkeypatch.context() as patched:
+        patched.setattr(Room, "has", lambda _room, number: False)
+        assert not new.zd_take_or_stop()
+        assert not new.zd_take_or_stop()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert new.zd_take_or_stop()
+    assert len(new.held) == 2
+    assert new.zd_take_or_stop(), "more may come"
+    queue.shut()
+    assert not new.zd_take_or_stop()
+    for each in (*clients, *(connection.sock for connection in new.held)):
+        each.close()
 
 
 def test_the_name_of_the_listener_is_the_connection_s_address_or_a_wildcard() -> None:

@@ -8,6 +8,7 @@ Rules:
   what the kernel does not know of each. Bytes that a client has sent and that have not been read move with the socket.
 * What is not taken stays in the queue for the next worker, so a successor that crashes costs time and no connection.
 * Nothing here waits. A queue that is full says so, and the giver decides how long it tries.
+* A message is taken only if this process has descriptors left for its connections: the kernel drops what has no room.
 * The master closes a queue for writing (``shutdown(2)``) when the slot has no successor. From that moment on nothing
   can get into it, and its readers find its end behind what is in it, so that no connection is left between two workers.
 """
@@ -17,10 +18,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
+import resource
 import select
 import socket
 import stat
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +43,12 @@ BUFFER_BYTES = 1 << 20
 
 MESSAGE_BYTES = 64 * 1024
 """Bytes that are read for one message: more than :data:`BATCH` connections take."""
+
+SPARE_DESCRIPTORS = 8
+"""Descriptors that a worker keeps for what it does meanwhile."""
+
+COUNT_INTERVAL_S = 1.0
+"""Seconds for which a number of descriptors that was counted is trusted."""
 
 _FULL = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMSGSIZE, errno.ETOOMANYREFS)
 """What a queue answers that takes no more now; ETOOMANYREFS: too many descriptors of this user are under way."""
@@ -93,8 +104,14 @@ class HandOverQueue:
     """
 
     def __init__(self, giving: socket.socket, taking: socket.socket) -> None:
+        # A default timeout that the application has set (socket.setdefaulttimeout) would have each call wait.
+        giving.setblocking(False)
+        taking.setblocking(False)
         self._giving = giving
         self._taking = taking
+        self._room = Room()
+        self.lacks_descriptors = False
+        """Whether the last message was left where it is, because this process has too few descriptors for it."""
 
     @classmethod
     def open(cls) -> HandOverQueue:
@@ -103,7 +120,6 @@ class HandOverQueue:
         :raises OSError: there are no descriptors left, or the system has no such sockets (macOS).
         """
         taking, giving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        taking.setblocking(False)  # in all processes: it is a property of the open file
         giving.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         return cls(giving, taking)
 
@@ -145,16 +161,19 @@ class HandOverQueue:
         return True
 
     def take(self) -> list[Connection]:
-        """Return the connections of one message; none if nothing is there."""
+        """Return the connections of one message; none if nothing is there, or if :attr:`lacks_descriptors`."""
+        self.lacks_descriptors = False
         try:
+            # This peeks at the data alone: another worker of the slot may take the message first, and copies of its
+            # descriptors would be served twice.
+            waiting = len(_known(self._taking.recv(MESSAGE_BYTES, socket.MSG_PEEK)))
+            if not self._room.has(waiting):
+                self.lacks_descriptors = True
+                return []
             piece = syscalls.receive_with_descriptors(self._taking, MESSAGE_BYTES, descriptors=True, credentials=False)
         except OSError:
             return []
-        try:
-            known = json.loads(piece.data) if piece.data else []
-        except ValueError:
-            known = []
-        known = known if isinstance(known, list) else []
+        known = _known(piece.data)
         sockets = [_stream_socket(descriptor) for descriptor in piece.descriptors]
         known += [None] * (len(sockets) - len(known))
         pairs = zip(sockets, known, strict=False)  # what is known of more sockets than there are is dropped
@@ -164,6 +183,46 @@ class HandOverQueue:
         """Close both ends in this process."""
         self._giving.close()
         self._taking.close()
+
+
+class Room:
+    """How many descriptors this process may still open. It is counted once a second at most, because that takes long
+    in a process with thousands.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._counted_at = -math.inf
+
+    def has(self, number: int) -> bool:
+        """Return whether there are so many and some to spare, and count on their use."""
+        now = time.monotonic()
+        if self._left < number + SPARE_DESCRIPTORS or now > self._counted_at + COUNT_INTERVAL_S:
+            self._left, self._counted_at = _descriptors_left(), now
+        if self._left < number + SPARE_DESCRIPTORS:
+            return False
+        self._left -= number
+        return True
+
+
+def _descriptors_left() -> int:
+    try:
+        used = len(os.listdir("/proc/self/fd"))
+    except FileNotFoundError:  # there is no /proc, so nobody knows
+        return sys.maxsize
+    except OSError:  # there is not even one to look with
+        return 0
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit - used
+
+
+def _known(data: bytes) -> list[object]:
+    """Return what a message says of its connections; what is strange is left out."""
+    try:
+        known = json.loads(data) if data else []
+    except ValueError:
+        known = []
+    return known if isinstance(known, list) else []
 
 
 def _stream_socket(descriptor: int) -> socket.socket | None:

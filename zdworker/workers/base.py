@@ -128,6 +128,7 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
     _zd_reported: frozenset[str] = frozenset()
     _zd_orphaned = False
     _zd_term_at = math.inf
+    _zd_lacked_descriptors = False
     _zd_next_check = 0.0
     _zd_next_answers = math.inf
     _zd_answers_reported = 0
@@ -405,9 +406,12 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
 
     @property
     def zd_takes(self) -> bool:
-        """Whether this worker takes over the connections of others in its slot."""
+        """Whether this worker takes over the connections of others in its slot.
+
+        One with TLS does not: only plain connections move, and those stay with a worker that speaks plain HTTP.
+        """
         overridden = type(self).zd_take is not ZeroDowntime.zd_take
-        return overridden and self.zd_queue is not None and self.zd_settings.hand_over
+        return overridden and self.zd_queue is not None and self.zd_settings.hand_over and not self.cfg.is_ssl
 
     @property
     def zd_gives(self) -> bool:
@@ -451,7 +455,23 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         connections = self.zd_queue.take()
         for connection in connections:
             self.zd_take(connection)
+        if self.zd_queue.lacks_descriptors and not self._zd_lacked_descriptors:
+            self._zd_lacked_descriptors = True
+            self.log.warning(
+                "Out of file descriptors: connections that were handed over wait until some are free (ulimit -n)"
+            )
         return bool(connections)
+
+    def zd_take_or_stop(self) -> bool:
+        """Take over what :meth:`zd_take_waiting` does; return whether the loop has to watch the queue further.
+
+        It has not when nothing can come any more, nor when there are too few descriptors: the queue stays readable
+        then, and the heartbeat alone takes from it from now on.
+        """
+        if self.zd_take_waiting():
+            return True
+        queue = self.zd_queue
+        return queue is not None and not queue.is_closed and not queue.lacks_descriptors
 
     def _take_probes(self, probes: HandOverQueue) -> None:
         """Serve the connections by which this worker is tried; a class that takes no connections closes them."""

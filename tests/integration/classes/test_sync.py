@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 
@@ -142,6 +143,49 @@ def test_sync_worker_is_out_of_descriptors(start: Start) -> None:
     for client in crowd:
         client.send(PLAIN)
     assert {client.reply().json()["pid"] for client in crowd} == {worker}
+
+
+def test_a_sync_worker_that_was_out_of_descriptors_accepts_again(start: Start) -> None:
+    """As many as before, once there are some."""
+    server = start_one(start, keepalive=60, extra=FEW_DESCRIPTORS.replace("(60, 60)", "(60, 4096)"))
+    [worker] = server.workers()
+    crowd = [Client(server.address) for _ in range(100)]
+    wait_for(lambda: "Out of file descriptors" in server.log, BOOT_TIMEOUT_S, "it has run out of descriptors")
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (4096, 4096))
+    last = Client(server.address)
+    assert last.ask("GET", "/").json()["pid"] == worker
+    for client in crowd:
+        client.close()
+
+
+TOLD_WHILE_IT_BEGINS = """
+
+import signal as _signal
+from zdworker.workers.wsgi import poller as _poller
+
+_register = _poller.Poller.register
+
+
+def _told(self, fileobj, events, data=None):
+    if hasattr(fileobj, "cfg_addr") and not os.path.exists("told"):
+        open("told", "w").close()
+        os.kill(os.getpid(), _signal.SIGTERM)
+        time.sleep(0.01)
+    _register(self, fileobj, events, data)
+
+
+_poller.Poller.register = _told
+"""
+
+
+def test_an_order_to_leave_while_it_begins_to_listen(make_server: Start, site: Site) -> None:
+    """In the very moment in which a listener is put into the poll: the handler closes it."""
+    site.deploy("one", extra=TOLD_WHILE_IT_BEGINS)
+    server = make_server(worker_class=WSGI.path, workers=1, zd_hand_over=False).start()
+    wait_for((site.directory / "told").exists, BOOT_TIMEOUT_S, "the first worker was told to leave")
+    server.wait_full()
+    assert "Exception in worker process" not in server.log
+    assert server.stop() == 0
 
 
 def test_body_on_its_way_when_told_to_leave(start: Start, site: Site) -> None:

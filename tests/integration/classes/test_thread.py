@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 
 import pytest
@@ -36,6 +37,44 @@ def test_thread_worker_is_out_of_descriptors(start: Start) -> None:
     for client in crowd:
         client.send(last)
     assert {client.reply().json()["pid"] for client in crowd} == {worker}
+
+
+def test_a_thread_worker_that_was_out_of_descriptors_accepts_again(start: Start) -> None:
+    """As many as before, once there are some."""
+    server = start_one(start, keepalive=60, extra=FEW_DESCRIPTORS.replace("(60, 60)", "(60, 4096)"))
+    [worker] = server.workers()
+    crowd = [Client(server.address) for _ in range(100)]
+    wait_for(lambda: "Out of file descriptors" in server.log, BOOT_TIMEOUT_S, "it has run out of descriptors")
+    resource.prlimit(worker, resource.RLIMIT_NOFILE, (4096, 4096))
+    for client in crowd:
+        client.send(PLAIN)
+    assert {client.reply().json()["pid"] for client in crowd} == {worker}
+
+
+EXITS = """
+
+def leave(environ, start_response, query):
+    mark("request", path="/leave")
+    {statement}
+
+
+ENDPOINTS["/leave"] = leave
+"""
+
+
+@pytest.mark.parametrize("statement", ["raise SystemExit(1)", "import asyncio; raise asyncio.CancelledError"])
+def test_an_exit_in_one_thread_is_no_other_request_s(start: Start, site: Site, statement: str) -> None:
+    site.deploy("one", extra=EXITS.format(statement=statement))
+    server = start_one(start)
+    [worker] = server.workers()
+    other, leaving = Client(server.address), Client(server.address)
+    other.send(request("GET", "/hold"))
+    wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the other one is being answered")
+    leaving.send(request("GET", "/leave"))
+    leaving.wait_end()
+    site.answer_held()
+    assert other.reply().json()["pid"] == worker
+    assert server.workers() == [worker]
 
 
 def test_thread_worker_ends_a_silent_connection_when_its_time_is_over(start: Start) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.harness.application_site import Site
 from tests.harness.clients import MEGABYTE, Client, request
@@ -223,3 +226,40 @@ def test_tornado_worker_whose_warm_up_fails(make_server: Start, site: Site) -> N
     server = make_server(worker_class=TORNADO.path, zd_warmup=["/nowhere"]).launch()
     assert server.wait_exit(BOOT_TIMEOUT_S) == 3
     assert "/nowhere was answered with 404" in server.log
+
+
+LATE_WEBSOCKET = """
+
+from tornado.websocket import WebSocketHandler
+
+
+class Late(WebSocketHandler):
+    async def prepare(self) -> None:
+        mark("request", path="/late")
+        while not os.path.exists("release"):
+            await asyncio.sleep(0.01)
+
+    async def on_message(self, message) -> None:
+        await self.write_message("echo " + message)
+
+
+app.add_handlers(".*", [("/late", Late)])
+"""
+
+
+def test_a_websocket_that_opens_in_a_drain_stays(start: Start, site: Site) -> None:
+    """It has had its answer, as an idle connection has, but it speaks HTTP no more."""
+    server = serve(start, site, LATE_WEBSOCKET, zd_hand_over=True, graceful_timeout=30)
+    address = "ws://%s:%s/late" % server.address
+    with ThreadPoolExecutor() as pool:
+        opening = pool.submit(connect, address)
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the handshake has begun")
+        server.begin_reload("two")
+        site.answer_held()
+        with opening.result(BOOT_TIMEOUT_S) as client:
+            client.send("hello")
+            assert client.recv(BOOT_TIMEOUT_S) == "echo hello"
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv(BOOT_TIMEOUT_S)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012

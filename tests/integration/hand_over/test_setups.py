@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import socket
+import time
 
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.certificates import make_certificate
 from tests.harness.clients import Client, request
 from tests.harness.processes import wait_for
-from tests.harness.server import Start
-from tests.harness.worker_classes import ASGI, GEVENT, THREAD, UVICORN, UVICORN_H11, WorkerClass, for_each
+from tests.harness.server import BOOT_TIMEOUT_S, Start
+from tests.harness.worker_classes import (
+    ASGI,
+    GEVENT,
+    HANDING_OVER,
+    THREAD,
+    UVICORN,
+    UVICORN_H11,
+    WSGI,
+    WorkerClass,
+    for_each,
+)
+
+LIMITED = """
+import resource as _resource
+
+_before = post_worker_init
+
+
+def post_worker_init(worker):
+    _before(worker)
+    if _os.path.exists("limit"):
+        _resource.setrlimit(_resource.RLIMIT_NOFILE, (80, _resource.getrlimit(_resource.RLIMIT_NOFILE)[1]))
+"""
+"""A worker that boots while the file ``limit`` is there may have 80 descriptors at first."""
 
 ON_EVENT_LOOPS = tuple(known for known in (UVICORN, ASGI, UVICORN_H11, UVICORN) if known.hands_over)
 KEEPALIVE_S = 300
@@ -71,3 +98,49 @@ def test_what_the_proxy_protocol_said_moves_along(start_class: Start, site: Site
     wait_for(lambda: log.read_text().count(" 200") == 3, 30, "the answers are in the log")
     told = [line.split()[0] for line in log.read_text().splitlines() if line.endswith(" 200")]
     assert told == ["192.0.2.7", "127.0.0.1" if worker is THREAD else "192.0.2.7", "192.0.2.7"]
+
+
+@for_each(HANDING_OVER)
+def test_a_default_timeout_of_the_application_s(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    """``socket.setdefaulttimeout()`` at a preloaded import: what looks into the queue is not to wait for so long."""
+    site.deploy("one", extra="\nimport socket as _socket\n_socket.setdefaulttimeout(20)\n")
+    server = start_class(worker, workers=1, preload_app=True, timeout=5)
+    (before,) = server.workers()
+    end = time.monotonic() + 8  # a worker that waits 20 seconds at each heartbeat is killed after five
+    while time.monotonic() < end:
+        assert server.get()["pid"] == before
+
+
+@for_each((UVICORN, THREAD, WSGI))
+def test_plain_connections_when_a_reload_brings_tls(start_class: Start, site: Site, worker: WorkerClass) -> None:
+    """They stay with the old worker, which answers them; the new one would take them for connections with TLS."""
+    make_certificate(site.directory)
+    server = start_class(worker, workers=1, keepalive=10, preload_app=True)
+    silent = Client(server.address)
+    server.wait_taken()
+    old = server.workers()
+    site.deploy("two")
+    server.configure(certfile="certificate.pem", keyfile="key.pem")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: not set(old) & set(server.accepting()), BOOT_TIMEOUT_S, "the old worker accepts no more")
+    assert silent.ask("GET", "/").json()["version"] == "one"
+    server.wait_only("two")
+
+
+@for_each((UVICORN, THREAD))
+def test_a_successor_without_descriptors_loses_no_connection(start: Start, site: Site, worker: WorkerClass) -> None:
+    """The kernel drops what does not fit: it is left in the queue until it does."""
+    threads = worker.settings.get("threads", 1)
+    server = start(
+        worker_class=worker.path, workers=1, threads=threads, keepalive=KEEPALIVE_S, preload_app=True, extra=LIMITED
+    )
+    clients = [Client(server.address) for _ in range(100)]
+    assert versions(clients) == {"one"}
+    (site.directory / "limit").write_text("80")
+    site.deploy("two")
+    server.signal(signal.SIGUSR2)
+    wait_for(lambda: "connections that were handed over wait" in server.log, BOOT_TIMEOUT_S, "it has too few")
+    (new,) = [pid for pid, version in server.versions().items() if version == "two"]
+    _, hard = resource.prlimit(new, resource.RLIMIT_NOFILE)
+    resource.prlimit(new, resource.RLIMIT_NOFILE, (min(1000, hard), hard))
+    assert versions(clients) == {"two"}

@@ -103,8 +103,8 @@ class ServedWorker(DrainableWorker, Protocol):
     def zd_ready(self) -> None:
         """Report that the worker accepts connections."""
 
-    def zd_take_waiting(self) -> bool:
-        """Take over connections that wait in the queue; return whether there were any."""
+    def zd_take_or_stop(self) -> bool:
+        """Take over connections that wait in the queue; return whether it has to be watched further."""
 
     def zd_warmup_failed(self, error: Exception) -> Any:
         """Report that the warm-up failed.
@@ -279,7 +279,7 @@ class Serving(abc.ABC):
     # -- taking over -------------------------------------------------------------------------------------------------
 
     def _take(self) -> None:
-        if not self.worker.zd_take_waiting() and self._watched_queue is not None and self._watched_queue.is_closed:
+        if not self.worker.zd_take_or_stop():
             self._stop_taking()
 
     def _stop_taking(self) -> None:
@@ -349,7 +349,10 @@ class Serving(abc.ABC):
             self._offer = None
 
     def zd_stop_accepting(self) -> Iterable[float]:
-        """Close the listeners, and lose no connection that was accepted."""
+        """Close the listeners, and lose no connection that was accepted.
+
+        A loop takes up an accepted connection in its next turns, and the drain must not find the worker empty before.
+        """
         if isinstance(self._loop, asyncio.SelectorEventLoop):
             # A close between accept and the task that takes the connection up loses it (CPython 3.10 to 3.13): first
             # nothing more is accepted, then what was accepted gets its two turns.
@@ -360,6 +363,8 @@ class Serving(abc.ABC):
             yield 0.0
         for listener in self.listeners:
             listener.close()
+        yield 0.0
+        yield 0.0
 
     def zd_is_empty(self) -> bool:
         """Return whether no connection is open and no call of the application runs."""

@@ -275,7 +275,7 @@ class DrainingGeventWorker(WsgiDrain, _UnwatchedGeventWorker):
         watcher = gevent.get_hub().loop.io(self.zd_queue.fileno(), 1)  # 1: reading
 
         def take() -> None:
-            if not self.zd_take_waiting() and self.zd_queue is not None and self.zd_queue.is_closed:
+            if not self.zd_take_or_stop():
                 watcher.stop()
 
         watcher.start(take)

@@ -36,7 +36,7 @@ from zdworker.workers.http2 import Liveness, goaway_at
 from zdworker.workers.thread.http2 import has_input, last_stream, open_streams
 from zdworker.workers.wsgi import poller
 from zdworker.workers.wsgi.calls import request_of
-from zdworker.workers.wsgi.drain import WsgiDrain
+from zdworker.workers.wsgi.drain import OUT_OF_DESCRIPTORS, WsgiDrain
 from zdworker.workers.wsgi.parked import Parked
 from zdworker.workers.wsgi.request_heads import body_is_read, has_read_ahead, is_readable, wait_until
 from zdworker.workers.wsgi.taken import listening_name, parser_for
@@ -87,6 +87,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         super().__init__(*args, **kwargs)
         self.keepalived_conns = KeepAliveConnections()
         self._checked_at = 0.0
+        self._was_crowded = False
         # Gunicorn's configuration is slow to read.
         self._tls = bool(self.cfg.is_ssl)
         self._keepalive_s = float(self.cfg.keepalive)
@@ -124,9 +125,10 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.nr_conns:
                 raise
-            self.worker_connections = self.nr_conns
-            most = texts.counted(self.worker_connections, "connection")
-            self.log.warning("Out of file descriptors: from now on %s at most", most)
+            self.worker_connections = self.nr_conns  # until the next heartbeat
+            if not self._was_crowded:
+                self._was_crowded = True
+                self.log.warning(OUT_OF_DESCRIPTORS, texts.counted(self.nr_conns, "connection"))
 
     def enqueue_req(self, conn: Connection) -> None:
         """Give a new connection to a thread, or let it wait until its first request has arrived."""
@@ -205,6 +207,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
 
     def zd_tend(self, now: float) -> None:
         """End the connections whose time is over at ``now``, by ``time.monotonic()``."""
+        self.worker_connections = self.cfg.worker_connections
         for conn in [conn for conn in self.keepalived_conns if conn.timeout <= now]:
             if is_readable(conn.sock):  # since the last turn
                 self._on_idle_readable(conn, conn.sock)
@@ -241,6 +244,13 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
             return super().handle(conn)
         except ReturnToPoll:
             return ReturnToPoll
+        except Exception:
+            raise
+        except BaseException:
+            # An exit, or what asyncio ends its tasks with. Its future would raise it on the main thread, which would
+            # end the worker, and with that all other requests.
+            self.log.exception("A request has raised what is no Exception: its connection is closed")
+            return False
 
     def _pass_head(self, conn: Connection) -> None:
         """Put the head where Gunicorn's parser reads it."""
@@ -301,7 +311,7 @@ class ThreadWorker(WsgiDrain, gthread.ThreadWorker):  # type: ignore[misc]  # Gu
 
     def _on_queue_readable(self, queue: HandOverQueue) -> None:
         # In a drain it is the drain that takes, and only what is left in a closed queue.
-        if self.zd_leaving or (not self.zd_take_waiting() and queue.is_closed):
+        if self.zd_leaving or not self.zd_take_or_stop():
             self.poller.unregister(queue)
 
     def zd_take(self, connection: HandedOver) -> None:

@@ -89,7 +89,8 @@ class Request(HTTP1Connection):
         Later would be too late for a client that never rests: Tornado watches the socket between two requests, too, so
         the next turn of the loop reads the next one.
         """
-        waits = self._read_finished and not self._disconnect_on_finish and not self.is_client
+        switches = self._response_start_line is not None and self._response_start_line.code == 101
+        waits = self._read_finished and not self._disconnect_on_finish and not self.is_client and not switches
         _finish_request(self, future)
         detached = _let_go(self.stream, time.monotonic() + self.zd_idle_s) if waits else None
         if detached is not None:

@@ -40,6 +40,9 @@ HEARTBEAT_INTERVAL_S = 0.1
 WARMUP_CLIENT = ("127.0.0.1", 0)
 """The client's address and port in a warm-up request."""
 
+OUT_OF_DESCRIPTORS = "Out of file descriptors: no more than %s until some are free (ulimit -n)"
+"""A line for the log, once in a worker's life."""
+
 _default_headers = Response.default_headers
 
 

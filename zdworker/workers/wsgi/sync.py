@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import selectors
 import signal
@@ -31,7 +32,7 @@ from zdworker.errors import GenerationError
 from zdworker.ipc.hand_over import BATCH, Connection, HandOverQueue
 from zdworker.workers.drain import TEND_INTERVAL_S, Drain, InFlight
 from zdworker.workers.wsgi import poller
-from zdworker.workers.wsgi.drain import WsgiDrain
+from zdworker.workers.wsgi.drain import OUT_OF_DESCRIPTORS, WsgiDrain
 from zdworker.workers.wsgi.parked import Parked
 from zdworker.workers.wsgi.request_heads import body_is_read, is_readable, wait_until
 from zdworker.workers.wsgi.taken import listening_name
@@ -42,6 +43,9 @@ at once, and a connection that is parked stays with this worker, however long th
 
 ALARM_INTERVAL_S = 0.2
 """Seconds after which the alarm of the deadline comes again, for an application that has caught it."""
+
+CROWDED_S = 1.0
+"""Seconds after which a worker that was out of descriptors accepts again."""
 
 BEGIN_LINE = "Draining: %(connections)s"
 CUT_LINE = (
@@ -117,6 +121,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         self._listeners: dict[Any, Listener] = {}
         self._ready: list[Any] = []  # listeners with a connection to accept
         self._max_parked = int(self.cfg.worker_connections)
+        self._crowded_until = -math.inf
         self._listening = False
         self._cut_requests: list[Any] = []  # None is one whose head was being read
         self._drain = Drain(self, self, keepalive_s=float(self.cfg.keepalive), begin_line=BEGIN_LINE, cut_line=CUT_LINE)
@@ -212,10 +217,9 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
                 raise BlockingIOError(errno.EAGAIN, "not now") from error
             if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE) or not self._parked:
                 raise
-            self._max_parked = len(self._parked)
-            self.log.warning(
-                "Out of file descriptors: from now on at most %s wait", texts.counted(self._max_parked, "connection")
-            )
+            if self._crowded_until == -math.inf:
+                self.log.warning(OUT_OF_DESCRIPTORS, texts.counted(len(self._parked), "connection"))
+            self._max_parked, self._crowded_until = len(self._parked), time.monotonic() + CROWDED_S
             return
         self._serve_or_park(Accepted(self, self._listeners[listener], number, address))
         if self._parked:
@@ -228,7 +232,10 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         self.notify()
         limit = TEND_INTERVAL_S if self.zd_leaving or self._parked.lingering else 1.0
         ready = self._poll(min(timeout, limit))
-        self._parked.expire(time.monotonic())
+        now = time.monotonic()
+        if now >= self._crowded_until:
+            self._max_parked = int(self.cfg.worker_connections)
+        self._parked.expire(now)
         return ready
 
     def _poll(self, timeout: float) -> list[Any]:
@@ -243,10 +250,12 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
             return
         self._listening = listening
         for listener in self.sockets:
-            if listening:
-                self._poller.register(listener, selectors.EVENT_READ, self._note_ready)
-            else:
-                self._poller.unregister(listener)
+            # A signal handler may have the worker leave between any two steps of this: it closes the listeners.
+            with contextlib.suppress(OSError, KeyError, ValueError, AttributeError):
+                if listening:
+                    self._poller.register(listener, selectors.EVENT_READ, self._note_ready)
+                else:
+                    self._poller.unregister(listener)
 
     def _note_ready(self, listener: Any) -> None:
         self._ready.append(listener)
@@ -255,7 +264,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
 
     def _on_queue_readable(self, queue: HandOverQueue) -> None:
         # In a drain it is the drain that takes, and only what is left in a closed queue.
-        if self.zd_leaving or (not self.zd_take_waiting() and queue.is_closed):
+        if self.zd_leaving or not self.zd_take_or_stop():
             self._poller.unregister(queue)
 
     def zd_take(self, connection: Connection) -> None:
