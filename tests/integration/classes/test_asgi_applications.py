@@ -231,3 +231,44 @@ def test_lifespan_that_fails_is_a_failed_reload(start: Start, site: Site, mode: 
         "the old code is still serving",
     )
     assert server.get("/")["version"] == "one"
+
+
+STOPS_IN_A_TURN = """
+
+import gc as _gc
+
+_lifespan = lifespan
+
+
+def _stop_in_turn(worker, number):
+    number += worker.zd_leaving
+    if number < {turn}:
+        asyncio.get_running_loop().call_soon(_stop_in_turn, worker, number)
+        return
+    open("stopped", "w").close()
+    while not os.path.exists("connected"):
+        time.sleep(0.001)
+
+
+async def lifespan(receive, send):
+    worker = next(found for found in _gc.get_objects() if type(found).__name__ == {name!r})
+    asyncio.get_running_loop().call_soon(_stop_in_turn, worker, 0)
+    await _lifespan(receive, send)
+"""
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+@for_each((UVICORN, ASGI))
+def test_a_connection_accepted_in_the_turn_of_the_order_to_leave(
+    start: Start, site: Site, worker: WorkerClass, turn: int
+) -> None:
+    """The loop takes it up in its next turns, when the listeners are closed and there is no other connection."""
+    site.deploy("one", extra=STOPS_IN_A_TURN.format(turn=turn, name=worker.name))
+    server = start(worker_class=worker.path, workers=1)
+    server.signal(signal.SIGTERM)
+    wait_for((site.directory / "stopped").exists, BOOT_TIMEOUT_S, "the loop stands still in that turn")
+    with Client(server.address) as client:
+        client.send(request("GET", "/sleep?seconds=0.5"))
+        (site.directory / "connected").touch()
+        assert client.reply().status == 200
+    assert server.wait_exit(BOOT_TIMEOUT_S) == 0
