@@ -14,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,6 +84,20 @@ def read_process(pid: int) -> Process | None:
 def alive(pid: int) -> bool:
     process = read_process(pid)
     return process is not None and process.alive
+
+
+def stand_still(pid: int) -> None:
+    """Stop a process, and wait until all its threads have: behind ``kill`` they may still run for a moment."""
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
+    wait_for(lambda: all(_state(task) == "T" for task in tasks.iterdir()), 30, f"the threads of {pid} stand still")
+
+
+def _state(task: Path) -> str:
+    try:
+        return (task / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:  # the thread has ended
+        return "T"
 
 
 def children(pid: int) -> list[Process]:

@@ -21,7 +21,7 @@ from tests.harness import processes
 from tests.harness.application_site import Site
 from tests.harness.clients import CLIENT_TIMEOUT_S, Client, Load, request
 from tests.harness.load_tools import ENDLESS, PART, PROMISED, number, run_through_reloads
-from tests.harness.processes import wait_for
+from tests.harness.processes import stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 from tests.harness.tcp_sockets import LISTENING, tcp
 from tests.harness.worker_classes import ALL, WSGI, WorkerClass, for_each
@@ -119,7 +119,7 @@ def test_the_queue_of_a_killed_worker_is_answered_by_its_replacement(start: Star
     server = start(workers=2, reuse_port=True, timeout=300)
     victim, other = server.workers()
     stopped.append(victim)
-    os.kill(victim, signal.SIGSTOP)
+    stand_still(victim)
     clients = [Client(server.address, timeout=BOOT_TIMEOUT_S) for _ in range(60)]
     for client in clients:
         client.send(request("GET", "/", headers="Connection: close\r\n"))
@@ -236,5 +236,5 @@ def test_the_tests_see_where_connections_wait(start: Start, stopped: list[int]) 
     server = start(workers=2)
     victim, other = server.workers()
     stopped.append(victim)
-    os.kill(victim, signal.SIGSTOP)
+    stand_still(victim)
     assert {ask(server) for _ in range(20)} == {other}

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.processes import alive, read_process, wait_for
+from tests.harness.processes import alive, read_process, stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Start
 
 
@@ -31,7 +31,7 @@ def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Sit
     server = start(workers=2, preload_app=preload)
     answer = server.get("/fork?seconds=60")
     child, worker = answer["child"], answer["pid"]
-    os.kill(child, signal.SIGSTOP)
+    stand_still(child)
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: not alive(worker), BOOT_TIMEOUT_S, "the worker is dead")
     wait_for(
@@ -46,7 +46,7 @@ def test_child_that_holds_the_channel_of_its_dead_parent(start: Start, site: Sit
 def test_child_that_takes_no_signal_does_not_hold_a_reload(start: Start, site: Site) -> None:
     server = start(workers=1)
     child = server.get("/fork?seconds=60")["child"]
-    os.kill(child, signal.SIGSTOP)
+    stand_still(child)
     site.deploy("two")
     server.signal(signal.SIGUSR2)
     wait_for(lambda: server.site.events("child_exit"), BOOT_TIMEOUT_S, "the master has seen the old worker's end")

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.clients import Client, request
-from tests.harness.processes import alive, wait_for
+from tests.harness.processes import alive, stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import KEEPING, WorkerClass, for_each
 
@@ -30,7 +30,7 @@ ENDPOINTS["/spin"] = spin
 
 def stop(server: Server) -> int:
     victim = server.workers()[0]
-    os.kill(victim, signal.SIGSTOP)
+    stand_still(victim)
     return victim
 
 
@@ -82,7 +82,7 @@ def test_requests_to_a_stopped_worker_are_answered_when_it_continues(start_class
     clients = [Client(server.address) for _ in range(5)]
     for client in clients:
         assert not client.ask("GET", "/").last
-    os.kill(pid, signal.SIGSTOP)
+    stand_still(pid)
     for client in clients:
         client.send(request("POST", "/echo", b"meanwhile"))
     time.sleep(3.5)  # the time that a connection is kept has to pass: that is what this is about

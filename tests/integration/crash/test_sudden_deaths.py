@@ -13,7 +13,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Client, Load, request
 from tests.harness.control_client import worker_states
 from tests.harness.fleet_watcher import FleetWatcher
-from tests.harness.processes import alive, wait_for
+from tests.harness.processes import alive, stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 CLASSES = ["zdworker.UvicornWorker", "zdworker.UvicornH11Worker"]
@@ -84,7 +84,7 @@ def test_master_stopped_and_continued(start: Start) -> None:
     """A master that is frozen for a while (a debugger, a laptop's lid) goes on as before."""
     server = start(workers=2)
     workers = server.workers()
-    server.signal(signal.SIGSTOP)
+    stand_still(server.master)
     assert server.get()["version"] == "one"
     server.signal(signal.SIGCONT)
     server.reload("two")

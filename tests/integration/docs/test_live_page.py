@@ -21,7 +21,7 @@ from tests.harness import browser as chromium
 from tests.harness.application_site import Site
 from tests.harness.browser import Browser
 from tests.harness.live_page import BREAK, DEPLOY, EXAMPLE, MEND, SLOW_MOTION, Example, LivePage
-from tests.harness.processes import wait_for
+from tests.harness.processes import stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Start
 
 MIXED_ENOUGH = 20
@@ -297,7 +297,7 @@ def test_the_status_is_bounded_and_holds_up_nothing(site: Site, make_server: Sta
         lambda: (asked(example) or {}).get("state") == "steady", BOOT_TIMEOUT_S, "the master's next program answers"
     )
 
-    example.server.signal(signal.SIGSTOP)
+    stand_still(example.server.master)
     try:
         wait_for(lambda: asked(example) is None, BOOT_TIMEOUT_S, "a master that is stopped is not waited for")
         wait_for(lambda: overtaken(example), BOOT_TIMEOUT_S, "a request is answered meanwhile")

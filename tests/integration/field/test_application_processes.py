@@ -14,7 +14,7 @@ import pytest
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.control_client import status
-from tests.harness.processes import alive, command, wait_for
+from tests.harness.processes import alive, command, stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from tests.harness.worker_classes import ALL, UVICORN, WSGI, WorkerClass, for_each
 
@@ -311,7 +311,7 @@ def test_the_processes_of_a_generation_end_when_the_master_is_killed(start: Star
     server = start(workers=2, preload_app=True)
     started = started_processes(server, site)
     if stopped:
-        os.kill(server.fork_servers()[0], signal.SIGSTOP)
+        stand_still(server.fork_servers()[0])
     server.signal(signal.SIGKILL)
     server.wait_exit(GONE_S)
     wait_gone(started)

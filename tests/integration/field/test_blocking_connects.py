@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.application_site import Site
+from tests.harness.processes import stand_still
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.command.client import ANSWER_TIMEOUT_S
 from zdworker.ipc.control_directory import directory_of
@@ -115,7 +116,7 @@ def test_the_command_gives_up_on_a_stopped_master(stopped: Path, words: list[str
 
 def test_the_command_s_timeout_counts_from_its_start(start: Start, runtime: Path) -> None:
     server = start(workers=1)
-    os.kill(server.master, signal.SIGSTOP)
+    stand_still(server.master)
     began = time.monotonic()
     gave_up = command("reload", "--timeout", "1")
     assert gave_up.returncode == TIMED_OUT
@@ -132,7 +133,7 @@ def test_a_reload_without_a_timeout_ends_when_the_master_is_stopped(start: Start
     ) as waiting:
         assert waiting.stderr is not None
         assert "rolling" in waiting.stderr.readline()
-        os.kill(server.master, signal.SIGSTOP)
+        stand_still(server.master)
         try:
             _out, error = waiting.communicate(timeout=2 * BOOT_TIMEOUT_S)
         finally:
@@ -145,7 +146,7 @@ def test_a_reload_without_a_timeout_ends_when_the_master_is_stopped(start: Start
 def test_a_pid_names_a_stopped_master(start: Start, site: Site, runtime: Path) -> None:
     """With a path of its own the socket is looked for among all on which the process listens."""
     server = start(workers=1, zd_control_socket=str(site.directory / "own.sock"))
-    os.kill(server.master, signal.SIGSTOP)
+    stand_still(server.master)
     with crowd(site.directory / "own.sock"):
         gave_up = command("status", "--pid", str(server.master))
     os.kill(server.master, signal.SIGCONT)

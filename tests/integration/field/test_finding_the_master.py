@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.harness.application_site import Site
-from tests.harness.processes import wait_for
+from tests.harness.processes import stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 from zdworker.command import client, finder
 
@@ -107,7 +107,7 @@ def test_the_master_of_the_present_directory_is_found(
     assert " s)" in several
 
     # One that does not answer counts, and does not hold up the other one.
-    os.kill(server.master, signal.SIGSTOP)
+    stand_still(server.master)
     stopped = json.loads(command(tmp_path, "list", "--json").stdout)["masters"][0]
     assert (stopped["pid"], stopped["state"]) == (server.master, None)
     assert "does not answer" in stopped["error"]

@@ -10,7 +10,7 @@ import signal
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
 from tests.harness.control_client import worker_rows, worker_states
-from tests.harness.processes import descriptors, wait_for
+from tests.harness.processes import descriptors, stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
 KEEPALIVE_S = 300
@@ -35,12 +35,12 @@ def connections_in_the_queue(start: Start) -> tuple[Server, list[Client], int]:
     server = start(workers=1, keepalive=KEEPALIVE_S, preload_app=True, **STOPPED)
     clients = idle_clients(server)
     (old,) = server.workers()
-    os.kill(old, signal.SIGSTOP)  # it leaves when the new one is stopped
+    stand_still(old)  # it leaves when the new one is stopped
     server.site.deploy("two")
     server.signal(signal.SIGUSR2)
     wait_for(lambda: "draining" in worker_states(server), BOOT_TIMEOUT_S, "the master has told the old worker to leave")
     (new,) = set(server.workers()) - {old}
-    os.kill(new, signal.SIGSTOP)
+    stand_still(new)
     os.kill(old, signal.SIGCONT)
     wait_for(lambda: old not in server.workers(), BOOT_TIMEOUT_S, "the old worker has given its connections, and ended")
     return server, clients, new
@@ -70,7 +70,7 @@ def test_what_a_successor_had_not_taken_is_another_slot_s_when_its_own_goes_away
     server = start(workers=2, keepalive=KEEPALIVE_S, preload_app=True, **STOPPED)
     clients = idle_clients(server)
     (old,) = (row["pid"] for row in worker_rows(server) if row["slot"] == 1)
-    os.kill(old, signal.SIGSTOP)  # it leaves when the new one is stopped
+    stand_still(old)  # it leaves when the new one is stopped
     server.site.deploy("two")
     server.signal(signal.SIGUSR2)
 
@@ -79,7 +79,7 @@ def test_what_a_successor_had_not_taken_is_another_slot_s_when_its_own_goes_away
         return 0 if rows.pop(old) != "draining" else next(iter(rows))
 
     new = wait_for(new_worker, BOOT_TIMEOUT_S, "the master has told the old worker to leave")
-    os.kill(new, signal.SIGSTOP)
+    stand_still(new)
     os.kill(old, signal.SIGCONT)
     wait_for(lambda: old not in server.workers(), BOOT_TIMEOUT_S, "the old worker has given its connections, and ended")
     server.signal(signal.SIGTTOU)
@@ -98,7 +98,7 @@ def test_a_worker_that_is_killed_while_it_gives_loses_what_it_has_not_given(star
         if sum(map(len, clients.values())) >= IDLE and all(clients.values()):
             break  # the kernel may give many in a row to one worker
     first, second = server.workers()
-    os.kill(first, signal.SIGSTOP)
+    stand_still(first)
     server.site.deploy("two")
     server.signal(signal.SIGUSR2)
     wait_for(lambda: len(server.accepting()) == 3, BOOT_TIMEOUT_S, "a new worker accepts beside both")

@@ -12,7 +12,7 @@ import pytest
 from tests.harness import documents
 from tests.harness.application_site import Site
 from tests.harness.clients import Client
-from tests.harness.processes import alive, read_process, wait_for
+from tests.harness.processes import alive, read_process, stand_still, wait_for
 from tests.harness.recipes import changed
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
 
@@ -125,7 +125,7 @@ def test_values_that_workers_share(follow: Recipe) -> None:
     server = follow(VALUES)
     answers = []
     for stopped in server.workers():
-        os.kill(stopped, signal.SIGSTOP)
+        stand_still(stopped)
         wait_for(lambda pid=stopped: is_stopped(pid), 30, "it is stopped")  # type: ignore[misc]
         answers += [ask(server).split() for _ in range(3)]
         os.kill(stopped, signal.SIGCONT)

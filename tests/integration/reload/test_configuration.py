@@ -13,7 +13,7 @@ from gunicorn.config import Config
 from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.clients import Address, Broken, Client, request
-from tests.harness.processes import ports, wait_for
+from tests.harness.processes import ports, stand_still, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start, reserve_port
 
 QUICKLY = 20.0
@@ -82,7 +82,7 @@ def test_timeouts_of_the_configuration_file(start: Start, site: Site) -> None:
     server = start(workers=2, timeout=60, graceful_timeout=60)
     server.configure(timeout=4, graceful_timeout=1)
     server.reload("two")
-    os.kill(server.workers()[0], signal.SIGSTOP)
+    stand_still(server.workers()[0])
     wait_for(lambda: site.events("worker_abort") or len(site.events("child_exit")) >= 3, BOOT_TIMEOUT_S, "it was ended")
     server.wait_full()
     with Client(server.address) as slow:
