@@ -174,7 +174,7 @@ def test_a_message_without_room_for_its_descriptors_waits(queue: HandOverQueue) 
 
 @pytest.mark.parametrize(("error", "left"), [(FileNotFoundError, sys.maxsize), (OSError, 0)])
 def test_descriptors_that_cannot_be_counted(monkeypatch: pytest.MonkeyPatch, error: type[OSError], left: int) -> None:
-    """Without /proc nobody knows; without a descriptor to look with there is none."""
+    """Without /proc there may be any number; without a descriptor to look with there is none left."""
 
     def fail(path: str) -> list[str]:
         raise error(path)

@@ -208,7 +208,7 @@ class Room:
 def _descriptors_left() -> int:
     try:
         used = len(os.listdir("/proc/self/fd"))
-    except FileNotFoundError:  # there is no /proc, so nobody knows
+    except FileNotFoundError:  # there is no /proc, so this cannot be known
         return sys.maxsize
     except OSError:  # there is not even one to look with
         return 0

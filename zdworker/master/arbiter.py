@@ -77,7 +77,7 @@ HEARTBEATS_S = 0.5
 """Seconds between two looks at the workers' heartbeats, at least."""
 
 REOPEN_WAIT_S = 1.0
-"""Seconds for which the workers wait for the master to have reopened the log: one that nobody reads holds it up."""
+"""Seconds for which the workers wait for the master to have reopened the log: a pipe that is not read holds it up."""
 
 LEFTOVERS_S = 4.0
 """Seconds for which the master's end waits for processes that the application has left to end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import time
 
@@ -143,19 +142,6 @@ def test_sync_worker_is_out_of_descriptors(start: Start) -> None:
     for client in crowd:
         client.send(PLAIN)
     assert {client.reply().json()["pid"] for client in crowd} == {worker}
-
-
-def test_a_sync_worker_that_was_out_of_descriptors_accepts_again(start: Start) -> None:
-    """As many as before, once there are some."""
-    server = start_one(start, keepalive=60, extra=FEW_DESCRIPTORS.replace("(60, 60)", "(60, 4096)"))
-    [worker] = server.workers()
-    crowd = [Client(server.address) for _ in range(100)]
-    wait_for(lambda: "Out of file descriptors" in server.log, BOOT_TIMEOUT_S, "it has run out of descriptors")
-    resource.prlimit(worker, resource.RLIMIT_NOFILE, (4096, 4096))
-    last = Client(server.address)
-    assert last.ask("GET", "/").json()["pid"] == worker
-    for client in crowd:
-        client.close()
 
 
 TOLD_WHILE_IT_BEGINS = """

@@ -5,12 +5,13 @@ warm-up, exits, and a master that dies.
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 
 import pytest
 
-from tests.harness.application_site import Site
+from tests.harness.application_site import FEW_DESCRIPTORS, Site
 from tests.harness.clients import Broken, Client, request
 from tests.harness.processes import alive, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Start
@@ -138,6 +139,22 @@ def test_application_that_cannot_be_interrupted(start_class: Start, site: Site, 
         client.reply()
     assert {mark["by"] for mark in site.marks("interrupted")} == ({"DeadlineReached"} if worker is WSGI else set())
     server.wait_only("two")
+
+
+@for_each((THREAD, WSGI))
+def test_a_worker_that_was_out_of_descriptors_accepts_again(start_class: Start, worker: WorkerClass) -> None:
+    """As many as before, once there are some; the connections that it had stay."""
+    few = FEW_DESCRIPTORS.replace("(60, 60)", "(60, 4096)")
+    server = start_class(worker, workers=1, keepalive=60, zd_hand_over=False, extra=few)
+    [pid] = server.workers()
+    crowd = [Client(server.address) for _ in range(100)]
+    wait_for(lambda: "Out of file descriptors" in server.log, BOOT_TIMEOUT_S, "it has run out of descriptors")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (4096, 4096))
+    last = Client(server.address)
+    assert last.ask("GET", "/").json()["pid"] == pid
+    for client in crowd:
+        client.send(request("GET", "/"))
+    assert {client.reply().json()["pid"] for client in crowd} == {pid}
 
 
 @for_each((THREAD, WSGI))

@@ -149,7 +149,7 @@ def test_a_rotation_where_only_the_master_can_create_files(make_server: Start, s
         moved = [path.rename(f"{path}.{number}") for path in files]
         server.signal(signal.SIGUSR1)
         for path in moved:
-            wait_for(partial(no_holders, server, path), 30, f"nobody has {path.name}")
+            wait_for(partial(no_holders, server, path), 30, f"no process has {path.name} open")
         assert [path.owner() for path in files] == ["nobody", "nobody"]
     server.get("/environment?name=HOME")
     wait_for(lambda: lines(files[1], "GET /environment"), 30, "a worker has written to the new file")

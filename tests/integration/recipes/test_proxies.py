@@ -142,7 +142,7 @@ def app(environ, start_response):
 }
 FORWARDED = {"X-Forwarded-For": "203.0.113.5", "X-Forwarded-Proto": "https"}
 PROXY = "127.0.0.2"
-"""Another address of this machine, which nobody trusts by default."""
+"""Another address of this machine, which no server trusts by default."""
 
 
 @for_each(ALL)

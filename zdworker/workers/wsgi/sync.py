@@ -120,7 +120,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         self._parked = Parked(self, self._poller, self.cfg)
         self._listeners: dict[Any, Listener] = {}
         self._ready: list[Any] = []  # listeners with a connection to accept
-        self._max_parked = int(self.cfg.worker_connections)
+        self._max_parked = self._most_parked = int(self.cfg.worker_connections)  # the first is less for a while
         self._crowded_until = -math.inf
         self._listening = False
         self._cut_requests: list[Any] = []  # None is one whose head was being read
@@ -175,7 +175,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         try:
             super().run()
         except AttributeError:
-            # It begins with a call of each listener, and an order to leave may have closed them by then.
+            # It begins with a call of each listener, and an order to leave may have closed them before.
             if not self.zd_leaving or all(listener.sock is not None for listener in self.sockets):
                 raise
 
@@ -234,7 +234,7 @@ class WSGIWorker(WsgiDrain, sync.SyncWorker):  # type: ignore[misc]  # Gunicorn 
         ready = self._poll(min(timeout, limit))
         now = time.monotonic()
         if now >= self._crowded_until:
-            self._max_parked = int(self.cfg.worker_connections)
+            self._max_parked = self._most_parked
         self._parked.expire(now)
         return ready
 
