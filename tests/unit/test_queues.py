@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import resource
 import socket
+from collections.abc import Iterator
 
 import pytest
 
 from zdworker.core.events import Policy
 from zdworker.core.fleet import Fleet, Phase, Worker, WorkerState
+from zdworker.ipc import hand_over
 from zdworker.ipc.hand_over import Connection, HandOverQueue
 from zdworker.master.queues import Queues
 
@@ -94,6 +96,57 @@ def test_a_full_queue_is_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
     moved.sock.close()
     client.close()
     end(queues)
+
+
+@pytest.fixture
+def stranded() -> Iterator[tuple[Queues, HandOverQueue, socket.socket]]:
+    """Two slots, of which the second goes away with a connection in its queue: the first one's queue, and the client's
+    end of the connection.
+    """
+    queues = Queues(LOG)
+    here, gone = queues.of_slot(0), queues.of_slot(1)
+    assert here is not None
+    assert gone is not None
+    server, client = socket.socketpair()
+    assert gone.give([Connection(server, requests=3)])
+    yield queues, here, client
+    end(queues)
+    assert client.recv(1) == b"", "nothing holds the connection any more"
+    client.close()
+
+
+def test_what_has_no_room_anywhere_is_tried_again(
+    stranded: tuple[Queues, HandOverQueue, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues, here, _ = stranded
+    with monkeypatch.context() as full:
+        full.setattr(here, "give", lambda _connections: False)
+        queues.observe(fleet(1, 0), 0.0)
+    queues.observe(fleet(1, 0), 1.0)
+    (moved,) = here.take()
+    assert moved.requests == 3
+    moved.sock.close()
+
+
+def test_what_the_master_has_no_descriptors_for_is_tried_again(
+    stranded: tuple[Queues, HandOverQueue, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues, here, _ = stranded
+    with monkeypatch.context() as poor:
+        poor.setattr(hand_over, "_descriptors_left", lambda: 0)
+        queues.observe(fleet(1, 0), 0.0)
+    queues.observe(fleet(1, 0), 1.0)
+    (moved,) = here.take()
+    assert moved.requests == 3
+    moved.sock.close()
+
+
+def test_what_has_no_room_is_closed_at_the_end(
+    stranded: tuple[Queues, HandOverQueue, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues, here, _ = stranded
+    monkeypatch.setattr(here, "give", lambda _connections: False)
+    queues.observe(fleet(1, 0), 0.0)
 
 
 def test_without_descriptors_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ Rules:
 * It is closed for writing before a worker without a successor has to leave, and when the slot goes away. The next
   worker of the slot gets another one. The worker that leaves takes what is left in the closed one.
 * If it cannot (it is killed, or the giver has gone and the successor was killed), the master passes what is left on to
-  another slot when the slot has no leaving worker any more.
+  another slot when the slot has no leaving worker any more. What no slot has room for, or the master no descriptors,
+  waits for the next event.
 * Where there can be none (no descriptors are left, or the system has no such sockets), the workers do without. So do
   the slots beyond a part of the descriptors that the master may have, because its workers need the others.
 """
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zdworker.core.fleet import Fleet
-from zdworker.ipc.hand_over import HandOverQueue
+from zdworker.ipc.hand_over import Connection, HandOverQueue
 from zdworker.master.observers import Observer
 
 DESCRIPTORS_PER_SLOT = 8
@@ -37,6 +38,7 @@ class Queues(Observer):
         self._log = log
         self._queues: dict[int, HandOverQueue] = {}
         self._closed: list[tuple[int, HandOverQueue]] = []
+        self._left_over: list[Connection] = []
         self._is_logged = False
 
     def of_slot(self, slot: int) -> HandOverQueue | None:
@@ -92,15 +94,23 @@ class Queues(Observer):
                     self.close(slot)
         if self._closed:
             leaving = {worker.slot for worker in fleet.workers.values() if worker.leaving and not fleet.ending}
-            done = [(slot, queue) for slot, queue in self._closed if slot not in leaving]
-            self._closed = [(slot, queue) for slot, queue in self._closed if slot in leaving]
-            for _, queue in done:
-                self._pass_on(queue)
-                queue.close()
+            for slot, queue in list(self._closed):
+                if slot not in leaving and self._has_passed_on(queue):
+                    self._closed.remove((slot, queue))
+                    queue.close()
 
-    def _pass_on(self, queue: HandOverQueue) -> None:
-        """Give what no worker has taken from a closed queue to the workers of other slots."""
-        others = self.every()
-        while others and (connections := queue.take()):
-            while others and not others[-1].give(connections):
-                others.pop()  # it is full
+    def _has_passed_on(self, queue: HandOverQueue) -> bool:
+        """Give what no worker has taken from a closed queue to the workers of other slots; return whether it is done
+        with, and not to be tried again.
+        """
+        while self._queues:
+            self._left_over = self._left_over or queue.take()
+            if not self._left_over:
+                return not queue.lacks_descriptors
+            if not any(other.give(self._left_over) for other in self._queues.values()):
+                return False  # all are full
+            self._left_over = []
+        for connection in self._left_over:  # there will be no worker
+            connection.sock.close()
+        self._left_over = []
+        return True
