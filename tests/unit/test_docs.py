@@ -114,6 +114,10 @@ SHOWN = {
     ("docs/recipes/index.md", "useradd"): HOSTS,
     ("docs/recipes/ansible.md", "zd_canary_seconds = 30"): HOSTS,
     ("docs/recipes/systemd.md", "install -m 644"): "not run: it makes a service; systemd-analyze verifies the unit",
+    (
+        "docs/recipes/supervisord.md",
+        "echo 'd /run/app",
+    ): "not run: the machine's own supervisord; its file is tested with one of ours",
 }
 """By page and the beginning of a block's first line."""
 
