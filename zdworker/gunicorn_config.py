@@ -210,6 +210,7 @@ def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mappin
     cfg.zd_hooks = zd_hooks(cfg)
     refuse_missing_file(cfg, file)
     refuse_foreign_class(cfg)
+    refuse_no_workers(before, cfg)
     refuse_new_logger(before, cfg)
     return cfg
 
@@ -276,6 +277,37 @@ def refuse_patching() -> None:
             "the configuration monkey-patches (gevent.monkey.patch_all): take that out of it, the worker class patches "
             "where it is needed"
         )
+
+
+def refuse_no_workers(before: Any, cfg: Any) -> None:
+    """Refuse a number of workers with which a site that is served would not be any more.
+
+    :param before: the configuration in force.
+    :param cfg: the new one.
+    :raises GenerationError: there are to be no workers any more.
+    """
+    if before.workers and not cfg.workers:
+        raise GenerationError(
+            "workers is 0, and the site would not be served any more: it must be 1 or more (zdworker scale 0, if that "
+            "is what you want)"
+        )
+
+
+AT_A_START = (
+    *("daemon", "reuse_port", "statsd_host", "statsd_prefix", "dogstatsd_tags"),
+    *("control_socket", "control_socket_mode", "control_socket_disable"),
+)
+"""Settings of Gunicorn's that the master itself goes by, and only when its program starts."""
+
+
+def only_at_a_start(before: Any, cfg: Any) -> list[str]:
+    """Return the settings that differ and that a reload does not take over in the master.
+
+    :param before: the configuration in force.
+    :param cfg: the new one.
+    """
+    names = [name for name in AT_A_START if name in cfg.settings]  # Gunicorn 25.0 has no control socket
+    return [name for name in names if before.settings[name].value != cfg.settings[name].value]
 
 
 def refuse_new_logger(before: Any, cfg: Any) -> None:

@@ -63,8 +63,11 @@ def offer(
     settings: Settings | None = None,
     directory: str = "",
     raw_env: tuple[str, ...] = (),
+    **further: Any,
 ) -> None:
     cfg: Any = Config()
+    for name, value in further.items():
+        cfg.set(name, value)
     cfg.set("bind", bind)
     cfg.set("raw_env", list(raw_env))
     cfg.set("worker_class", "zdworker.ThreadWorker")
@@ -157,7 +160,9 @@ class Scene:
         log = SimpleNamespace(
             **{name: getattr(LOG, name) for name in ("info", "warning", "error", "exception")}, setup=lambda _cfg: None
         )
-        arbiter: Any = SimpleNamespace(app=app, cfg=app.cfg, log=log, systemd=False, setup=self._setup)
+        arbiter: Any = SimpleNamespace(
+            app=app, cfg=app.cfg, log=log, systemd=False, setup=self._setup, zd_move_pidfile=lambda *_: None
+        )
         self._setup(app)
         self.configuration = Configuration(arbiter, sockets)
         self.seen_by_setup: list[str] = []
@@ -223,6 +228,22 @@ def test_what_a_hook_sets_while_a_configuration_is_evaluated_is_the_hooks(scene:
         os.environ["ZD_OF_HOOK"] = "yes"  # child_exit, say, after which no worker is ordered before the reload's
     scene.configuration.take(2, evaluated)
     assert hooked(scene) == {"ZD_OF_HOOK": "yes"}
+
+
+def test_a_configuration_without_workers_is_refused(configuration: Configuration) -> None:
+    start(configuration)
+    offer(configuration, 2, workers=0)
+    with pytest.raises(GenerationError, match=r"workers is 0.* 1 or more"):
+        configuration.evaluate(2)
+
+
+def test_what_the_master_goes_by_only_at_a_start_is_named(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        scene.take(2)
+        assert caplog.messages == []
+        scene.take(3, reuse_port=True, statsd_prefix="shop", workers=3)
+    (line,) = caplog.messages
+    assert line.endswith("until a restart: reuse_port, statsd_prefix")
 
 
 @pytest.mark.parametrize("how", ["restored", "taken back"])

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
-from gunicorn import __version__, sock
+from gunicorn import __version__, sock, util
 from gunicorn.arbiter import Arbiter
 from gunicorn.config import Chdir
 from gunicorn.errors import HaltServer
@@ -39,7 +39,7 @@ from zdworker.descendants import before_kill
 from zdworker.errors import GenerationError, SettingError, UnsupportedGunicorn
 from zdworker.forkserver import worker_boot
 from zdworker.forkserver.bytecode import distrust_stale_bytecode
-from zdworker.master import addresses, launch
+from zdworker.master import addresses, launch, pidfile
 from zdworker.master.children import WorkerRecord
 from zdworker.master.listeners import Listeners
 from zdworker.master.loaded_code import LoadedCode
@@ -96,6 +96,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     WORKERS: dict[int, WorkerRecord]
     dirty_arbiter: Any
     dirty_arbiter_pid: int
+    pidfile: Any
     systemd: bool
     zd_configuration: Configuration
     zd_listeners: Listeners
@@ -226,6 +227,24 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
         """Go by ``app.cfg``, as Gunicorn does; the number of workers reaches the core with the configuration."""
         super().setup(app)
         self._zd_scale_request = None
+        util._setproctitle(f"master [{self.proc_name}]")
+
+    def zd_move_pidfile(self, cfg: Any, directory: str) -> None:
+        """Have the pidfile where a configuration has it.
+
+        :param directory: where a relative path of it starts.
+        :raises GenerationError: it cannot be moved there; it stays where it is.
+        """
+        path = cfg.pidfile
+        if path is not None:
+            path = os.path.join(directory, path + (".2" if self.master_pid else ""))  # as in Gunicorn's start
+        before = self.pidfile.fname if self.pidfile is not None else None
+        try:
+            self.pidfile = pidfile.moved(self.pidfile, path, self.pid)
+        except GenerationError as error:
+            if path != before:
+                raise
+            self.log.warning("%s", error)  # the configuration is not to blame
 
     def start(self) -> None:
         """Start as Gunicorn does, then start the first generation; or go on in the place of an earlier program."""
@@ -235,6 +254,7 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
             return
         with self._zd_systemd_not_notified():
             super().start()
+        pidfile.make_absolute(self.pidfile, os.getcwd())
         if not self.LISTENERS:  # with reuse_port Gunicorn leaves that to its workers
             self.LISTENERS = sock.create_sockets(self.cfg, self.log, self._zd_handed_over)
             self.log.info("Listening at: %s (a socket for each worker)", ",".join(str(x) for x in self.LISTENERS))

@@ -58,6 +58,12 @@ class Arbiter(Protocol):
     def setup(self, app: Any) -> None:
         """Go by ``app.cfg``."""
 
+    def zd_move_pidfile(self, cfg: Any, directory: str) -> None:
+        """Have the pidfile where a configuration has it.
+
+        :raises GenerationError: it cannot be moved there; it stays where it is.
+        """
+
 
 @dataclass
 class Taken:
@@ -378,10 +384,12 @@ class Configuration(Observer):
             kept.listeners = []
             _enter(self.current.directory)
             raise
+        self._move_pidfile_back()
 
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
         listeners = self._open(evaluated.cfg, evaluated.places)
         same_bind = addresses.keys(evaluated.places) == addresses.keys(self.current.places)
+        waiting = gunicorn_config.only_at_a_start(self.current.cfg, evaluated.cfg)
         before = os.open(".", syscalls.OPEN_DIRECTORY)
         try:
             self._taken[number] = Taken(
@@ -394,10 +402,12 @@ class Configuration(Observer):
                 evaluated.directory,
             )
             os.chdir(evaluated.directory)
+            self._arbiter.zd_move_pidfile(evaluated.cfg, evaluated.directory)
             self._switch(number)
         except (OSError, GenerationError):
             del self._taken[number]
             os.fchdir(before)
+            self._move_pidfile_back()
             raise
         finally:
             os.close(before)
@@ -405,6 +415,10 @@ class Configuration(Observer):
             self._bind_of_first_generation = ""  # it is the same while the master listens: the command can be trusted
         elif not self._bind_is_used:
             self._warn_of_unused_bind(evaluated.places)
+        if waiting:
+            self._arbiter.log.warning(
+                "Changed, but the master goes by the earlier value until a restart: %s", ", ".join(waiting)
+            )
         self._tell_what_is_kept(evaluated.imported)
 
     def _tell_what_is_kept(self, imported: Imported) -> None:
@@ -451,7 +465,15 @@ class Configuration(Observer):
             self.hook_environment.note()
             _enter(self._taken[number].directory)
             self._set_up(number)
+            self._move_pidfile_back()
             self.hook_environment.pass_over()
+
+    def _move_pidfile_back(self) -> None:
+        """Have the pidfile where the configuration has it that is in force again; this does not hinder its return."""
+        try:
+            self._arbiter.zd_move_pidfile(self.current.cfg, self.current.directory or os.getcwd())
+        except GenerationError as error:
+            self._arbiter.log.warning("%s", error)
 
     # -- what is kept --------------------------------------------------------------------------------------------
 
