@@ -50,6 +50,11 @@ def test_a_port_that_the_kernel_chooses_may_be_wanted_twice() -> None:
     refuse_unusable(bound("127.0.0.1:0", "127.0.0.1:0"))
 
 
+def test_a_port_that_there_is_not_is_refused() -> None:
+    with pytest.raises(GenerationError, match=r"bind names 127\.0\.0\.1:80000: a port is a number from 0 to 65535"):
+        refuse_unusable(bound("127.0.0.1:80000"))
+
+
 def test_a_path_is_that_of_the_physical_directory(tmp_path: Path) -> None:
     (tmp_path / "release").mkdir()
     (tmp_path / "current").symlink_to("release")

@@ -138,7 +138,13 @@ class Program:
         findings.begin("worker class", _boot_timeout())
         usable = worker_class.check(cfg, findings)
         findings.begin("settings", _boot_timeout())
-        return configuration.check_settings(cfg, findings) and usable
+        usable = configuration.check_settings(cfg, findings) and usable
+        configuration.check_files(cfg, findings)
+        if not cfg.workers:
+            findings.warning(
+                "workers is 0: a start would serve nothing before zdworker scale, or a reload to another number"
+            )
+        return usable
 
     def skip_application(self) -> None:
         """Send that the application was not tried."""

@@ -1,4 +1,6 @@
-"""The configuration: the ``zd_`` settings, names that mean nothing, addresses, and hooks that do not reach workers."""
+"""The configuration: the ``zd_`` settings, names that mean nothing, addresses, files, and hooks that do not reach
+workers.
+"""
 
 from __future__ import annotations
 
@@ -53,15 +55,36 @@ def check_addresses(cfg: Any, findings: Findings) -> None:
     for address in cfg.address:
         if not isinstance(address, str) or address.startswith("\0"):
             continue
-        directory = os.path.dirname(os.path.abspath(address))
-        if not os.path.isdir(directory):
-            findings.error(f"bind names unix:{address}, and there is no directory {directory}: make it", "bind")
-        elif not os.access(directory, os.W_OK | os.X_OK):
-            findings.error(
-                f"bind names unix:{address}, and this user may not make a socket in {directory}: change its owner, or "
-                "run this check as the user of the site",
-                "bind",
-            )
+        obstacle = _obstacle_in(os.path.dirname(os.path.abspath(address)))
+        if obstacle:
+            findings.error(f"bind names unix:{address}, and {obstacle}", "bind")
+
+
+def check_files(cfg: Any, findings: Findings) -> None:
+    """Check what a start would write: the pidfile and the log files."""
+    for name in ("pidfile", "errorlog", "accesslog"):
+        file = getattr(cfg, name)
+        if file in (None, "", "-"):
+            continue
+        path = os.path.abspath(file)
+        if name != "pidfile" and os.path.exists(path):  # a pidfile is replaced, a log is gone on with
+            obstacle = "" if os.access(path, os.W_OK) else f"this user may not write it: {_CHANGE_OWNER}"
+        else:
+            obstacle = _obstacle_in(os.path.dirname(path))
+        if obstacle:
+            findings.error(f"{name} is {file}, and {obstacle}", "files")
+
+
+_CHANGE_OWNER = "change its owner, or run this check as the user of the site"
+
+
+def _obstacle_in(directory: str) -> str:
+    """Return why no file can be made in a directory, "" if one can."""
+    if not os.path.isdir(directory):
+        return f"there is no directory {directory}: make it"
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return f"this user may not make a file in {directory}: {_CHANGE_OWNER}"
+    return ""
 
 
 def check_hooks(names: list[str], findings: Findings) -> None:

@@ -24,6 +24,9 @@ from gunicorn import systemd, util
 
 from zdworker.errors import GenerationError
 
+PORT_MAX = 65_535
+"""The largest port (RFC 9293, 3.1)."""
+
 Key = int | str | tuple[Any, ...]
 
 
@@ -110,12 +113,14 @@ def shown(found: Iterable[Place]) -> str:
 def refuse_unusable(found: Sequence[Place]) -> None:
     """Refuse a ``bind`` with which a start would fail, or listen nowhere.
 
-    :raises GenerationError: it names no address, or one socket twice.
+    :raises GenerationError: it names no address, a port that there is not, or one socket twice.
     """
     if not found:
         raise GenerationError("bind names no address")
     known: dict[Key, Place] = {}
     for place in found:
+        if isinstance(place.address, tuple) and not 0 <= place.address[1] <= PORT_MAX:
+            raise GenerationError(f"bind names {place}: a port is a number from 0 to {PORT_MAX}")
         if place.key in known and not place.any_port:
             raise GenerationError(f"bind names the same socket twice: {known[place.key]} and {place}")
         known[place.key] = place

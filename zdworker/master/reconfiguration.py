@@ -202,6 +202,10 @@ class Configuration(Observer):
             self._open_what_is_missing(places)
         elif not gunicorn_config.has_default_bind(cfg):
             self._warn_of_unused_bind(places)
+        if not cfg.workers:
+            self._arbiter.log.warning(
+                "workers is 0: nothing is served before zdworker scale, or a reload to another number"
+            )
 
     def _open_what_is_missing(self, places: list[Place]) -> None:
         """Open, at the start, the addresses that Gunicorn leaves out because there are descriptors."""

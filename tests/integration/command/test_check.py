@@ -294,6 +294,22 @@ def test_what_a_start_refuses_is_refused(check: Check, site: Site) -> None:
     nowhere = check.error("-b", f"unix:{site.directory}/no/app.sock", *words)
     assert (nowhere["about"], f"there is no directory {site.directory}/no" in nowhere["text"]) == ("bind", True)
     assert "zd_preload" in check.error("--preload", *words, ZD_PRELOAD="never")["text"]
+    port = check.error("-b", "127.0.0.1:80000", *words)
+    assert (port["about"], port["text"]) == ("start", "bind names 127.0.0.1:80000: a port is a number from 0 to 65535")
+
+
+@pytest.mark.parametrize("option", ["--pid", "--error-logfile", "--access-logfile"])
+def test_a_file_that_a_start_cannot_write_is_refused(check: Check, site: Site, option: str) -> None:
+    error = check.error(option, "no/such", "-k", DEFAULT_CLASS, "app:app")
+    assert error["about"] == "files"
+    assert error["text"].endswith(f"is no/such, and there is no directory {site.directory}/no: make it")
+
+
+def test_no_workers_are_a_warning(check: Check) -> None:
+    (warning,) = [
+        text for level, _, text in check.found("-w", "0", "-k", DEFAULT_CLASS, "app:app") if level == "warning"
+    ]
+    assert warning.startswith("workers is 0")
 
 
 def test_what_the_master_warns_of_is_a_warning(check: Check) -> None:
