@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -57,6 +58,18 @@ STYLES = {
     "rolling": "yellow",
 }
 
+
+class Seconds(click.FloatRange):
+    """A range of numbers without NaN, which Click finds in each range, as it compares with nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or end with misuse."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -87,7 +100,7 @@ def _with_wait_options(command: Command) -> Command:
     """Add the options that say whether and how long to wait."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end."),
-        click.option("--timeout", type=click.FloatRange(min=0), metavar="S", help="Give up waiting after S seconds."),
+        click.option("--timeout", type=Seconds(min=0), metavar="S", help="Give up waiting after S seconds."),
         click.option("--no-wait", is_flag=True, help="Return as soon as the master has the order."),
         click.option("--quiet", "-q", is_flag=True, help="Show no progress, but the result."),
     ):
@@ -114,7 +127,7 @@ def main() -> None:
 @_with_wait_options
 @click.option(
     "--hold",
-    type=click.FloatRange(min=0, min_open=True, max=messages.HOLD_MAX_S),
+    type=Seconds(min=0, min_open=True, max=messages.HOLD_MAX_S),
     is_flag=False,
     flag_value=HOLD_S,
     metavar="[SECONDS]",
@@ -169,7 +182,7 @@ def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool,
 @click.option("--data", metavar="TEXT", help="The body of the request.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=30.0,
     metavar="S",
     help="Seconds to wait for the answer (30).",

@@ -309,6 +309,8 @@ def test_the_command_finds_no_master(command: Command, words: tuple[str, ...]) -
     [
         ("relaod",),
         ("reload", "--timeout", "soon"),
+        ("reload", "--timeout", "nan"),
+        ("reload", "--hold", "nan"),
         ("reload", "--pid", "x"),
         ("reload", "--upgrade", "--no-wait"),
         ("reload", "--upgrade", "--hold"),
