@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from zdworker.ipc.messages import (
     Loaded,
     LoadFailed,
     Message,
+    Order,
     Ready,
     Spawn,
     Start,
@@ -146,7 +148,16 @@ def test_what_is_wrong_is_said() -> None:
     assert "known are" in refusal(b'{"type": ["ready"]}')
     assert "known are" in refusal(b"{}")
     assert "Hello lacks a field" in refusal(b'{"type": "hello"}')
-    assert "Hello.worker_id" in refusal(b'{"type": "hello", "worker_id": "1"}')
+    assert refusal(b'{"type": "hello", "worker_id": "1"}') == "worker_id of hello is not a whole number: '1'"
+
+
+def test_an_order_is_taken_as_users_write_it_and_nothing_of_it_is_ignored() -> None:
+    reload = b'{"type": "order", "command": "reload", %s}'
+    assert decode(reload % b'"hold_s": 600') == Order("reload", hold_s=600.0)
+    assert decode(reload % (b'"hold_s": ' + b"9" * 999)) == Order("reload", hold_s=math.inf)
+    assert refusal(reload % b'"hold": 600') == "an order has no 'hold'; it has command, wait, workers, hold_s"
+    assert refusal(reload % b'"hold_s": true') == "hold_s of order is not a number: True"
+    assert json.loads(encode(Order("reload"))) == {"type": "order", "command": "reload"}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +178,7 @@ def test_what_is_wrong_is_said() -> None:
 )
 def test_wrong_types_are_refused(message: Message, field: str, value: Any) -> None:
     plain = json.loads(encode(message)) | {field: value}
-    assert f"{type(message).__name__}.{field}" in refusal(json.dumps(plain).encode())
+    assert f"{field} of {type(message).__name__.lower()} is not " in refusal(json.dumps(plain).encode())
 
 
 def test_a_variable_that_was_unset_is_none() -> None:

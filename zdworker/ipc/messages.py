@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import reprlib
+import sys
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -523,9 +525,12 @@ FIELD_TYPES = _FieldTypes()
 def encode(message: Message) -> bytes:
     """Return ``message`` as one line of JSON.
 
+    An order leaves out what it does not ask for, so that a master of an older version has to know only what is used.
+
     :raises TypeError: JSON cannot represent the value of a field.
     """
-    fields = {f.name: getattr(message, f.name) for f in dataclasses.fields(message)}
+    named = [(f, getattr(message, f.name)) for f in dataclasses.fields(message)]
+    fields = {f.name: value for f, value in named if not isinstance(message, Order) or value != f.default}
     return json.dumps({"type": type(message).__name__.lower(), **fields}).encode() + b"\n"
 
 
@@ -572,16 +577,26 @@ def decode(line: bytes) -> Message:
 
 
 def _build(kind: type[Message], plain: dict[str, Any]) -> Message:
-    values = {}
-    for name, hint in FIELD_TYPES[kind].items():
+    values, hints = {}, FIELD_TYPES[kind]
+    unknown = sorted(plain.keys() - hints.keys() - {"type"})
+    if unknown and kind is Order:  # a user has written it, and means something by it
+        raise MessageError(f"an order has no {reprlib.repr(unknown[0])}; it has {', '.join(hints)}")
+    for name, hint in hints.items():
         if name in plain:
-            if not _fits(plain[name], hint):
-                raise MessageError(f"{kind.__name__}.{name} is not a {hint}: {reprlib.repr(plain[name])}")
-            values[name] = plain[name]
+            value = plain[name]
+            if hint is float and type(value) is int:  # JSON has one kind of number, and 600 is as good as 600.0
+                value = float(value) if abs(value) < sys.maxsize else math.inf
+            if not _fits(value, hint):
+                wanted = _FOR_A_READER.get(hint, hint)
+                raise MessageError(f"{name} of {kind.__name__.lower()} is not {wanted}: {reprlib.repr(value)}")
+            values[name] = value
     try:
         return kind(**values)
     except TypeError as error:
         raise MessageError(f"{kind.__name__} lacks a field: {error}") from error
+
+
+_FOR_A_READER: dict[Any, str] = {bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
 
 
 def _fits(value: object, hint: Any) -> bool:
