@@ -259,8 +259,10 @@ class Generation:
         worker_boot.flush_streams()
         if not self.loaded:  # later there are workers that may need what the application has started
             end_own_descendants(UNUSABLE_GRACE_S)
-        with contextlib.suppress(OSError):
+        try:
             self.channel.send(failure)
+        except OSError as unsent:
+            _print_unsent(failure, unsent)
         syscalls.plain_exit(failure.exit_code)
 
     def _load(self, app: Any) -> list[str]:
@@ -431,6 +433,15 @@ def _run_once_more(command: list[str], tool: str, generation: int) -> str:
         f"{name} was run once more, to load generation {generation}: what it does before it starts Gunicorn has to be "
         f"left out where {GENERATION_VARIABLE} is set and not 0"
     )
+
+
+def _print_unsent(failure: LoadFailed, error: OSError) -> None:
+    """Print a failure of which the master cannot learn otherwise."""
+    if error.errno != errno.EBADF:
+        return  # the master is gone
+    why = "the application has closed descriptors that are not its own (os.closerange, say): it must spare them"
+    with contextlib.suppress(OSError):
+        os.write(2, f"zdworker: {why}. {failure.reason}\n".encode(errors="replace"))
 
 
 def _load_failed(error: BaseException, printed: str, *, configured: bool) -> LoadFailed:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import control_client
 from tests.harness.application_site import Site
 from tests.harness.processes import descriptors, wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
@@ -47,6 +48,15 @@ def test_a_worker_that_prints_wakes_nobody(make_server: Start, site: Site) -> No
     assert {server.get()["version"] for _ in range(5)} == {"one"}
     assert "was not expected" not in Path(site.directory / "error.log").read_text()
     assert server.stop() == 0
+
+
+def test_new_code_that_closes_what_is_not_its_own_is_refused_with_the_cause(start: Start, site: Site) -> None:
+    server = start(workers=1, preload_app=True)
+    site.deploy("two", extra="\nos.closerange(3, 1024)\n")
+    last = control_client.reload(server)
+    assert last["result"] == "failed"
+    assert "the application has closed descriptors that are not its own" in last["traceback"]
+    assert server.get()["version"] == "one"
 
 
 REPLACED = {
