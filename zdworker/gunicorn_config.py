@@ -170,6 +170,12 @@ def zd_settings(cfg: Any) -> settings.Settings:
 
     :raises SettingError: one is unknown, has a bad value, or contradicts a setting of Gunicorn's.
     """
+    given = {str(text).partition("=")[0] for text in cfg.settings["raw_env"].value or ()}
+    for name in sorted(given & {name.upper() for name in settings.SPECS}):
+        raise SettingError(
+            f"raw_env sets {name}, which comes too late for zdworker: set {name.lower()} in the configuration file, or "
+            f"{name} in the environment of the command"
+        )
     found = settings.read(namespace(cfg), os.environ)
     if found.preload == "never" and cfg.preload_app:
         raise SettingError('zd_preload = "never" contradicts preload_app = True (--preload): take one of them out')
@@ -201,7 +207,10 @@ def evaluate(app: Any, file: str, environment: Mapping[str, str], values: Mappin
         with _started_in(directory):
             evaluated.do_load_config()
     except SystemExit as error:
-        raise GenerationError(f"the configuration cannot be evaluated in the master (exit {error.code})") from error
+        # Gunicorn exits when the file has raised (get_config_from_filename in gunicorn/app/base.py).
+        cause = error.__context__
+        why = f"exit {error.code}" if cause is None else texts.reason(cause)
+        raise GenerationError(f"the configuration cannot be evaluated in the master: {why}") from (cause or error)
     except Exception as error:
         raise GenerationError(f"the configuration cannot be evaluated in the master: {texts.reason(error)}") from error
     cfg = evaluated.cfg
@@ -296,18 +305,27 @@ def refuse_no_workers(before: Any, cfg: Any) -> None:
 AT_A_START = (
     *("daemon", "reuse_port", "statsd_host", "statsd_prefix", "dogstatsd_tags"),
     *("control_socket", "control_socket_mode", "control_socket_disable"),
+    *("dirty_apps", "dirty_workers", "dirty_threads", "dirty_timeout", "dirty_graceful_timeout"),
 )
 """Settings of Gunicorn's that the master itself goes by, and only when its program starts."""
 
+OF_UNIX_SOCKETS = ("umask", "user", "group")
+"""Settings that the file of a Unix socket gets its mode and its owner from when it is made."""
 
-def only_at_a_start(before: Any, cfg: Any) -> list[str]:
-    """Return the settings that differ and that a reload does not take over in the master.
+
+def only_at_a_start(before: Any, cfg: Any, *, keeps_unix_socket: bool) -> list[str]:
+    """Return the settings that differ and that a reload does not take over in the master, for the log.
 
     :param before: the configuration in force.
     :param cfg: the new one.
+    :param keeps_unix_socket: a Unix socket is open that stays.
     """
-    names = [name for name in AT_A_START if name in cfg.settings]  # Gunicorn 25.0 has no control socket
-    return [name for name in names if before.settings[name].value != cfg.settings[name].value]
+    names = [name for name in AT_A_START if name in cfg.settings]  # older versions of Gunicorn do not have all
+    found = [name for name in names if before.settings[name].value != cfg.settings[name].value]
+    if keeps_unix_socket:
+        changed = [name for name in OF_UNIX_SOCKETS if before.settings[name].value != cfg.settings[name].value]
+        found += [f"{name} (of the Unix sockets that stay)" for name in changed]
+    return found
 
 
 def refuse_new_logger(before: Any, cfg: Any) -> None:

@@ -103,6 +103,7 @@ class Gunicorn:
             loaded_code=None,
             modules=SimpleNamespace(undisturbed=self._undisturbed),
             is_kept=lambda number: number == 0,
+            timeout_of=lambda _generation: 30.0,
             is_offered=lambda number: number in self.offered,
             evaluate=self._evaluate,
             take=self._take,
@@ -559,9 +560,17 @@ def test_a_configuration_whose_fork_server_dies_while_it_is_evaluated_is_not_tak
     assert bench.gunicorn.hooks == []
 
 
-def test_a_configuration_that_needs_the_main_thread_gets_it(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    "cause",
+    [
+        ValueError("signal only works in main thread of the main interpreter"),
+        RuntimeError("There is no current event loop in thread 'Dummy-2'."),
+    ],
+    ids=["signal", "event loop"],
+)
+def test_a_configuration_that_needs_the_main_thread_gets_it(bench: Bench, cause: Exception) -> None:
     bench.gunicorn.refusal = GenerationError("the configuration cannot be evaluated")
-    bench.gunicorn.refusal.__cause__ = ValueError("signal only works in main thread of the main interpreter")
+    bench.gunicorn.refusal.__cause__ = cause
     bench.executor.execute(events.TakeConfiguration(2, 2))
     bench.reactor.wait(5.0)
     assert bench.taken() == [events.ConfigurationTaken(2, Policy(configuration=2))]
@@ -634,7 +643,7 @@ def test_a_worker_that_is_forked_here_has_nothing_of_a_configuration_that_is_eva
         return 4711
 
     bench.executor.execute(events.StartGeneration(1))
-    bench.executor._local[1] = SimpleNamespace(fork=fork)  # type: ignore[assignment]  # noqa: SLF001  # no process
+    bench.executor._local[1] = SimpleNamespace(fork=fork, cfg=SimpleNamespace(timeout=30))  # type: ignore[assignment]  # noqa: SLF001  # no process
     bench.executor.execute(events.Spawn(1, 0, 1))
     assert seen == [True]
     assert bench.children.workers[1].has_pid

@@ -17,7 +17,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.config import Config
 
 from zdworker import gunicorn_config
-from zdworker.errors import GenerationError
+from zdworker.errors import GenerationError, SettingError
 from zdworker.master.listeners import Listeners
 from zdworker.master.reconfiguration import Configuration
 from zdworker.settings import Settings
@@ -244,6 +244,25 @@ def test_what_the_master_goes_by_only_at_a_start_is_named(scene: Scene, caplog: 
         scene.take(3, reuse_port=True, statsd_prefix="shop", workers=3)
     (line,) = caplog.messages
     assert line.endswith("until a restart: reuse_port, statsd_prefix")
+
+
+def test_the_mode_of_a_unix_socket_that_stays_is_named(
+    scene: Scene, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    path = f"unix:{tmp_path}/app.sock"
+    with caplog.at_level(logging.WARNING):
+        scene.take(2, bind=path, umask=0o022)
+        assert caplog.messages == []
+        scene.take(3, bind=path, umask=0o077)
+    (line,) = caplog.messages
+    assert line.endswith("until a restart: umask (of the Unix sockets that stay)")
+
+
+def test_a_setting_of_zdworkers_in_raw_env_is_refused() -> None:
+    cfg: Any = Config()
+    cfg.set("raw_env", ["A=1", "ZD_MAX_SURGE=2"])
+    with pytest.raises(SettingError, match=r"raw_env sets ZD_MAX_SURGE.* set zd_max_surge in the configuration file"):
+        gunicorn_config.zd_settings(cfg)
 
 
 @pytest.mark.parametrize("how", ["restored", "taken back"])

@@ -219,7 +219,8 @@ class Worker:
 class Generation:
     """One fork server, and through it one state of the code.
 
-    ``overdue`` means that its time to load is over, and that it is being found out where it hangs.
+    ``overdue`` means that its time to load is over, and that it is being found out where it hangs. ``graceful_timeout``
+    is how long its workers may drain, by the configuration that they have; None as long as that is not known.
     """
 
     number: int
@@ -228,6 +229,7 @@ class Generation:
     preloaded: bool = False
     loaded_at: float | None = None
     overdue: bool = False
+    graceful_timeout: float | None = None
 
 
 @dataclass

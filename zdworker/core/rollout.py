@@ -294,11 +294,11 @@ class Rollout:
             case Purpose.START:
                 # Its configuration is the one that the master itself has started with.
                 fleet.loading = None
-                self._steps.configured(generation, now)
+                self._steps.configured(generation, fleet.policy, now)
                 fleet.current = [event.generation]
             case Purpose.RESTORE:
                 fleet.loading = None
-                self._steps.configured(generation, now)
+                self._steps.configured(generation, fleet.policy, now)
                 fleet.current.append(event.generation)
             case _ if fleet.reload_again and fleet.superseded_loads < MAX_SUPERSEDED_LOADS:
                 fleet.loading = None  # and so the generation is ended as an unused one
@@ -310,7 +310,7 @@ class Rollout:
     def _configuration_taken(self, event: ConfigurationTaken, now: float) -> None:
         generation = self._generation(event.generation)
         if generation is not None and generation.state is not GenerationState.LOST:
-            self._steps.configured(generation, now)
+            self._steps.configured(generation, event.policy, now)
             loaded, self.fleet.loading = self._loading(), None
             if loaded.purpose is Purpose.ROLLBACK:
                 self.fleet.previous = None
@@ -325,7 +325,7 @@ class Rollout:
         step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)  # illegal, unless the master was asked to
         if self._loading().purpose is Purpose.ROLLBACK:
             # Nothing has changed, and the generation may still be wanted back.
-            self._steps.configured(generation, now)
+            self._steps.configured(generation, self.fleet.policy, now)
             self.fleet.loading = None
             self._steps.refuse_reload(event.generation, event.reason, "")
         else:

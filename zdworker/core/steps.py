@@ -99,8 +99,10 @@ class Steps:
         if purpose is Purpose.RELOAD:
             self.actions.append(ReloadStarted(number))
 
-    def configured(self, generation: Generation, now: float) -> None:
+    def configured(self, generation: Generation, policy: Policy, now: float) -> None:
         """Note that a generation can be spawned from: its configuration is in force, or is not asked for."""
+        if generation.graceful_timeout is None:
+            generation.graceful_timeout = policy.graceful_timeout
         generation.state = step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)
         generation.deadline, generation.overdue = None, False
         if generation.loaded_at is None:
@@ -375,7 +377,9 @@ class Steps:
         elif self.fleet.quick:
             timeout_s = QUICK_STOP_TIMEOUT_S
         else:
-            timeout_s = self.fleet.policy.graceful_timeout + KILL_MARGIN_S
+            generation = self.fleet.generations.get(worker.generation)
+            own_s = generation.graceful_timeout if generation is not None else None
+            timeout_s = (self.fleet.policy.graceful_timeout if own_s is None else own_s) + KILL_MARGIN_S
             if self.fleet.policy.queue_per_slot and worker.slot >= self.fleet.size and self.fleet.running:
                 timeout_s += self.fleet.policy.graceful_timeout
         worker.deadline = now + timeout_s

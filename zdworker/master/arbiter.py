@@ -313,11 +313,23 @@ class ZeroDowntimeArbiter(Arbiter):  # type: ignore[misc]  # Gunicorn has no typ
     def murder_workers(self) -> None:
         """Look for workers that have lost their heartbeat, about as often as Gunicorn's own loop: this one takes a turn
         with each event, and the look costs a system call for each worker.
+
+        What happens to one is as in Gunicorn's ``arbiter.py``, but each has the ``timeout`` of its own configuration: a
+        reload that brings a shorter one is not to end requests that the old workers may still answer.
         """
         now = time.monotonic()
-        if now >= self._zd_heartbeats_at:
-            self._zd_heartbeats_at = now + HEARTBEATS_S
-            super().murder_workers()
+        if now < self._zd_heartbeats_at:
+            return
+        self._zd_heartbeats_at = now + HEARTBEATS_S
+        for pid, record in list(self.WORKERS.items()):
+            if not record.is_silent():
+                continue
+            if not record.aborted:
+                self.log.critical("WORKER TIMEOUT (pid:%s)", pid)
+                record.aborted = True
+                self.kill_worker(pid, signal.SIGABRT)
+            else:
+                self.kill_worker(pid, signal.SIGKILL)
 
     def _zd_end_if_halted(self) -> None:
         halt, now = self._zd.halt, time.monotonic()
@@ -678,7 +690,7 @@ class _GunicornObserver(Observer):
             self._arbiter.kill_dirty_arbiter(signal.SIGHUP)
             self._arbiter.log.warning(
                 "Gunicorn's dirty workers run the code of the master's start (%s): a change of it needs a restart",
-                ", ".join(map(str, self._arbiter.cfg.dirty_apps)),
+                ", ".join(map(str, self._arbiter.cfg.dirty_apps)) or "dirty_apps is empty now",
             )
 
     def observe(self, fleet: Fleet, now: float) -> None:

@@ -53,7 +53,7 @@ _GIVEN_TO_SERVER = ("number", "pid", "channel", "stderr", "_log", "_show")
 """Attributes of a fork server's record that its constructor is given."""
 
 _GIVEN_TO_WORKER = (
-    *("age", "worker_id", "slot", "generation", "ppid", "sockets", "app", "timeout", "cfg", "log"),
+    *("age", "worker_id", "slot", "generation", "ppid", "sockets", "app", "cfg", "log"),
     *("tmp", "channel", "probes", "report_rules", "_own_names"),
 )
 """Attributes of a worker's record that its constructor is given, or that belong to this program alone."""
@@ -251,6 +251,19 @@ class WorkerRecord(Worker):  # type: ignore[misc]  # Gunicorn has no types
         if kind not in self._announced and self.channel is not None:
             self._announced.add(kind)
             self.send(kind())
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds for which it may send no heartbeat; 0 if that is not limited."""
+        return float(self.timeout) * 2.0  # Gunicorn's arbiter gives a worker half of it
+
+    def is_silent(self) -> bool:
+        """Return whether it has sent no heartbeat for so long that it has to be ended."""
+        try:
+            silent_s = time.monotonic() - float(self.tmp.last_update())
+        except (OSError, ValueError):  # its file is closed: it ends
+            return False
+        return 0 < self.timeout_s < silent_s
 
     @property
     def name(self) -> str:

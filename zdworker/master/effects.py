@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import time
@@ -232,8 +233,8 @@ class Executor:
             return  # it took so long that the generation was given up, and nothing has changed
         if isinstance(result, BaseException) and _wants_main_thread(result):
             self._log.warning(
-                "The configuration can be evaluated in the main thread only (it sets signal handlers, say): the master "
-                "waits for it"
+                "The configuration can be evaluated in the main thread only (it sets signal handlers, or asks for an "
+                "event loop): the master waits for it"
             )
             try:
                 result = configuration.evaluate(action.configuration)
@@ -315,7 +316,9 @@ class Executor:
         configuration = self._gunicorn.zd_configuration
         cfg = configuration.current.cfg
         sockets = self._gunicorn.zd_listeners.of_slot(action.slot, configuration.current.listeners)
-        arguments = (action.worker_id, os.getpid(), sockets, configuration.app, cfg.timeout / 2.0, cfg, self._log)
+        local = self._local.get(action.generation)
+        timeout = configuration.timeout_of(action.generation) if local is None else local.cfg.timeout
+        arguments = (action.worker_id, os.getpid(), sockets, configuration.app, timeout / 2.0, cfg, self._log)
         return WorkerRecord(*arguments, slot=action.slot, generation=action.generation)
 
     def _order(self, record: WorkerRecord, theirs: socket.socket) -> None:
@@ -563,6 +566,11 @@ def _cut(cost: Drained) -> str:
 
 
 def _wants_main_thread(error: BaseException) -> bool:
-    """Return whether a configuration failed because it was not evaluated in the main thread (``signal.signal``)."""
+    """Return whether a configuration failed because it was not evaluated in the main thread.
+
+    ``signal.signal`` raises a ValueError elsewhere, ``asyncio.get_event_loop`` a RuntimeError.
+    """
     cause = error.__cause__
-    return isinstance(cause, ValueError) and "main thread" in str(cause)
+    return isinstance(cause, (ValueError, RuntimeError)) and bool(
+        re.search("main thread|event loop in thread", str(cause))
+    )

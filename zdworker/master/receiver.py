@@ -191,8 +191,7 @@ class Receiver:
             case Ready(takes, mismatch):
                 self._worker_ready(record, takes, mismatch)
             case Draining():
-                record.leaving_since = time.monotonic()
-                self._publish(events.WorkerLeaving(record.worker_id))
+                self._worker_leaving(record)
             case Drained(cut_paths=paths):
                 record.drained = replace(message, cut_paths=[texts.line(path, CUT_PATH_MAX) for path in paths])
                 self._observers.notify(Observer.worker_drained, record.drained)
@@ -224,6 +223,11 @@ class Receiver:
         if record.replacement_requested:
             self._publish(events.WorkerReplacementRequested(record.worker_id))
 
+    def _worker_leaving(self, record: WorkerRecord) -> None:
+        record.leaving_since = time.monotonic()
+        if not record.aborted:  # else it is being ended because it hung, and that is a crash
+            self._publish(events.WorkerLeaving(record.worker_id))
+
     def _start_if_forked(self, record: WorkerRecord) -> None:
         """Let a worker boot when it has greeted, and its fork server has reported it as the master's child."""
         waits = record.has_pid and record.greeted and record.forked and record.channel is not None
@@ -234,13 +238,14 @@ class Receiver:
             self._publish(events.WorkerForked(record.worker_id))
 
     def _worker_gone(self, record: WorkerRecord, code: int) -> None:
+        how = f"sent no heartbeat for {record.timeout_s:g} s (timeout)" if record.aborted else _how(code)
         with self._going_on("the end of a worker"):
             for _ in range(REST_READS):
                 if not self._receive_piece(record):
                     break
             known = self._fleet.workers.get(record.worker_id)
             if known is not None and known.state is WorkerState.READY:
-                crash = Crash(record.generation, record.slot, record.pid, _how(code))
+                crash = Crash(record.generation, record.slot, record.pid, how)
                 self._observers.notify(Observer.worker_crashed, crash)
             if code:
                 log = self._log.info if code == -signal.SIGTERM else self._log.error
@@ -251,7 +256,7 @@ class Receiver:
                 self._log_leaving(record, time.monotonic() - record.leaving_since)
         self._children.remove_worker(record)
         self._gunicorn.zd_hook("child_exit", record)
-        self._publish(events.WorkerGone(record.worker_id, _how(code), code, called_off=record.called_off))
+        self._publish(events.WorkerGone(record.worker_id, how, code, called_off=record.called_off))
 
     def _log_leaving(self, record: WorkerRecord, took_s: float) -> None:
         drained = record.drained or Drained()

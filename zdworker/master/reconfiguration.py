@@ -315,6 +315,11 @@ class Configuration(Observer):
         """Return whether a generation has sent a configuration, and has not ended since."""
         return generation in self._offers
 
+    def timeout_of(self, generation: int) -> float:
+        """Return the ``timeout`` of the workers of a generation: its own, whatever is in force meanwhile."""
+        offer = self._offers.get(generation)
+        return float(offer.values.get("timeout", self.current.cfg.timeout) if offer else self.current.cfg.timeout)
+
     def is_kept(self, number: int) -> bool:
         """Return whether a configuration was in force before, and can be taken back."""
         return number in self._taken
@@ -392,8 +397,11 @@ class Configuration(Observer):
 
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
         listeners = self._open(evaluated.cfg, evaluated.places)
-        same_bind = addresses.keys(evaluated.places) == addresses.keys(self.current.places)
-        waiting = gunicorn_config.only_at_a_start(self.current.cfg, evaluated.cfg)
+        staying = addresses.keys(evaluated.places) & addresses.keys(self.current.places)
+        same_bind = staying == addresses.keys(self.current.places) == addresses.keys(evaluated.places)
+        waiting = gunicorn_config.only_at_a_start(
+            self.current.cfg, evaluated.cfg, keeps_unix_socket=any(isinstance(key, str) for key in staying)
+        )
         before = os.open(".", syscalls.OPEN_DIRECTORY)
         try:
             self._taken[number] = Taken(

@@ -34,6 +34,13 @@ PRELOAD = pytest.mark.parametrize("preload", [False, True], ids=["no preload", "
 Further = Callable[[], Address]
 
 
+def test_a_configuration_that_can_be_evaluated_in_the_main_thread_only(start: Start, site: Site) -> None:
+    server = start(workers=1)
+    file = site.directory / "gunicorn.conf.py"
+    file.write_text(f"import signal\nsignal.signal(signal.SIGPROF, lambda *_: None)\n{file.read_text()}")
+    server.reload("two")
+
+
 @pytest.fixture
 def further() -> Iterator[Further]:
     """Give a further address at each call."""
