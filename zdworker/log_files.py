@@ -63,16 +63,63 @@ def before_setup(log: Any) -> None:
     :param log: an object of Gunicorn's logger class, which :func:`guard` knows.
     """
     _drop_unwritten(log)
+    cfg = log.cfg
+    configured = bool(cfg.logconfig or cfg.logconfig_dict or cfg.logconfig_json)
     for name in _NAMES:
         logger = logging.getLogger(name)
-        for handler in list(logger.handlers):
-            if getattr(handler, "_gunicorn", False):
-                logger.removeHandler(handler)
-                handler.close()
+        if configured:
+            logger.propagate = False  # as Gunicorn's constructor has it
+        _remove_handlers(logger, every=configured)
+    if configured:
+        root = logging.getLogger()
+        _remove_handlers(root, every=True)
+        root.setLevel(logging.WARNING)  # Python's default
+
+
+def _remove_handlers(logger: logging.Logger, *, every: bool) -> None:
+    """Remove Gunicorn's own handlers; with ``every`` those that ``logconfig`` has brought, too.
+
+    These cannot be told from others. But ``logging.config`` leaves a logger none that it had before, either.
+    """
+    for handler in list(logger.handlers):
+        if every or getattr(handler, "_gunicorn", False):
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class Streams:
+    """Standard output and error, as they were before ``capture_output`` has led them into a log file.
+
+    Gunicorn does not lead them back when the setting is gone, or was part of a configuration that is given up. What the
+    master's start has captured is not known any more, nor after an upgrade.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[int] = []
+
+    def before_setup(self, log: Any, cfg: Any) -> None:
+        """Lead them back, and keep them if they are captured next.
+
+        :param log: the logger.
+        :param cfg: the configuration that it is to go by.
+        :raises OSError: there is no descriptor left for that.
+        """
+        known = bool(self._kept) or not _captures(log.cfg)
+        if self._kept and log.logfile is not None:
+            log.logfile.close()
+            log.logfile = None
+        for number, kept in zip((1, 2), self._kept, strict=False):
+            os.dup2(kept, number)
+            os.close(kept)
+        self._kept = [os.dup(1), os.dup(2)] if known and _captures(cfg) else []
+
+
+def _captures(cfg: Any) -> bool:
+    return bool(cfg.capture_output and cfg.errorlog != "-")
 
 
 def _paths(log: Any) -> Iterator[str]:
-    if log.cfg.capture_output and log.cfg.errorlog != "-":
+    if _captures(log.cfg):
         yield log.cfg.errorlog
     for handler in _file_handlers():
         yield handler.baseFilename

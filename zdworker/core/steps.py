@@ -101,9 +101,9 @@ class Steps:
 
     def configured(self, generation: Generation, policy: Policy, now: float) -> None:
         """Note that a generation can be spawned from: its configuration is in force, or is not asked for."""
+        generation.state = step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)
         if generation.graceful_timeout is None:
             generation.graceful_timeout = policy.graceful_timeout
-        generation.state = step(GENERATIONS, generation.state, GenerationCause.CONFIGURED)
         generation.deadline, generation.overdue = None, False
         if generation.loaded_at is None:
             generation.loaded_at = now

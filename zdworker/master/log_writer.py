@@ -76,9 +76,11 @@ class LogWriter(logging.Filter):
     def _put_in_turn(self, log: Any) -> None:
         """Have what is done to the log itself done by the thread, after the lines that were logged before."""
         setup, reopen_files, close_on_exec = log.setup, log.reopen_files, log.close_on_exec
+        streams = log_files.Streams()
 
         def set_up(cfg: Any) -> None:
             log_files.before_setup(log)
+            streams.before_setup(log, cfg)
             setup(cfg)
 
         log.setup = lambda cfg: self._wait_for(lambda: set_up(cfg))
