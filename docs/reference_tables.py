@@ -482,8 +482,8 @@ CHECK = {
     "warnings": "their number",
     "findings": "a list, in the order in which they were found; new ones may be added, so go by `level`",
     "findings[].level": "`ok`, `warning`, `error`, or `skipped` for what was not checked",
-    "findings[].about": "`versions`, `configuration`, `worker class`, `settings`, `files`, `start`, `bind`, `application`, "
-    "`hooks`, `systemd` or `control socket`",
+    "findings[].about": "`versions`, `configuration`, `worker class`, `settings`, `files`, `start`, `bind`, "
+    "`application`, `hooks`, `systemd` or `control socket`",
     "findings[].text": "what was found, and what to do: the line that is printed",
     "findings[].details": "the traceback, or what was printed, of an error; else empty",
 }

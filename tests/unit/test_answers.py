@@ -232,6 +232,8 @@ def test_figures_go_with_their_generation() -> None:
     book.worker_answered(1, 1, report(5))
     book.worker_answered(2, 9, report(5))
     book.observe(fleet, 0.0)
+    assert book.plain(9) is not None, "the other observers have not seen yet that it is gone"
+    book.observe(fleet, 0.0)
     assert book.plain(9) is None
     assert book.tally([1, 9]).answers == 5
     shown = book.plain(1)

@@ -23,8 +23,8 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 import zdworker
 from zdworker.command.openmetrics import exposition
 from zdworker.core.events import Outcome, Policy
-from zdworker.core.fleet import Fleet, Phase, Slot, Trouble, Worker, WorkerState
-from zdworker.ipc.messages import Answers, Drained
+from zdworker.core.fleet import Fleet, Generation, GenerationState, Phase, Slot, Trouble, Worker, WorkerState
+from zdworker.ipc.messages import LATENCY_BOUNDS_S, Answers, Drained
 from zdworker.master.answers import AnswerBook
 from zdworker.master.observers import Crash, Reload
 from zdworker.master.reconfiguration import Site
@@ -57,7 +57,8 @@ class Statistics:
         cfg.set("statsd_prefix", "shop")
         cfg.set("dogstatsd_tags", "env:test")
         self.logger = Statsd(cfg)
-        self.meter = Meter(self.logger, AnswerBook())
+        self.book = AnswerBook()
+        self.meter = Meter(self.logger, self.book)
 
     def heard(self) -> dict[str, str]:
         """Return what was said since the last time, by name."""
@@ -103,6 +104,28 @@ def test_what_happens_is_told(statistics: Statistics) -> None:
     meter.reload_finished(ended(Outcome.DONE, 2.25), fleet())
     meter.worker_crashed(CRASH)
     assert set(statistics.heard()) == {"shop.zdworker.reload_duration", "shop.zdworker.crashes"}
+
+
+def test_the_last_answers_of_a_generation_are_counted(statistics: Statistics) -> None:
+    """Those of code that was given up after a few seconds above all."""
+    meter, book = statistics.meter, statistics.book
+    serving = fleet(g7a=WorkerState.READY)
+    serving.generations = {
+        7: Generation(7, GenerationState.LOADED, None),
+        8: Generation(8, GenerationState.LOADED, None),
+    }
+    meter.observe(serving, 0.0)
+    statistics.heard()
+    book.worker_answered(2, 8, Answers(5, exceptions=2, latency=[5, *[0] * len(LATENCY_BOUNDS_S)]))
+    del serving.generations[8]
+    for moment in (1.0, 2.0):
+        book.observe(serving, moment)
+        meter.observe(serving, moment)
+    counted = {name: value for name, value in statistics.heard().items() if "generation.8" in name}
+    assert counted == {
+        "shop.zdworker.generation.8.answers": "5|c|@1.0",
+        "shop.zdworker.generation.8.failed_answers": "2|c|@1.0",
+    }
 
 
 def test_workers_by_state_and_generation() -> None:

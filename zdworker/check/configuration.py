@@ -5,6 +5,7 @@ workers.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from types import FunctionType, ModuleType
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from zdworker import gunicorn_config, settings
 from zdworker.check.findings import Findings
 from zdworker.settings import HOOKS, SPECS, nearest
+
+UNIX_PATH_MAX = 107
+"""Bytes of a Unix socket's path (unix(7): ``sun_path``, with a zero byte at its end)."""
 
 LIKENESS = 0.85
 """How alike a name of the configuration file and a setting of Gunicorn's have to be for a slip to be suspected."""
@@ -55,7 +59,12 @@ def check_addresses(cfg: Any, findings: Findings) -> None:
     for address in cfg.address:
         if not isinstance(address, str) or address.startswith("\0"):
             continue
-        obstacle = _obstacle_in(os.path.dirname(os.path.abspath(address)))
+        path = os.path.abspath(address)
+        obstacle = _obstacle_in(os.path.dirname(path))
+        if len(os.fsencode(address)) > UNIX_PATH_MAX:
+            obstacle = f"such a path may have {UNIX_PATH_MAX} bytes: choose a shorter one"
+        elif os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+            obstacle = "that is a file and no socket: remove it, or name another path"
         if obstacle:
             findings.error(f"bind names unix:{address}, and {obstacle}", "bind")
 

@@ -182,7 +182,13 @@ def _unreachable_listener() -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with tempfile.TemporaryDirectory(prefix="zdworker-check-") as directory:  # nobody else can enter it
-        listener.bind(os.path.join(directory, "socket"))
+        before = os.open(".", syscalls.OPEN_DIRECTORY)
+        try:
+            os.chdir(directory)  # its path may be too long for a socket's
+            listener.bind("socket")
+        finally:
+            os.fchdir(before)
+            os.close(before)
     listener.listen()
     return listener
 

@@ -40,11 +40,17 @@ from zdworker.ipc import messages
 REFRESH_INTERVAL_S = 1.0
 """Seconds between two updates of ``status --watch``."""
 
+SECONDS_MAX = 10 * 365 * 24 * 3600.0
+"""Seconds that can be waited for: the system's calls take no infinite time, and no longer one everywhere."""
+
 GOOD = ("done", "superseded", "held")
 """The results of an order that ask for nothing more."""
 
 HOLD_S = 600.0
 """Seconds for which ``reload --hold`` waits by default."""
+
+WIDTH_MIN = 40
+"""Columns that are printed at the least, also on a terminal that says it has fewer."""
 
 REASON_ROWS = 5
 """Rows of a reason on a screen of 80 columns; the log has the rest."""
@@ -60,7 +66,10 @@ STYLES = {
 
 
 class Seconds(click.FloatRange):
-    """A range of numbers without NaN, which Click finds in each range, as it compares with nothing."""
+    """A number of seconds, which has a bound, and is no NaN: Click finds that in each range, as it is never outside."""
+
+    def __init__(self, *, above_zero: bool = False, longest: float = SECONDS_MAX) -> None:
+        super().__init__(min=0, min_open=above_zero, max=longest)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number, or end with misuse."""
@@ -100,7 +109,7 @@ def _with_wait_options(command: Command) -> Command:
     """Add the options that say whether and how long to wait."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end."),
-        click.option("--timeout", type=Seconds(min=0), metavar="S", help="Give up waiting after S seconds."),
+        click.option("--timeout", type=Seconds(), metavar="S", help="Give up waiting after S seconds."),
         click.option("--no-wait", is_flag=True, help="Return as soon as the master has the order."),
         click.option("--quiet", "-q", is_flag=True, help="Show no progress, but the result."),
     ):
@@ -127,7 +136,7 @@ def main() -> None:
 @_with_wait_options
 @click.option(
     "--hold",
-    type=Seconds(min=0, min_open=True, max=messages.HOLD_MAX_S),
+    type=Seconds(above_zero=True, longest=messages.HOLD_MAX_S),
     is_flag=False,
     flag_value=HOLD_S,
     metavar="[SECONDS]",
@@ -182,7 +191,7 @@ def scale(pid: int | None, pidfile: str | None, path: str | None, as_json: bool,
 @click.option("--data", metavar="TEXT", help="The body of the request.")
 @click.option(
     "--timeout",
-    type=Seconds(min=0, min_open=True),
+    type=Seconds(above_zero=True),
     default=30.0,
     metavar="S",
     help="Seconds to wait for the answer (30).",
@@ -205,8 +214,9 @@ def probe(  # noqa: PLR0913  # one for each option
     if not all(":" in header for header in headers):
         raise click.UsageError("a header is a name and a value: --header 'Accept: text/html'")
     with _exit_codes(as_json=False):
-        found = _find(pid, pidfile, path)
-        with client.Connection(found.path, None, found.users) as master:
+        deadline = time.monotonic() + timeout
+        found = _find(pid, pidfile, path, deadline)
+        with client.Connection(found.path, deadline, found.users) as master:
             _generation, connection = master.probe()
         named = {name.strip(): value.strip() for name, _, value in (header.partition(":") for header in headers)}
         try:
@@ -278,7 +288,7 @@ def show_history(pid: int | None, pidfile: str | None, path: str | None, as_json
         if as_json:
             _print_json({"history": answer.entries})
         else:
-            click.echo("\n".join(history.lines(answer.entries, Console().width)))
+            click.echo("\n".join(history.lines(answer.entries, max(Console().width, WIDTH_MIN))))
         _require_output()
 
 
@@ -317,7 +327,7 @@ def metrics(pid: int | None, pidfile: str | None, path: str | None) -> None:
 def check_site(as_json: bool, unit: str, launcher: bool, arguments: tuple[str, ...]) -> None:
     """Try, beside a running site, whether a site would start with gunicorn's own ARGUMENTS and GUNICORN_CMD_ARGS."""
     words = list(arguments) if launcher else [*check.gunicorn(), *arguments]
-    if not words:
+    if not words or words == ["-m"]:
         raise click.UsageError("--launcher needs the program: a script, or -m and a module")
     with _exit_codes(as_json):
         checked = check.Check(
@@ -505,6 +515,8 @@ def _exit_codes(as_json: bool) -> Iterator[None]:
         _exit_with(Exit.NO_INSTANCE, str(error), as_json)
     except TimeoutError as error:
         _exit_with(Exit.TIMED_OUT, str(error), as_json)
+    except OSError as error:  # of this process: it may open no more files, say
+        _exit_with(Exit.FAILED, texts.reason(error), as_json)
     except KeyboardInterrupt:
         # The master still carries out the order. Shells expect 130 (128 + SIGINT).
         click.echo(err=True)

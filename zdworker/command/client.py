@@ -136,10 +136,15 @@ class Connection:
         try:
             return self.receive(deadline)
         except TimeoutError:
-            if order.command != "status":
-                raise
-            text = f"the master on {self._path} does not answer: it is stopped, or has too much to do"
-            raise TimeoutError(text) from None
+            asks = order.command in ("status", "history")
+            if not asks and time.monotonic() >= self._deadline:
+                raise  # the caller wants no longer wait
+            raise self._silent("" if asks else ". It carries the order out when it goes on") from None
+
+    def _silent(self, further: str = "") -> TimeoutError:
+        return TimeoutError(
+            f"the master on {self._path} does not answer: it is stopped, or has too much to do{further}"
+        )
 
     def probe(self) -> tuple[int, socket.socket]:
         """Return the generation of the canary that is held, and a connection to it, on which HTTP/1.1 is spoken.
@@ -157,6 +162,8 @@ class Connection:
                 self._rest += data
                 if not data:
                     raise NoInstance(f"the master on {self._path} has closed the connection: it has ended")
+        except TimeoutError:
+            raise self._silent() from None
         except ConnectionError as error:
             raise NoInstance(f"the master on {self._path} has ended: {error}") from None
         answer = self.receive(deadline)

@@ -199,12 +199,17 @@ def _of_process(pid: int, deadline: float | None) -> Master:
         master = Master(str(default), users)
         if _listener(master, deadline) in (pid, None):  # not one that has the same pid in another container
             return master
-    deadline = time.monotonic() + client.ANSWER_TIMEOUT_S
+    limit = time.monotonic() + client.ANSWER_TIMEOUT_S
+    silent: TimeoutError | None = None
     for path in _listening_paths(pid):
         master = Master(path, users)
-        master.ask(deadline)
+        master.ask(limit if deadline is None else min(limit, deadline))
         if master.status is not None:
             return master
+        if isinstance(master.error, TimeoutError):
+            silent = master.error
+    if silent is not None:
+        raise silent
     raise NoInstance(
         f"the process {pid} has no control socket that can be reached: it is no master of zdworker's, has "
         "zd_control_socket = 'none', is another user's, or its socket's file was removed (the master puts it back "

@@ -49,5 +49,7 @@ def guard() -> None:
 
 def failure() -> OSError | None:
     """Return why standard output could not be written, None if all is well."""
+    if sys.stdout is None:  # it was closed when the command was started
+        return OSError(errno.EBADF, os.strerror(errno.EBADF))
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, Stream) else None

@@ -97,6 +97,7 @@ class AnswerBook(Observer):
     def __init__(self) -> None:
         self.of_generation: dict[int, Figures] = {}
         self._reported: dict[int, Answers] = {}
+        self._gone: list[int] = []
 
     def to_state(self) -> dict[str, Any]:
         """Return all figures, for :meth:`adopt` in another program of this process (an upgrade)."""
@@ -126,11 +127,12 @@ class AnswerBook(Observer):
         return total
 
     def observe(self, fleet: Fleet, now: float) -> None:
-        """Drop what belongs to workers and generations that are gone."""
+        """Drop what belongs to workers that are gone, and to generations, once all observers have seen that."""
         for worker_id in [number for number in self._reported if number not in fleet.workers]:
             del self._reported[worker_id]
-        for number in [number for number in self.of_generation if number not in fleet.generations]:
+        for number in self._gone:
             del self.of_generation[number]
+        self._gone = [number for number in self.of_generation if number not in fleet.generations]
 
 
 @dataclass

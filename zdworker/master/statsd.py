@@ -80,8 +80,9 @@ class Meter(Observer):
             if repeat or self._sent.get(name) != value:
                 self._send("gauge", name, value)
         self._sent = gauges if repeat else known
+        if repeat or not fleet.workers or self._book.of_generation.keys() - fleet.generations.keys():
+            self._send_answers()  # also the last ones of a generation that is gone, and of all at the end
         if repeat:
-            self._send_answers()
             self._repeat_at = now + REPEAT_INTERVAL_S
 
     def _send_answers(self) -> None:

@@ -298,6 +298,19 @@ def test_what_a_start_refuses_is_refused(check: Check, site: Site) -> None:
     assert (port["about"], port["text"]) == ("start", "bind names 127.0.0.1:80000: a port is a number from 0 to 65535")
 
 
+def test_a_unix_socket_that_cannot_be_made_is_refused(check: Check, site: Site) -> None:
+    words = ("-k", DEFAULT_CLASS, "app:app")
+    site.write("file", "")
+    assert "that is a file and no socket" in check.error("-b", f"unix:{site.directory}/file", *words)["text"]
+    assert "such a path may have 107 bytes" in check.error("-b", f"unix:{'x' * 108}", *words)["text"]
+
+
+def test_a_long_path_of_temporary_files_is_none_of_the_sites(check: Check, site: Site) -> None:
+    long = site.directory / ("x" * 100)
+    long.mkdir()
+    check("-k", DEFAULT_CLASS, "app:app", TMPDIR=str(long))
+
+
 @pytest.mark.parametrize("option", ["--pid", "--error-logfile", "--access-logfile"])
 def test_a_file_that_a_start_cannot_write_is_refused(check: Check, site: Site, option: str) -> None:
     error = check.error(option, "no/such", "-k", DEFAULT_CLASS, "app:app")

@@ -149,5 +149,14 @@ def test_a_pid_names_a_stopped_master(start: Start, site: Site, runtime: Path) -
     stand_still(server.master)
     with crowd(site.directory / "own.sock"):
         gave_up = command("status", "--pid", str(server.master))
+    assert gave_up.returncode == TIMED_OUT, gave_up.stderr
+    began = time.monotonic()
+    gave_up = command("reload", "--timeout", "1", "--pid", str(server.master))
+    assert gave_up.returncode == TIMED_OUT, gave_up.stderr
+    assert time.monotonic() - began < ANSWER_TIMEOUT_S, "as long as it waits for any answer"
+    for words in ("history", "probe /"):
+        gave_up = command(*words.split(), "--pid", str(server.master))
+        assert gave_up.returncode == TIMED_OUT
+        assert "it is stopped, or has too much to do" in gave_up.stderr
+        assert "order" not in gave_up.stderr, "there is none"
     os.kill(server.master, signal.SIGCONT)
-    assert gave_up.returncode != 0

@@ -103,6 +103,21 @@ def test_what_cannot_be_printed_changes_no_result(server: Server, site: Site, pa
         for words in (["status"], ["status", "--json"], ["metrics"]):
             code, text = run(path, *words, stdout=full)
             assert (code, text) == (FAILED, "Error: the output cannot be written: No space left on device\n")
+            closed = [
+                "sh",
+                "-c",
+                'exec "$@" >&-',
+                "sh",
+                sys.executable,
+                "-m",
+                "zdworker",
+                *words,
+                "--socket",
+                str(path),
+            ]
+            nowhere = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+            expected = (FAILED, "Error: the output cannot be written: Bad file descriptor\n")
+            assert (nowhere.returncode, nowhere.stderr) == expected
         site.break_("raise")
         assert run(path, "reload", stdout=full, stderr=full) == (FAILED, "")
         assert run(path, "reload", "--json", stdout=full)[0] == FAILED
