@@ -314,7 +314,8 @@ def held_deploy(fleet: Fleet) -> str:
     fleet.server.site.deploy(version)
     _order(fleet, Order("reload", hold_s=SETTLED))
     wait_for(lambda: (fleet.status()["canary"] or {}).get("held"), SETTLED, "the canary is held")
-    assert fleet.serving in {fleet.server.get()["version"] for _ in range(20)}, "the old workers are still serving"
+    # Not so many requests: of workers that block, the one that has just answered may take each next one.
+    wait_for(lambda: fleet.server.get()["version"] == fleet.serving, SETTLED, "the old workers are still serving")
     command = fleet.chance.choice(["resume", "rollback"])
     _order(fleet, Order(command))
     result = fleet.await_reload(before)
