@@ -114,6 +114,50 @@ class Streams:
         self._kept = [os.dup(1), os.dup(2)] if known and _captures(cfg) else []
 
 
+@contextlib.contextmanager
+def written_to_standard_error() -> Iterator[None]:
+    """Have the handlers that are made in the body (``logconfig``) open no file, and write to standard error after it.
+
+    That is for a trial beside a running site, whose log it must not write, own or rotate.
+    """
+    before = {handler for logger in _every_logger() for handler in logger.handlers}
+    opening = getattr(logging.FileHandler, _OPEN)
+    setattr(logging.FileHandler, _OPEN, _open_nothing)
+    try:
+        yield
+    finally:
+        setattr(logging.FileHandler, _OPEN, opening)
+    for logger in _every_logger():
+        for handler in [made for made in logger.handlers if made not in before and type(made) is not _Stream]:
+            logger.removeHandler(handler)
+            handler.close()
+            shown = _Stream()
+            shown.setLevel(handler.level)
+            shown.setFormatter(handler.formatter)
+            logger.addHandler(shown)
+
+
+_OPEN = "_open"
+"""The method of ``logging.FileHandler`` that opens its file, and that of each handler that is derived from it."""
+
+_Stream = logging.StreamHandler
+"""The handler of standard error, and of no subclass: those of files are subclasses of it."""
+
+
+def _open_nothing(handler: logging.FileHandler) -> Any:
+    """Open a file that takes everything, if there is a directory for the handler's own one.
+
+    :raises OSError: there is none.
+    """
+    os.stat(os.path.dirname(handler.baseFilename))
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _every_logger() -> list[logging.Logger]:
+    known = logging.Logger.manager.loggerDict.values()
+    return [logging.getLogger(), *(logger for logger in known if isinstance(logger, logging.Logger))]
+
+
 def _captures(cfg: Any) -> bool:
     return bool(cfg.capture_output and cfg.errorlog != "-")
 

@@ -21,7 +21,7 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from zdworker import gunicorn_config, syscalls, takeover, texts
+from zdworker import gunicorn_config, log_files, syscalls, takeover, texts
 from zdworker.check import configuration, control_socket, systemd_unit, versions, worker_class
 from zdworker.check.findings import Findings
 from zdworker.check.trial import TrialArbiter
@@ -120,7 +120,8 @@ class Program:
             if program.check_configuration(app):
                 program._findings.begin("start", _boot_timeout())
                 gunicorn_config.set_for_trial(app.cfg)
-                stock_init(arbiter, app)
+                with log_files.written_to_standard_error():
+                    stock_init(arbiter, app)
                 program.check_start(arbiter)
             else:
                 program.skip_application()

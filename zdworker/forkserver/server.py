@@ -283,7 +283,8 @@ class Generation:
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         self.label = os.environ["ZD_VERSION"] = label_of(self.settings.version, self._init.directory)
         util._setproctitle(f"fork server [{self.cfg.proc_name}] generation {self.number}")
-        self.log = self.cfg.logger_class(self.cfg)
+        with log_files.written_to_standard_error() if self._init.trial else contextlib.nullcontext():
+            self.log = self.cfg.logger_class(self.cfg)
         log_files.guard(self.log)
         self._take_rotations()
         self._decide_preload()

@@ -480,6 +480,19 @@ def test_a_running_site_is_not_touched(check: Check, make_server: Start, site: S
     assert masters == {server.master}
 
 
+def test_no_log_of_a_logging_configuration_is_written(check: Check, site: Site) -> None:
+    handlers = {"file": {"class": "logging.handlers.WatchedFileHandler", "filename": "site.log"}}
+    loggers = {"gunicorn.error": {"handlers": ["file"], "level": "DEBUG"}}
+    plain = {"version": 1, "handlers": handlers, "loggers": loggers, "root": {"handlers": ["file"]}}
+    site.write("log.json", json.dumps(plain))
+    words = ("--log-config-json", "log.json", "-k", DEFAULT_CLASS, "app:app")
+    check(*words)
+    assert not (site.directory / "site.log").exists()
+    handlers["file"]["filename"] = "no/site.log"
+    site.write("log.json", json.dumps(plain))
+    assert "Unable to configure handler 'file'" in check.error(*words)["text"]
+
+
 def test_no_address_is_opened(check: Check) -> None:
     """Somebody else has it, so that an attempt would fail."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
