@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -9,7 +10,15 @@ import pytest
 from tests.harness.core_stage import Stage, roll_on, steady
 from zdworker.core.events import Event, GenerationJudged, Outcome, Policy, Rollback, WorkerFailed
 from zdworker.ipc.messages import LATENCY_BOUNDS_S, Answers
-from zdworker.master.answers import ROUND_S, AnswerBook, Figures, Judge
+from zdworker.master.answers import (
+    ROUND_S,
+    SILENT_ANSWERS,
+    SILENT_MIN_S,
+    SILENT_REQUESTS,
+    AnswerBook,
+    Figures,
+    Judge,
+)
 from zdworker.master.observers import Crash, Reload
 from zdworker.settings import Settings
 
@@ -37,9 +46,13 @@ class Court:
         self.verdicts: list[Event] = []
         self.reports: list[dict[str, Any]] = []
         self.veto = veto
-        self.judge = Judge(self.stage.fleet, self.book, self.verdicts.append, self.ask)
+        self.open: dict[int, int] = {}
+        self.judge = Judge(self.stage.fleet, self.book, self.verdicts.append, self.ask, self.in_flight)
         self.judge.configuration_changed(Settings(max_error_rate=error_rate))
         self.counts: dict[int, list[int]] = {}
+
+    def in_flight(self, generations: Collection[int]) -> int:
+        return sum(self.open.get(number, 0) for number in generations)
 
     def ask(self, seen: dict[str, Any]) -> object:
         self.reports.append(seen)
@@ -99,6 +112,46 @@ def test_the_figures_of_a_reload_that_has_failed_are_its_own(order: GenerationJu
     court.look()
     court.stage.tell(order)
     assert court.finish(Outcome.FAILED).judgement.startswith("10 of 30 answers of generation 2 failed, 0 of 100 of")
+
+
+def test_code_that_answers_nothing_is_given_up() -> None:
+    """It hangs, while the old code answers; the event loop goes on, and so does the heartbeat."""
+    court = Court()
+    court.answer(1, 1000)
+    court.reload()
+    court.open[2] = SILENT_REQUESTS
+    court.answer(1, SILENT_ANSWERS)
+    court.look(int(SILENT_MIN_S / ROUND_S))
+    assert court.verdicts == []
+    court.look()
+    (verdict,) = court.verdicts
+    assert isinstance(verdict, GenerationJudged)
+    assert verdict.reason == (
+        f"given up: {SILENT_REQUESTS} requests wait for generation 2, which answers none; generation 1 has answered "
+        f"{SILENT_ANSWERS} meanwhile"
+    )
+
+
+@pytest.mark.parametrize("why", ["slow answers", "few answers", "few requests", "one answer", "a pause", "not judged"])
+def test_code_that_may_answer_yet_is_not_given_up(why: str) -> None:
+    court = Court(error_rate=None if why == "not judged" else 5.0)
+    slow = why == "slow answers"
+    bucket = BUCKETS - 1 if slow else 0
+    latency = [1000 if number == bucket else 0 for number in range(BUCKETS)]
+    court.book.worker_answered(1, 1, Answers(1000, latency=latency))
+    court.reload()
+    court.open[2] = SILENT_REQUESTS - (why == "few requests")
+    answers = 1000 + SILENT_ANSWERS - (why == "few answers")
+    court.book.worker_answered(1, 1, Answers(answers, latency=[n * answers // 1000 for n in latency]))
+    if why == "one answer":
+        court.answer(3, 1)
+    for _ in range(10):
+        court.look(int(SILENT_MIN_S / ROUND_S))
+        if why == "a pause":
+            court.open[2] = 0
+            court.look()
+            court.open[2] = SILENT_REQUESTS
+    assert court.verdicts == []
 
 
 def test_equal_code_is_not_given_up() -> None:
@@ -205,7 +258,7 @@ def test_a_rollback_is_not_judged() -> None:
     """Who orders it has judged already."""
     court = Court(canary=0.0)
     court.stage = steady(2, preloaded=True, rollback_window=300.0)
-    court.judge = Judge(court.stage.fleet, court.book, court.verdicts.append, court.ask)
+    court.judge = Judge(court.stage.fleet, court.book, court.verdicts.append, court.ask, lambda _: 0)
     court.judge.configuration_changed(Settings(max_error_rate=5.0))
     roll_on(court.stage.reload(preloaded=True))
     court.stage.tell(Rollback())

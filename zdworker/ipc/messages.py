@@ -258,8 +258,8 @@ class ReplacementRequested:
 
 @dataclass(frozen=True)
 class Counts:
-    """The number of open connections, and of requests answered since the worker's start; in a drain also what is under
-    way: requests that are being answered, and WebSockets.
+    """The number of open connections, and of requests answered since the worker's start; in a drain, and as long as a
+    worker that counts has answered nothing, also what is under way: requests that are being answered, and WebSockets.
     """
 
     connections: int

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from gunicorn.workers.base import Worker
@@ -344,6 +344,10 @@ class Children:
         self._reactor = reactor
         self.killed_servers: dict[int, ForkServer] = {}
         """Fork servers that were killed and are not reaped yet, by pid."""
+
+    def in_flight(self, generations: Collection[int]) -> int:
+        """Return how many requests the workers of generations have begun and not answered, by their last reports."""
+        return sum(record.in_flight for record in self.workers.values() if record.generation in generations)
 
     def to_state(self, keep: Callable[[int], int]) -> dict[str, Any]:
         """Return all records, for :meth:`adopt` in another program of this process (an upgrade).

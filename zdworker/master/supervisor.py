@@ -82,7 +82,11 @@ class Supervisor:
         self._recorder = Recorder(self.reactor, self._log, self._site, self._journal.label_of)
         self._queues, self._meter = Queues(self._log), Meter(self._log, self._book)
         self._judge = Judge(
-            self.fleet, self._book, self._publish_later, lambda report: gunicorn.zd_hook("zd_judge", report)
+            self.fleet,
+            self._book,
+            self._publish_later,
+            lambda report: gunicorn.zd_hook("zd_judge", report),
+            self.children.in_flight,
         )
         first = [self._book, self._judge, gunicorn.zd_listeners, gunicorn.zd_configuration]
         others = [self._journal, self._notifier, self._control, self._queues, self._recorder, self._meter, observer]

@@ -271,8 +271,8 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.zd_reporter.send(self.zd_failure)
 
     def zd_counts(self, connections: int, requests: int, in_flight: int = 0, websockets: int = 0) -> None:
-        """Report open connections and requests answered since boot, in a drain what is under way too, if that has
-        changed.
+        """Report open connections and requests answered since boot, and what is under way where that is asked for, if
+        that has changed.
         """
         counts = Counts(connections, requests, in_flight, websockets)
         if counts != self._zd_counts:
@@ -307,7 +307,9 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
             self.zd_count_answers()
         self._zd_follow_unannounced_term(now)
         connections, requests = self.zd_load()
-        under_way = self.zd_under_way() if self.zd_leaving else (0, 0)
+        # The judge of a reload asks whether code hangs; as soon as it has answered anything this costs nothing.
+        silent = self.zd_counter is not None and not self.zd_counter.answers
+        under_way = self.zd_under_way() if self.zd_leaving or silent else (0, 0)
         self.zd_counts(connections, requests, *under_way)
         if self.zd_master_pid:
             self._check_limits(requests)
@@ -317,7 +319,10 @@ class ZeroDowntime(roles.ZeroDowntimeClass):
         return 0, self.nr
 
     def zd_under_way(self) -> tuple[int, int]:
-        """Return the requests that are being answered, and the WebSockets; asked in a drain only."""
+        """Return the requests that are being answered, and the WebSockets.
+
+        It is asked in a drain, and as long as the worker has answered nothing, where answers are counted.
+        """
         return 0, 0
 
     # -- counting ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tests.harness.application_site import Site
 from tests.harness.clients import Load, Results
 from tests.harness.processes import wait_for
 from tests.harness.server import BOOT_TIMEOUT_S, Server, Start
-from tests.harness.worker_classes import ALL, THREAD, UVICORN, WorkerClass, for_each
+from tests.harness.worker_classes import ALL, ASGI, THREAD, UVICORN, WorkerClass, for_each
 
 FAILS = {
     "wsgi": """
@@ -54,8 +54,25 @@ Endpoint.prepare = prepare
 }
 """Code for the end of an application whose answers fail where ``FAILS`` says so of their numbers."""
 
+HANGS = {
+    "wsgi": """
+import time
+def app(environ, start_response):
+    time.sleep(3600)
+""",
+    "asgi": """
+sound = app
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return await sound(scope, receive, send)
+    await asyncio.sleep(3600)
+""",
+}
+"""Code for the end of an application that never answers; its event loop, or its main thread, goes on."""
+
 GIVEN_UP = r"given up: (\d+) of (\d+) answers of generation (\d+) failed, (\d+) of (\d+) of generation (\d+)"
 
+SILENT = r"given up: \d+ requests wait for generation 2, which answers none; generation 1 has answered \d+ meanwhile"
 
 ENOUGH = 12
 """Failed answers, all of the new code's, after which it is certain that it is worse."""
@@ -79,6 +96,19 @@ def load(server: Server) -> Load:
 
 def statuses(results: Results) -> set[str]:
     return {failure.how for failure in results.failures}
+
+
+@for_each((UVICORN, ASGI, THREAD))
+def test_code_that_answers_nothing_is_given_up(start: Start, site: Site, worker: WorkerClass) -> None:
+    server = start(worker_class=worker.path, **judged(worker, graceful_timeout=1, timeout=120))
+    before = server.workers()
+    with load(server) as running:
+        site.deploy("two", extra=HANGS[worker.kind])
+        ended = control_client.reload(server)
+        assert ended["result"] == "failed"
+        assert re.fullmatch(SILENT, ended["error"]) is not None, ended["error"]
+        wait_for(lambda: server.workers() == before, BOOT_TIMEOUT_S, "the old workers alone are left")
+        running.stop()
 
 
 @for_each(ALL)
