@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "upgraded": {"boot", "plain", "syscalls", "gunicorn_config", "forkserver", "takeover"},
     "takeover": {"roles", "syscalls", "master"},
     "check": {
-        *("errors", "roles", "settings", "syscalls", "texts", "descendants"),
+        *("errors", "roles", "settings", "syscalls", "texts", "descendants", "log_files"),
         *("core", "ipc", "gunicorn_config", "forkserver", "master", "takeover"),
     },
     "workers": {"errors", "roles", "settings", "syscalls", "texts", "tracebacks", "printed", "ipc", "takeover"},
