@@ -484,7 +484,7 @@ class Configuration(Observer):
         """Have the pidfile where the configuration has it that is in force again; this does not hinder its return."""
         try:
             self._arbiter.zd_move_pidfile(self.current.cfg, self.current.directory or os.getcwd())
-        except GenerationError as error:
+        except (OSError, GenerationError) as error:  # the directory may be gone
             self._arbiter.log.warning("%s", error)
 
     # -- what is kept --------------------------------------------------------------------------------------------
