@@ -9,6 +9,7 @@ import os
 import stat
 from pathlib import Path
 
+from zdworker.check.configuration import UNIX_PATH_MAX
 from zdworker.check.findings import Findings
 from zdworker.ipc.control_directory import directory_of, is_private
 
@@ -53,6 +54,12 @@ def _check_path(path: str, findings: Findings) -> None:
 
 
 def _check_directory(directory: Path, findings: Findings) -> None:
+    if len(os.fsencode(directory / f"{os.getpid()}.sock")) > UNIX_PATH_MAX:  # a master's pid has about as many digits
+        findings.error(
+            f"{directory} is too long: a socket's path may have {UNIX_PATH_MAX} bytes. Set XDG_RUNTIME_DIR to a "
+            "shorter directory of this user's, or zd_control_socket to a path"
+        )
+        return
     try:
         private = is_private(directory, os.geteuid())
     except FileNotFoundError:

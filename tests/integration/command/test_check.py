@@ -311,6 +311,13 @@ def test_a_long_path_of_temporary_files_is_none_of_the_sites(check: Check, site:
     check("-k", DEFAULT_CLASS, "app:app", TMPDIR=str(long))
 
 
+def test_a_directory_that_is_too_long_for_the_control_socket_is_refused(check: Check, site: Site) -> None:
+    long = site.directory / ("x" * 100)
+    long.mkdir(mode=0o700)
+    error = check.error("-k", DEFAULT_CLASS, "app:app", XDG_RUNTIME_DIR=str(long))
+    assert (error["about"], "too long" in error["text"]) == ("control socket", True)
+
+
 @pytest.mark.parametrize("option", ["--pid", "--error-logfile", "--access-logfile"])
 def test_a_file_that_a_start_cannot_write_is_refused(check: Check, site: Site, option: str) -> None:
     error = check.error(option, "no/such", "-k", DEFAULT_CLASS, "app:app")
