@@ -81,6 +81,7 @@ class LogWriter(logging.Filter):
         def set_up(cfg: Any) -> None:
             log_files.before_setup(log)
             streams.before_setup(log, cfg)
+            log.cfg = cfg  # which Gunicorn before 26.1 goes by, and does not set
             setup(cfg)
 
         log.setup = lambda cfg: self._wait_for(lambda: set_up(cfg))

@@ -469,7 +469,6 @@ class Configuration(Observer):
             self._arbiter.setup(self.app)
             if version_info < (26, 1):  # since then Gunicorn does that by itself
                 self._arbiter.log.setup(self.current.cfg)
-                self._arbiter.log.cfg = self.current.cfg
 
     def restore(self, number: int) -> None:
         """Go back to a configuration that is kept and whose addresses are still open."""
