@@ -34,7 +34,7 @@ def with_control(site: Site) -> dict[str, Any]:
 def test_a_shorter_limit_is_not_for_the_requests_of_the_old_workers(
     start_class: Start, site: Site, worker: WorkerClass, limit: str, breaks: bool
 ) -> None:
-    server = start_class(worker, workers=1, **{limit: LONG}, **with_control(site))
+    server = start_class(worker, workers=1, timeout=LONG, graceful_timeout=LONG, **with_control(site))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(ask, server, BETWEEN)
         wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the request is being answered")
