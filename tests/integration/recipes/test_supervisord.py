@@ -101,7 +101,8 @@ def test_reloads_below_supervisord(supervised: Supervised, site: Site) -> None:
         supervised.run("zdworker upgrade")
         assert load.stop().failures == []
     assert supervised.control("pid", "app").strip() == pid
-    assert "RUNNING" in supervised.control("status", "app")
+    # It is "STARTING" for startsecs.
+    wait_for(lambda: "RUNNING" in supervised.control("status", "app"), DEADLINE, "supervisord takes it for started")
 
 
 def test_a_stop_waits_for_the_answers(supervised: Supervised) -> None:
