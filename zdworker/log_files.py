@@ -128,10 +128,12 @@ def written_to_standard_error() -> Iterator[None]:
     finally:
         setattr(logging.FileHandler, _OPEN, opening)
     for logger in _every_logger():
-        for handler in [made for made in logger.handlers if made not in before and type(made) is not _Stream]:
+        for handler in [made for made in logger.handlers if made not in before]:
+            if type(handler) is logging.StreamHandler:  # those of files are derived from it
+                continue
             logger.removeHandler(handler)
             handler.close()
-            shown = _Stream()
+            shown: logging.Handler = logging.StreamHandler()
             shown.setLevel(handler.level)
             shown.setFormatter(handler.formatter)
             logger.addHandler(shown)
@@ -139,9 +141,6 @@ def written_to_standard_error() -> Iterator[None]:
 
 _OPEN = "_open"
 """The method of ``logging.FileHandler`` that opens its file, and that of each handler that is derived from it."""
-
-_Stream = logging.StreamHandler
-"""The handler of standard error, and of no subclass: those of files are subclasses of it."""
 
 
 def _open_nothing(handler: logging.FileHandler) -> Any:

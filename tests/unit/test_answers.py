@@ -9,16 +9,9 @@ import pytest
 
 from tests.harness.core_stage import Stage, roll_on, steady
 from zdworker.core.events import Event, GenerationJudged, Outcome, Policy, Rollback, WorkerFailed
+from zdworker.core.judgement import SILENT_ANSWERS, SILENT_MIN_S, SILENT_REQUESTS
 from zdworker.ipc.messages import LATENCY_BOUNDS_S, Answers
-from zdworker.master.answers import (
-    ROUND_S,
-    SILENT_ANSWERS,
-    SILENT_MIN_S,
-    SILENT_REQUESTS,
-    AnswerBook,
-    Figures,
-    Judge,
-)
+from zdworker.master.answers import ROUND_S, AnswerBook, Figures, Judge
 from zdworker.master.observers import Crash, Reload
 from zdworker.settings import Settings
 

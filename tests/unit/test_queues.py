@@ -115,26 +115,18 @@ def stranded() -> Iterator[tuple[Queues, HandOverQueue, socket.socket]]:
     client.close()
 
 
-def test_what_has_no_room_anywhere_is_tried_again(
-    stranded: tuple[Queues, HandOverQueue, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queues, here, _ = stranded
-    with monkeypatch.context() as full:
-        full.setattr(here, "give", lambda _connections: False)
-        queues.observe(fleet(1, 0), 0.0)
-    queues.observe(fleet(1, 0), 1.0)
-    (moved,) = here.take()
-    assert moved.requests == 3
-    moved.sock.close()
-
-
-def test_what_the_master_has_no_descriptors_for_is_tried_again(
-    stranded: tuple[Queues, HandOverQueue, socket.socket], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lacks", ["room", "descriptors"])
+def test_what_cannot_be_passed_on_is_tried_again(
+    stranded: tuple[Queues, HandOverQueue, socket.socket], monkeypatch: pytest.MonkeyPatch, lacks: str
 ) -> None:
     queues, here, _ = stranded
     with monkeypatch.context() as poor:
-        poor.setattr(hand_over, "_descriptors_left", lambda: 0)
+        if lacks == "room":
+            poor.setattr(here, "give", lambda _connections: False)
+        else:
+            poor.setattr(hand_over, "_descriptors_left", lambda: 0)
         queues.observe(fleet(1, 0), 0.0)
+        assert here.take() == []
     queues.observe(fleet(1, 0), 1.0)
     (moved,) = here.take()
     assert moved.requests == 3

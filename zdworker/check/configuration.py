@@ -80,6 +80,8 @@ def check_files(cfg: Any, findings: Findings) -> None:
             obstacle = "" if os.access(path, os.W_OK) else f"this user may not write it: {_CHANGE_OWNER}"
         else:
             obstacle = _obstacle_in(os.path.dirname(path))
+        if os.path.isdir(path):
+            obstacle = "that is a directory: name a file"
         if obstacle:
             findings.error(f"{name} is {file}, and {obstacle}", "files")
 

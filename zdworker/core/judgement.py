@@ -35,6 +35,15 @@ the evidence."""
 ROUND_ANSWERS = 5
 """Answers of each generation that a round has at least. With fewer there would be little in it to compare."""
 
+SILENT_REQUESTS = 3
+"""Requests that new code has to have open at the same time, without one answer, to be suspected of answering none."""
+
+SILENT_ANSWERS = 20
+"""Answers of the old code in the same reload without which that may be chance."""
+
+SILENT_MIN_S, SILENT_TIMES = 2.0, 5.0
+"""Seconds for which that has to last, and how many times as long as 99 % of the old code's answers take."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -59,7 +68,8 @@ class Judgement:
 
     ``new`` and ``old`` are all that was compared or waits for it, ``_round_new`` and ``_round_old`` what has come since
     the last round ended. ``_evidence`` has the logarithm for each of :data:`RATIOS`, ``_possible`` what that would be
-    if every answer of the new code had failed.
+    if every answer of the new code had failed. ``silent_since`` is when the new code began to have requests open
+    without having answered any, None if it does not.
 
     :param error_rate: the share of failed answers that is allowed, from 0 to 1.
     """
@@ -71,6 +81,7 @@ class Judgement:
     _round_old: Tally = Tally()
     _evidence: list[float] = field(default_factory=lambda: [0.0] * len(RATIOS))
     _possible: list[float] = field(default_factory=lambda: [0.0] * len(RATIOS))
+    silent_since: float | None = None
 
     def count(self, new: Tally, old: Tally) -> None:
         """Add what both generations have answered since the last call; end the round if it can."""
@@ -84,6 +95,21 @@ class Judgement:
         self._evidence = _sums(self._evidence, log_evidence(new, old))
         self._possible = _sums(self._possible, log_evidence(Tally(new.answers, new.answers), old))
         self._round_new = self._round_old = Tally()
+
+    def is_silent(self, waiting: int, usual_s: float | None, now: float) -> bool:
+        """Return whether the new code answers nothing, while the old code does: it hangs, and its heartbeat goes on.
+
+        :param waiting: the requests that the new code has open; this is asked again and again, and each time counts.
+        :param usual_s: the seconds within which 99 % of the old code's answers came, None if there were none.
+        """
+        if self.new.answers or waiting < SILENT_REQUESTS:
+            self.silent_since = None
+            return False
+        if self.silent_since is None:
+            self.silent_since = now
+        if usual_s is None or self.old.answers < SILENT_ANSWERS:
+            return False
+        return now - self.silent_since >= max(SILENT_MIN_S, SILENT_TIMES * usual_s)
 
     @property
     def evidence(self) -> float:

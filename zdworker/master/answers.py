@@ -27,15 +27,6 @@ from zdworker.settings import Settings
 ROUND_S = 0.5
 """Seconds between two looks of the judge."""
 
-SILENT_REQUESTS = 3
-"""Requests that new code has to have open at the same time, without one answer, to be suspected of answering none."""
-
-SILENT_ANSWERS = 20
-"""Answers of the old code in the same reload without which that may be chance."""
-
-SILENT_MIN_S, SILENT_TIMES = 2.0, 5.0
-"""Seconds for which that has to last, and how many times as long as 99 % of the old code's answers take."""
-
 CRASHES_MAX = 1
 """Crashes of new workers, where no old one crashes, with which a reload goes on: a single one is chance more often than
 not. (The canary has none: it is given up for its first one, by the core.)"""
@@ -150,8 +141,7 @@ class Watch:
 
     ``new`` and ``old`` are the generations that are compared, ``seen_new`` and ``seen_old`` what they had answered at
     the last look, ``of_new`` and ``of_old`` the generations that had answered it, ``crashes_new`` and ``crashes_old``
-    their crashes since the first one. ``silent_since`` is when the new code began to have requests open without having
-    answered any, None if it does not.
+    their crashes since the first one.
     """
 
     generation: int
@@ -164,7 +154,6 @@ class Watch:
     of_old: list[int]
     crashes_new: int = 0
     crashes_old: int = 0
-    silent_since: float | None = None
 
     def words(self) -> str:
         """Return the figures, for a reader."""
@@ -242,27 +231,16 @@ class Judge(Observer):
         if self._error_rate is not None and watch.judgement.is_bad:
             self._give_up(watch, watch.words())
             return
-        if self._error_rate is not None and self._is_silent(watch, now):
-            waiting, answered = self._in_flight(watch.of_new), watch.judgement.old.answers
+        figures, waiting = self._book.of_generation.get(watch.before), self._in_flight(watch.of_new)
+        usual_s = figures.quantile(0.99) if figures is not None else None
+        if self._error_rate is not None and watch.judgement.is_silent(waiting, usual_s, now):
+            answered = watch.judgement.old.answers
             words = f"{waiting} requests wait for generation {watch.generation}, which answers none"
             self._give_up(watch, f"{words}; generation {watch.before} has answered {answered} meanwhile")
             return
         veto = self._ask(self._report(watch))
         if isinstance(veto, str) and veto:
             self._give_up(watch, f"zd_judge: {veto}")
-
-    def _is_silent(self, watch: Watch, now: float) -> bool:
-        """Return whether the new code answers nothing, while the old code does: it hangs, and its heartbeat goes on."""
-        if watch.judgement.new.answers or self._in_flight(watch.of_new) < SILENT_REQUESTS:
-            watch.silent_since = None
-            return False
-        if watch.silent_since is None:
-            watch.silent_since = now
-        figures = self._book.of_generation.get(watch.before)
-        usual_s = figures.quantile(0.99) if figures is not None else None
-        if usual_s is None or watch.judgement.old.answers < SILENT_ANSWERS:
-            return False
-        return now - watch.silent_since >= max(SILENT_MIN_S, SILENT_TIMES * usual_s)
 
     def _count(self, watch: Watch) -> None:
         if self._fleet.reloading == watch.generation:  # else the reload has ended, and the fleet has moved on

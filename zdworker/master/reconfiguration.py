@@ -397,11 +397,9 @@ class Configuration(Observer):
 
     def _take_evaluated(self, number: int, evaluated: Evaluated) -> None:
         listeners = self._open(evaluated.cfg, evaluated.places)
-        staying = addresses.keys(evaluated.places) & addresses.keys(self.current.places)
-        same_bind = staying == addresses.keys(self.current.places) == addresses.keys(evaluated.places)
-        waiting = gunicorn_config.only_at_a_start(
-            self.current.cfg, evaluated.cfg, keeps_unix_socket=any(isinstance(key, str) for key in staying)
-        )
+        old, new = addresses.keys(self.current.places), addresses.keys(evaluated.places)
+        keeps_unix_socket = any(isinstance(key, str) for key in old & new)
+        waiting = gunicorn_config.only_at_a_start(self.current.cfg, evaluated.cfg, keeps_unix_socket=keeps_unix_socket)
         before = os.open(".", syscalls.OPEN_DIRECTORY)
         try:
             self._taken[number] = Taken(
@@ -423,7 +421,7 @@ class Configuration(Observer):
             raise
         finally:
             os.close(before)
-        if same_bind:
+        if old == new:
             self._bind_of_first_generation = ""  # it is the same while the master listens: the command can be trusted
         elif not self._bind_is_used:
             self._warn_of_unused_bind(evaluated.places)

@@ -325,6 +325,11 @@ def test_a_file_that_a_start_cannot_write_is_refused(check: Check, site: Site, o
     assert error["text"].endswith(f"is no/such, and there is no directory {site.directory}/no: make it")
 
 
+def test_a_log_file_that_is_a_directory_is_refused(check: Check, site: Site) -> None:
+    error = check.error("--error-logfile", str(site.directory), "-k", DEFAULT_CLASS, "app:app")
+    assert (error["about"], error["text"].endswith("that is a directory: name a file")) == ("files", True)
+
+
 def test_no_workers_are_a_warning(check: Check) -> None:
     (warning,) = [
         text for level, _, text in check.found("-w", "0", "-k", DEFAULT_CLASS, "app:app") if level == "warning"

@@ -29,21 +29,30 @@ def with_control(site: Site) -> dict[str, Any]:
     return {"zd_control_socket": str(site.directory / "control.sock")}
 
 
-@pytest.mark.parametrize("breaks", [False, True], ids=["good", "broken"])
 @pytest.mark.parametrize(("worker", "limit"), [(WSGI, "timeout"), (UVICORN, "graceful_timeout")], ids=str)
 def test_a_shorter_limit_is_not_for_the_requests_of_the_old_workers(
-    start_class: Start, site: Site, worker: WorkerClass, limit: str, breaks: bool
+    start_class: Start, site: Site, worker: WorkerClass, limit: str
 ) -> None:
     server = start_class(worker, workers=1, timeout=LONG, graceful_timeout=LONG, **with_control(site))
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(ask, server, BETWEEN)
         wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the request is being answered")
         server.configure(**{limit: SHORT})
-        if breaks:
-            site.break_("raise")
-        else:
-            site.deploy("two")
-        assert (reload_error(server) is not None) == breaks
+        site.deploy("two")
+        assert reload_error(server) is None
+        assert slow.result() == 200
+    assert status(server)["crashes"] == 0
+
+
+def test_a_shorter_timeout_of_a_deploy_that_is_given_up(start_class: Start, site: Site) -> None:
+    """It is in force as long as the new code is tried, which is longer than the old code's request may be silent."""
+    server = start_class(WSGI, workers=1, timeout=LONG, **with_control(site))
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(ask, server, BETWEEN)
+        wait_for(lambda: site.marks("request"), BOOT_TIMEOUT_S, "the request is being answered")
+        server.configure(timeout=SHORT, zd_boot_timeout=BETWEEN - 1)
+        site.break_("hang")
+        assert reload_error(server) is not None
         assert slow.result() == 200
     assert status(server)["crashes"] == 0
 
